@@ -1,0 +1,9 @@
+"""The one exception for what a user can mend."""
+
+
+class InputError(Exception):
+    """What the user gave cannot be used.
+
+    The message is one line: what is wrong, where, and what to do instead. The command prints it and
+    exits with code 2; library callers can catch it.
+    """

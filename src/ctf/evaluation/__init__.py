@@ -1,0 +1,5 @@
+"""What a tokenizer, a model and a set of samples are worth."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

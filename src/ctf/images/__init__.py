@@ -1,0 +1,5 @@
+"""Pixels: the embedded emoji, folders, Parquet, WebDataset; crops; contact sheets."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

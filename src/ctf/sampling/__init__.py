@@ -1,0 +1,5 @@
+"""From logits to tokens: random numbers, filters, guidance, the decoding engine, the fine pass."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

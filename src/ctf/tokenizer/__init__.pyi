@@ -1,0 +1,3 @@
+from .config import TOKENIZER_PRESETS as TOKENIZER_PRESETS
+from .config import TokenizerConfig as TokenizerConfig
+from .vq_tokenizer import VQTokenizer as VQTokenizer

@@ -1,0 +1,170 @@
+"""Encoder and decoder: LlamaGen's convolutional VQGAN with free width, depth and patch size."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ctf.tokenizer.config import TokenizerConfig
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """norm → swish → conv, twice, around a skip connection."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        same = channels_in == channels_out
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, channels_in, H, W) → (B, channels_out, H, W)
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H·W, 3·C)
+        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, H·W, C) each
+        y = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return x + self.proj(y.transpose(1, 2).reshape(batch, channels, height, width))
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution; the padding (0, 1, 0, 1) is part of LlamaGen's weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, with attention after each at the deepest, then a resize."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool, resize: nn.Module) -> None:
+        super().__init__()
+        widths = [channels_in] + [channels_out] * blocks
+        self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.attention = nn.ModuleList(
+            AttentionBlock(channels_out) if attention else nn.Identity() for _ in range(blocks)
+        )
+        self.resize = resize
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, attention in zip(self.blocks, self.attention, strict=True):
+            x = attention(block(x))
+        return self.resize(x)
+
+
+def middle(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)
+    )
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) → features (B, z_channels, H/f, W/f); eq. 1."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        widths = [config.base_channels * m for m in (1, *config.channel_multipliers)]
+        last = len(config.channel_multipliers) - 1
+        self.patch_size = config.patch_size
+        self.conv_in = nn.Conv2d(3 * config.patch_size**2, widths[0], 3, padding=1)
+        self.levels = nn.ModuleList(
+            Level(
+                widths[i],
+                widths[i + 1],
+                config.encoder_blocks,
+                attention=i == last,
+                resize=nn.Identity() if i == last else Downsample(widths[i + 1]),
+            )
+            for i in range(last + 1)
+        )
+        self.middle = middle(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(F.pixel_unshuffle(x, self.patch_size))
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+
+
+class Decoder(nn.Module):
+    """Features (B, z_channels, h, w) → images (B, 3, f·h, f·w), not clamped."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        widths = [config.base_channels * m for m in config.channel_multipliers][::-1]
+        widths = [widths[0], *widths]
+        last = len(config.channel_multipliers) - 1
+        self.patch_size = config.patch_size
+        self.conv_in = nn.Conv2d(config.z_channels, widths[0], 3, padding=1)
+        self.middle = middle(widths[0])
+        self.levels = nn.ModuleList(
+            Level(
+                widths[i],
+                widths[i + 1],
+                config.decoder_blocks,
+                attention=i == 0,
+                resize=nn.Identity() if i == last else Upsample(widths[i + 1]),
+            )
+            for i in range(last + 1)
+        )
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3 * config.patch_size**2, 3, padding=1)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight at which VQGAN balances the adversarial against the reconstruction gradient."""
+        return self.conv_out.weight
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.middle(self.conv_in(z))
+        for level in self.levels:
+            x = level(x)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch_size)
+
+
+def to_grid(vectors: Tensor, height: int, width: int) -> Tensor:
+    """(B, h·w, d) → (B, d, h, w)."""
+    return vectors.transpose(1, 2).reshape(vectors.shape[0], vectors.shape[2], height, width)
+
+
+def from_grid(features: Tensor) -> Tensor:
+    """(B, d, h, w) → (B, h·w, d), row by row: the order of tokens everywhere in `ctf`."""
+    return torch.flatten(features, 2).transpose(1, 2)

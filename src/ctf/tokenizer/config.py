@@ -1,0 +1,62 @@
+"""The tokenizer's settings, free of heavy imports so that `--help` stays fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ctf.errors import InputError
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A convolutional VQGAN in LlamaGen's shape; the defaults are LlamaGen's VQ-16.
+
+    Attributes:
+        base_channels: channels at full resolution (more precisely: at the resolution after `patch_size`).
+        channel_multipliers: channels of each level as multiples of `base_channels`; between two levels
+            the resolution halves.
+        encoder_blocks: residual blocks per level of the encoder.
+        decoder_blocks: residual blocks per level of the decoder.
+        z_channels: channels of the encoder's output, before the 1×1 convolution to `codebook_dim`.
+        codebook_size: K, the number of codewords.
+        codebook_dim: d, the dimension of a codeword.
+        l2_normalize: search and decode on the unit sphere, as LlamaGen does.
+        patch_size: pixels per side that are folded into channels before the first convolution and
+            unfolded after the last one. 1 is LlamaGen; 4 makes a tokenizer that a laptop can train.
+    """
+
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    z_channels: int = 256
+    codebook_size: int = 16_384
+    codebook_dim: int = 8
+    l2_normalize: bool = True
+    patch_size: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        if not self.channel_multipliers:
+            raise InputError("tokenizer: channel_multipliers is empty; give one multiplier per level, e.g. [1, 2]")
+        sizes = [*self.channel_multipliers, self.base_channels, self.encoder_blocks, self.decoder_blocks]
+        if min(sizes + [self.z_channels, self.codebook_dim, self.patch_size]) < 1 or self.codebook_size < 2:
+            raise InputError(f"tokenizer: every size must be positive and codebook_size at least 2, got {self}")
+        for multiplier in self.channel_multipliers:
+            if self.base_channels * multiplier % 32:
+                raise InputError(
+                    f"tokenizer: base_channels × multiplier = {self.base_channels} × {multiplier} is not a multiple "
+                    "of 32, the number of GroupNorm groups"
+                )
+
+    @property
+    def downsampling(self) -> int:
+        """f: pixels per token and side."""
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
+
+
+#: Named settings. `vq16` and `vq8` are LlamaGen's; their checkpoints load through `ctf.interop.llamagen`.
+TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
+    "vq16": TokenizerConfig(),
+    "vq8": TokenizerConfig(channel_multipliers=(1, 2, 2, 4)),
+}
