@@ -1,0 +1,144 @@
+"""ImageSet: images of one size at random access, decoded in threads, corrupt ones left out."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from ctf.errors import InputError
+from ctf.images.crop import center_crop
+from ctf.images.sources import Records, open_records
+
+
+class ImageSet:
+    """A set of images, each decoded to `size` × `size` RGB by ADM's centre crop when it is read.
+
+    Attributes:
+        source: what `open_images` was given.
+        size: pixels per side.
+        labels: int64 (n,); all zeros where the source has none.
+        class_names: the name of each label; ["image"] where the source has no labels.
+    """
+
+    def __init__(self, records: Records, source: str, size: int) -> None:
+        self.source = source
+        self.size = size
+        self.labels = records.labels
+        self.class_names = records.class_names
+        self._records = records
+        self._corrupt: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, size: int | None = None) -> np.ndarray:
+        """Image `index`: uint8 (size, size, 3). `size` replaces the set's own, for crops that need a margin.
+
+        Raises:
+            InputError: the image is corrupt. It is then in `skipped` too.
+        """
+        try:
+            return decode(self._records.encoded(index), size or self.size)
+        except Exception as error:  # Pillow's decoders raise nearly everything on damaged bytes
+            self._corrupt[index] = self._records.name(index)
+            raise InputError(
+                f"{self.source}: {self._corrupt[index]} is not a readable image ({error}): mend or remove it"
+            ) from None
+
+    def batches(
+        self, batch_size: int, start: int = 0, size: int | None = None, workers: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """All images in order, decoded ahead in threads: (indices (b,), uint8 images (b, size, size, 3), labels (b,)).
+
+        Batches are cut at start + multiples of `batch_size`; corrupt images are left out of theirs, so b can be
+        smaller, and are named in `skipped`.
+
+        Args:
+            batch_size: images per batch, corrupt ones included.
+            start: index of the first image, to go on where an earlier run stopped.
+            size: replaces the set's own.
+            workers: decoding threads; by default one per core, at most 16.
+
+        Raises:
+            InputError: not one image of the set is readable.
+        """
+
+        def read(index: int) -> np.ndarray | None:
+            try:
+                return self.read(index, size)
+            except InputError:
+                return None
+
+        blocks = [range(first, min(first + batch_size, len(self))) for first in range(start, len(self), batch_size)]
+        with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
+            pending: deque[Iterator[np.ndarray | None]] = deque()
+            for position, block in enumerate(blocks):
+                while len(pending) < 3 and position + len(pending) < len(blocks):  # this batch and two ahead
+                    pending.append(pool.map(read, blocks[position + len(pending)]))
+                images = pending.popleft()
+                readable = [(index, image) for index, image in zip(block, images, strict=True) if image is not None]
+                if readable:
+                    indices = np.array([index for index, _ in readable], dtype=np.int64)
+                    yield indices, np.stack([image for _, image in readable]), self.labels[indices]
+        if len(self._corrupt) == len(self):
+            raise InputError(f"{self.source}: not one image is readable. {self.report_skipped()}")
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the corrupt images met so far, in the order of the set."""
+        return [self._corrupt[index] for index in sorted(self._corrupt)]
+
+    def report_skipped(self, shown: int = 5) -> str:
+        """One line that counts the corrupt images met so far and names the first ones; "" if there were none."""
+        names = self.skipped
+        if not names:
+            return ""
+        more = f" and {len(names) - shown} more" if len(names) > shown else ""
+        return f"Left out {len(names)} of {len(self)} images as unreadable: {', '.join(names[:shown])}{more}"
+
+
+def decode(encoded: bytes, size: int) -> np.ndarray:
+    """Bytes of an image file → uint8 (size, size, 3): transparency on white, then ADM's centre crop.
+
+    Like ADM, turns nothing: an EXIF orientation is not applied.
+    """
+    with Image.open(io.BytesIO(encoded)) as image:
+        if "A" in image.getbands() or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        elif image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+            rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        else:
+            rgb = image.convert("RGB")
+    return np.asarray(center_crop(rgb, size))
+
+
+def open_images(source: str, split: str | None = None, size: int = 64) -> ImageSet:
+    """Open a set of images.
+
+    Args:
+        source: one of
+            "emoji"          the embedded 64 × 64 emoji, 54 classes, splits "train" and "test";
+            a folder         with one sub-folder of images per class, or flat, which is one class;
+            a .parquet file, a folder of them, or a folder that `datasets` saved;
+            a .tar file, a pattern ("path/*.tar") or a folder of them: WebDataset shards with images under `jpg`,
+                             `png` or `webp` and labels under `cls` or in `json`'s "label";
+            "hf://name"      a data set of the Hugging Face Hub.
+        split: which part, where the source has several; None takes all. In a folder it is a sub-folder.
+        size: pixels per side of the images that come out.
+
+    Raises:
+        InputError: nothing there, nothing in it, an unknown split, or labels outside the class names.
+    """
+    if size < 1:
+        raise InputError(f"size={size}: images need at least one pixel per side")
+    records = open_records(source, split)
+    if not len(records.labels):
+        raise InputError(f"{source} has no images" + (f" in its split {split!r}" if split else ""))
+    return ImageSet(records, source, size)

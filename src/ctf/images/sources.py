@@ -1,0 +1,206 @@
+"""Where images come from: each layout becomes `Records`, encoded images with names and labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctf.errors import InputError
+from ctf.files import existing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+EMOJI = Path(__file__).parent.parent / "assets" / "emoji64.parquet"
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test"})
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
+LABEL_COLUMNS = ("label", "cls", "labels")
+
+
+@dataclass(frozen=True)
+class Records:
+    """Encoded images at random access.
+
+    Attributes:
+        labels: int64 (n,), each in [0, len(class_names)).
+        class_names: one per label.
+        name: index → what to call that image in a message.
+        encoded: index → the bytes of an image file. Called from several threads.
+    """
+
+    labels: np.ndarray
+    class_names: list[str]
+    name: Callable[[int], str]
+    encoded: Callable[[int], bytes]
+
+
+def open_records(source: str, split: str | None) -> Records:
+    """The records of `source`, in any of the layouts that `open_images` describes."""
+    if source == "emoji":
+        return emoji_records(split)
+    if source.startswith("hf://"):
+        return dataset_records(source, split, source.removeprefix("hf://"))
+    for suffix, layout in ((".tar", "webdataset"), (".parquet", "parquet")):
+        if source.endswith(suffix):
+            if "://" not in source and not glob(source):
+                existing(source)
+            return dataset_records(source, split, layout, data_files=source)
+
+    folder = existing(source, "folder or file of images (embedded: 'emoji'; on the Hugging Face Hub: 'hf://name')")
+    if not folder.is_dir():
+        raise InputError(f"{source} is not a set of images: give a folder, .parquet, .tar, 'hf://name' or 'emoji'")
+    if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
+        return dataset_records(source, split, None)
+    for suffix, layout in ((".tar", "webdataset"), (".parquet", "parquet")):
+        # Not a search of the whole tree, which may be a million images in class folders.
+        if any(next((folder / place).glob(f"*{suffix}"), None) for place in (".", "data", *SPLIT_NAMES)):
+            return dataset_records(source, split, layout, data_dir=source)
+    return folder_records(folder, split)
+
+
+def emoji_records(split: str | None) -> Records:
+    """The embedded emoji: 64 × 64, a class per design and category. Read without `datasets`, which imports slowly."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(EMOJI)
+    labels, splits = table["label"].to_numpy().astype(np.int64), table["split"].to_numpy()
+    names = {label: f"{table['style'][row]} {table['category'][row]}" for row, label in first_rows(labels)}
+    if split is not None and split not in splits:
+        raise unknown_split("emoji", split, sorted(set(splits)))
+    rows = np.arange(len(labels)) if split is None else np.flatnonzero(splits == split)
+    files = table["image"].combine_chunks()
+    encoded, paths = files.field("bytes"), files.field("path")
+    return Records(
+        labels=labels[rows],
+        class_names=[names[label] for label in range(len(names))],
+        name=lambda index: paths[int(rows[index])].as_py(),
+        encoded=lambda index: encoded[int(rows[index])].as_py(),
+    )
+
+
+def first_rows(labels: np.ndarray) -> list[tuple[int, int]]:
+    """(row, label) of the first occurrence of each label, by label."""
+    values, rows = np.unique(labels, return_index=True)
+    return list(zip(rows.tolist(), values.tolist(), strict=True))
+
+
+def folder_records(folder: Path, split: str | None) -> Records:
+    """One sub-folder per class (class names: the sorted sub-folder names), or a flat folder, which is one class."""
+    subfolders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    if split is not None:
+        if split not in subfolders:
+            raise unknown_split(str(folder), split, [name for name in subfolders if name in SPLIT_NAMES])
+        return folder_records(folder / split, None)
+    if subfolders and SPLIT_NAMES.issuperset(subfolders):
+        raise InputError(f"{folder} holds splits, not classes: choose one of {', '.join(subfolders)}")
+
+    files = [(path, 0) for path in image_files(folder, recursive=False)]
+    if files and subfolders:
+        raise InputError(f"{folder} holds both images and sub-folders: move the images ({files[0][0]}, …) into a class")
+    for label, name in enumerate(subfolders):
+        files += [(path, label) for path in image_files(folder / name, recursive=True)]
+    if not files:
+        raise InputError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}): is it the right folder?")
+    return Records(
+        labels=np.array([label for _, label in files], dtype=np.int64),
+        class_names=subfolders or ["image"],
+        name=lambda index: os.path.relpath(files[index][0], folder),
+        encoded=lambda index: Path(files[index][0]).read_bytes(),
+    )
+
+
+def image_files(folder: Path, recursive: bool) -> list[str]:
+    """Paths of the image files in `folder`, sorted."""
+    found = []
+    for root, subfolders, names in os.walk(folder, followlinks=True):
+        found += [os.path.join(root, name) for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS]
+        if not recursive:
+            subfolders.clear()
+    return sorted(found)
+
+
+def dataset_records(source: str, split: str | None, layout: str | None, **files: str) -> Records:
+    """Anything that the `datasets` library opens: Parquet, WebDataset, a saved data set (layout None), the hub."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        opened = datasets.load_from_disk(source) if layout is None else datasets.load_dataset(layout, **files)
+        splits = opened if isinstance(opened, dict) else {str(opened.split or "train"): opened}
+        if split is not None and split not in splits:
+            raise unknown_split(source, split, list(splits))
+        dataset = splits[split] if split else datasets.concatenate_datasets(list(splits.values()))
+    except InputError:
+        raise
+    except Exception as error:  # the library lets through whatever its readers of tar, Parquet and the hub raise
+        cause = error.__cause__ or error
+        reason = str(cause).strip().partition("\n")[0]
+        raise InputError(f"{source} cannot be opened as a set of images: {type(cause).__name__}: {reason}") from None
+
+    column = next((name for name in IMAGE_COLUMNS if name in dataset.column_names), None)
+    if column is None:
+        raise InputError(
+            f"{source} has columns {', '.join(dataset.column_names)}: "
+            f"name the one that holds the images {IMAGE_COLUMNS[0]!r}"
+        )
+    labels, class_names = dataset_labels(dataset, source)
+    # decode=False: the library would stop at the first corrupt image; ImageSet skips it.
+    images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+    def name(index: int) -> str:
+        return f"row {index}" + (f" ({path})" if (path := (images[index][column] or {}).get("path")) else "")
+
+    def encoded(index: int) -> bytes:
+        image = images[index][column]
+        if image is None:
+            raise OSError("no image in this row")
+        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+    return Records(labels, class_names, name, encoded)
+
+
+def dataset_labels(dataset: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
+    """int64 labels (n,) and class names: from the ClassLabel feature, else the sorted strings, else the numbers.
+
+    Raises:
+        InputError: labels are missing from some rows, or outside the range of the class names.
+    """
+    column = next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
+    if column is not None:
+        values: list[Any] = dataset[column][:]
+    elif "json" in dataset.column_names and "label" in (dataset["json"][0] or {}):
+        column, values = "json", [(row or {}).get("label") for row in dataset["json"][:]]
+    else:
+        return np.zeros(len(dataset), dtype=np.int64), ["image"]
+
+    if all(isinstance(value, str) for value in values):
+        strings, positions = np.unique(values, return_inverse=True)
+        return positions.astype(np.int64), strings.tolist()
+    for row, value in enumerate(values):
+        if not isinstance(value, int):
+            raise InputError(
+                f"{source}: row {row} has {value!r} in its label column {column!r}: give every row a number"
+            )
+    labels = np.array(values, dtype=np.int64)
+    class_names = getattr(dataset.features[column], "names", None) or [
+        str(i) for i in range(max(values, default=0) + 1)
+    ]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
+        row = int(np.argmax((labels < 0) | (labels >= len(class_names))))
+        raise InputError(
+            f"{source}: row {row} has the label {labels[row]}, outside 0 to {len(class_names) - 1}: "
+            "choose a split that has labels, or mend the column"
+        )
+    return labels, class_names
+
+
+def unknown_split(source: str, split: str, splits: list[str]) -> InputError:
+    """The error for a split that `source` does not have."""
+    return InputError(f"{source} has no split {split!r}: it has {', '.join(splits) or 'none, so name no split'}")

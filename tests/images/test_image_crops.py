@@ -1,0 +1,79 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ctf.images import center_crop, ten_crop, to_bytes, to_tensor
+
+
+def adm_crop_by_the_book(image: Image.Image, size: int) -> np.ndarray:
+    """Written out step by step: the number of halvings first, then one resize, then slicing."""
+    width, height = image.size
+    halvings = 0
+    while min(width, height) // 1 >= 2 * size:
+        width, height, halvings = width // 2, height // 2, halvings + 1
+    for step in range(halvings):
+        image = image.resize((image.size[0] // 2, image.size[1] // 2), resample=Image.BOX)
+        assert step < 20
+    shorter = min(width, height)
+    image = image.resize((round(width * (size / shorter)), round(height * (size / shorter))), resample=Image.BICUBIC)
+    array = np.array(image)
+    y, x = math.floor((array.shape[0] - size) / 2), math.floor((array.shape[1] - size) / 2)
+    return array[y : y + size, x : x + size]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 150), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_center_crop_is_adms(width, height, size, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    cropped = np.asarray(center_crop(Image.fromarray(pixels), size))
+    np.testing.assert_array_equal(cropped, adm_crop_by_the_book(Image.fromarray(pixels), size))
+
+
+def test_center_crop_averages_blocks_of_a_doubled_image():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    doubled = Image.fromarray(pixels.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(np.asarray(center_crop(doubled, 32)), pixels)
+
+
+def test_center_crop_leaves_an_image_of_the_right_size_alone():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(pixels), 20)), pixels)
+
+
+@given(st.integers(1, 20), st.integers(0, 9))
+def test_ten_crop_places(size, margin):
+    side = size + margin
+    image = np.stack(np.meshgrid(np.arange(side), np.arange(side), [0], indexing="ij"), -1)[:, :, 0].astype(np.uint8)
+    crops = ten_crop(image, size)  # a pixel's value is its own (row, column)
+    assert crops.shape == (10, size, size, 3)
+    tops_and_lefts = [tuple(crop[0, 0, :2]) for crop in crops[:5]]
+    assert tops_and_lefts[:4] == [(0, 0), (0, margin), (margin, 0), (margin, margin)]
+    assert max(abs(place - margin / 2) for place in tops_and_lefts[4]) <= 0.5
+    for crop, mirrored in zip(crops[:5], crops[5:], strict=True):
+        assert tuple(crop[-1, -1, :2] - crop[0, 0, :2]) == (size - 1, size - 1)
+        np.testing.assert_array_equal(mirrored, np.stack([row[::-1] for row in crop]))
+
+
+def test_ten_crop_rounds_the_middle_as_torchvision():
+    image = np.arange(281, dtype=np.int32)[None, :, None].repeat(281, 0)
+    assert ten_crop(image, 256)[4, 0, 0, 0] == 12  # int(round((281 - 256) / 2.0))
+
+
+def test_bytes_survive_the_round_trip():
+    every_byte = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    tensor = to_tensor(every_byte)
+    assert tensor.dtype == torch.float32
+    assert tensor.shape == (1, 3, 16, 16)
+    assert (tensor.min(), tensor.max()) == (-1, 1)
+    np.testing.assert_array_equal(to_bytes(tensor), every_byte)
+    assert torch.equal(to_tensor(torch.from_numpy(every_byte)), tensor)
+
+
+@pytest.mark.parametrize(("value", "byte"), [(-9.0, 0), (-1.0, 0), (0.0, 128), (0.5, 191), (1.0, 255), (9.0, 255)])
+def test_to_bytes_truncates_and_clamps(value, byte):
+    assert to_bytes(torch.full((1, 3, 1, 1), value)).tolist() == [[[[byte] * 3]]]
