@@ -6,20 +6,25 @@ full disk, a kill or Ctrl-C never leaves a truncated file under a name that some
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctf.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
+
+Module = TypeVar("Module", bound="nn.Module")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -37,8 +42,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir() and path.is_dir():
             old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
             os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, path)
     finally:
@@ -68,7 +77,7 @@ def read_json(path: str | Path) -> Any:
     path = existing(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): write it again or restore it") from None
 
 
@@ -81,12 +90,23 @@ def existing(path: str | Path, what: str = "file or folder") -> Path:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, atomically. Tensors are made contiguous and moved to the CPU."""
+    """Write a safetensors file, atomically. Tensors are made contiguous and moved to the CPU.
+
+    Raises:
+        InputError: the disk does not take it, because it is full for example.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, temporary, metadata=dict(metadata or {}))
+        try:
+            save_file(plain, temporary, metadata=dict(metadata or {}))
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be written ({error}): free some space or choose another folder") from None
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # safetensors makes files that only their owner may read
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -95,14 +115,54 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         InputError: the file is missing, truncated or not safetensors.
     """
+    return _open_tensors(
+        path,
+        lambda file: ({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})),  # noqa: SIM118
+    )
+
+
+def _open_tensors(path: str | Path, read: Callable[[Any], Result]) -> Result:
     from safetensors import SafetensorError, safe_open
 
     path = existing(path, "safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return read(file)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({error}): copy or write it again") from None
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors. Raises InputError as `load_tensors` does."""
+    return _open_tensors(path, lambda file: dict(file.metadata() or {}))
+
+
+def save_module(path: str | Path, module: nn.Module, kind: str, config: Any, dtype: torch.dtype | None = None) -> None:
+    """Write a module's weights, as `dtype` if given, with its `kind` and its settings (a dataclass) beside them."""
+    metadata = {"ctf": kind, "config": json.dumps(dataclasses.asdict(config))}
+    save_tensors(path, {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}, metadata)
+
+
+def load_module(path: str | Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> Module:
+    """Build a module from the settings in a file that `save_module` wrote, and load its weights.
+
+    Weights stored in half precision are widened to float32. The module comes in evaluation mode.
+
+    Raises:
+        InputError: missing, truncated, of another kind, or written by an incompatible version.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("ctf") != kind:
+        raise InputError(f"{path} is not a ctf {kind} (it says {metadata.get('ctf', 'nothing')!r})")
+    try:
+        module = build(json.loads(metadata["config"]))
+        module.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: this version of ctf cannot read this {kind} ({type(error).__name__}: {first})"
+        ) from None
+    return module.eval()
 
 
 def fingerprint(tensor: Tensor) -> str:
@@ -114,7 +174,7 @@ def fingerprint(tensor: Tensor) -> str:
     import torch
 
     values = tensor.detach().cpu()
-    values = values.to(torch.float32 if values.is_floating_point() else torch.int64).contiguous()
+    values = values.to(torch.float32 if values.is_floating_point() else torch.int64).contiguous() + 0  # −0 is 0
     digest = hashlib.sha256(repr(tuple(values.shape)).encode())
     digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]

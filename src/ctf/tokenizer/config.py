@@ -39,9 +39,10 @@ class TokenizerConfig:
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         if not self.channel_multipliers:
             raise InputError("tokenizer: channel_multipliers is empty; give one multiplier per level, e.g. [1, 2]")
-        sizes = [*self.channel_multipliers, self.base_channels, self.encoder_blocks, self.decoder_blocks]
-        if min(sizes + [self.z_channels, self.codebook_dim, self.patch_size]) < 1 or self.codebook_size < 2:
-            raise InputError(f"tokenizer: every size must be positive and codebook_size at least 2, got {self}")
+        blocks, patch = (self.encoder_blocks, self.decoder_blocks), (self.codebook_dim, self.patch_size)
+        sizes = [*self.channel_multipliers, self.base_channels, self.z_channels, *blocks, *patch]
+        if not all(isinstance(size, int) and size > 0 for size in sizes) or self.codebook_size < 2:
+            raise InputError(f"tokenizer: sizes are positive integers and codebook_size at least 2, got {self}")
         for multiplier in self.channel_multipliers:
             if self.base_channels * multiplier % 32:
                 raise InputError(

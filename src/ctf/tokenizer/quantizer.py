@@ -15,6 +15,7 @@ class Quantized(NamedTuple):
 
     vectors: Tensor  # (…, d), codewords with the straight-through gradient
     tokens: Tensor  # (…) int64
+    features: Tensor  # (…, d), what was quantised: projected, detached
     codebook_loss: Tensor  # scalar: moves codewords to features
     commitment_loss: Tensor  # scalar: moves features to codewords
 
@@ -40,20 +41,21 @@ class Quantizer(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """(K, d), the vectors that the search compares with."""
-        return self.project(self.weight)
+        return self.project(self.weight.float())
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor, block: int = 1 << 26) -> Tensor:
-        """Tokens of the nearest codewords, eq. 2: (…, d) projected vectors → (…) int64.
+        """Tokens of the nearest codewords, eq. 2: (…, d) projected vectors → (…) int64, in float32.
 
         Rows are searched in blocks of at most `block` distances, so that memory stays bounded.
         """
         codebook = self.codebook
-        flat = vectors.reshape(-1, vectors.shape[-1])
+        flat = vectors.reshape(-1, vectors.shape[-1]).float()
         # ‖z − e‖² = ‖z‖² − 2⟨z, e⟩ + ‖e‖²; the first term does not change the order.
         bias = -0.5 * codebook.square().sum(1)
         rows = max(1, block // len(codebook))
-        best = [torch.addmm(bias, part, codebook.T).argmax(1) for part in flat.split(rows)]
+        with torch.autocast(flat.device.type, enabled=False):  # bfloat16 would take 1 token in 28 wrong
+            best = [torch.addmm(bias, part, codebook.T).argmax(1) for part in flat.split(rows)]
         return torch.cat(best).reshape(vectors.shape[:-1])
 
     def forward(self, features: Tensor) -> Quantized:
@@ -69,9 +71,17 @@ class Quantizer(nn.Module):
             return Quantized(
                 vectors=z + (e - z).detach(),
                 tokens=tokens,
+                features=z.detach(),
                 codebook_loss=F.mse_loss(e, z.detach()),
                 commitment_loss=F.mse_loss(z, e.detach()),
             )
+
+    def bypass(self, features: Tensor) -> Quantized:
+        """Features (…, d) projected but not quantised; the losses are 0 and touch every parameter, as DDP asks."""
+        z = self.project(features.float())
+        nothing = 0.0 * self.weight.sum()
+        tokens = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
+        return Quantized(z, tokens, z.detach(), nothing, nothing)
 
     @torch.no_grad()
     def initialize(self, features: Tensor, seed: int = 0) -> None:
@@ -109,4 +119,4 @@ def usage(counts: Tensor) -> float:
 def perplexity(counts: Tensor) -> float:
     """exp of the entropy of the token distribution, from counts (K,): K when all are used equally."""
     p = counts.double() / counts.sum()
-    return math.exp(-(p * p.clamp_min(1e-300).log()).sum().item())
+    return math.exp(torch.special.entr(p).sum().item())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import math
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.errors import InputError
-from ctf.files import load_tensors, save_tensors
+from ctf.files import load_module, save_module
 from ctf.tokenizer.autoencoder import Decoder, Encoder, from_grid, to_grid
 from ctf.tokenizer.config import TokenizerConfig
 from ctf.tokenizer.quantizer import Quantized, Quantizer
@@ -35,8 +34,13 @@ class VQTokenizer(nn.Module):
 
     @property
     def codebook(self) -> Tensor:
-        """(K, d), the vectors that the search uses: l2-normalised where the tokenizer normalises."""
-        return self.quantizer.codebook.detach()
+        """(K, d), the vectors that the search uses: l2-normalised where the tokenizer normalises.
+
+        Normalised in float64 on the CPU, so that every machine rounds to the same float32 values:
+        coarse maps and token sets know their codebook by its hash.
+        """
+        weight = self.quantizer.weight.detach()
+        return self.quantizer.project(weight.cpu().double()).float().to(weight.device)
 
     def features(self, images: Tensor) -> Tensor:
         """Encoder output before quantisation: (B, 3, H, W) → (B, h·w, d)."""
@@ -44,11 +48,16 @@ class VQTokenizer(nn.Module):
 
     def paint(self, vectors: Tensor, height: int, width: int) -> Tensor:
         """Decode codeword vectors (B, h·w, d) on a grid of `height` × `width` tokens to (B, 3, H, W)."""
-        return self.decoder(self.post_quant_conv(to_grid(vectors, height, width)))
+        grid = to_grid(vectors, height, width).to(self.post_quant_conv.weight.dtype)
+        return self.decoder(self.post_quant_conv(grid))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruct with gradients, for training: (B, 3, H, W) → the same, and the quantisation."""
-        quantized = self.quantizer(self.features(images))
+    def forward(self, images: Tensor, quantize: bool = True) -> tuple[Tensor, Quantized]:
+        """Reconstruct with gradients, for training: (B, 3, H, W) → the same, and the quantisation.
+
+        With `quantize=False` the features pass unquantised, for the first steps of a run.
+        """
+        features = self.features(images)
+        quantized = self.quantizer(features) if quantize else self.quantizer.bypass(features)
         f = self.config.downsampling
         return self.paint(quantized.vectors, images.shape[2] // f, images.shape[3] // f), quantized
 
@@ -60,9 +69,11 @@ class VQTokenizer(nn.Module):
             InputError: the shape is not (B, 3, H, W) with sides that are multiples of the downsampling.
         """
         f = self.config.downsampling
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % f or images.shape[3] % f:
+        sides = images.shape[2:]
+        if images.ndim != 4 or images.shape[1] != 3 or any(side % f for side in sides) or not images.numel():
             raise InputError(
-                f"images of shape {tuple(images.shape)}: the tokenizer takes (B, 3, H, W), H and W multiples of {f}"
+                f"images of shape {tuple(images.shape)}: the tokenizer takes (B, 3, H, W), B positive, "
+                f"H and W multiples of {f}"
             )
         return self.quantizer.nearest(self.quantizer.project(self.features(images).float()))
 
@@ -77,19 +88,23 @@ class VQTokenizer(nn.Module):
         Raises:
             InputError: a token is out of range, or the tokens do not fill the grid.
         """
-        if tokens.ndim != 2:
-            raise InputError(f"tokens of shape {tuple(tokens.shape)}: decode takes (B, h·w)")
+        if tokens.ndim != 2 or not tokens.numel():
+            raise InputError(f"tokens of shape {tuple(tokens.shape)}: decode takes (B, h·w), B positive")
+        tokens = tokens.long()
         height, width = grid or square_grid(tokens.shape[1])
-        if height * width != tokens.shape[1]:
+        if height * width != tokens.shape[1] or height < 1:
             raise InputError(f"{tokens.shape[1]} tokens do not fill a grid of {height} × {width}")
         size = self.config.codebook_size
-        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= size):
+        if int(tokens.min()) < 0 or int(tokens.max()) >= size:
             raise InputError(f"tokens range from {int(tokens.min())} to {int(tokens.max())}, the codebook has {size}")
-        return self.paint(F.embedding(tokens, self.codebook).to(self.post_quant_conv.weight.dtype), height, width)
+        return self.paint(F.embedding(tokens, self.quantizer.codebook), height, width)
 
-    def save(self, path: str | Path) -> None:
-        """Write weights and settings to one safetensors file."""
-        save_tensors(path, self.state_dict(), {"ctf": "tokenizer", "config": json.dumps(dataclasses.asdict(self.config))})
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write weights, as `dtype`, and settings to one safetensors file.
+
+        Half precision rounds the codebook too: it becomes another codebook, with another fingerprint.
+        """
+        save_module(path, self, "tokenizer", self.config, dtype)
 
     @classmethod
     def load(cls, path: str | Path) -> VQTokenizer:
@@ -98,12 +113,7 @@ class VQTokenizer(nn.Module):
         Raises:
             InputError: missing, truncated, or not a tokenizer file.
         """
-        tensors, metadata = load_tensors(path)
-        if metadata.get("ctf") != "tokenizer":
-            raise InputError(f"{path} is not a ctf tokenizer (it says {metadata.get('ctf', 'nothing')!r})")
-        tokenizer = cls(TokenizerConfig(**json.loads(metadata["config"])))
-        tokenizer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        return tokenizer.eval()
+        return load_module(path, "tokenizer", lambda config: cls(TokenizerConfig(**config)))
 
 
 def square_grid(count: int) -> tuple[int, int]:
@@ -112,7 +122,7 @@ def square_grid(count: int) -> tuple[int, int]:
     Raises:
         InputError: `count` is not a square.
     """
-    side = round(count**0.5)
+    side = math.isqrt(count)
     if side * side != count:
         raise InputError(f"{count} tokens are not a square grid: say the grid (height, width)")
     return side, side

@@ -1,0 +1,14 @@
+"""Progress bars with rate and remaining time."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def progress_bar(total: int, name: str, unit: str, initial: int = 0, hidden: bool = False) -> Any:
+    """A tqdm bar on standard error; in a log file instead of a terminal it writes a line every 15 seconds at most."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else 15
+    return tqdm(total=total, desc=name, unit=unit, initial=initial, disable=hidden, mininterval=interval, smoothing=0.1)
