@@ -1,0 +1,107 @@
+"""From a codebook to a CoarseMap: k-means as in the paper, balanced k-means, and the random control."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ctf.codebook.balanced import balanced_kmeans, cluster_means
+from ctf.codebook.coarse_map import CoarseMap, codebook_fingerprint
+from ctf.errors import InputError
+
+Method = Literal["kmeans", "balanced", "random"]
+
+
+@torch.no_grad()
+def cluster_codebook(codebook: Tensor, num_clusters: int = 512, method: Method = "kmeans", seed: int = 0) -> CoarseMap:
+    """Group K codewords into M clusters (paper, section 4.1, eq. 5).
+
+    Clusters are numbered by their lowest token, so equal partitions are equal maps. The result depends on
+    the arguments only, not on the number of threads.
+
+    Args:
+        codebook: (K, d), the vectors that the tokenizer's search compares: l2-normalised where it normalises.
+            Equal codewords are fine, also fewer different ones than clusters.
+        num_clusters: M, with 1 ≤ M < K. The paper's default is 512 of 16,384.
+        method: "kmeans" is the paper's: Lloyd's algorithm from k-means++ seeds until no codeword changes its
+            cluster. "balanced" gives every cluster ⌊K/M⌋ or ⌈K/M⌉ codewords, as near to each other as that
+            allows. "random" gives those sizes without looking at the codewords (section 5.5.2).
+        seed: of all randomness, in [0, 2³²).
+
+    Raises:
+        InputError: an argument is outside of what is said above, or the codebook holds NaN or infinity.
+    """
+    if codebook.ndim != 2 or not codebook.numel() or codebook.is_complex():
+        raise InputError(f"a codebook is a real matrix (K, d), one codeword per row, not {tuple(codebook.shape)}")
+    if method not in get_args(Method):
+        raise InputError(f"unknown clustering method {method!r}: choose one of {', '.join(get_args(Method))}")
+    if not 1 <= num_clusters < len(codebook):
+        raise InputError(
+            f"{num_clusters} clusters of {len(codebook)} codewords: the number of clusters must be at least 1 "
+            "and less than that of codewords"
+        )
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed} is out of range: choose one in [0, 2^32)")
+    codebook = codebook.detach().cpu().float()
+    bad = int((~codebook.isfinite()).any(1).sum())
+    if bad:
+        raise InputError(f"{bad} of {len(codebook)} codewords hold NaN or infinity: use another checkpoint")
+
+    generator = torch.Generator().manual_seed(seed)
+    if method == "random":
+        labels = torch.randperm(len(codebook), generator=generator) % num_clusters
+    else:
+        points = standardized(codebook)
+        labels = kmeans(points, num_clusters, seed)
+        if method == "balanced":
+            labels = balanced_kmeans(points, labels, generator)
+    return CoarseMap(by_first_member(labels), method, seed, codebook_fingerprint(codebook))
+
+
+def standardized(codebook: Tensor) -> Tensor:
+    """Centred and of unit scale, as float32: the same clusters, with rounding errors that are equally small."""
+    points = codebook.double()
+    points = points - points.mean(0)
+    return (points / (points.square().sum(1).mean().sqrt() or 1.0)).float()
+
+
+def kmeans(points: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """Lloyd's algorithm from k-means++ seeds: points (K, d) float32 → labels (K,) int64, no cluster empty."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    fit = KMeans(num_clusters, n_init=1, algorithm="lloyd", tol=0, random_state=seed)
+    with warnings.catch_warnings(), threadpool_limits(1):
+        # One thread: several would add up the centres in the order in which they finish.
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different codewords than clusters
+        labels = torch.from_numpy(fit.fit(points.numpy()).labels_).long()
+    return fill_empty(points, labels, num_clusters)
+
+
+def fill_empty(points: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
+    """Give each empty cluster the point farthest from its mean among clusters of several members."""
+    sizes = labels.bincount(minlength=num_clusters)
+    empty = (sizes == 0).nonzero().squeeze(1).tolist()
+    if not empty:
+        return labels
+    _, dense = labels.unique(return_inverse=True)
+    distances = (points - cluster_means(points, dense)[dense]).square().sum(1)
+    labels = labels.clone()
+    for k in distances.argsort(descending=True, stable=True).tolist():
+        if sizes[labels[k]] > 1:
+            sizes[labels[k]] -= 1
+            labels[k] = empty.pop()
+            if not empty:
+                break
+    return labels
+
+
+def by_first_member(labels: Tensor) -> Tensor:
+    """Number clusters 0 … M − 1 in the order of their lowest members."""
+    values, dense = labels.unique(return_inverse=True)
+    first = torch.full((len(values),), len(labels)).scatter_reduce_(0, dense, torch.arange(len(labels)), "amin")
+    return first.argsort().argsort()[dense]

@@ -1,0 +1,132 @@
+"""Images → token set: the encoder over every image and each of its augmentations."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ctf.errors import InputError
+from ctf.files import fingerprint
+from ctf.images import ImageSet, ten_crop, to_tensor
+from ctf.tokenizer import VQTokenizer
+from ctf.tokens.index import TokenIndex
+from ctf.tokens.token_set import TokenSet
+from ctf.tokens.writer import TokenWriter
+
+Augmentation = Literal["none", "flip", "ten-crop"]
+
+#: In the order of `ctf.images.ten_crop`.
+CROPS = ["top-left", "top-right", "bottom-left", "bottom-right", "center"]
+
+
+def tokenize_images(
+    images: ImageSet,
+    tokenizer: VQTokenizer,
+    folder: str | Path,
+    augmentation: Augmentation = "flip",
+    crop_ranges: Sequence[float] = (1.1,),
+    split: str | None = None,
+    batch_size: int = 64,
+    shard_size: int = 8192,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> TokenSet:
+    """Encode all images in float32 and write their tokens to `folder`.
+
+    Started again after an interruption, it continues after the last whole shard, with the batches that
+    an uninterrupted run would have had from there, so the files come out the same. A folder that is
+    complete is left as it is.
+
+    Args:
+        images: the images; unreadable ones are left out and named in the index.
+        tokenizer: used as a copy in eval mode; the original is not moved or changed.
+        folder: where to write the token set.
+        augmentation: "none": A = 1; "flip": the image and its mirror image, A = 2; "ten-crop": four corners,
+            centre and their mirror images from a centre crop of `int(size × crop_range)`, A = 10 per crop range.
+        crop_ranges: the crop ranges of "ten-crop", each ≥ 1. LlamaGen trains with 1.1, or 1.1 and 1.05.
+        split: the split that `images` was opened with, for the record.
+        batch_size: images that the encoder sees at once.
+        shard_size: images per file; unless it is a multiple of `batch_size`, shards are a little larger.
+        device: where to encode.
+        progress: show a bar with rate and remaining time.
+
+    Raises:
+        InputError: the image size does not fit the tokenizer, a crop range is below 1, no image is readable,
+            or the folder holds a token set with other settings.
+    """
+    from tqdm import tqdm
+
+    if images.size % (downsampling := tokenizer.config.downsampling):
+        raise InputError(f"images of {images.size} pixels: the tokenizer takes multiples of {downsampling}")
+    if augmentation == "ten-crop" and min(crop_ranges, default=0) < 1:
+        raise InputError(f"crop ranges {list(crop_ranges)}: give one or more, each at least 1, e.g. 1.1")
+
+    # On the CPU, whatever the tokenizer's device: normalising elsewhere may round the codebook differently.
+    encoder = copy.deepcopy(tokenizer).cpu().float().eval()
+    settings = TokenIndex(
+        codebook_size=tokenizer.config.codebook_size,
+        grid=[images.size // downsampling] * 2,
+        augmentations=augmentation_names(augmentation, crop_ranges),
+        class_names=list(images.class_names),
+        shard_size=shard_size,
+        codebook=fingerprint(encoder.codebook),
+        source=images.source,
+        split=split,
+        image_size=images.size,
+        inputs=len(images),
+    )
+    writer = TokenWriter(folder, settings)
+    if writer.complete:
+        return TokenSet.open(folder)
+    encoder = encoder.to(device)
+
+    start = seen = writer.consumed
+    sizes = [int(images.size * r) for r in crop_ranges] if augmentation == "ten-crop" else [images.size]
+    # One stream per crop range: LlamaGen resizes for each range, it does not crop one from another.
+    streams = [images.batches(batch_size, start, size) for size in sizes]
+    with tqdm(total=len(images), initial=start, desc="tokenize", unit="image", disable=not progress) as bar:
+        for parts in zip(*streams, strict=True):
+            indices, _, labels = parts[0]
+            views = [view for _, pixels, _ in parts for view in augmented(pixels, images.size, augmentation)]
+            # Batches are cut at start + multiples of batch_size, and one without a readable image is not yielded.
+            end = min(start + ((int(indices[0]) - start) // batch_size + 1) * batch_size, len(images))
+            writer.add(encode(encoder, views, device), labels, newly_skipped(images, writer, end - seen - len(indices)))
+            bar.update(end - seen)
+            seen = end
+        bar.update(len(images) - seen)
+    return writer.close(newly_skipped(images, writer, len(images) - seen))
+
+
+def augmentation_names(augmentation: Augmentation, crop_ranges: Sequence[float]) -> list[str]:
+    """A names, in the order of `augmented` over the crop ranges: "none", "flip"; or "1.1/top-left", …"""
+    if augmentation == "ten-crop":
+        return [f"{r}/{crop}{mirror}" for r in crop_ranges for mirror in ("", "/flip") for crop in CROPS]
+    return ["none", "flip"] if augmentation == "flip" else ["none"]
+
+
+def augmented(pixels: np.ndarray, size: int, augmentation: Augmentation) -> np.ndarray:
+    """uint8 (b, S, S, 3) → (A, b, size, size, 3) for one crop range."""
+    if augmentation == "ten-crop":
+        return np.stack([ten_crop(image, size) for image in pixels], axis=1)
+    return np.stack([pixels, pixels[:, :, ::-1]]) if augmentation == "flip" else pixels[None]
+
+
+@torch.inference_mode()
+def encode(tokenizer: VQTokenizer, views: list[np.ndarray], device: str | torch.device) -> np.ndarray:
+    """A views, each uint8 (b, size, size, 3) → int64 tokens [b, A, N]; one view at a time, to bound memory."""
+    tokens = [tokenizer.encode(to_tensor(torch.from_numpy(view).to(device))) for view in views]
+    return torch.stack(tokens, dim=1).cpu().numpy()
+
+
+def newly_skipped(images: ImageSet, writer: TokenWriter, count: int) -> list[str]:
+    """Names of the next `count` unreadable images after those that the writer knows of.
+
+    `images.skipped` is in the order of the set, but may reach further: images are read ahead.
+    """
+    known = set(writer.skipped)
+    return [name for name in images.skipped if name not in known][:count] if count else []

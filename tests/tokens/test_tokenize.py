@@ -1,0 +1,168 @@
+"""Tokenizing folders of small PNG files, some damaged, with a tiny random tokenizer."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ctf.errors import InputError
+from ctf.files import read_json
+from ctf.images import ImageSet, open_images, ten_crop, to_tensor
+from ctf.tokenizer import TokenizerConfig, VQTokenizer
+from ctf.tokens import TokenSet, tokenize_images
+
+SIZE = 16
+DAMAGED = (0, 5, 8, 9, 10, 11, 21, 22)  # a whole batch of four among them, and the last two images
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> VQTokenizer:
+    torch.manual_seed(0)
+    tiny = TokenizerConfig(
+        base_channels=32,
+        channel_multipliers=(1, 1),
+        encoder_blocks=1,
+        decoder_blocks=1,
+        z_channels=8,
+        codebook_size=64,
+        codebook_dim=4,
+        patch_size=4,
+    )
+    tokenizer = VQTokenizer(tiny)
+    with torch.no_grad():  # codewords where features are, so that images have different tokens
+        tokenizer.quantizer.weight.copy_(tokenizer.features(2 * torch.rand(16, 3, SIZE, SIZE) - 1).flatten(0, 1))
+    return tokenizer.train()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(23):
+        path = folder / f"{'ab'[i // 12]}" / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(20, 25, 3), dtype=np.uint8)).save(path)
+        if i in DAMAGED:
+            path.write_bytes(path.read_bytes()[:100])
+    return str(folder)
+
+
+def tokenize(images: ImageSet, tokenizer: VQTokenizer, folder: Path, **changes) -> TokenSet:
+    return tokenize_images(
+        images, tokenizer, folder, **({"batch_size": 4, "shard_size": 4, "progress": False} | changes)
+    )
+
+
+def readable(source: str, size: int | None = None) -> list[np.ndarray]:
+    images = open_images(source, size=SIZE)
+    return [images.read(i, size) for i in range(23) if i not in DAMAGED]
+
+
+def tokens_alone(tokenizer: VQTokenizer, view: np.ndarray) -> list[int]:
+    return tokenizer.encode(to_tensor(view[None].copy()))[0].tolist()
+
+
+def test_flip_is_each_image_and_its_mirror_image_alone(source, tokenizer, tmp_path):
+    found = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path)
+    expected = [[tokens_alone(tokenizer, v) for v in (image, image[:, ::-1])] for image in readable(source)]
+    assert len({tuple(tokens) for pair in expected for tokens in pair}) == 30
+    assert torch.cat(list(found.blocks())).tolist() == expected
+    assert found.augmentations == ["none", "flip"]
+    assert found.grid == (2, 2)
+    assert found.labels.tolist() == [0] * 6 + [1] * 9
+    assert found.index.skipped == [f"{'ab'[i // 12]}/{i:02}.png" for i in DAMAGED]
+    found.check_codebook(tokenizer.codebook)
+
+
+def test_none_is_each_image(source, tokenizer, tmp_path):
+    found = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path, augmentation="none", batch_size=5)
+    expected = [[tokens_alone(tokenizer, image)] for image in readable(source)]
+    assert torch.cat(list(found.blocks())).tolist() == expected
+
+
+def test_ten_crop_at_two_ranges(source, tokenizer, tmp_path):
+    images = open_images(source, size=SIZE)
+    found = tokenize(images, tokenizer, tmp_path, augmentation="ten-crop", crop_ranges=(1.25, 1.1))
+    expected = [
+        [tokens_alone(tokenizer, view) for wide in pair for view in ten_crop(wide, SIZE)]
+        for pair in zip(readable(source, 20), readable(source, 17), strict=True)
+    ]
+    assert torch.cat(list(found.blocks())).tolist() == expected
+    assert found.augmentations[:2] == ["1.25/top-left", "1.25/top-right"]
+    assert found.augmentations[14:] == [
+        "1.1/center",
+        *(f"1.1/{v}-{h}/flip" for v in ("top", "bottom") for h in ("left", "right")),
+        "1.1/center/flip",
+    ]
+
+
+class Interrupted(ImageSet):
+    """Stops after a number of batches, as Ctrl-C would."""
+
+    remaining = 0
+
+    def batches(self, *arguments, **settings):
+        for batch in super().batches(*arguments, **settings):
+            if not self.remaining:
+                raise KeyboardInterrupt
+            self.remaining -= 1
+            yield batch
+
+
+@pytest.mark.parametrize("shard_size", [1, 4, 6])
+def test_resumed_is_uninterrupted(source, tokenizer, tmp_path, shard_size):
+    whole = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "whole", shard_size=shard_size)
+    assert len(whole.index.shards) > 1
+    for stop in range(5):
+        folder = tmp_path / str(stop)
+        images = open_images(source, size=SIZE)
+        images.__class__ = Interrupted
+        images.remaining = stop
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(images, tokenizer, folder, shard_size=shard_size)
+        assert not read_json(folder / "index.json")["complete"]
+        # With the same ImageSet, which has met unreadable images ahead, and with a fresh one.
+        images.remaining = 1
+        with suppress(KeyboardInterrupt):
+            tokenize(images, tokenizer, folder, shard_size=shard_size)
+        tokenize(open_images(source, size=SIZE), tokenizer, folder, shard_size=shard_size)
+        assert files(folder) == files(tmp_path / "whole")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_complete_folder_is_left_alone(source, tokenizer, tmp_path):
+    tokenize(open_images(source, size=SIZE), tokenizer, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    tokenize(open_images(source, size=SIZE), tokenizer, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_the_tokenizer_is_not_changed(source, tokenizer, tmp_path):
+    tokenize(open_images(source, size=SIZE), tokenizer, tmp_path)
+    assert tokenizer.training
+    assert all(parameter.requires_grad for parameter in tokenizer.parameters())
+
+
+def test_another_tokenizer_is_refused(source, tokenizer, tmp_path):
+    tokenize(open_images(source, size=SIZE), tokenizer, tmp_path)
+    torch.manual_seed(1)
+    with pytest.raises(InputError, match=r"codebook is '.*' there and '.*' here"):
+        tokenize(open_images(source, size=SIZE), VQTokenizer(tokenizer.config), tmp_path)
+
+
+def test_size_that_does_not_fit(source, tokenizer, tmp_path):
+    with pytest.raises(InputError, match="images of 20 pixels: the tokenizer takes multiples of 8"):
+        tokenize(open_images(source, size=20), tokenizer, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("ranges", [(), (1.1, 0.9)])
+def test_crop_ranges(source, tokenizer, tmp_path, ranges):
+    with pytest.raises(InputError, match="crop ranges"):
+        tokenize(open_images(source, size=SIZE), tokenizer, tmp_path, augmentation="ten-crop", crop_ranges=ranges)
