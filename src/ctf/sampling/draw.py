@@ -1,0 +1,70 @@
+"""From logits to one token: temperature, top-k, top-p, inverse-CDF draw."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ctf.errors import InputError
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Set to -inf what top-k and then top-p exclude, in LlamaGen's order and with its ties.
+
+    Args:
+        logits: (…, V), already divided by the temperature.
+        top_k: keep the k largest and everything equal to the k-th; 0 keeps all.
+        top_p: of what is left keep the most probable tokens up to and including the first whose
+            cumulative probability exceeds p; 1 keeps all.
+
+    Returns:
+        (…, V), a new tensor where anything is filtered.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        excluded = ordered.softmax(-1).cumsum(-1).roll(1, -1) > top_p
+        excluded[..., 0] = False
+        logits = logits.masked_fill(torch.empty_like(excluded).scatter_(-1, order, excluded), -torch.inf)
+    return logits
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Draw a token by inverting the cumulative distribution.
+
+    Args:
+        logits: (…, V).
+        uniform: float64 (…), in [0, 1), one number per draw: see `uniforms`.
+        temperature: divides the logits; 0 takes the largest logit and ignores the rest.
+        top_k: see `filter_logits`.
+        top_p: see `filter_logits`.
+
+    Returns:
+        int64 (…): the first token whose cumulative probability exceeds `uniform`. A token of
+        probability 0 is never drawn.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = filter_logits(logits.float() / temperature, top_k, top_p)
+    cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    target = uniform[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def check_sampling(cfg_scale: float, temperature: float, top_k: int, top_p: float) -> None:
+    """Refuse settings that have no meaning.
+
+    Raises:
+        InputError: names the setting and its range.
+    """
+    if not 0 <= cfg_scale < math.inf:
+        raise InputError(f"cfg_scale {cfg_scale} must be at least 0 and finite (1 is no guidance)")
+    if not 0 <= temperature < math.inf:
+        raise InputError(f"temperature {temperature} must be at least 0 and finite (0 is greedy)")
+    if top_k < 0:
+        raise InputError(f"top_k {top_k} must be at least 0 (0 keeps all)")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p {top_p} must be in (0, 1] (1 keeps all)")
