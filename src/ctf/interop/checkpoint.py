@@ -1,0 +1,104 @@
+"""Weights from files of other projects: a state dict from a path or the Hugging Face Hub, without running code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctf.errors import InputError
+from ctf.files import load_tensors
+
+#: Where training scripts put the weights beside optimizer state and settings; FSDP writes them bare.
+WRAPPERS = ("model", "module", "state_dict", "ema")
+
+
+def read_state_dict(
+    source: str | Path | Mapping[str, Any], *, ema: bool = False, allow_namespace: bool = False
+) -> dict[str, Tensor]:
+    """The weights in `source` under their own names, on the CPU and in the stored dtype.
+
+    Args:
+        source: a `torch.save` file, a safetensors file, "owner/name:file" on the Hugging Face Hub, or what such a
+            file holds: the weights bare or under one of `WRAPPERS`.
+        ema: take the moving average that LlamaGen's tokenizer training keeps beside the weights.
+        allow_namespace: accept `argparse.Namespace`, which training scripts store beside the weights. Everything
+            else that is not plain data stays refused.
+
+    Raises:
+        InputError: no such file, truncated, objects that could run code, or no weights in it.
+    """
+    where = name_of(source)
+    checkpoint = source if isinstance(source, Mapping) else _read(source, allow_namespace)
+    wrapper = next((name for name in (("ema",) if ema else WRAPPERS) if name in checkpoint), None)
+    if ema and wrapper is None:
+        raise InputError(f"{where} holds no moving average (no 'ema' entry): load it without ema")
+    weights = checkpoint if wrapper is None else checkpoint[wrapper]
+    if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"{where} holds no weights: expected names and tensors, bare or under {', '.join(WRAPPERS)}")
+    return dict(weights)
+
+
+def name_of(source: str | Path | Mapping[str, Any]) -> str:
+    """What errors call `source`."""
+    return "the state dict" if isinstance(source, Mapping) else str(source)
+
+
+def _read(source: str | Path, allow_namespace: bool) -> Mapping[str, Any]:
+    path = Path(source)
+    if not path.exists() and (match := re.fullmatch(r"([\w.-]+/[\w.-]+):([\w./-]+)", str(source))):
+        path = _download(*match.groups())
+    if not path.is_file():
+        raise InputError(f"{source}: no such checkpoint; give a file, or owner/name:file on the Hugging Face Hub")
+    if path.suffix == ".safetensors":
+        return load_tensors(path)[0]
+    allowed = torch.serialization.safe_globals([argparse.Namespace]) if allow_namespace else contextlib.nullcontext()
+    try:
+        with allowed:
+            # Mapped, a checkpoint with optimizer state costs no more memory than its weights.
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise InputError(_refusal(path, error)) from None
+    except Exception as error:  # damaged bytes fail in the unpickler with whatever they happen to hit
+        raise InputError(f"{path} is truncated or not a PyTorch checkpoint ({_line(error)}): copy it again") from None
+    if not isinstance(checkpoint, Mapping):
+        raise InputError(f"{path} holds a {type(checkpoint).__name__}, not a dictionary of weights")
+    return checkpoint
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if found is None:
+        return f"{path} is damaged or not a PyTorch checkpoint that can be read safely: copy it again"
+    if found[1] == "argparse.Namespace":
+        return (
+            f"{path} holds an argparse.Namespace beside its weights, which safe unpickling refuses by default: "
+            "pass allow_namespace=True, which allows this one class and nothing else"
+        )
+    return (
+        f"{path} holds {found[1]}, which could run code when unpickled, and was not loaded: "
+        "get the weights as safetensors, or from a source that stores plain tensors"
+    )
+
+
+def _download(repository: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"{file} of {repository} cannot be had from the Hugging Face Hub: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says, or its type when it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

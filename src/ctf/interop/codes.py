@@ -1,0 +1,197 @@
+"""LlamaGen's folders of pre-extracted codes, into token sets and back.
+
+A folder holds, for image i = 0, 1, …, n − 1, `imagenet{size}_codes/{i}.npy` of shape [1, A, N] and
+`imagenet{size}_labels/{i}.npy` of shape [1], both int64.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ctf.errors import InputError
+from ctf.files import atomic_path, existing, fingerprint
+from ctf.tokenizer.vq_tokenizer import square_grid
+from ctf.tokens.index import TokenIndex
+from ctf.tokens.token_set import TokenSet, check_range
+from ctf.tokens.tokenize import augmentation_names
+from ctf.tokens.writer import TokenWriter
+
+#: Of the ten-crop set, and of the second one that LlamaGen puts beside it.
+CROP_RANGES = (1.1, 1.05)
+BLOCK = 1024  # images in memory at once
+
+
+def import_codes(
+    folder: str | Path,
+    out: str | Path,
+    size: int = 256,
+    codebook_size: int = 16_384,
+    *,
+    second: str | Path | None = None,
+    count: int | None = None,
+    num_classes: int = 1000,
+    grid: tuple[int, int] | None = None,
+    codebook: Tensor | None = None,
+    shard_size: int = 8192,
+    progress: bool = True,
+) -> TokenSet:
+    """Read LlamaGen's codes into a token set at `out`, in the order of their numbers.
+
+    Started again after an interruption, it continues after the last whole shard.
+
+    Args:
+        folder: holds `imagenet{size}_codes` and `imagenet{size}_labels`.
+        out: where to write the token set.
+        size: pixels per side, which LlamaGen has in its folder names.
+        codebook_size: K; codes are in [0, K).
+        second: a folder like `folder` with the same images under another crop range (LlamaGen's
+            `ten_crop_105`). Its augmentations follow the first ones, so a uniform draw is LlamaGen's: a coin
+            for the set, then one of its crops.
+        count: n; by default all files. LlamaGen's extraction on several GPUs repeats images behind the
+            last to fill its last round: give the number of images to leave those out.
+        num_classes: labels are in [0, num_classes).
+        grid: (h, w) with h·w = N; a square by default.
+        codebook: [K, d] of the tokenizer that made the codes, if at hand: the set then knows it from others.
+        shard_size: images per shard.
+        progress: show a bar with rate and remaining time.
+
+    Raises:
+        InputError: a folder or number is missing, a file is damaged, of another shape or not of integers, a code
+            or label is out of range, or the two folders disagree on a label. The message names the file.
+    """
+    from tqdm import tqdm
+
+    roots = [Path(root) for root in (folder, second) if root is not None]
+    folders = [existing(root / f"imagenet{size}_{kind}", "folder") for root in roots for kind in ("codes", "labels")]
+    count = _check_numbers(folders, count)
+    shape = _read(folders[0] / "0.npy").shape
+    if len(shape) != 3 or shape[0] != 1:
+        raise InputError(f"{folders[0] / '0.npy'} has the shape {list(shape)}: LlamaGen's codes are [1, A, N]")
+    settings = TokenIndex(
+        codebook_size=codebook_size,
+        grid=list(grid or square_grid(shape[2])),
+        augmentations=_augmentations(shape[1], len(roots)),
+        class_names=[str(label) for label in range(num_classes)],
+        shard_size=shard_size,
+        codebook=None if codebook is None else fingerprint(codebook),
+        source="LlamaGen codes",
+        image_size=size,
+        inputs=count,
+    )
+    writer = TokenWriter(out, settings)
+    if writer.complete:
+        return TokenSet.open(out)
+    with tqdm(total=count, initial=writer.consumed, desc="import", unit="image", disable=not progress) as bar:
+        block = min(BLOCK, shard_size)
+        for start in range(writer.consumed, count, block):
+            numbers = range(start, min(start + block, count))
+            images = [_read_image(folders, i, shape, codebook_size, num_classes) for i in numbers]
+            writer.add(np.concatenate([codes for codes, _ in images]), np.concatenate([label for _, label in images]))
+            bar.update(len(images))
+    return writer.close()
+
+
+def export_codes(
+    token_set: TokenSet,
+    folder: str | Path,
+    size: int | None = None,
+    *,
+    second: str | Path | None = None,
+    progress: bool = True,
+) -> None:
+    """Write a token set as LlamaGen's codes: byte for byte the files that `import_codes` read.
+
+    Args:
+        token_set: what to write.
+        folder: where `imagenet{size}_codes` and `imagenet{size}_labels` are to be.
+        size: pixels per side, for the folder names; by default what the token set says.
+        second: where the second half of the augmentations goes, as LlamaGen keeps two crop ranges.
+        progress: show a bar with rate and remaining time.
+
+    Raises:
+        InputError: a folder exists already, the size is not known, or the augmentations have no halves.
+    """
+    from tqdm import tqdm
+
+    size = size or token_set.index.image_size
+    if size is None:
+        raise InputError(f"{token_set.folder} does not know its image size: give size, for the folder names")
+    roots = [Path(root) for root in (folder, second) if root is not None]
+    if token_set.num_augmentations % len(roots):
+        raise InputError(
+            f"{token_set.num_augmentations} augmentations cannot be halved: export without a second folder"
+        )
+    for path in (root / f"imagenet{size}_{kind}" for root in roots for kind in ("codes", "labels")):
+        if path.exists():
+            raise InputError(f"{path} already exists: choose another folder or delete this one")
+    part = token_set.num_augmentations // len(roots)
+    for number, root in enumerate(roots):
+        with (
+            atomic_path(root / f"imagenet{size}_codes") as codes,
+            atomic_path(root / f"imagenet{size}_labels") as labels,
+            tqdm(total=len(token_set), desc="export", unit="image", disable=not progress) as bar,
+        ):
+            codes.mkdir()
+            labels.mkdir()
+            images = (image for block in token_set.blocks(BLOCK) for image in block.numpy())
+            for i, (image, label) in enumerate(zip(images, token_set.labels, strict=True)):
+                np.save(codes / f"{i}.npy", image[None, number * part : (number + 1) * part])  # [1, A, N]
+                np.save(labels / f"{i}.npy", label[None])
+                bar.update()
+
+
+def _check_numbers(folders: Sequence[Path], count: int | None) -> int:
+    """n, after making sure that every folder holds 0.npy … (n − 1).npy."""
+    numbers = [
+        {int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"(0|[1-9]\d*)\.npy", path.name))}
+        for folder in folders
+    ]
+    count = count or max(max(found, default=0) for found in numbers) + 1
+    for folder, found in zip(folders, numbers, strict=True):
+        if missing := set(range(count)) - found:
+            raise InputError(
+                f"{folder} lacks {min(missing)}.npy ({len(missing):,} of {count:,} missing): extract or copy them again"
+            )
+    return count
+
+
+def _augmentations(each: int, sets: int) -> list[str]:
+    """Names of the augmentations of `sets` folders with `each` of them, as far as the number tells what they are."""
+    if each == 10:
+        return augmentation_names("ten-crop", CROP_RANGES[:sets])
+    if each <= 2 and sets == 1:
+        return ["none", "flip"][:each]
+    return [str(augmentation) for augmentation in range(each * sets)]
+
+
+def _read_image(
+    folders: Sequence[Path], i: int, shape: tuple[int, ...], codebook_size: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image i: its codes [1, A, N] of all sets side by side, and its label [1]."""
+    paths = [folder / f"{i}.npy" for folder in folders]
+    codes = [_check(path, shape, codebook_size, "codebook size") for path in paths[::2]]
+    labels = [_check(path, (1,), num_classes, "number of classes") for path in paths[1::2]]
+    if labels[0] != labels[-1]:
+        raise InputError(f"{paths[-1]} has label {labels[-1][0]}, {paths[1]} has {labels[0][0]}: not the same images")
+    return np.concatenate(codes, axis=1), labels[0]
+
+
+def _check(path: Path, shape: tuple[int, ...], limit: int, limit_name: str) -> np.ndarray:
+    array = _read(path)
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise InputError(f"{path} holds {array.dtype} {list(array.shape)}, expected integers {list(shape)}")
+    check_range(array, limit, f"values of {path}", limit_name)
+    return array
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is truncated or not an .npy file ({error}): extract or copy it again") from None
+    return array

@@ -1,0 +1,261 @@
+"""LlamaGen's checkpoints: its class-conditional GPTs and its tokenizers, into our models and back.
+
+Files hold weights only. Sizes are read off the shapes; the number of heads and the grid are in no shape, so they
+come from `MODEL_SIZES` and from the caller. One table per model translates our names to LlamaGen's; loading and
+exporting both go through it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctf.errors import InputError
+from ctf.files import atomic_path, save_tensors
+from ctf.interop.checkpoint import name_of, read_state_dict
+from ctf.models.config import MODEL_SIZES, TransformerConfig
+from ctf.models.rotary import rotary_table
+from ctf.models.transformer import Transformer
+from ctf.tokenizer.config import TokenizerConfig
+from ctf.tokenizer.vq_tokenizer import VQTokenizer
+
+#: Our names to LlamaGen's, applied in order.
+GPT_NAMES = {
+    r"^label_embedding\.": "cls_embedding.embedding_table.",
+    r"^token_embedding\.": "tok_embeddings.",
+    r"^blocks\.": "layers.",
+    r"\.attention\.qkv\.": ".attention.wqkv.",
+    r"\.attention\.out\.": ".attention.wo.",
+    r"\.ffn\.": ".feed_forward.",
+    r"^head\.": "output.",
+}
+TOKENIZER_NAMES = {
+    r"\.levels\.": ".conv_blocks.",
+    r"\.blocks\.": ".res.",
+    r"\.attention\.": ".attn.",
+    r"^(encoder.*)\.resize\.": r"\1.downsample.",
+    r"^(decoder.*)\.resize\.": r"\1.upsample.",
+    r"\.middle\.": ".mid.",
+    r"\.shortcut\.": ".nin_shortcut.",
+    r"\.proj\.": ".proj_out.",
+    r"^quantizer\.": "quantize.embedding.",
+}
+
+#: Entries that are no parameters: positions and caches of generation, and the record of recently used codewords.
+GPT_BUFFERS = re.compile(r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
+TOKENIZER_BUFFERS = re.compile(r"quantize\.codebook_used")
+CODEBOOK_USED = 65_536
+
+
+def load_gpt(
+    path_or_state_dict: str | Path | Mapping[str, Any],
+    num_heads: int | None = None,
+    *,
+    grid: tuple[int, int] = (16, 16),
+    allow_namespace: bool = False,
+) -> Transformer:
+    """A class-conditional LlamaGen GPT as a causal `Transformer`, float32 and in evaluation mode.
+
+    Args:
+        path_or_state_dict: a `torch.save` or safetensors file, "owner/name:file" on the Hugging Face Hub, or a state
+            dict; the weights lie bare or under "model", "module" or "state_dict", in float32, float16 or bfloat16.
+        num_heads: attention heads; by default those of the size in `MODEL_SIZES` with this depth and width.
+        grid: (rows, columns) of tokens: (16, 16) for 256 pixels, (24, 24) for 384 with VQ-16.
+        allow_namespace: accept `argparse.Namespace` beside the weights, and nothing else that is not plain data.
+
+    Raises:
+        InputError: no such file, truncated, refused by safe unpickling, not such a GPT, or heads unknown.
+    """
+    state = read_state_dict(path_or_state_dict, allow_namespace=allow_namespace)
+    where = name_of(path_or_state_dict)
+    _check_kind(state, "tok_embeddings.weight", "GPT", where)
+    with torch.device("meta"):  # the 3B model would take a minute to initialize, for nothing
+        model = Transformer(_gpt_config(state, num_heads, grid, where))
+    model.load_state_dict(_ours(model, state, GPT_NAMES, GPT_BUFFERS, where), assign=True)
+    c = model.config
+    model.rotary = rotary_table(c.grid, c.head_dim, c.rope_base)
+    return model.eval()
+
+
+def load_tokenizer(
+    path_or_state_dict: str | Path | Mapping[str, Any], *, ema: bool = False, allow_namespace: bool = False
+) -> VQTokenizer:
+    """A LlamaGen tokenizer, VQ-16, VQ-8 or of other widths, as a `VQTokenizer`, float32 and in evaluation mode.
+
+    Args:
+        path_or_state_dict: as for `load_gpt`.
+        ema: take the moving average ("ema") of the weights that tokenizer training stores beside them.
+        allow_namespace: accept `argparse.Namespace` beside the weights, and nothing else that is not plain data.
+
+    Raises:
+        InputError: no such file, truncated, refused by safe unpickling, or not such a tokenizer.
+    """
+    state = read_state_dict(path_or_state_dict, ema=ema, allow_namespace=allow_namespace)
+    where = name_of(path_or_state_dict)
+    _check_kind(state, "quantize.embedding.weight", "tokenizer", where)
+    tokenizer = VQTokenizer(_tokenizer_config(state, where))
+    tokenizer.load_state_dict(_ours(tokenizer, state, TOKENIZER_NAMES, TOKENIZER_BUFFERS, where))
+    return tokenizer.eval()
+
+
+def export_gpt(model: Transformer, path: str | Path) -> None:
+    """Write `model` in LlamaGen's layout: `{"model": state_dict}` for torch.load, bare for *.safetensors.
+
+    Raises:
+        InputError: the model has a setting that LlamaGen's GPT lacks.
+    """
+    state = _theirs(model, GPT_NAMES)
+    c = model.config
+    held = _gpt_config(state, c.heads, c.grid, str(path))
+    same = dataclasses.replace(c, dropout=held.dropout, class_dropout=held.class_dropout, kv_heads=held.kv_heads)
+    _check_exportable(same, held)
+    _write(state, path)
+
+
+def export_tokenizer(tokenizer: VQTokenizer, path: str | Path) -> None:
+    """Write `tokenizer` in LlamaGen's layout: `{"model": state_dict}` for torch.load, bare for *.safetensors.
+
+    Raises:
+        InputError: the tokenizer has a setting that LlamaGen's lacks.
+    """
+    state = _theirs(tokenizer, TOKENIZER_NAMES)
+    _check_exportable(tokenizer.config, _tokenizer_config(state, str(path)))
+    # LlamaGen loads strictly, so the record of recently used codewords must be there, be it empty.
+    _write({**state, "quantize.codebook_used": torch.zeros(CODEBOOK_USED)}, path)
+
+
+def official_names(name: str, names: Mapping[str, str]) -> list[str]:
+    """LlamaGen's names of our parameter `name`: three for the tokenizer's fused q, k, v, else one."""
+    for ours, theirs in names.items():
+        name = re.sub(ours, theirs, name)
+    return [name.replace(".qkv.", f".{part}.") for part in "qkv"] if ".qkv." in name else [name]
+
+
+def _ours(
+    model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], buffers: re.Pattern[str], where: str
+) -> dict[str, Tensor]:
+    """`state` as a float32 state dict of `model`; every entry must be used, and no other be needed."""
+    wanted = {name: official_names(name, names) for name in model.state_dict()}
+    known = {name for parts in wanted.values() for name in parts}
+    if missing := [name for name in sorted(known) if name not in state]:
+        raise InputError(f"{where} lacks {_few(missing)}: it is incomplete or not in LlamaGen's layout")
+    if unexpected := [name for name in state if name not in known and not buffers.fullmatch(name)]:
+        raise InputError(f"{where} holds {_few(unexpected)}, which LlamaGen's layout does not have at this size")
+    result = {}
+    for name, ours in model.state_dict().items():
+        parts = [state[part] for part in wanted[name]]
+        shape = (ours.shape[0] // len(parts), *ours.shape[1:])
+        for part, tensor in zip(wanted[name], parts, strict=True):
+            if tensor.shape != shape or not tensor.is_floating_point():
+                found = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+                raise InputError(f"{where}: {part} is {found}, the other shapes call for floats {list(shape)}")
+        fused = torch.cat(parts) if len(parts) > 1 else parts[0]
+        result[name] = fused.to(torch.float32, copy=True)  # never the caller's own tensors, nor a mapped file
+    return result
+
+
+def _theirs(model: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state dict of `model` under LlamaGen's names."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        parts = official_names(name, names)
+        state.update(zip(parts, tensor.chunk(len(parts)), strict=True))
+    return state
+
+
+def _gpt_config(
+    state: Mapping[str, Tensor], num_heads: int | None, grid: tuple[int, int], where: str
+) -> TransformerConfig:
+    vocab, dim = _shape(state, "tok_embeddings.weight", where)
+    layers = _count(state, "layers.")
+    size = next((heads for depth, heads, width in MODEL_SIZES.values() if (depth, width) == (layers, dim)), None)
+    heads = num_heads or size
+    if heads is None:
+        raise InputError(
+            f"{where} has {layers} layers of width {dim}, which is none of LlamaGen's sizes, and the number of heads "
+            "is not in the file: give num_heads"
+        )
+    rows = _shape(state, "layers.0.attention.wqkv.weight", where)[0]
+    kv_heads, rest = divmod((rows - dim) * heads, 2 * dim)  # rows = (heads + 2·kv_heads) · dim/heads
+    if rest or kv_heads < 1:
+        raise InputError(f"{where}: {heads} heads do not fit an attention of {rows} × {dim}: give another num_heads")
+    return TransformerConfig(
+        input_vocab=vocab,
+        output_vocab=vocab,
+        grid=grid,
+        num_classes=_shape(state, "cls_embedding.embedding_table.weight", where)[0] - 1,  # the last is unconditional
+        layers=layers,
+        heads=heads,
+        dim=dim,
+        kv_heads=None if kv_heads == heads else kv_heads,
+    )
+
+
+def _tokenizer_config(state: Mapping[str, Tensor], where: str) -> TokenizerConfig:
+    base = _shape(state, "encoder.conv_in.weight", where)[0]
+    widths = [
+        _shape(state, f"encoder.conv_blocks.{level}.res.0.conv1.weight", where)[0]
+        for level in range(_count(state, "encoder.conv_blocks."))
+    ]
+    size, dim = _shape(state, "quantize.embedding.weight", where)
+    return TokenizerConfig(
+        base_channels=base,
+        channel_multipliers=tuple(width // base for width in widths),
+        encoder_blocks=_count(state, "encoder.conv_blocks.0.res."),
+        decoder_blocks=_count(state, "decoder.conv_blocks.0.res."),
+        z_channels=_shape(state, "encoder.conv_out.weight", where)[0],
+        codebook_size=size,
+        codebook_dim=dim,
+    )
+
+
+def _check_kind(state: Mapping[str, Tensor], mark: str, wanted: str, where: str) -> None:
+    """InputError unless `state` has the entry `mark` of the `wanted` kind, naming what it is instead."""
+    if any(name.startswith(("cls_embedding.cap_proj.", "cls_embedding.uncond_embedding")) for name in state):
+        raise InputError(f"{where} is a text-conditional (t2i) GPT: ctf has class labels, so give a c2i checkpoint")
+    if mark in state:
+        return
+    if "tok_embeddings.weight" in state:
+        raise InputError(f"{where} is a GPT, not a tokenizer: load it with load_gpt")
+    if "quantize.embedding.weight" in state:
+        raise InputError(f"{where} is a tokenizer, not a GPT: load it with load_tokenizer")
+    raise InputError(f"{where} is not a LlamaGen {wanted}: it has no {mark} (it begins with {_few(list(state))})")
+
+
+def _check_exportable(config: Any, held: Any) -> None:
+    """InputError unless the settings that can be read back from the exported weights are those of the model."""
+    lost = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(held, f.name)]
+    if lost:
+        settings = ", ".join(f"{name}={getattr(config, name)}" for name in lost)
+        raise InputError(f"LlamaGen has no model with {settings}: its layout cannot hold this one")
+
+
+def _write(state: Mapping[str, Tensor], path: str | Path) -> None:
+    if Path(path).suffix == ".safetensors":
+        save_tensors(path, state)
+    else:
+        with atomic_path(path) as temporary:
+            # Cloned, since torch.save writes the whole storage behind a view.
+            torch.save({"model": {name: tensor.detach().cpu().clone() for name, tensor in state.items()}}, temporary)
+
+
+def _shape(state: Mapping[str, Tensor], name: str, where: str) -> torch.Size:
+    """The shape of an entry that has at least two axes."""
+    if name not in state or state[name].ndim < 2:
+        raise InputError(f"{where} lacks {name}: it is incomplete or not in LlamaGen's layout")
+    return state[name].shape
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many different numbers follow `prefix` in the names."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+import torch
+
+from ctf.errors import InputError
+from ctf.files import fingerprint
+from ctf.interop import export_codes, import_codes
+from ctf.tokens import TokenBatches
+
+SETTINGS = {"size": 64, "codebook_size": 32, "num_classes": 10, "progress": False}
+
+
+def write_codes(folder, count=12, augmentations=2, tokens=4, size=64, seed=0):
+    """A folder as LlamaGen's extraction leaves it: one pair of int64 files per image. Returns the codes [n, A, N]."""
+    generator = np.random.default_rng(seed)
+    codes = generator.integers(0, 32, (count, augmentations, tokens))
+    for kind in ("codes", "labels"):
+        (folder / f"imagenet{size}_{kind}").mkdir(parents=True)
+    for i in range(count):
+        np.save(folder / f"imagenet{size}_codes" / f"{i}.npy", codes[i : i + 1])
+        np.save(folder / f"imagenet{size}_labels" / f"{i}.npy", np.array([i * 7 % 10]))
+    return codes
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.npy")}
+
+
+def test_a_thousand_files_come_back_byte_for_byte(tmp_path):
+    codes = write_codes(tmp_path / "in", count=1000)
+    token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, shard_size=300)
+    assert token_set.augmentations == ["none", "flip"]
+    assert token_set.grid == (2, 2)
+    assert token_set.num_classes == 10
+    assert np.array_equal(torch.cat(list(token_set.blocks())).numpy(), codes)  # 10.npy is image 10, not image 2
+    assert np.array_equal(token_set.labels, np.arange(1000) * 7 % 10)
+    export_codes(token_set, tmp_path / "out", progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+
+
+def test_imported_codes_can_be_trained_on(tmp_path):
+    codes = write_codes(tmp_path / "in")
+    token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS)
+    tokens, labels = TokenBatches(token_set, 12, seed=0)[0]
+    rows = {row.tobytes() for row in codes.reshape(-1, 4)}
+    assert tokens.shape == (12, 4)
+    assert all(row.tobytes() in rows for row in tokens.numpy())
+    assert sorted(labels.tolist()) == sorted(i * 7 % 10 for i in range(12))
+
+
+def test_the_second_crop_range_follows_the_first(tmp_path):
+    first = write_codes(tmp_path / "ten_crop", augmentations=10)
+    second = write_codes(tmp_path / "ten_crop_105", augmentations=10, seed=1)
+    token_set = import_codes(tmp_path / "ten_crop", tmp_path / "set", **SETTINGS, second=tmp_path / "ten_crop_105")
+    assert token_set.augmentations[0] == "1.1/top-left"
+    assert token_set.augmentations[19] == "1.05/center/flip"
+    assert np.array_equal(torch.cat(list(token_set.blocks())).numpy(), np.concatenate([first, second], axis=1))
+    export_codes(token_set, tmp_path / "a", second=tmp_path / "b", progress=False)
+    assert contents(tmp_path / "a") == contents(tmp_path / "ten_crop")
+    assert contents(tmp_path / "b") == contents(tmp_path / "ten_crop_105")
+
+
+def test_count_leaves_out_the_padding(tmp_path):
+    codes = write_codes(tmp_path / "in")
+    token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, count=10)
+    assert np.array_equal(torch.cat(list(token_set.blocks())).numpy(), codes[:10])
+
+
+def test_an_interrupted_import_continues(tmp_path):
+    codes = write_codes(tmp_path / "in")
+    damaged = tmp_path / "in" / "imagenet64_codes" / "9.npy"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:50])
+    with pytest.raises(InputError, match=r"9\.npy is truncated"):
+        import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, shard_size=4)
+    damaged.write_bytes(whole)
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("tokens-*.npy")}
+    assert len(shards) == 2
+    token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, shard_size=4)
+    assert np.array_equal(torch.cat(list(token_set.blocks())).numpy(), codes)
+    assert all(path.stat().st_mtime_ns == written for path, written in shards.items())
+
+
+def test_the_codebook_is_remembered(tmp_path):
+    write_codes(tmp_path / "in")
+    codebook = torch.arange(64.0).view(32, 2)
+    token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, codebook=codebook)
+    assert token_set.fingerprint_of_codebook == fingerprint(codebook)
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "message"),
+    [
+        ("codes/5", None, r"imagenet64_codes lacks 5\.npy \(1 of 12 missing\)"),
+        ("labels/11", None, r"imagenet64_labels lacks 11\.npy \(1 of 12 missing\)"),
+        ("codes/0", np.zeros((2, 4), int), r"0\.npy has the shape \[2, 4\].*\[1, A, N\]"),
+        ("codes/5", np.zeros((1, 10, 4), int), r"5\.npy holds int64 \[1, 10, 4\], expected integers \[1, 2, 4\]"),
+        ("codes/5", np.zeros((1, 2, 4)), r"5\.npy holds float64 \[1, 2, 4\], expected integers"),
+        ("codes/5", np.full((1, 2, 4), 32), r"5\.npy range from 32 to 32: the codebook size is 32"),
+        ("codes/5", np.full((1, 2, 4), -1), r"5\.npy range from -1"),
+        ("labels/5", np.array([10]), r"5\.npy range from 10 to 10: the number of classes is 10"),
+        ("labels/5", np.array(3), r"5\.npy holds int64 \[\], expected integers \[1\]"),
+    ],
+)
+def test_import_refuses(tmp_path, file, array, message):
+    write_codes(tmp_path / "in")
+    path = tmp_path / "in" / f"imagenet64_{file}.npy"
+    path.unlink()
+    if array is not None:
+        np.save(path, array)
+    with pytest.raises(InputError, match=message) as error:
+        import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS)
+    assert "\n" not in str(error.value)
+
+
+def test_import_refuses_sets_of_other_images(tmp_path):
+    write_codes(tmp_path / "a")
+    write_codes(tmp_path / "b")
+    np.save(tmp_path / "b" / "imagenet64_labels" / "3.npy", np.array([9]))
+    with pytest.raises(InputError, match=r"3\.npy has label 9, .*3\.npy has 1"):
+        import_codes(tmp_path / "a", tmp_path / "set", **SETTINGS, second=tmp_path / "b")
+
+
+def test_import_refuses_another_size(tmp_path):
+    write_codes(tmp_path / "in")
+    with pytest.raises(InputError, match="imagenet384_codes: no such folder"):
+        import_codes(tmp_path / "in", tmp_path / "set", **{**SETTINGS, "size": 384})
+
+
+def test_export_refuses(tmp_path):
+    write_codes(tmp_path / "in", augmentations=3)
+    token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS)
+    with pytest.raises(InputError, match="3 augmentations cannot be halved"):
+        export_codes(token_set, tmp_path / "a", second=tmp_path / "b")
+    with pytest.raises(InputError, match="already exists"):
+        export_codes(token_set, tmp_path / "in")
