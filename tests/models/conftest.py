@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from ctf.codebook import CoarseMap
+from ctf.models import Transformer, TransformerConfig
+
+
+@pytest.fixture
+def make_model():
+    """A small Transformer in evaluation mode whose every weight matters: norms are not one, the head is not zero."""
+
+    def make(**settings):
+        defaults = {"input_vocab": 11, "output_vocab": 11, "grid": (2, 3), "num_classes": 5, "layers": 2, "heads": 4}
+        config = TransformerConfig(**{**defaults, "dim": 32, "ffn_multiple": 8, **settings})
+        generator = torch.Generator().manual_seed(0)
+        model = Transformer(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                offset = 1.0 if parameter.ndim == 1 else 0.0
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2 + offset)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def make_map():
+    def make(*labels):
+        return CoarseMap(torch.tensor(labels), method="test", seed=0, codebook_fingerprint="none")
+
+    return make

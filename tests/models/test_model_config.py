@@ -1,0 +1,69 @@
+import dataclasses
+
+import pytest
+import torch
+
+from ctf.errors import InputError
+from ctf.models import MODEL_SIZES, Transformer, TransformerConfig
+
+VALID = {
+    "input_vocab": 8,
+    "output_vocab": 8,
+    "grid": (2, 3),
+    "num_classes": 5,
+    "layers": 1,
+    "heads": 2,
+    "dim": 16,
+}
+
+
+@pytest.mark.parametrize(("size", "vocab", "millions"), [("B", 16_384, 110.9), ("B", 512, 86.5), ("L", 16_384, 343)])
+def test_published_parameter_counts(size, vocab, millions):
+    config = TransformerConfig.of_size(size, input_vocab=vocab, output_vocab=vocab, grid=(16, 16), num_classes=1000)
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert round(model.num_parameters() / 1e6, 1 if size == "B" else 0) == millions
+
+
+def test_every_size_is_valid():
+    for size in MODEL_SIZES:
+        config = TransformerConfig.of_size(size, input_vocab=8, output_vocab=8, grid=(2, 2), num_classes=1)
+        assert config.ffn_dim % 256 == 0
+        assert 0 <= config.ffn_dim - config.dim * 8 / 3 < 256
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"input_vocab": 0},
+        {"num_classes": 0},
+        {"layers": 0},
+        {"heads": -2},
+        {"dim": 0},
+        {"dim": 18},
+        {"dim": 12},
+        {"grid": (0, 3)},
+        {"kv_heads": 0},
+        {"kv_heads": -1},
+        {"heads": 4, "kv_heads": 3},
+        {"ffn_multiple": 0},
+        {"output_vocab": 9},
+        {"dropout": 1.5},
+        {"class_dropout": -0.1},
+        {"attention": "bidirectional"},
+    ],
+)
+def test_what_cannot_be_built_is_refused(wrong):
+    TransformerConfig(**VALID)
+    with pytest.raises(InputError, match="model: "):
+        TransformerConfig(**VALID | wrong)
+
+
+def test_an_unknown_size_lists_those_that_exist():
+    with pytest.raises(InputError, match=r"'G' does not exist: choose one of nano, .*3B"):
+        TransformerConfig.of_size("G")
+
+
+def test_a_grid_from_json_is_equal_to_the_original():
+    config = TransformerConfig(**VALID)
+    assert dataclasses.replace(config, grid=[2, 3]) == config

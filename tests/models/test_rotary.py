@@ -1,0 +1,43 @@
+import math
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctf.models.rotary import rotary_table, rotate
+
+
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 5),
+    quarter=st.integers(1, 4),
+    base=st.sampled_from([100.0, 10_000.0]),
+)
+@settings(max_examples=30, deadline=None)
+def test_table_against_a_loop(rows, columns, quarter, base):
+    table = rotary_table((rows, columns), 4 * quarter, base)
+    assert table.shape == (1 + rows * columns, 2 * quarter, 2)
+    for row in range(rows):
+        for column in range(columns):
+            for i in range(quarter):
+                frequency = base ** (-i / quarter)
+                for pair, coordinate in ((i, row), (quarter + i, column)):
+                    cos, sin = table[1 + row * columns + column, pair].tolist()
+                    assert math.isclose(cos, math.cos(coordinate * frequency), abs_tol=1e-6)
+                    assert math.isclose(sin, math.sin(coordinate * frequency), abs_tol=1e-6)
+
+
+def test_class_token_row_is_zero():
+    assert not rotary_table((3, 2), 8, 10_000.0)[0].any()
+
+
+def test_rotation_is_complex_multiplication():
+    table = rotary_table((3, 4), 8, 10_000.0)
+    x = torch.randn(2, 13, 5, 8, generator=torch.Generator().manual_seed(0))
+    turned = torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.view_as_complex(table)[:, None]
+    torch.testing.assert_close(rotate(x, table), torch.view_as_real(turned).flatten(-2))
+
+
+def test_rotation_keeps_the_dtype():
+    x = torch.ones(1, 2, 1, 4, dtype=torch.bfloat16)
+    assert rotate(x, rotary_table((1, 1), 4, 10_000.0)).dtype == torch.bfloat16

@@ -1,0 +1,188 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ctf.errors import InputError
+from ctf.files import save_tensors
+from ctf.models import KeyValueCache, Transformer, TransformerConfig
+
+BOTH = pytest.mark.parametrize("attention", ["causal", "full"])
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(11, (3, 6), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels():
+    return torch.tensor([0, 5, 2])  # 5 is unconditional
+
+
+def naive_logits(model, tokens, label):
+    """The whole network for one image, position by position, in float64."""
+    c = model.config
+    w = {name: value.double() for name, value in model.state_dict().items()}
+
+    def norm(x, weight):
+        return x / (x.square().mean() + c.norm_eps).sqrt() * weight
+
+    def rotation(position):  # (head_dim, head_dim)
+        if position == 0:
+            return torch.zeros(c.head_dim, c.head_dim, dtype=torch.float64)
+        row, column = divmod(position - 1, c.grid[1])
+        quarter = c.head_dim // 4
+        angles = [x * c.rope_base ** (-i / quarter) for x in (row, column) for i in range(quarter)]
+        blocks = [[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]] for a in angles]
+        return torch.block_diag(*torch.tensor(blocks, dtype=torch.float64))
+
+    causal = c.attention == "causal"
+    inputs = tokens.tolist()[:-1] if causal else tokens.tolist()
+    stream = [w["label_embedding.weight"][label]] + [w["token_embedding.weight"][t] for t in inputs]
+    for layer in range(c.layers):
+        p = {name.removeprefix(f"blocks.{layer}."): value for name, value in w.items()}
+        q, k, v = [], [], []
+        for position, x in enumerate(stream):
+            heads = (p["attention.qkv.weight"] @ norm(x, p["attention_norm.weight"])).view(-1, c.head_dim)
+            turn = rotation(position)
+            q.append([turn @ h for h in heads[: c.heads]])
+            k.append([turn @ h for h in heads[c.heads : c.heads + c.num_kv_heads]])
+            v.append(list(heads[c.heads + c.num_kv_heads :]))
+        for i in range(len(stream)):
+            visible = range(i + 1) if causal else range(len(stream))
+            mixed = []
+            for h in range(c.heads):
+                g = h * c.num_kv_heads // c.heads
+                scores = torch.stack([q[i][h] @ k[j][g] / math.sqrt(c.head_dim) for j in visible])
+                mixed.append(sum(a * v[j][g] for a, j in zip(scores.softmax(0), visible, strict=True)))
+            stream[i] = stream[i] + p["attention.out.weight"] @ torch.cat(mixed)
+        for i, x in enumerate(stream):
+            y = norm(x, p["ffn_norm.weight"])
+            gate = p["ffn.w1.weight"] @ y
+            stream[i] = x + p["ffn.w2.weight"] @ (gate / (1 + (-gate).exp()) * (p["ffn.w3.weight"] @ y))
+    logits = [w["head.weight"] @ norm(x, w["norm.weight"]) for x in stream]
+    return torch.stack(logits if causal else logits[1:])
+
+
+@BOTH
+@pytest.mark.parametrize("kv_heads", [None, 2, 1])
+def test_logits_against_a_naive_network(make_model, tokens, labels, attention, kv_heads):
+    model = make_model(attention=attention, kv_heads=kv_heads)
+    expected = torch.stack([naive_logits(model, t, int(y)) for t, y in zip(tokens, labels, strict=True)])
+    torch.testing.assert_close(model(tokens, labels).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("j", range(6))
+def test_causal_logits_ignore_the_token_and_what_follows(make_model, tokens, labels, j):
+    model = make_model()
+    changed = tokens.clone()
+    changed[:, j] = (tokens[:, j] + 1) % 11
+    difference = (model(tokens, labels) - model(changed, labels)).abs().amax(-1)  # (B, N)
+    assert difference[:, : j + 1].max() < 1e-5
+    assert (difference[:, j + 1 :] > 1e-4).all()
+
+
+@pytest.mark.parametrize("j", range(6))
+def test_full_attention_sees_every_token(make_model, tokens, labels, j):
+    model = make_model(attention="full")
+    changed = tokens.clone()
+    changed[:, j] = (tokens[:, j] + 1) % 11
+    assert ((model(tokens, labels) - model(changed, labels)).abs().amax(-1) > 1e-4).all()
+
+
+@BOTH
+def test_every_position_sees_the_label(make_model, tokens, labels, attention):
+    model = make_model(attention=attention)
+    assert ((model(tokens, labels) - model(tokens, labels + 1 - 2 * (labels == 5))).abs().amax(-1) > 1e-4).all()
+
+
+@BOTH
+def test_grouped_queries_equal_repeated_heads(make_model, tokens, labels, attention):
+    grouped = make_model(kv_heads=2, attention=attention)
+    plain = make_model(attention=attention)
+    weights = grouped.state_dict()
+    for layer in range(2):
+        name = f"blocks.{layer}.attention.qkv.weight"
+        q, k, v = weights[name].unflatten(0, (-1, 8)).split([4, 2, 2])
+        weights[name] = torch.cat([q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)]).flatten(0, 1)
+    plain.load_state_dict(weights)
+    torch.testing.assert_close(grouped(tokens, labels), plain(tokens, labels), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2])
+def test_steps_with_a_cache_equal_the_whole_sequence(make_model, tokens, labels, kv_heads):
+    model = make_model(kv_heads=kv_heads)
+    cache = KeyValueCache(model.config, 3, torch.device("cpu"), torch.float32)
+    inputs, steps = model.label_embedding(labels), []
+    with torch.no_grad():
+        for i in range(6):
+            steps.append(model.head(model.step(inputs, cache)))
+            inputs = model.token_embedding(tokens[:, i])
+    assert cache.length == 6
+    torch.testing.assert_close(torch.stack(steps, 1), model(tokens, labels), rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_first_loss_is_log_of_the_vocabulary(tokens, labels, attention):
+    config = TransformerConfig.of_size(
+        "nano", input_vocab=11, output_vocab=11, grid=(2, 3), num_classes=5, attention=attention
+    )
+    loss = F.cross_entropy(Transformer(config)(tokens, labels).flatten(0, 1), tokens.flatten())
+    assert loss.item() == pytest.approx(math.log(11), abs=1e-6)
+
+
+@BOTH
+def test_class_dropout_in_training(make_model, tokens, labels, attention):
+    unconditional = torch.full_like(labels, 5)
+    always = make_model(attention=attention, dropout=0.0, class_dropout=1.0)
+    never = make_model(attention=attention, dropout=0.0, class_dropout=0.0)
+    expected = never(tokens, labels)
+    torch.testing.assert_close(always(tokens, labels), expected)  # evaluation mode: no dropout
+    torch.testing.assert_close(always.train()(tokens, labels), never(tokens, unconditional))
+    torch.testing.assert_close(never.train()(tokens, labels), expected)
+
+
+def test_class_dropout_is_one_decision_per_image(make_model, tokens):
+    model = make_model(dropout=0.0, class_dropout=0.3).train()
+    torch.manual_seed(0)
+    logits = model(tokens[:1].expand(1000, -1), torch.zeros(1000, dtype=torch.int64))
+    model.eval()
+    kept, dropped = model(tokens[:2] * 0 + tokens[0], torch.tensor([0, 5]))
+    is_kept = torch.isclose(logits, kept, atol=1e-4).flatten(1).all(1)
+    is_dropped = torch.isclose(logits, dropped, atol=1e-4).flatten(1).all(1)
+    assert (is_kept ^ is_dropped).all()
+    assert 240 < is_dropped.sum() < 360  # 300 ± 4 standard deviations
+
+
+def test_evaluation_is_deterministic_and_training_drops(make_model, tokens, labels):
+    model = make_model(dropout=0.5, class_dropout=0.0)
+    assert torch.equal(model(tokens, labels), model(tokens, labels))
+    model.train()
+    assert not torch.equal(model(tokens, labels), model(tokens, labels))
+
+
+def test_save_and_load(make_model, tokens, labels, tmp_path):
+    model = make_model(attention="full", input_vocab=12, kv_heads=2, class_dropout=0.2)
+    model.train().save(tmp_path / "fine.safetensors")
+    loaded = Transformer.load(tmp_path / "fine.safetensors")
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert torch.equal(loaded(tokens, labels), model.eval()(tokens, labels))
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(1)}, {"ctf": "vq_tokenizer"})
+    with pytest.raises(InputError, match="not a ctf transformer"):
+        Transformer.load(tmp_path / "x.safetensors")
+
+
+def test_a_truncated_or_missing_file_is_refused(make_model, tmp_path):
+    path = tmp_path / "x.safetensors"
+    make_model().save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="truncated"):
+        Transformer.load(path)
+    with pytest.raises(InputError, match="no such"):
+        Transformer.load(tmp_path / "y.safetensors")

@@ -1,0 +1,162 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from ctf.errors import InputError
+from ctf.sampling import draw, filter_logits
+from ctf.sampling.draw import check_sampling
+
+HIGHEST = 1 - 2**-32  # of the numbers that `uniforms` makes
+
+#: Few different values, so that there are ties; sixteenths, so that sums are exact.
+TIED = st.lists(st.integers(-40, 40).map(lambda n: n / 16), min_size=1, max_size=12)
+
+
+def brute_force_kept(logits, top_k, top_p):
+    """The indices that top-k, then top-p leave, one by one."""
+    kept = list(range(len(logits)))
+    if top_k:
+        kept = [i for i in kept if sum(logits[j] > logits[i] for j in kept) < top_k]
+    if top_p < 1:
+        total = sum(math.exp(logits[i]) for i in kept)
+        cumulative, nucleus = 0.0, []
+        for i in sorted(kept, key=lambda i: -logits[i]):
+            if nucleus and cumulative > top_p:
+                break
+            nucleus.append(i)
+            cumulative += math.exp(logits[i]) / total
+        kept = nucleus
+    return kept
+
+
+@given(TIED, st.integers(0, 15), st.sampled_from([1e-9, 0.013, 0.37, 0.71, 0.993, 1.0]))
+@settings(deadline=None)
+def test_filter_against_brute_force(values, top_k, top_p):
+    logits = torch.tensor(values)
+    filtered = filter_logits(logits, top_k, top_p)
+    kept = filtered > -torch.inf
+    expected = brute_force_kept(values, top_k, top_p)
+    assert torch.equal(filtered[kept], logits[kept])
+    # Which of equally probable tokens at the edge of the nucleus stay is open; how many is not.
+    assert sorted(filtered[kept].tolist()) == sorted(values[i] for i in expected)
+
+
+def test_ties_with_the_kth_are_kept():
+    filtered = filter_logits(torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0]), top_k=2)
+    assert (filtered > -torch.inf).tolist() == [False, True, True, True, False]
+
+
+def test_filters_work_along_the_last_dimension():
+    logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))
+    rows = torch.stack([filter_logits(row, 5, 0.8) for row in logits.flatten(0, 1)])
+    assert torch.equal(filter_logits(logits, 5, 0.8), rows.view(2, 3, 9))
+
+
+def test_filters_do_not_change_their_input():
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    filter_logits(logits, 3, 0.5)
+    assert torch.equal(logits, before)
+
+
+def test_excluded_tokens_stay_excluded():
+    logits = torch.tensor([-torch.inf, 1.0, 0.5, -torch.inf])
+    assert (filter_logits(logits, top_k=3, top_p=0.99) > -torch.inf).tolist() == [False, True, True, False]
+
+
+@given(
+    st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=10),
+    st.floats(0, HIGHEST),
+    st.sampled_from([0.3, 1.0, 2.5]),
+)
+@settings(deadline=None)
+def test_draw_inverts_the_cumulative_distribution(values, u, temperature):
+    exact = np.exp(np.array(values) / temperature)
+    cumulative = np.cumsum(exact / exact.sum())
+    token = int(draw(torch.tensor(values), torch.tensor(u, dtype=torch.float64), temperature))
+    # u lies in the token's interval; probabilities are float32.
+    assert (cumulative[token - 1] if token else 0.0) <= u + 1e-5
+    assert cumulative[token] >= u - 1e-5
+
+
+def test_draw_against_searchsorted():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 300, 40, generator=generator)
+    uniform = torch.rand(5, 300, generator=generator, dtype=torch.float64)
+    tokens = draw(logits, uniform)
+    for row, u, token in zip(logits.view(-1, 40), uniform.flatten(), tokens.flatten(), strict=True):
+        cumulative = np.cumsum(row.softmax(0).double().numpy())
+        assert np.searchsorted(cumulative / cumulative[-1], float(u), side="right") == int(token)
+
+
+@pytest.mark.parametrize("top_k", [0, 4])
+def test_frequencies_are_the_probabilities(top_k):
+    logits = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.5, -0.5, 1.0])
+    uniform = torch.rand(50_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = draw(logits.expand(50_000, -1), uniform, temperature=1.5, top_k=top_k)
+    exact = np.exp(logits.double().numpy() / 1.5)
+    exact[brute := [i for i in range(7) if i not in brute_force_kept(logits.tolist(), top_k, 1.0)]] = 0
+    counts = np.bincount(tokens, minlength=7)
+    assert not counts[brute].any()
+    possible = exact > 0
+    assert stats.chisquare(counts[possible], 50_000 * (exact / exact.sum())[possible]).pvalue > 1e-3
+
+
+@given(TIED, st.sets(st.integers(0, 11)), st.sampled_from([0.0, 2**-32, 0.5, HIGHEST]))
+@settings(deadline=None)
+def test_impossible_tokens_are_never_drawn(values, impossible, u):
+    logits = torch.tensor([*values, 0.0])
+    logits[[i for i in impossible if i < len(values)]] = -torch.inf
+    logits = torch.cat([torch.tensor([-torch.inf, -1e4]), logits, torch.tensor([-1e4, -torch.inf])])
+    token = draw(logits, torch.tensor(u, dtype=torch.float64))
+    assert logits[token] > -1e4
+
+
+@pytest.mark.parametrize("size", [1000, 16_384])
+def test_the_highest_number_stays_inside_a_large_vocabulary(size):
+    logits = torch.randn(50, size, generator=torch.Generator().manual_seed(0))
+    logits[:, size // 2 :] = -torch.inf
+    tokens = draw(logits, torch.full((50,), HIGHEST, dtype=torch.float64))
+    assert tokens.max() < size // 2
+
+
+@given(TIED, st.floats(0, HIGHEST))
+@settings(deadline=None)
+def test_greedy(values, u):
+    logits, uniform = torch.tensor(values), torch.tensor(u, dtype=torch.float64)
+    assert values[draw(logits, uniform, temperature=0)] == max(values)
+    assert values[draw(logits, uniform, top_k=1)] == max(values)
+    assert values[draw(logits, uniform, top_p=1e-9)] == max(values)
+
+
+def test_half_precision_logits_are_drawn_in_float32():
+    logits = torch.randn(100, 30, generator=torch.Generator().manual_seed(0)).bfloat16()
+    uniform = torch.rand(100, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.equal(draw(logits, uniform, 0.7), draw(logits.float(), uniform, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("cfg_scale", -0.1),
+        ("cfg_scale", math.nan),
+        ("cfg_scale", math.inf),
+        ("temperature", -1.0),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+    ],
+)
+def test_settings_without_meaning_are_refused(setting, value):
+    valid = {"cfg_scale": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    check_sampling(**valid)
+    with pytest.raises(InputError, match=f"{setting} {value} must be"):
+        check_sampling(**valid | {setting: value})
