@@ -11,4 +11,14 @@ def progress_bar(total: int, name: str, unit: str, initial: int = 0, hidden: boo
     from tqdm import tqdm
 
     interval = 0.1 if sys.stderr.isatty() else 15
-    return tqdm(total=total, desc=name, unit=unit, initial=initial, disable=hidden, mininterval=interval, smoothing=0.1)
+    # The delay keeps a bar off the screen when bad input ends the work at once.
+    return tqdm(
+        total=total,
+        desc=name,
+        unit=unit,
+        initial=initial,
+        disable=hidden,
+        mininterval=interval,
+        smoothing=0.1,
+        delay=0.5,
+    )

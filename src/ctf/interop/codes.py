@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.files import atomic_path, existing, fingerprint
+from ctf.progress import progress_bar
 from ctf.tokenizer.vq_tokenizer import square_grid
 from ctf.tokens.index import TokenIndex
 from ctf.tokens.token_set import TokenSet, check_range
@@ -64,8 +65,6 @@ def import_codes(
         InputError: a folder or number is missing, a file is damaged, of another shape or not of integers, a code
             or label is out of range, or the two folders disagree on a label. The message names the file.
     """
-    from tqdm import tqdm
-
     roots = [Path(root) for root in (folder, second) if root is not None]
     folders = [existing(root / f"imagenet{size}_{kind}", "folder") for root in roots for kind in ("codes", "labels")]
     count = _check_numbers(folders, count)
@@ -86,7 +85,7 @@ def import_codes(
     writer = TokenWriter(out, settings)
     if writer.complete:
         return TokenSet.open(out)
-    with tqdm(total=count, initial=writer.consumed, desc="import", unit="image", disable=not progress) as bar:
+    with progress_bar(count, "import", "image", writer.consumed, hidden=not progress) as bar:
         block = min(BLOCK, shard_size)
         for start in range(writer.consumed, count, block):
             numbers = range(start, min(start + block, count))
@@ -116,8 +115,6 @@ def export_codes(
     Raises:
         InputError: a folder exists already, the size is not known, or the augmentations have no halves.
     """
-    from tqdm import tqdm
-
     size = size or token_set.index.image_size
     if size is None:
         raise InputError(f"{token_set.folder} does not know its image size: give size, for the folder names")
@@ -134,7 +131,7 @@ def export_codes(
         with (
             atomic_path(root / f"imagenet{size}_codes") as codes,
             atomic_path(root / f"imagenet{size}_labels") as labels,
-            tqdm(total=len(token_set), desc="export", unit="image", disable=not progress) as bar,
+            progress_bar(len(token_set), "export", "image", hidden=not progress) as bar,
         ):
             codes.mkdir()
             labels.mkdir()

@@ -13,6 +13,7 @@ import torch
 from ctf.errors import InputError
 from ctf.files import fingerprint
 from ctf.images import ImageSet, ten_crop, to_tensor
+from ctf.progress import progress_bar
 from ctf.tokenizer import VQTokenizer
 from ctf.tokens.index import TokenIndex
 from ctf.tokens.token_set import TokenSet
@@ -59,8 +60,6 @@ def tokenize_images(
         InputError: the image size does not fit the tokenizer, a crop range is below 1, no image is readable,
             or the folder holds a token set with other settings.
     """
-    from tqdm import tqdm
-
     if images.size % (downsampling := tokenizer.config.downsampling):
         raise InputError(f"images of {images.size} pixels: the tokenizer takes multiples of {downsampling}")
     if augmentation == "ten-crop" and min(crop_ranges, default=0) < 1:
@@ -89,7 +88,7 @@ def tokenize_images(
     sizes = [int(images.size * r) for r in crop_ranges] if augmentation == "ten-crop" else [images.size]
     # One stream per crop range: LlamaGen resizes for each range, it does not crop one from another.
     streams = [images.batches(batch_size, start, size) for size in sizes]
-    with tqdm(total=len(images), initial=start, desc="tokenize", unit="image", disable=not progress) as bar:
+    with progress_bar(len(images), "tokenize", "image", start, hidden=not progress) as bar:
         for parts in zip(*streams, strict=True):
             indices, _, labels = parts[0]
             views = [view for _, pixels, _ in parts for view in augmented(pixels, images.size, augmentation)]

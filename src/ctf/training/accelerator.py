@@ -1,0 +1,42 @@
+"""Device, precision and processes of a run, by way of `accelerate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ctf.errors import InputError
+from ctf.training.config import LoopConfig
+
+MODES = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def build_accelerator(config: LoopConfig) -> Any:
+    """An accelerate.Accelerator for one run.
+
+    Raises:
+        InputError: the device is not there, or cannot train in the precision.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(config.device):
+        there = ", ".join(name for name, found in available.items() if found)
+        raise InputError(f"loop.device {config.device!r} does not exist here: choose one of {there}")
+    precision = native_precision(config.device) if config.precision == "auto" else config.precision
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several models
+    try:
+        return Accelerator(mixed_precision=MODES[precision], cpu=config.device == "cpu")
+    except ValueError as error:  # float16 on a CPU
+        raise InputError(f"loop.precision {precision!r} does not work here ({error}): choose float32") from None
+
+
+def native_precision(device: str = "auto") -> str:
+    """The precision that `device` multiplies natively: "bfloat16", else "float32"."""
+    if device != "cpu" and torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    if device == "mps" or (device == "auto" and torch.backends.mps.is_available()):
+        return "float32"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"

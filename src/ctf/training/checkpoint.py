@@ -1,0 +1,101 @@
+"""Checkpoints: one safetensors file each, with everything that a run needs to go on as if never stopped.
+
+Random state is not among it: the loop seeds every step from (seed, step, rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ctf.errors import InputError
+from ctf.files import load_tensors, save_tensors
+
+Part = nn.Module | Optimizer
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}.safetensors"
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run folder."""
+    return max((run / "checkpoints").glob("step-*.safetensors"), default=None)
+
+
+def save_checkpoint(run: Path, step: int, parts: Mapping[str, Part], keep: int) -> Path:
+    """Write the state after `step` steps, then remove all but the newest `keep` checkpoints."""
+    path = checkpoint_path(run, step)
+    tensors = {f"{name}/{key}": tensor for name, part in parts.items() for key, tensor in _state(part).items()}
+    save_tensors(path, tensors, {"ctf": "checkpoint", "step": str(step)})
+    for old in sorted(path.parent.glob("step-*.safetensors"))[:-keep]:
+        old.unlink()
+    return path
+
+
+def not_finite(parts: Mapping[str, Part]) -> str | None:
+    """Name of a tensor that no checkpoint should hold, because it is infinite or not a number, if there is one."""
+    tensors = ((f"{name}/{key}", tensor) for name, part in parts.items() for key, tensor in _state(part).items())
+    return next((name for name, tensor in tensors if not bool(tensor.isfinite().all())), None)
+
+
+def load_checkpoint(path: Path, parts: Mapping[str, Part]) -> int:
+    """Restore `parts` in place; returns the number of steps done.
+
+    Raises:
+        InputError: truncated, or of a run with other settings.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("ctf") != "checkpoint":
+        raise InputError(f"{path} is not a checkpoint")
+    for name, part in parts.items():
+        prefix = f"{name}/"
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        try:
+            if isinstance(part, Optimizer):
+                _restore_optimizer(part, state)
+            else:
+                _restore_module(part, state)
+        except ValueError as error:
+            raise InputError(
+                f"{path} does not fit this run's settings ({name}: {error}): resume with the settings in config.json"
+            ) from None
+    return int(metadata["step"])
+
+
+def _state(part: Part) -> dict[str, Tensor]:
+    if isinstance(part, nn.Module):
+        return {**dict(part.named_parameters()), **dict(part.named_buffers())}
+    return {
+        f"{index}/{key}": value
+        for index, state in part.state_dict()["state"].items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+@torch.no_grad()
+def _restore_module(module: nn.Module, state: dict[str, Tensor]) -> None:
+    own = _state(module)
+    if different := sorted(own.keys() ^ state.keys()):
+        raise ValueError(f"{len(different)} tensors are only in one of the two, such as {different[0]}")
+    for key, tensor in own.items():
+        if tensor.shape != state[key].shape:
+            raise ValueError(f"{key} is {list(state[key].shape)} there and {list(tensor.shape)} here")
+        tensor.copy_(state[key])
+
+
+def _restore_optimizer(optimizer: Optimizer, state: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    nested: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        index, name = key.split("/")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:  # fused AdamW takes for granted that moments lie in memory as weights do
+            value = torch.empty_like(parameter).copy_(value)
+        nested.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": nested, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,211 @@
+"""The training loop, one for every objective."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctf.errors import InputError
+from ctf.files import write_json
+from ctf.images.sheet import save_png
+from ctf.progress import progress_bar
+from ctf.training.accelerator import build_accelerator
+from ctf.training.checkpoint import Part, latest_checkpoint, load_checkpoint, not_finite, save_checkpoint
+from ctf.training.config import LoopConfig, OptimizerConfig
+from ctf.training.interrupt import interruptible
+from ctf.training.log import Log
+from ctf.training.meter import Meter
+from ctf.training.objective import Batch, Objective
+from ctf.training.optimizer import build_optimizer, learning_rate
+
+
+def train(
+    objective: Objective, out: str | Path, optimizer_config: OptimizerConfig, config: LoopConfig, settings: Any
+) -> dict[str, float]:
+    """Train until the last step and deliver `out/model.safetensors`.
+
+    The run folder also gets `config.json`, `log.jsonl`, `checkpoints/` and, where the objective can paint,
+    `samples/`. Under `torchrun` each process takes its part of every batch (DDP); the first one writes, and
+    logs the loss of its own part.
+
+    Args:
+        objective: what to train.
+        out: run folder.
+        optimizer_config: AdamW and its schedule.
+        config: length, precision, checkpoints.
+        settings: the dataclass that the run was made from, kept in the run folder.
+
+    Returns:
+        The last evaluation.
+
+    Raises:
+        InputError: the folder holds a run and `resume` is off; the checkpoint to resume from is damaged or of
+            other settings; loss or weights are no longer finite (the message names the last good checkpoint);
+            settings that do not go together.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
+    """
+    run = Path(out)
+    if not config.resume and (latest_checkpoint(run) or (run / "model.safetensors").exists()):
+        raise InputError(f"{run} already holds a run: continue it with --loop.resume true, or choose another --out")
+    trainer = _Trainer(objective, run, optimizer_config, config)
+    if trainer.lead:
+        write_json(run / "config.json", dataclasses.asdict(settings))
+    with Log(run, trainer.done, config.tensorboard, silent=not trainer.lead) as log:
+        figures = trainer.run_steps(log)
+        if trainer.lead:
+            objective.deliver(trainer.best, run / "model.safetensors")
+        trainer.accelerator.wait_for_everyone()
+    return figures
+
+
+class _Trainer:
+    """A run between its steps.
+
+    Attributes:
+        done: steps before this start.
+        steps: number of the last step.
+        best: what is evaluated and delivered: the averaged weights where there are any.
+        lead: whether this process writes the files.
+    """
+
+    def __init__(self, objective: Objective, run: Path, optimizer_config: OptimizerConfig, config: LoopConfig) -> None:
+        self.objective, self.run, self.optimizer_config, self.config = objective, run, optimizer_config, config
+        self.accelerator = build_accelerator(config)
+        self.lead = self.accelerator.is_main_process
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        if config.batch_size % (config.accumulate * self.world):
+            raise InputError(
+                f"batch_size {config.batch_size} is not a multiple of accumulate × processes = "
+                f"{config.accumulate} × {self.world}"
+            )
+        self.steps = config.total_steps(objective.num_images)
+        self.meter = Meter()
+
+        model = objective.module
+        for part in (model, *objective.extra.values()):
+            if isinstance(part, nn.Module):
+                part.to(self.accelerator.device)
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False) if config.ema else None
+        self.best = model if self.ema is None else self.ema
+        compiled = torch.compile(model) if config.compile else model
+        self.module, self.optimizer = self.accelerator.prepare(compiled, build_optimizer(model, optimizer_config))
+        self.parts: dict[str, Part] = {"model": model, "optimizer": self.optimizer.optimizer, **objective.extra}
+        if self.ema is not None:
+            self.parts["ema"] = self.ema
+        checkpoint = latest_checkpoint(run)
+        self.done = load_checkpoint(checkpoint, self.parts) if checkpoint else 0
+
+    def run_steps(self, log: Log) -> dict[str, float]:
+        """Take all steps that are left; returns the last evaluation."""
+        c = self.config
+        batches = self.objective.batches(c.batch_size, c.seed, self.rank, self.world, self.done)
+        self.module.train()
+        bar = progress_bar(self.steps, self.run.name, "step", self.done, hidden=not self.lead)
+        with interruptible() as interrupted, bar:
+            for step in range(self.done, self.steps):
+                rate = self._step(next(batches), step)
+                now = step + 1
+                finished = now == self.steps
+                bar.update()
+                if finished or now % c.log_every == 0:
+                    self._check_finite(self.meter.not_finite(), now)
+                    line = self.meter.line()
+                    epoch = now * c.batch_size / self.objective.num_images
+                    log.write(now, {"learning_rate": rate, "epoch": epoch, **line})
+                    bar.set_postfix(loss=f"{line['loss']:.3f}")
+                stop = self._anywhere(interrupted())
+                if finished or stop or _due(now, c.checkpoint_every):
+                    self._save(now)
+                if stop and not finished:
+                    self._stop(now)
+                if not finished and _due(now, c.evaluate_every):
+                    self._report(now, log)
+        return self._report(max(self.done, self.steps), log)
+
+    def _step(self, batch: Batch, step: int) -> float:
+        """One optimizer step, number `step` from 0; returns its learning rate."""
+        c = self.config
+        # Dropout depends on seed, step and rank alone: random state need not be in the checkpoint.
+        torch.manual_seed(((c.seed * 1_000_003 + step) * self.world + self.rank) % 2**63)
+        self.objective.before_step(self.ema, step)
+        rate = learning_rate(self.optimizer_config, step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        pieces = zip(*(tensor.to(self.accelerator.device).chunk(c.accumulate) for tensor in batch), strict=True)
+        for index, piece in enumerate(pieces):
+            last = index == c.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                loss, values = self.objective.loss(self.module, piece, step)
+                self.accelerator.backward(loss / c.accumulate)
+            self.meter.add({"loss": loss, **values}, 1 / c.accumulate)
+        if self.optimizer_config.clip:
+            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.optimizer_config.clip)
+            if self.accelerator.scaler is None:  # which meets infinite gradients on purpose, and skips their steps
+                self.meter.add({"gradient_norm": norm})
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            # The first steps forget the random start: after t of them the average is over about t/10.
+            _update_average(self.ema, self.objective.module, min(c.ema, (1 + step) / (10 + step)))
+        self.meter.end_step(self.objective.after_step(self.ema, step))
+        return rate
+
+    def _report(self, step: int, log: Log) -> dict[str, float]:
+        """Evaluate and paint a sheet, on the lead process."""
+        if not self.lead:
+            return {}
+        was_training = self.best.training
+        self.best.eval()
+        with torch.no_grad():
+            figures = self.objective.evaluate(self.best)
+            sheet = self.objective.sheet(self.best)
+        self.best.train(was_training)
+        if sheet is not None:
+            save_png(self.run / "samples" / f"step-{step:08d}.png", sheet)
+        if figures:
+            log.write(step, figures)
+        return figures
+
+    def _save(self, step: int) -> None:
+        self._check_finite(self.meter.not_finite() or not_finite(self.parts), step)
+        if self.lead:
+            save_checkpoint(self.run, step, self.parts, self.config.keep_checkpoints)
+
+    def _check_finite(self, culprit: str | None, step: int) -> None:
+        if culprit:
+            good = latest_checkpoint(self.run)
+            raise InputError(
+                f"{culprit} is not finite at step {step}; "
+                f"{f'the last good checkpoint is {good}' if good else 'there is no checkpoint yet'}: "
+                "lower optimizer.learning_rate or optimizer.clip, or train in float32"
+            )
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether `flag` is set on any process: all must stop after the same step, or the rest would wait for ever."""
+        if self.world == 1:
+            return flag
+        flags: Tensor = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device))
+        return bool(flags)
+
+    def _stop(self, step: int) -> None:
+        self.accelerator.wait_for_everyone()  # else torchrun would end the lead process while it writes
+        if self.lead:
+            where = latest_checkpoint(self.run)
+            print(f"Stopped after step {step}; continue with --loop.resume true ({where})", file=sys.stderr)
+        raise KeyboardInterrupt
+
+
+def _due(now: int, every: int) -> bool:
+    return every > 0 and now % every == 0
+
+
+@torch.no_grad()
+def _update_average(ema: nn.Module, module: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in module.parameters()], 1 - decay)

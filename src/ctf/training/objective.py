@@ -1,0 +1,55 @@
+"""What the loop asks of a thing that can be trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Batch = tuple[Tensor, ...]
+
+
+class Objective(ABC):
+    """A module with its data, its loss and its report. The loop owns the optimizer and the clock.
+
+    Attributes:
+        module: what is trained.
+        num_images: images in an epoch.
+        extra: further modules and optimizers that a checkpoint must hold.
+    """
+
+    module: nn.Module
+    num_images: int
+    extra: dict[str, nn.Module | Optimizer]
+
+    @abstractmethod
+    def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
+        """This rank's part of batches `start`, `start` + 1, …; batch s depends on s and the seed alone."""
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one batch and what to log of it (detached scalars). `module` may be wrapped."""
+
+    def before_step(self, ema: nn.Module | None, step: int) -> None:  # noqa: B027
+        """Called before each optimizer step."""
+
+    def after_step(self, ema: nn.Module | None, step: int) -> dict[str, float]:
+        """Called after each optimizer step; what it returns is added up until the next log line."""
+        return {}
+
+    @abstractmethod
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Figures of a module in evaluation mode, named "held_out/…" or "train/…"; empty without held-out data."""
+
+    def sheet(self, module: nn.Module) -> Image.Image | None:
+        """A contact sheet of what the module can do, if it can be painted."""
+        return None
+
+    @abstractmethod
+    def deliver(self, module: Any, path: Path) -> None:
+        """Write the trained module to one file."""

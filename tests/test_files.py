@@ -1,0 +1,216 @@
+import os
+import resource
+import stat
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctf.errors import InputError
+from ctf.files import (
+    atomic_path,
+    existing,
+    fingerprint,
+    load_module,
+    load_tensors,
+    read_json,
+    read_metadata,
+    save_module,
+    save_tensors,
+    write_json,
+    write_text,
+)
+
+
+@dataclass
+class Config:
+    width: int
+
+
+def fail_halfway(path, write):
+    def write_and_stop():
+        with atomic_path(path) as temporary:
+            write(temporary)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_stop()
+
+
+def write_folder(folder, text):
+    folder.mkdir()
+    (folder / "file").write_text(text)
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "file"
+    fail_halfway(path, lambda temporary: temporary.write_text("half"))
+    assert list(path.parent.iterdir()) == []
+    write_text(path, "old")
+    fail_halfway(path, lambda temporary: temporary.write_text("half"))
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
+    path = tmp_path / "folder"
+    with atomic_path(path) as temporary:
+        write_folder(temporary, "old")
+    fail_halfway(path, lambda temporary: write_folder(temporary, "half"))
+    assert (path / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with atomic_path(path) as temporary:
+        write_folder(temporary, "new")
+    assert (path / "file").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    write_folder(path, "old")
+    replace, moved = os.replace, []
+
+    def fail_second(source, target):
+        moved.append(source)
+        if len(moved) == 2:
+            raise OSError("cannot rename")
+        replace(source, target)
+
+    def write_new():
+        with atomic_path(path) as temporary:
+            write_folder(temporary, "new")
+
+    monkeypatch.setattr(os, "replace", fail_second)
+    with pytest.raises(OSError, match="cannot rename"):
+        write_new()
+    assert (path / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_round_trip_is_readable(tmp_path):
+    value = {"a": [1, 2.5, None], "ü": "π"}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    assert "π" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe"])
+def test_what_is_not_json(content, tmp_path):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.json is not valid JSON") as error:
+        read_json(tmp_path / "x.json")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_missing_or_a_folder(tmp_path):
+    with pytest.raises(InputError, match="nothing: no such file or folder"):
+        read_json(tmp_path / "nothing")
+    with pytest.raises(InputError, match="nothing: no such token set"):
+        existing(tmp_path / "nothing", "token set")
+    with pytest.raises(InputError, match="is not valid JSON"):
+        read_json(tmp_path)
+    with pytest.raises(InputError, match="no such safetensors file"):
+        load_tensors(tmp_path / "nothing")
+    with pytest.raises(InputError, match="truncated or not a safetensors file"):
+        load_tensors(tmp_path)
+
+
+def test_tensors_round_trip(tmp_path):
+    tensors = {
+        "t": torch.randn(3, 4).T,
+        "half": torch.randn(2).half(),
+        "empty": torch.zeros(0, 2),
+        "n": torch.tensor(7),
+    }
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, tensors, {"kind": "test"})
+    loaded, metadata = load_tensors(path)
+    assert metadata == read_metadata(path) == {"kind": "test"}
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+    (tmp_path / "plain").touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("length", [0, 7, 50, -1])
+def test_a_truncated_tensor_file(length, tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.randn(8)})
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"x\.safetensors is truncated or not a safetensors file"):
+        load_tensors(path)
+
+
+def test_a_full_disk_leaves_the_old_tensors(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.zeros(1)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"x\.safetensors cannot be written \(.*\): free some space"):
+            save_tensors(path, {"a": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_tensors(path)[0]["a"].tolist() == [0]
+
+
+def test_modules_round_trip_and_refuse_other_files(tmp_path):
+    path = tmp_path / "x.safetensors"
+    module = torch.nn.Linear(3, 3)
+    save_module(path, module, "linear", Config(3), dtype=torch.float16)
+
+    def build(config):
+        return torch.nn.Linear(config["width"], config["width"])
+
+    loaded = load_module(path, "linear", build)
+    assert torch.equal(loaded.weight, module.weight.half().float())
+    assert not loaded.training
+    with pytest.raises(InputError, match=r"is not a ctf tokenizer \(it says 'linear'\)"):
+        load_module(path, "tokenizer", build)
+    with pytest.raises(InputError, match="cannot read this linear") as error:
+        load_module(path, "linear", lambda config: torch.nn.Linear(2, 2))
+    assert "\n" not in str(error.value)
+
+
+floats = st.lists(st.floats(width=16, allow_nan=False), min_size=1, max_size=8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(floats)
+def test_a_fingerprint_depends_on_values_not_on_storage(values):
+    tensor = torch.tensor(values)
+    twice = torch.stack([tensor, tensor], 1)
+    expected = fingerprint(tensor)
+    assert len(expected) == 16
+    assert int(expected, 16) >= 0
+    assert expected == fingerprint(tensor.half()) == fingerprint(tensor.double()) == fingerprint(twice[:, 0])
+    assert expected == fingerprint(torch.where(tensor == 0, -tensor, tensor))  # −0 is 0
+    assert expected != fingerprint(tensor[None])
+
+
+@settings(max_examples=50, deadline=None)
+@given(floats, floats)
+def test_other_values_have_another_fingerprint(a, b):
+    assert (fingerprint(torch.tensor(a)) == fingerprint(torch.tensor(b))) == (a == b)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-100, 100), max_size=8))
+def test_integers_have_one_fingerprint_in_every_type(values):
+    assert fingerprint(torch.tensor(values, dtype=torch.int8)) == fingerprint(torch.tensor(values, dtype=torch.int64))
+
+
+def test_a_known_fingerprint():
+    import hashlib
+    import struct
+
+    expected = hashlib.sha256(b"(2, 1)" + struct.pack("<2f", 1.0, 2.5)).hexdigest()[:16]
+    assert fingerprint(torch.tensor([[1.0], [2.5]])) == expected

@@ -1,0 +1,117 @@
+import resource
+
+import pytest
+import torch
+from torch import nn
+
+from ctf.errors import InputError
+from ctf.training.checkpoint import (
+    checkpoint_path,
+    latest_checkpoint,
+    load_checkpoint,
+    not_finite,
+    save_checkpoint,
+)
+
+
+def make_parts(channels=4, layers=1, seed=0):
+    torch.manual_seed(seed)
+    body = nn.Sequential(
+        *(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers)), nn.BatchNorm2d(channels)
+    )
+    model = body.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    return {"model": model, "optimizer": optimizer}
+
+
+def step(parts, seed):
+    torch.manual_seed(seed)
+    channels = next(parts["model"].parameters()).shape[1]
+    parts["model"](torch.randn(2, channels, 5, 5)).square().mean().backward()
+    parts["optimizer"].step()
+    parts["optimizer"].zero_grad()
+
+
+def test_training_goes_on_exactly_where_weights_lie_channels_last(tmp_path):
+    whole, resumed = make_parts(), make_parts(seed=1)
+    step(whole, 1)
+    path = save_checkpoint(tmp_path, 1, whole, keep=1)
+    assert load_checkpoint(path, resumed) == 1
+    for seed in (2, 3):
+        step(whole, seed)
+        step(resumed, seed)
+    for key, tensor in whole["model"].state_dict().items():
+        assert torch.equal(tensor, resumed["model"].state_dict()[key]), key
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    for done in (1, 20, 300):
+        save_checkpoint(tmp_path, done, make_parts(), keep=2)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == [checkpoint_path(tmp_path, done) for done in (20, 300)]
+    assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 300)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"channels": 8}, r"0.weight is \[4, 4, 3, 3\] there and \[8, 8, 3, 3\] here"),
+        ({"layers": 2}, "only in one of the two"),
+    ],
+)
+def test_a_checkpoint_of_another_model(other, reason, tmp_path):
+    path = save_checkpoint(tmp_path, 1, make_parts(), keep=1)
+    with pytest.raises(InputError, match=rf"does not fit this run's settings \(model: .*{reason}") as error:
+        load_checkpoint(path, make_parts(**other))
+    assert "\n" not in str(error.value)
+
+
+def test_a_shape_that_would_broadcast_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"model": nn.Linear(3, 1)}, keep=1)
+    with pytest.raises(InputError, match="does not fit"):
+        load_checkpoint(path, {"model": nn.Linear(3, 5)})
+
+
+def test_a_part_that_the_checkpoint_lacks(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"model": nn.Linear(3, 1)}, keep=1)
+    with pytest.raises(InputError, match=r"\(ema: "):
+        load_checkpoint(path, {"model": nn.Linear(3, 1), "ema": nn.Linear(3, 1)})
+
+
+@pytest.mark.parametrize("length", [0, 5, 400, -1])
+def test_a_truncated_checkpoint(length, tmp_path):
+    path = save_checkpoint(tmp_path, 1, make_parts(), keep=1)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InputError, match=f"{path.name} is truncated or not a safetensors file") as error:
+        load_checkpoint(path, make_parts())
+    assert "\n" not in str(error.value)
+
+
+def test_another_safetensors_file(tmp_path):
+    from ctf.files import save_tensors
+
+    save_tensors(tmp_path / "codes.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(InputError, match="is not a checkpoint"):
+        load_checkpoint(tmp_path / "codes.safetensors", make_parts())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    parts = make_parts(channels=64)
+    save_checkpoint(tmp_path, 1, parts, keep=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"step-00000002\.safetensors cannot be written"):
+            save_checkpoint(tmp_path, 2, parts, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "checkpoints").iterdir()) == [checkpoint_path(tmp_path, 1)]
+    assert load_checkpoint(checkpoint_path(tmp_path, 1), parts) == 1
+
+
+def test_not_finite_names_the_tensor():
+    parts = make_parts()
+    step(parts, 0)
+    assert not_finite(parts) is None
+    parts["optimizer"].state[parts["model"][0].bias]["exp_avg"][1] = torch.inf
+    assert not_finite(parts) == "optimizer/1/exp_avg"

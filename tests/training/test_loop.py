@@ -1,0 +1,209 @@
+import copy
+import json
+import math
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tiny_runs import (
+    COARSE_MAP,
+    make_image_set,
+    make_token_objective,
+    make_tokenizer_objective,
+    run,
+    tokenizer_training,
+)
+
+from ctf.errors import InputError
+from ctf.files import load_tensors
+from ctf.models import Transformer
+from ctf.tokens.token_set import TokenBatches
+from ctf.training.checkpoint import checkpoint_path, latest_checkpoint
+from ctf.training.config import OptimizerConfig
+from ctf.training.log import read_log
+
+
+def assert_same_checkpoints(path, other):
+    tensors, others = load_tensors(path)[0], load_tensors(other)[0]
+    assert tensors.keys() == others.keys()
+    assert [key for key in tensors if not torch.equal(tensors[key], others[key])] == []
+
+
+def interrupted(objective, at):
+    """The same objective, with Ctrl-C during step `at`."""
+
+    class Interrupted(type(objective)):
+        def after_step(self, ema, step):
+            if step == at:
+                signal.raise_signal(signal.SIGINT)
+            return super().after_step(ema, step)
+
+    objective.__class__ = Interrupted
+    return objective
+
+
+@pytest.mark.parametrize("stage", ["baseline", "fine"])
+def test_resuming_a_token_run_is_exact(stage, tokens, tmp_path):
+    def objective():
+        return make_token_objective(tokens, stage, dropout=0.2, class_dropout=0.3)
+
+    run(objective(), tmp_path / "whole", ema=0.9)
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted(objective(), at=2), tmp_path / "parts", ema=0.9)
+    assert latest_checkpoint(tmp_path / "parts") == checkpoint_path(tmp_path / "parts", 3)
+    run(objective(), tmp_path / "parts", ema=0.9, resume=True)
+    assert_same_checkpoints(checkpoint_path(tmp_path / "whole", 6), checkpoint_path(tmp_path / "parts", 6))
+    logs = [
+        [(line["step"], line["loss"], line["learning_rate"]) for line in read_log(tmp_path / name / "log.jsonl")]
+        for name in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+
+
+TOKENIZER_LOOP = {"ema": 0.9, "steps": 22, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def whole_tokenizer_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run(make_tokenizer_objective(make_image_set(), tokenizer_training()), folder, **TOKENIZER_LOOP)
+    assert sum(line.get("restarts", 0) for line in read_log(folder / "log.jsonl")) > 0
+    return folder
+
+
+@pytest.mark.parametrize("at", [1, 10, 19])  # before the codebook starts, in between, with the restart of codewords
+def test_resuming_a_tokenizer_run_is_exact(at, whole_tokenizer_run, tmp_path):
+    def objective():
+        return make_tokenizer_objective(make_image_set(), tokenizer_training())
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted(objective(), at), tmp_path, **TOKENIZER_LOOP)
+    run(objective(), tmp_path, resume=True, **TOKENIZER_LOOP)
+    assert_same_checkpoints(checkpoint_path(whole_tokenizer_run, 22), checkpoint_path(tmp_path, 22))
+
+
+def test_steps_against_adamw_written_out(tokens, tmp_path):
+    optimizer = OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, weight_decay=0.3, clip=0.05)
+    objective = make_token_objective(tokens, "coarse")
+    hand = copy.deepcopy(objective.module)
+    average = [p.detach().clone() for p in hand.parameters()]
+    first, second = ([torch.zeros_like(p) for p in hand.parameters()] for _ in range(2))
+    for step in range(2):
+        rate = [1e-2, 1e-3][step]
+        fine, labels = TokenBatches(tokens, 8, seed=5)[step]
+        coarse = COARSE_MAP.to_coarse(fine)
+        log_p = F.log_softmax(hand(coarse, labels), -1)
+        loss = -log_p.gather(-1, coarse[..., None]).mean()
+        gradients = torch.autograd.grad(loss, list(hand.parameters()))
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+        assert norm > optimizer.clip
+        with torch.no_grad():
+            for p, g, m, v, a in zip(hand.parameters(), gradients, first, second, average, strict=True):
+                g = g * optimizer.clip / norm
+                m.mul_(0.9).add_(0.1 * g)
+                v.mul_(0.95).add_(0.05 * g * g)
+                if p.ndim >= 2:
+                    p.mul_(1 - rate * 0.3)
+                p.sub_(rate * m / (1 - 0.9 ** (step + 1)) / ((v / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8))
+                decay = min(0.8, (1 + step) / (10 + step))
+                a.copy_(decay * a + (1 - decay) * p)
+    run(objective, tmp_path, optimizer, steps=2, seed=5, ema=0.8)
+    for p, q in zip(objective.module.parameters(), hand.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-5)
+    delivered = Transformer.load(tmp_path / "model.safetensors")
+    for p, a in zip(delivered.parameters(), average, strict=True):
+        torch.testing.assert_close(p, a, rtol=1e-3, atol=2e-5)
+
+
+def test_two_half_batches_are_one_batch(tokens, tmp_path):
+    one, two = make_token_objective(tokens), make_token_objective(tokens)
+    optimizer = OptimizerConfig(learning_rate=1e-3, clip=0.1)
+    run(one, tmp_path / "1", optimizer, steps=3)
+    run(two, tmp_path / "2", optimizer, steps=3, accumulate=2)
+    for p, q in zip(one.module.parameters(), two.module.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
+    losses = [[line["loss"] for line in read_log(tmp_path / name / "log.jsonl")] for name in "12"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_run_that_diverges_stops_before_it_writes_what_is_not_finite(tokens, tmp_path):
+    with pytest.raises(
+        InputError, match=r"is not finite at step \d; the last good checkpoint is .*step-0000000\d"
+    ) as error:
+        run(make_token_objective(tokens), tmp_path, OptimizerConfig(learning_rate=1e30), checkpoint_every=1)
+    assert "\n" not in str(error.value)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert str(checkpoint) in str(error.value)
+    assert all(tensor.isfinite().all() for tensor in load_tensors(checkpoint)[0].values())
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_are_not_written_although_the_loss_was(tokens, tmp_path):
+    class Damaged(type(make_token_objective(tokens))):
+        def after_step(self, ema, step):
+            if step == 3:
+                self.module.head.weight.data[0, 0] = math.nan
+            return {}
+
+    objective = make_token_objective(tokens)
+    objective.__class__ = Damaged
+    with pytest.raises(InputError, match=r"model/head.weight is not finite at step 4; .*step-00000003"):
+        run(objective, tmp_path, OptimizerConfig(clip=0), checkpoint_every=1, log_every=100)
+    run(make_token_objective(tokens), tmp_path, resume=True)  # goes on from step 3
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")][-1] == 6
+
+
+def test_no_checkpoint_yet(tokens, tmp_path):
+    with pytest.raises(InputError, match="there is no checkpoint yet"):
+        run(make_token_objective(tokens), tmp_path, OptimizerConfig(learning_rate=math.inf))
+
+
+def test_a_folder_with_a_run_is_left_alone(tokens, tmp_path):
+    run(make_token_objective(tokens), tmp_path, steps=1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"already holds a run.*--loop.resume"):
+        run(make_token_objective(tokens), tmp_path, steps=1)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_batch_that_cannot_be_split(tokens, tmp_path):
+    with pytest.raises(InputError, match="batch_size 8 is not a multiple of accumulate × processes = 3 × 1"):
+        run(make_token_objective(tokens), tmp_path, accumulate=3)
+
+
+def test_resuming_a_finished_run_evaluates_and_delivers(tokens, tmp_path):
+    figures = run(make_token_objective(tokens, held_out=tokens), tmp_path, steps=2)
+    (tmp_path / "model.safetensors").unlink()
+    again = run(make_token_objective(tokens, held_out=tokens), tmp_path, steps=2, resume=True)
+    assert again == figures
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_what_a_run_folder_holds(tmp_path):
+    images = make_image_set()
+    run(make_tokenizer_objective(images, tokenizer_training()), tmp_path, steps=4, evaluate_every=2, tensorboard=True)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4]
+    assert {"loss", "mse", "gradient_norm", "learning_rate", "epoch", "steps_per_second"} <= training[0].keys()
+    assert training[-1]["epoch"] == pytest.approx(4 * 8 / len(images))
+    assert any("train/usage" in line for line in lines)
+    sheets = sorted((tmp_path / "samples").iterdir())
+    assert [path.name for path in sheets] == ["step-00000002.png", "step-00000004.png"]
+    assert all(Image.open(path).size[0] > 12 * 32 for path in sheets)
+    assert sum(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()) > 0
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_nearly_as_float32_does(precision, tokens, tmp_path):
+    for name in ("float32", precision):
+        run(make_token_objective(tokens), tmp_path / name, precision=name, steps=3)
+    losses = [[line["loss"] for line in read_log(tmp_path / name / "log.jsonl")] for name in ("float32", precision)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_device_that_is_not_there(tokens, tmp_path):
+    with pytest.raises(InputError, match=r"loop.device 'tpu' does not exist here: choose one of auto, cpu"):
+        run(make_token_objective(tokens), tmp_path, device="tpu")

@@ -1,0 +1,32 @@
+import math
+
+import pytest
+from torch import nn
+
+from ctf.training.config import OptimizerConfig
+from ctf.training.optimizer import build_optimizer, learning_rate
+
+
+def test_schedule_against_a_hand_computation():
+    config = OptimizerConfig(learning_rate=1.0, final_learning_rate=0.2, warmup_steps=4)
+    # Warm-up over 4 steps, then half a cosine from 1 to 0.2 over the steps 4, …, 8.
+    turn = math.sqrt(0.5)
+    expected = [0.25, 0.5, 0.75, 1.0, 1.0, 0.6 + 0.4 * turn, 0.6, 0.6 - 0.4 * turn, 0.2]
+    assert [learning_rate(config, step, 9) for step in range(9)] == pytest.approx(expected)
+
+
+def test_schedule_of_runs_without_room_for_a_cosine():
+    assert learning_rate(OptimizerConfig(learning_rate=1.0), 0, 1) == 1.0
+    assert learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=10), 1, 2) == pytest.approx(0.2)
+
+
+def test_only_matrices_decay_and_frozen_weights_stay_out():
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Embedding(5, 4), nn.Conv2d(4, 4, 3), nn.Linear(4, 4))
+    module[4].requires_grad_(False)
+    decayed, plain = build_optimizer(module, OptimizerConfig(weight_decay=0.3, betas=(0.8, 0.9))).param_groups
+    assert {id(p) for p in decayed["params"]} == {id(m.weight) for m in (module[0], module[2], module[3])}
+    assert {id(p) for p in plain["params"]} == {
+        id(p) for p in (module[0].bias, *module[1].parameters(), module[3].bias)
+    }
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    assert decayed["betas"] == plain["betas"] == (0.8, 0.9)

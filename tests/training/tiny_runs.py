@@ -1,0 +1,81 @@
+"""Training runs that take seconds, for the tests of this folder and the processes that they start."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ctf.codebook.coarse_map import CoarseMap
+from ctf.images.image_set import ImageSet
+from ctf.images.sources import Records
+from ctf.tokenizer.config import TokenizerConfig
+from ctf.tokens.writer import write_token_set
+from ctf.training.config import LoopConfig, OptimizerConfig, TokenizerTraining
+from ctf.training.loop import train
+from ctf.training.token_objective import TokenObjective
+from ctf.training.tokenizer_objective import TokenizerObjective
+
+VOCABULARY = 16
+COARSE_MAP = CoarseMap(torch.arange(VOCABULARY) % 4, "test", 0, "none")
+
+
+def make_token_set(folder, images=16, codebook=None):
+    generator = np.random.default_rng(0)
+    tokens, labels = generator.integers(0, VOCABULARY, (images, 4)), np.arange(images) % 2
+    return write_token_set(folder, tokens, labels, VOCABULARY, codebook=codebook)
+
+
+def make_token_objective(tokens, stage="baseline", dropout=0.0, class_dropout=0.0, **settings):
+    torch.manual_seed(0)
+    settings = {"coarse_map": None if stage == "baseline" else COARSE_MAP, **settings}
+    return TokenObjective(stage, "nano", tokens, dropout=dropout, class_dropout=class_dropout, **settings)
+
+
+def make_image_set(images=20, size=32, corrupt=()):
+    """Noise on a grey level that tells the images apart: image i has the mean 8·i."""
+    noise = np.random.default_rng(0).integers(-7, 8, (images, size, size, 3))
+    pixels = np.clip(
+        noise - noise.mean((1, 2, 3), keepdims=True).round() + 8 * np.arange(images)[:, None, None, None], 0, 255
+    )
+
+    def encoded(index):
+        if index in corrupt:
+            return b"not an image"
+        file = io.BytesIO()
+        Image.fromarray(pixels[index].astype(np.uint8)).save(file, "PNG")
+        return file.getvalue()
+
+    return ImageSet(
+        Records(np.zeros(images, np.int64), ["image"], lambda index: f"image {index}", encoded), "noise", size
+    )
+
+
+def make_tokenizer_objective(images, config):
+    torch.manual_seed(0)
+    return TokenizerObjective(config, 30, images, None)
+
+
+def tokenizer_training(**settings):
+    """Every part of the tokenizer's recipe that has a state happens within 22 steps."""
+    model = TokenizerConfig(32, (1, 2), 1, 1, z_channels=16, codebook_size=32, codebook_dim=4, patch_size=4)
+    defaults = {
+        "image_size": 32,
+        "model": model,
+        "warmup_without_codebook": 2,
+        "restart_after": 3,
+        "restart_until": 1.0,
+    }
+    defaults |= {"discriminator_weight": 0.5, "discriminator_start": 4}
+    return TokenizerTraining(out="", **{**defaults, **settings})
+
+
+def make_loop(**settings):
+    defaults = {"batch_size": 8, "steps": 6, "log_every": 1, "evaluate_every": 0, "checkpoint_every": 0}
+    return LoopConfig(**{**defaults, "precision": "float32", "device": "cpu", **settings})
+
+
+def run(objective, out, optimizer=None, **loop):
+    """Train with `make_loop(**loop)`; returns the last evaluation."""
+    loop = make_loop(**loop)
+    return train(objective, out, optimizer or OptimizerConfig(learning_rate=1e-3), loop, loop)
