@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from ctf.experiments import swap_figure
+from ctf.images import open_images
+from ctf.tokenizer.pretrained import load_tokenizer
+
+
+@pytest.fixture
+def images(tmp_path):
+    """16 of the emoji, from every part of the set."""
+    emoji = open_images("emoji", "test")
+    for index in np.linspace(0, len(emoji) - 1, 16).astype(int):
+        Image.fromarray(emoji.read(int(index))).save(tmp_path / f"{index:04d}.png")
+    return open_images(str(tmp_path))
+
+
+def test_swaps_within_kmeans_clusters_keep_the_image(images):
+    result = swap_figure(load_tokenizer("emoji"), images, (64,), columns=3)
+    assert list(result.psnr) == [64]
+    assert result.psnr[64]["kmeans"] > result.psnr[64]["random"] + 4
+    # Four rows of three images at twice their size, and labels beside them.
+    assert result.figure.width > 3 * 128
+    assert result.figure.height >= 4 * 128
+
+
+def test_the_seed_fixes_the_swaps(images, make_tokenizer):
+    figures = [swap_figure(make_tokenizer(), images, (4, 8), seed=seed) for seed in (1, 1, 2)]
+    assert figures[0].psnr == figures[1].psnr
+    assert figures[0].figure.tobytes() == figures[1].figure.tobytes()
+    assert figures[0].psnr != figures[2].psnr

@@ -1,0 +1,384 @@
+import errno
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ctf.cli import VERBS, main
+from ctf.codebook import cluster_codebook
+from ctf.tokens import write_token_set
+
+GOLDEN = Path(__file__).parent / "golden" / "llamagen"
+
+
+def words_of(verbs, before=()):
+    """Every verb as its words: ("demo",), ("train", "coarse"), …"""
+    for word, verb in verbs.items():
+        yield from words_of(verb, (*before, word)) if isinstance(verb, dict) else [(*before, word)]
+
+
+ALL = list(words_of(VERBS))
+
+
+def printed(*arguments):
+    """What a command that ends well prints."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert main(list(arguments)) == 0
+    return out.getvalue()
+
+
+def example(words):
+    """The example of a verb's help, as a shell splits it, without "ctf"."""
+    text = printed(*words, "--help").split("example:\n", 1)[1]
+    program, *arguments = shlex.split(text.replace("\\\n", " "))
+    assert program == "ctf"
+    return arguments
+
+
+# Help
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["reproduce"], ["convert"]], ids=str)
+def test_groups_list_their_verbs(words):
+    text = printed(*words, "--help")
+    assert text == printed(*words, "-h") == printed(*words)
+    assert "example:\n  ctf" in text
+    verbs = VERBS
+    for word in words:
+        verbs = verbs[word]
+    assert all(f"\n  {name}" in text for name in verbs)
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_every_verb_has_help_with_an_example_of_itself(words):
+    assert example(words)[: len(words)] == list(words)
+
+
+def test_help_imports_nothing_heavy():
+    program = f"""
+import sys
+from ctf.cli import main
+for words in {[["--help"], ["train", "--help"], ["--version"], *([*words, "--help"] for words in ALL)]}:
+    assert main(words) == 0
+print(sorted({{"torch", "numpy", "sklearn", "datasets", "PIL"}} & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_version():
+    import ctf
+
+    assert printed("--version") == f"ctf {ctf.__version__}\n"
+
+
+# Examples
+
+#: Changes that only make the example smaller, or name files that stand in for LlamaGen's.
+SMALLER = {
+    ("evaluate", "tokenizer"): ["--images", "pictures", "--splits", "null"],
+    ("reproduce", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]"],
+    ("convert", "llamagen"): ["--num_heads", "4", "--grid", "[4, 4]"],
+}
+#: Each after those whose output it reads. CI runs the demo.
+ORDER = [
+    "tokenize",
+    "cluster",
+    "train tokenizer",
+    "train baseline",
+    "train coarse",
+    "train fine",
+    "sample",
+    "evaluate tokenizer",
+    "evaluate likelihood",
+    "reproduce swap",
+    "convert pipeline",
+    "convert llamagen",
+    "convert codes",
+    "convert to-codes",
+    "convert half",
+    "info",
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with what the examples find there, and later with what they make."""
+    folder = tmp_path_factory.mktemp("examples")
+    generator = np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    for i in range(16):
+        Image.fromarray(generator.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "pictures" / f"{i}.png")
+    (folder / "vq_ds16_c2i.pt").symlink_to(GOLDEN / "vq8.pt")
+    (folder / "c2i_B_256.pt").symlink_to(GOLDEN / "gpt_mha.pt")
+    for name in ("imagenet_code_c2i_flip_ten_crop", "imagenet_code_c2i_flip_ten_crop_105"):
+        write_code_files(folder / name, generator.integers(0, 16_384, (3, 10, 256)))
+    return folder
+
+
+def write_code_files(folder, codes):
+    for kind, array in ("codes", codes), ("labels", np.arange(len(codes))):
+        (folder / f"imagenet256_{kind}").mkdir(parents=True)
+        for i in range(len(array)):
+            np.save(folder / f"imagenet256_{kind}" / f"{i}.npy", array[i : i + 1])
+
+
+def test_no_example_is_forgotten():
+    assert {*ORDER, "demo"} == {" ".join(words) for words in ALL}
+
+
+@pytest.mark.parametrize("verb", ORDER)
+def test_examples_run(workplace, monkeypatch, verb):
+    """In order: an example reads what an earlier one wrote, as the reader who types them in does."""
+    monkeypatch.chdir(workplace)
+    words = tuple(verb.split())
+    arguments = example(words) + SMALLER.get(words, [])
+    text = printed(*arguments)
+    if "--out" in arguments:
+        assert Path(arguments[arguments.index("--out") + 1]).exists()
+    if words[0] in ("evaluate", "info"):
+        assert json.loads(text)
+
+
+# Settings
+
+
+def settings(*arguments):
+    return yaml.safe_load(printed(*arguments, "--print_config"))
+
+
+def test_the_command_line_overrides_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("out: there\ntokens: t\nsize: micro\nloop:\n  batch_size: 3\n  steps: 7\n")
+    values = settings("train", "baseline", "--config", str(file), "--size", "mini", "--loop.steps", "9")
+    assert (values["out"], values["size"], values["loop"]["batch_size"], values["loop"]["steps"]) == (
+        "there",
+        "mini",
+        3,
+        9,
+    )
+    assert values["loop"]["epochs"] == 300  # the default of what neither says
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_printed_settings_read_back_are_the_same(tmp_path, words):
+    arguments = example(words)
+    text = printed(*arguments, "--print_config")
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    assert printed(*words, "--config", str(file), "--print_config") == text
+
+
+def test_a_run_keeps_settings_that_make_it_again(tmp_path, tokens):
+    common = ["--tokens", tokens, "--size", "nano", "--loop.steps", "1", "--loop.batch_size", "2"]
+    printed("train", "baseline", *common, "--out", str(tmp_path / "run"))
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept == settings("train", "baseline", *common, "--out", str(tmp_path / "run"))
+    printed("train", "baseline", "--config", str(tmp_path / "run" / "config.json"), "--out", str(tmp_path / "again"))
+    first, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "again"))
+    assert first == again
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [([], False), (["--quick"], True), (["--quick", "true"], True), (["--quick=false"], False)],
+    ids=str,
+)
+def test_flags_need_no_value(given, value):
+    assert settings("demo", *given, "--seed", "3") == {"out": "runs/demo", "quick": value, "seed": 3}
+
+
+def test_nested_flags_need_no_value():
+    arguments = ["train", "tokenizer", "--loop.resume", "--flip", "false", "--model.l2_normalize", "--out", "x"]
+    values = settings(*arguments)
+    assert (values["loop"]["resume"], values["flip"], values["model"]["l2_normalize"]) == (True, False, True)
+
+
+@pytest.mark.parametrize("labels", ["[3, 7, noto animals]", "[3]", "[noto animals]"])
+def test_labels_are_numbers_or_names(labels):
+    assert settings("sample", "--out", "x", "--labels", labels)["labels"] == yaml.safe_load(labels)
+
+
+# Bad input
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """A token set of K = 16 with a codebook of its own."""
+    drawn = np.random.default_rng(0).integers(0, 16, (8, 1, 4))
+    codebook = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "codebook.npy", codebook.numpy())
+    cluster_codebook(codebook, 4).save(tmp_path / "map.safetensors")
+    write_token_set(tmp_path / "tokens", drawn, np.arange(8) % 2, 16, codebook=codebook)
+    return str(tmp_path / "tokens")
+
+
+def fails(capsys, arguments):
+    """The one line that a command which ends with exit code 2 leaves on standard error."""
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("ctf: error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("smaple", "`ctf smaple` does not exist: choose one of demo"),
+        ("train corse", "`ctf train corse` does not exist: choose one of tokenizer"),
+        ("--verbose", "`ctf --verbose` does not exist"),
+        ("cluster --out x --clusters 3", "unrecognized arguments: --clusters 3"),
+        ("cluster", "arguments are required: out"),
+        ("cluster --out x --num_clusters many", "\"num_clusters\": Expected a <class 'int'>. Got value: many"),
+        ("cluster --out x --method best", "['kmeans', 'balanced', 'random']. Got value: best"),
+        ("train baseline --config unknown.yaml", "Group 'loop' does not accept option 'stepz'"),
+        ("train baseline --config broken.yaml", "Problems parsing config"),
+        ("train baseline --config nowhere.yaml", "nowhere.yaml"),
+        ("train baseline --out x --tokens nowhere", "nowhere: no such token set"),
+        ("train baseline --out x --tokens tokens --size huge", "model size 'huge' does not exist"),
+        ("train baseline --out x --tokens tokens --loop.batch_size 0", "loop.batch_size is 0"),
+        ("train baseline --out x --tokens tokens --loop.device abacus", "'abacus' does not exist here"),
+        ("train baseline --out ended --tokens tokens", "ended already holds a run"),
+        ("train coarse --out x --tokens tokens", "needs --coarse_map"),
+        ("train coarse --out x --tokens tokens --coarse_map nowhere.safetensors", "no such safetensors file"),
+        ("train coarse --out x --tokens tokens --coarse_map half.safetensors", "half.safetensors is truncated"),
+        (
+            "train fine --out x --tokens tokens --size nano --coarse_map other.safetensors",
+            "belong to different codebooks",
+        ),
+        (
+            "train fine --out x --tokens tokens --size nano --coarse_map small.safetensors",
+            "codebook of 16, the coarse map is for 8",
+        ),
+        ("train tokenizer --out x --images nowhere", "nowhere: no such folder"),
+        ("train tokenizer --out x --image_size 63", "63 is not a multiple"),
+        ("cluster --out x --codebook codebook.npy --num_clusters 16", "16 clusters of 16 codewords"),
+        ("cluster --out x --codebook codebook.npy --num_clusters 0", "0 clusters of 16 codewords"),
+        ("cluster --out x --codebook codebook.npy --num_clusters 4 --seed -1", "seed -1"),
+        ("cluster --out x --codebook nowhere.npy", "nowhere.npy: no such"),
+        ("cluster --out x --codebook half.safetensors", "half.safetensors is truncated"),
+        ("tokenize --out x --images nowhere", "nowhere: no such folder"),
+        ("tokenize --out x --images empty", "empty holds no images"),
+        ("tokenize --out x --images map.safetensors", "not a set of images"),
+        ("tokenize --out x --images emoji --split validation", "no split 'validation': it has test, train"),
+        ("tokenize --out x --tokenizer half.safetensors", "half.safetensors is truncated"),
+        ("tokenize --out x --tokenizer map.safetensors", "not a ctf tokenizer"),
+        ("tokenize --out x --device abacus", "device 'abacus' cannot be used here"),
+        ("tokenize --out x --image_size 63", "multiples of"),
+        ("sample --out x --model nowhere", "nowhere: no such model folder"),
+        ("sample --out x --model empty", "empty is not a model folder"),
+        ("sample --out x --model model --labels [99]", "class 99: the model has the classes 0 … 3"),
+        ("sample --out x --model model --labels [fox]", "'fox' does not exist"),
+        ("sample --out x --model model --num 0", "num 0"),
+        ("sample --out x --model model --device abacus", "device 'abacus' cannot be used here"),
+        ("sample --out x --model damaged", "fine.safetensors is truncated"),
+        ("evaluate likelihood --model model --tokens tokens", "codebook of 16"),
+        ("convert codes --out x --source nowhere", "imagenet256_codes: no such folder"),
+        ("convert to-codes --out x --tokens tokens", "does not know its image size"),
+        ("convert pipeline --out x --tokenizer model --classes tokens --baseline nowhere", "no such safetensors file"),
+        ("convert llamagen --out x --tokenizer nowhere.pt --gpt nowhere.pt", "nowhere.pt: no such checkpoint"),
+        ("info nowhere", "nowhere: no such file or folder"),
+        ("info empty", "is no token set"),
+    ],
+)
+def test_bad_input_gets_one_line(tmp_path, monkeypatch, capsys, tokens, make_pipeline, line, message):
+    monkeypatch.chdir(tmp_path)
+    Path("unknown.yaml").write_text("out: x\ntokens: tokens\nloop:\n  stepz: 3\n")
+    Path("broken.yaml").write_text("out: [x\n")
+    Path("half.safetensors").write_bytes(Path("map.safetensors").read_bytes()[:100])
+    Path("empty").mkdir()
+    Path("ended").mkdir()
+    Path("ended/model.safetensors").touch()
+    cluster_codebook(torch.eye(16), 4).save("other.safetensors")
+    cluster_codebook(torch.eye(8), 4).save("small.safetensors")
+    if "model" in line or "damaged" in line:
+        for name in ("model", "damaged"):
+            make_pipeline("cluster").save_pretrained(name)
+        Path("damaged/fine.safetensors").write_bytes(Path("model/fine.safetensors").read_bytes()[:1000])
+    assert message in fails(capsys, shlex.split(line))
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("convert codes --source codes --out x --codebook_size 16", "range from 16 to 16: the codebook size is 16"),
+        ("sample --out x --model model --temperature -1", "temperature -1.0 must be at least 0"),
+        ("sample --out x --model model --seed -1", "seed -1"),
+    ],
+)
+def test_bad_input_met_under_way_ends_with_the_line(tmp_path, monkeypatch, capsys, make_pipeline, line, message):
+    """A progress bar stands above it."""
+    monkeypatch.chdir(tmp_path)
+    write_code_files(Path("codes"), np.full((1, 1, 4), 16))
+    make_pipeline("cluster").save_pretrained("model")
+    assert main(shlex.split(line)) == 2
+    text = capsys.readouterr().err
+    last = text.splitlines()[-1]
+    assert last.startswith("ctf: error: ")
+    assert message in last
+    assert text.count("ctf: error:") == 1
+    assert "Traceback" not in text
+
+
+def test_a_corrupt_image_is_left_out_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 64), (80 * i, 0, 0)).save(f"pictures/{i}.png")
+    Path("pictures/1.png").write_bytes(Path("pictures/1.png").read_bytes()[:60])
+    note = "Left out 1 of 3 images as unreadable: 1.png"
+    assert note in printed("tokenize", "--images", "pictures", "--out", "tokens")
+    assert json.loads(printed("evaluate", "tokenizer", "--images", "pictures"))["images"] == 2
+    assert capsys.readouterr().err.splitlines()[-1] == note
+
+
+def test_a_full_disk(tmp_path, monkeypatch, capsys, tokens):
+    monkeypatch.chdir(tmp_path)
+
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "map")
+
+    monkeypatch.setattr(os, "replace", full)  # the moment a whole file gets its name
+    line = fails(capsys, ["cluster", "--codebook", "codebook.npy", "--num_clusters", "3", "--out", "new/map"])
+    assert line == "ctf: error: map: No space left on device"
+    assert not list(Path("new").iterdir())
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path, tokens):
+    run = tmp_path / "run"
+    arguments = ["train", "coarse", "--tokens", tokens, "--coarse_map", str(tmp_path / "map.safetensors")]
+    arguments += ["--size", "nano", "--out", str(run), "--loop.batch_size", "2", "--loop.log_every", "1"]
+    program = [sys.executable, "-m", "ctf.cli", *arguments, "--loop.steps", "1000000"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = run / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert str(checkpoint) in err
+    assert not (run / "model.safetensors").exists()
+
+    done = int(checkpoint.stem.removeprefix("step-"))
+    printed(*arguments, "--loop.steps", str(done + 2), "--loop.resume")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, done + 3))
+    assert (run / "model.safetensors").exists()
