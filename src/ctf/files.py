@@ -101,7 +101,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     with atomic_path(path) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            save_file(plain, temporary, metadata=dict(metadata or {}))
+            # One entry, because safetensors writes several in random order, and equal content should be equal bytes.
+            save_file(plain, temporary, metadata={"ctf": json.dumps(metadata)} if metadata else None)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be written ({error}): free some space or choose another folder") from None
         mask = os.umask(0)
@@ -117,7 +118,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     return _open_tensors(
         path,
-        lambda file: ({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})),  # noqa: SIM118
+        lambda file: ({name: file.get_tensor(name) for name in file.keys()}, _metadata(file)),  # noqa: SIM118
     )
 
 
@@ -128,13 +129,17 @@ def _open_tensors(path: str | Path, read: Callable[[Any], Result]) -> Result:
     try:
         with safe_open(path, framework="pt") as file:
             return read(file)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({error}): copy or write it again") from None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a safetensors file, without its tensors. Raises InputError as `load_tensors` does."""
-    return _open_tensors(path, lambda file: dict(file.metadata() or {}))
+    return _open_tensors(path, _metadata)
+
+
+def _metadata(file: Any) -> dict[str, str]:
+    return json.loads((file.metadata() or {}).get("ctf", "{}"))
 
 
 def save_module(path: str | Path, module: nn.Module, kind: str, config: Any, dtype: torch.dtype | None = None) -> None:
