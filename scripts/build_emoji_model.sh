@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Rebuild the embedded model "emoji" from the embedded images: about two hours on two CPU cores.
+# Figures: benchmarks/tokenizer.md and benchmarks/emoji_model.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+assets=src/ctf/assets/emoji
+ctf train tokenizer --config configs/emoji-tokenizer.yaml
+ctf convert half --source runs/emoji-tokenizer --out $assets/tokenizer.safetensors
+ctf evaluate tokenizer --splits '[test,train]'
+ctf tokenize --split train --augmentation flip --out runs/emoji-tokens/train
+ctf tokenize --split test --augmentation none --out runs/emoji-tokens/test
+ctf cluster --out runs/emoji-map.safetensors
+ctf train coarse --config configs/emoji-coarse.yaml
+ctf train fine --config configs/emoji-fine.yaml
+ctf convert pipeline --tokenizer emoji --classes runs/emoji-tokens/train --coarse runs/emoji-coarse \
+  --fine runs/emoji-fine --coarse_map runs/emoji-map.safetensors --half --out runs/emoji-model
+cp runs/emoji-model/* $assets
+ctf evaluate likelihood --tokens runs/emoji-tokens/test
