@@ -107,6 +107,7 @@ ORDER = [
     "convert pipeline",
     "convert llamagen",
     "convert codes",
+    "convert tokens",
     "convert to-codes",
     "convert half",
     "info",
@@ -123,6 +124,8 @@ def workplace(tmp_path_factory):
         Image.fromarray(generator.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "pictures" / f"{i}.png")
     (folder / "vq_ds16_c2i.pt").symlink_to(GOLDEN / "vq8.pt")
     (folder / "c2i_B_256.pt").symlink_to(GOLDEN / "gpt_mha.pt")
+    np.save(folder / "tokens.npy", generator.integers(0, 16_384, (5, 2, 64), np.uint16))
+    np.save(folder / "labels.npy", np.arange(5))
     for name in ("imagenet_code_c2i_flip_ten_crop", "imagenet_code_c2i_flip_ten_crop_105"):
         write_code_files(folder / name, generator.integers(0, 16_384, (3, 10, 256)))
     return folder

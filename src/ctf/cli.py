@@ -86,7 +86,7 @@ def cluster(
     Args:
         out: the coarse map, a safetensors file.
         codebook: a tokenizer ("emoji", a file, a folder, LlamaGen's .pt file), or a matrix in .npy, .pt or
-            .safetensors.
+            .safetensors; or an implicit one: lfq:18, bsq:18, fsq:8,8,8,5,5,5.
         num_clusters: M.
         method: k-means; equal cluster sizes; or a random partition, the paper's control.
         seed: of the clustering.
@@ -376,6 +376,33 @@ def convert_codes(
     print(f"{out}: {len(tokens):,} images × {tokens.num_augmentations} × {tokens.num_tokens} tokens")
 
 
+def convert_tokens(
+    out: str,
+    tokens: str,
+    labels: str,
+    codebook_size: int,
+    grid: tuple[int, int] | None = None,
+    codebook: str | None = None,
+) -> None:
+    """Make a token set of arrays from elsewhere: tokens of any tokenizer, also one that we cannot open.
+
+    Example:
+        ctf convert tokens --tokens tokens.npy --labels labels.npy --codebook_size 16384 --out runs/tokens/mine
+
+    Args:
+        out: folder of the token set.
+        tokens: .npy of integers [n, A, N], A augmentations of n images, or [n, N].
+        labels: .npy of integers [n].
+        codebook_size: K.
+        grid: rows and columns of tokens; a square without it.
+        codebook: the codebook of the tokens, as for `ctf cluster`, so that a map of another one is refused.
+    """
+    from ctf.interop.codes import import_arrays
+
+    stored = import_arrays(out, tokens, labels, codebook_size, grid, codebook)
+    print(f"{out}: {len(stored):,} images × {stored.num_augmentations} × {stored.num_tokens} tokens")
+
+
 def convert_to_codes(out: str, tokens: str, size: int | None = None, second: str | None = None) -> None:
     """Write a token set as LlamaGen's folders of pre-extracted codes.
 
@@ -444,6 +471,7 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
         "pipeline": convert_pipeline,
         "llamagen": convert_llamagen,
         "codes": convert_codes,
+        "tokens": convert_tokens,
         "to-codes": convert_to_codes,
         "half": convert_half,
     },

@@ -87,3 +87,11 @@ def test_impossible_bits_are_refused(bits):
 def test_impossible_levels_are_refused(levels):
     with pytest.raises(InputError, match="levels"):
         fsq_codebook(levels)
+
+
+def test_implicit_codebooks_by_name():
+    assert torch.equal(load_codebook("lfq:5"), lfq_codebook(5))
+    assert torch.equal(load_codebook("bsq:5"), bsq_codebook(5))
+    assert torch.equal(load_codebook("fsq:8,5,3"), fsq_codebook([8, 5, 3]))
+    with pytest.raises(InputError, match="give the number of bits"):
+        load_codebook("lfq:5,6")

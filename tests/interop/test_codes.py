@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from ctf.codebook import lfq_codebook
 from ctf.errors import InputError
 from ctf.files import fingerprint
 from ctf.interop import export_codes, import_codes
+from ctf.interop.codes import import_arrays
 from ctf.tokens import TokenBatches
 
 SETTINGS = {"size": 64, "codebook_size": 32, "num_classes": 10, "progress": False}
@@ -134,3 +136,18 @@ def test_export_refuses(tmp_path):
         export_codes(token_set, tmp_path / "a", second=tmp_path / "b")
     with pytest.raises(InputError, match="already exists"):
         export_codes(token_set, tmp_path / "in")
+
+
+def test_tokens_from_elsewhere_need_no_tokenizer(tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 64, (5, 3, 4))
+    np.save(tmp_path / "tokens.npy", tokens)
+    np.save(tmp_path / "labels.npy", np.array([0, 2, 1, 2, 0]))
+    paths = tmp_path / "tokens.npy", tmp_path / "labels.npy"
+    stored = import_arrays(tmp_path / "set", *paths, 64, codebook="lfq:6")
+    assert torch.equal(next(stored.blocks()), torch.from_numpy(tokens))
+    assert stored.labels.tolist() == [0, 2, 1, 2, 0]
+    stored.check_codebook(lfq_codebook(6))
+    with pytest.raises(InputError, match="another codebook"):
+        stored.check_codebook(lfq_codebook(6).flip(0))
+    with pytest.raises(InputError, match="codebook size is 63"):
+        import_arrays(tmp_path / "other", *paths, 63)

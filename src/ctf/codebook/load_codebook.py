@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
@@ -23,11 +24,15 @@ def load_codebook(path: str | Path) -> Tensor:
 
     Args:
         path: a .npy file, or a .safetensors, .pt or .pth file that holds one matrix. Where it holds several,
-            name one: "model.safetensors:quantize.embedding.weight".
+            name one: "model.safetensors:quantize.embedding.weight". Or an implicit codebook: "lfq:18", "bsq:18"
+            (bits) or "fsq:8,8,8,5,5,5" (levels).
 
     Raises:
-        InputError: missing, unreadable, of another type, or without exactly one matrix of that name.
+        InputError: missing, unreadable, of another type, or without exactly one matrix of that name; an
+            implicit codebook of no or too many entries.
     """
+    if implicit := re.fullmatch(r"(lfq|bsq|fsq):(\d+(?:,\d+)*)", str(path)):
+        return implicit_codebook(implicit[1], [int(number) for number in implicit[2].split(",")])
     file, key = split_key(str(path))
     existing(file, "codebook file")
     if file.suffix == ".npy":
@@ -39,6 +44,14 @@ def load_codebook(path: str | Path) -> Tensor:
     else:
         raise InputError(f"{file}: a codebook is a .npy, .safetensors or .pt file")
     return choose_matrix(found, key, file).float()
+
+
+def implicit_codebook(kind: str, numbers: list[int]) -> Tensor:
+    if kind == "fsq":
+        return fsq_codebook(numbers)
+    if len(numbers) != 1:
+        raise InputError(f"{kind}:{','.join(map(str, numbers))}: give the number of bits, as in {kind}:18")
+    return lfq_codebook(numbers[0]) if kind == "lfq" else bsq_codebook(numbers[0])
 
 
 def split_key(path: str) -> tuple[Path, str | None]:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.files import atomic_path, existing, fingerprint
+from ctf.interop.tokenizers import open_codebook
 from ctf.progress import progress_bar
 from ctf.tokenizer.vq_tokenizer import square_grid
 from ctf.tokens.index import TokenIndex
 from ctf.tokens.token_set import TokenSet, check_range
 from ctf.tokens.tokenize import augmentation_names
-from ctf.tokens.writer import TokenWriter
+from ctf.tokens.writer import TokenWriter, write_token_set
 
 #: Of the ten-crop set, and of the second one that LlamaGen puts beside it.
 CROP_RANGES = (1.1, 1.05)
@@ -142,6 +144,32 @@ def export_codes(
                 bar.update()
 
 
+def import_arrays(
+    out: str | Path,
+    tokens: str | Path,
+    labels: str | Path,
+    codebook_size: int,
+    grid: tuple[int, int] | None = None,
+    codebook: str | None = None,
+) -> TokenSet:
+    """Write a token set of two .npy files; `ctf.tokens.write_token_set` does the same from arrays in memory.
+
+    Args:
+        out: where to write the token set.
+        tokens: integers [n, A, N] or [n, N], memory-mapped.
+        labels: integers [n].
+        codebook_size: K.
+        grid: (h, w) with h·w = N; a square by default.
+        codebook: source of the codebook for `open_codebook`; without it the set knows only its size.
+
+    Raises:
+        InputError: a file is missing or damaged, or the arrays do not fit each other, K or the grid.
+    """
+    stored, classes = (_read(existing(path, ".npy file"), mmap_mode="r") for path in (tokens, labels))
+    matrix = open_codebook(codebook) if codebook else None
+    return write_token_set(out, stored, classes, codebook_size, grid, codebook=matrix, source=str(tokens))
+
+
 def _check_numbers(folders: Sequence[Path], count: int | None) -> int:
     """n, after making sure that every folder holds 0.npy … (n − 1).npy."""
     numbers = [
@@ -186,9 +214,9 @@ def _check(path: Path, shape: tuple[int, ...], limit: int, limit_name: str) -> n
     return array
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
+        array: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise InputError(f"{path} is truncated or not an .npy file ({error}): extract or copy it again") from None
     return array
