@@ -7,6 +7,7 @@ from ctf.experiments.report import demo_report, plot_curves
 METRICS = {
     "quick": False,
     "threads": 3,
+    "sampling": {"cfg_scale": 2.0, "temperature": 1.0},
     "seconds": {"tokenize": 41.2, "train": 362.8},
     "tokenizer": {"psnr": 23.456},
     "clusters": {"within_cluster_distance": 0.4567, "random_within_cluster_distance": 0.9876},

@@ -47,7 +47,7 @@ def demo_report(metrics: dict[str, Any], size: DemoSize) -> str:
     tokenizer, clusters, likelihood = metrics["tokenizer"], metrics["clusters"], metrics["bits_per_token"]
     two_stage, baseline = likelihood["coarse-to-fine"], likelihood["baseline"]
     (count, swap), *_ = metrics["swap_psnr"].items()
-    speed = metrics["images_per_second"]
+    speed, sampling = metrics["images_per_second"], metrics["sampling"]
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items())
     note = (
         "**This was `--quick`: it proves that every step runs. The models have seen next to nothing.**\n\n"
@@ -60,7 +60,7 @@ def demo_report(metrics: dict[str, Any], size: DemoSize) -> str:
 
 Rows: test images; their reconstruction by the tokenizer; samples of the baseline; samples of the coarse-to-fine
 model. Both models are of size `{size.size}`, trained for {size.steps} steps of {size.batch_size} images, and sampled
-with the same labels and seeds (guidance 2.0, temperature 1.1).
+with the same labels and seeds (guidance {sampling["cfg_scale"]}, temperature {sampling["temperature"]}).
 
 | on the test split | baseline | coarse-to-fine |
 |---|---|---|
@@ -79,9 +79,9 @@ Each token is replaced by a random one of its cluster (paper, Fig. 1b). With {co
 
 ![original, reconstruction, swaps](swap.png)
 
-Tokenizer: {tokenizer["psnr"]:.2f} dB on the test split. Codewords lie {clusters["within_cluster_distance"]:.3f} (root
-mean square) from the mean of their cluster, {clusters["random_within_cluster_distance"]:.3f} in random clusters of the
-same sizes.
+Tokenizer: {tokenizer["psnr"]:.2f} dB on the test split. Codewords lie {clusters["within_cluster_distance"]:.3f}
+(root mean square) from the mean of their cluster, {clusters["random_within_cluster_distance"]:.3f} in random clusters
+of the same sizes.
 
 Time: {seconds}, on {metrics["threads"]} threads. All numbers: [metrics.json](metrics.json).
 """

@@ -7,10 +7,11 @@ codewords in 512 clusters, 1/512 of the full head's products.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ctf.codebook.coarse_map import CoarseMap
 
@@ -56,10 +57,39 @@ def member_logits(hidden: Tensor, weight: Tensor, coarse: Tensor, members: Clust
     flat = coarse.flatten()
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=len(members.sizes)).tolist()
-    rows = hidden.flatten(0, 1)[order].split(counts)  # per cluster (n_m, dim)
-    columns = weight[members.order].split(members.sizes)  # per cluster (s_m, dim)
-    widest = members.table.shape[1]
-    logits = [
-        F.pad(h @ w.T, (0, widest - len(w)), value=-torch.inf) for h, w in zip(rows, columns, strict=True) if len(h)
-    ]
-    return torch.cat(logits)[order.argsort()].view(*coarse.shape, widest)
+    with torch.autocast(hidden.device.type, enabled=False):  # rounding would cost more here than it saves
+        logits = GroupedProduct.apply(hidden.flatten(0, 1)[order], weight[members.order], counts, members.sizes)
+    return logits[order.argsort()].view(*coarse.shape, -1)
+
+
+class GroupedProduct(torch.autograd.Function):
+    """One matrix product per cluster, into one output: no autograd node, padding or copy for each of M clusters.
+
+    rows (n, dim) and columns (K, dim), both sorted by cluster, counts and sizes of each cluster's part of them →
+    (n, S): rowsₘ @ columnsₘᵀ, filled up with -inf.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, counts: list[int], sizes: list[int]) -> Tensor:
+        ctx.save_for_backward(rows, columns)
+        ctx.counts, ctx.sizes = counts, sizes
+        logits = rows.new_full((len(rows), max(sizes)), -torch.inf)
+        for h, w, y in zip(rows.split(counts), columns.split(sizes), logits.split(counts), strict=True):
+            if len(h):
+                torch.mm(h, w.T, out=y[:, : len(w)])
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, columns = ctx.saved_tensors
+        counts, sizes = ctx.counts, ctx.sizes
+        for_rows, for_columns = torch.empty_like(rows), torch.zeros_like(columns)
+        by_row = zip(rows.split(counts), gradient.split(counts), for_rows.split(counts), strict=True)
+        by_column = zip(columns.split(sizes), for_columns.split(sizes), strict=True)
+        for (h, g, dh), (w, dw) in zip(by_row, by_column, strict=True):
+            if len(h):
+                g = g[:, : len(w)]
+                torch.mm(g, w, out=dh)
+                torch.mm(g.T, h, out=dw)
+        return for_rows, for_columns, None, None
