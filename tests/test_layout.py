@@ -11,7 +11,7 @@ import ctf
 
 SOURCE = Path(ctf.__file__).parent
 ROOMS = [
-    {"errors", "files", "progress", "device"},
+    {"errors", "files", "progress", "device", "command"},
     {"images"},
     {"tokenizer"},
     {"codebook"},

@@ -32,9 +32,9 @@ def dispatch(verbs: Verbs, arguments: list[str]) -> None:
             return
         word, *arguments = arguments
         if word == "--version" and len(words) == 1:
-            from ctf import __version__
+            from importlib.metadata import version
 
-            print(f"ctf {__version__}")
+            print(f"ctf {version('ctf')}")
             return
         if word not in chosen:
             raise InputError(f"`{' '.join(words)} {word}` does not exist: choose one of {', '.join(chosen)}")
