@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,8 +21,12 @@ from ctf.models.transformer import Transformer
 from ctf.progress import progress_bar
 from ctf.sampling.decode import generate_tokens
 from ctf.sampling.fine import Support, refine_tokens
+from ctf.sampling.packed import PackedTransformer
+from ctf.sampling.products import Quantize
 from ctf.tokenizer.pretrained import ASSETS
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
+
+Dtype = Literal["float32", "bfloat16"]
 
 FORMAT = 1
 PARTS = ("tokenizer", "coarse_map", "baseline", "coarse", "fine")
@@ -80,7 +84,9 @@ class Pipeline:
         self.class_names = list(class_names)
         self.baseline, self.coarse, self.fine, self.coarse_map = baseline, coarse, fine, coarse_map
         self.support: Support = support
+        self.compute_in("float32")
         self._first = first
+        self._packed: dict[str, tuple[Any, PackedTransformer]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +96,24 @@ class Pipeline:
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of tokens."""
         return self._first.config.grid
+
+    def compute_in(self, dtype: Dtype = "float32", quantize: Quantize | None = None) -> Pipeline:
+        """Choose how to sample, in place: the parts stay as they are, sampling converts their weights.
+
+        Args:
+            dtype: of products, convolutions and the cache, "float32" or "bfloat16"; norms, guidance and draws
+                are always float32.
+            quantize: "int8" weights in both stages, on a CPU.
+
+        Raises:
+            InputError: no such choice.
+        """
+        for name, value, choices in (("dtype", dtype, get_args(Dtype)), ("quantize", quantize, (None, "int8"))):
+            if value not in choices:
+                raise InputError(f"{name} {value!r} does not exist: choose one of {', '.join(map(str, choices))}")
+        self.dtype: Dtype = dtype
+        self.quantize: Quantize | None = quantize
+        return self
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Move every part, in place. Raises InputError if there is no such device."""
@@ -164,9 +188,9 @@ class Pipeline:
             raise InputError(f"{len(seeds)} seeds for {len(indices)} labels: give one int, or one seed per label")
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
+        parts = [slice(start, start + batch_size) for start in range(0, len(indices), batch_size)]
         with progress_bar(len(indices), "sample", "image", hidden=not progress) as bar:
-            for start in range(0, len(indices), batch_size):
-                part = slice(start, start + batch_size)
+            for part in parts:
                 tokens = self.generate_tokens(indices[part], seeds[part], **settings)
                 yield self.paint(tokens)
                 bar.update(len(tokens))
@@ -185,11 +209,13 @@ class Pipeline:
         fine_cfg_scale: float = 1.0,
     ) -> Tensor:
         """Both stages, or the baseline: labels (B,) and seeds → fine tokens int64 (B, N)."""
-        tokens = generate_tokens(self._first, labels, seeds, cfg_scale, temperature, top_k, top_p)
+        rows = len(labels) * (1 if cfg_scale == 1 else 2)
+        stage1 = self._pack(self._first, rows)
+        tokens = generate_tokens(stage1, labels, seeds, cfg_scale, temperature, top_k, top_p)
         if self.fine is None or self.coarse_map is None:
             return tokens
         return refine_tokens(
-            self.fine,
+            self._pack(self.fine, tokens.numel() * (1 if fine_cfg_scale == 1 else 2)),
             tokens,
             labels,
             self.coarse_map,
@@ -201,10 +227,21 @@ class Pipeline:
             support=self.support,
         )
 
+    def _pack(self, model: Transformer, rows: int) -> PackedTransformer:
+        """The model ready for sampling: packed at its first batch, and again when its weights or settings change."""
+        weights = [(p.data_ptr(), p._version) for p in model.parameters()]
+        # On a CPU the layout, and with it rounding, may depend on the rows: equal batches must give equal images.
+        key = (weights, self.dtype, self.quantize, rows if self.device.type == "cpu" else None)
+        name = model.config.attention
+        if name not in self._packed or self._packed[name][0] != key:
+            self._packed[name] = key, PackedTransformer(model, rows, getattr(torch, self.dtype), self.quantize)
+        return self._packed[name][1]
+
     @torch.inference_mode()
     def paint(self, tokens: Tensor) -> np.ndarray:
         """Tokens (B, N) → images uint8 (B, H, W, 3)."""
-        return to_bytes(self.tokenizer.decode(tokens, self.grid))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            return to_bytes(self.tokenizer.decode(tokens, self.grid))
 
     def label_index(self, label: int | str) -> int:
         """The index of a class given by index or name.
@@ -258,8 +295,16 @@ class Pipeline:
             write_text(temporary / "README.md", self._card())
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu") -> Pipeline:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: Dtype = "float32",
+        quantize: Quantize | None = None,
+    ) -> Pipeline:
         """Open a model: "emoji" (embedded), a folder, or a hub id such as "owner/name".
+
+        `dtype` and `quantize` are those of `compute_in`.
 
         Raises:
             InputError: nothing there, a part missing or damaged, or parts that do not belong together.
@@ -275,7 +320,11 @@ class Pipeline:
         tokenizer = VQTokenizer.load(folder / "tokenizer.safetensors")
         if config["kind"] != "baseline":
             parts["coarse_map"] = CoarseMap.load(folder / "coarse_map.safetensors")
-        return cls(tokenizer, config["class_names"], support=config["support"], **parts).to(device)
+        return (
+            cls(tokenizer, config["class_names"], support=config["support"], **parts)
+            .to(device)
+            .compute_in(dtype, quantize)
+        )
 
     def push_to_hub(self, name: str, private: bool = False) -> str:
         """Upload as model "owner/name" to the Hugging Face Hub; returns its address."""

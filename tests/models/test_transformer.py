@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ctf.errors import InputError
 from ctf.files import save_tensors
-from ctf.models import KeyValueCache, Transformer, TransformerConfig
+from ctf.models import Transformer, TransformerConfig
 
 BOTH = pytest.mark.parametrize("attention", ["causal", "full"])
 
@@ -109,19 +109,6 @@ def test_grouped_queries_equal_repeated_heads(make_model, tokens, labels, attent
         weights[name] = torch.cat([q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)]).flatten(0, 1)
     plain.load_state_dict(weights)
     torch.testing.assert_close(grouped(tokens, labels), plain(tokens, labels), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kv_heads", [None, 2])
-def test_steps_with_a_cache_equal_the_whole_sequence(make_model, tokens, labels, kv_heads):
-    model = make_model(kv_heads=kv_heads)
-    cache = KeyValueCache(model.config, 3, torch.device("cpu"), torch.float32)
-    inputs, steps = model.label_embedding(labels), []
-    with torch.no_grad():
-        for i in range(6):
-            steps.append(model.head(model.step(inputs, cache)))
-            inputs = model.token_embedding(tokens[:, i])
-    assert cache.length == 6
-    torch.testing.assert_close(torch.stack(steps, 1), model(tokens, labels), rtol=1e-4, atol=1e-5)
 
 
 @BOTH

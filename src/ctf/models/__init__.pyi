@@ -5,5 +5,4 @@ from .config import TransformerConfig as TransformerConfig
 from .likelihood import bits as bits
 from .likelihood import token_losses as token_losses
 from .likelihood import token_scores as token_scores
-from .transformer import KeyValueCache as KeyValueCache
 from .transformer import Transformer as Transformer

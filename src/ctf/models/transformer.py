@@ -24,47 +24,20 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
 
 
-class KeyValueCache:
-    """Preallocated keys and values of every layer for step-by-step decoding.
-
-    Two tensors of shape (layers, B, kv_heads, N, head_dim); the first `length` positions are filled.
-    """
-
-    def __init__(self, config: TransformerConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.layers, batch, config.num_kv_heads, config.num_tokens, config.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, kv_heads, n, head_dim) behind the filled part; return all of it, the new included."""
-        end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-
 class Attention(nn.Module):
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config = config
         self.qkv = nn.Linear(config.dim, (config.heads + 2 * config.num_kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None) -> Tensor:  # (B, n, dim)
+    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:  # (B, n, dim)
         c = self.config
         qkv = self.qkv(x).unflatten(-1, (-1, c.head_dim))  # (B, n, heads + 2·kv_heads, head_dim)
         q, k, v = qkv.split([c.heads, c.num_kv_heads, c.num_kv_heads], dim=2)
         q, k, v = rotate(q, rotary).transpose(1, 2), rotate(k, rotary).transpose(1, 2), v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
         y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            # A single new position may see everything that the cache holds: no mask.
-            is_causal=c.attention == "causal" and q.shape[2] > 1,
-            enable_gqa=c.num_kv_heads != c.heads,
+            q, k, v, is_causal=c.attention == "causal", enable_gqa=c.num_kv_heads != c.heads
         )
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -83,16 +56,16 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache))
+    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
@@ -112,7 +85,7 @@ class Transformer(nn.Module):
         self.label_embedding = nn.Embedding(config.num_classes + 1, config.dim)
         self.token_embedding = nn.Embedding(config.input_vocab, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = nn.Linear(config.dim, config.output_vocab, bias=False)
         self.register_buffer("rotary", rotary_table(config.grid, config.head_dim, config.rope_base), persistent=False)
@@ -148,24 +121,11 @@ class Transformer(nn.Module):
         causal = self.config.attention == "causal"
         tokens = self.token_embedding(tokens[:, :-1] if causal else tokens)
         x = torch.cat([self.label_embedding(labels)[:, None], tokens], dim=1)
-        x = self.trunk(self.dropout(x), self.rotary[: x.shape[1]])
-        return x if causal else x[:, 1:]
-
-    def step(self, inputs: Tensor, cache: KeyValueCache) -> Tensor:
-        """Advance a causal model by one position: (B, dim) embedding → normalised state (B, dim).
-
-        `inputs` is `label_embedding(labels)` at the first step, `token_embedding(tokens)` of the tokens
-        just drawn at each later one; `cache.length` tells which step it is and grows by one.
-        """
-        x = self.trunk(inputs[:, None], self.rotary[cache.length : cache.length + 1], cache)
-        cache.length += 1
-        return x[:, 0]
-
-    def trunk(self, x: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """All blocks and the final norm: embeddings (B, n, dim) with their rotary rows → (B, n, dim)."""
+        x, rotary = self.dropout(x), self.rotary[: x.shape[1]]
         for block in self.blocks:
-            x = block(x, rotary, cache)
-        return self.norm(x)
+            x = block(x, rotary)
+        x = self.norm(x)
+        return x if causal else x[:, 1:]
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

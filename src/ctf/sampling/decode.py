@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.models.transformer import KeyValueCache, Transformer
+from ctf.models.transformer import Transformer
+from ctf.sampling.cuda_graph import ReplayedLoop
 from ctf.sampling.draw import check_sampling, draw
 from ctf.sampling.guidance import guidance_labels, guide
+from ctf.sampling.packed import KeyValueCache, PackedTransformer
 from ctf.sampling.uniforms import image_seeds, uniforms
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """What is the same at every step, see `generate_tokens`."""
+
+    cfg_scale: float
+    temperature: float
+    top_k: int
+    top_p: float
 
 
 @torch.inference_mode()
 def generate_tokens(
-    model: Transformer,
+    model: Transformer | PackedTransformer,
     labels: Tensor,
     seeds: Sequence[int] | Tensor | None = None,
     cfg_scale: float = 1.0,
@@ -29,7 +43,7 @@ def generate_tokens(
     An image depends on its own seed and label only, not on its batch.
 
     Args:
-        model: a causal Transformer in evaluation mode.
+        model: a causal Transformer. To generate several batches, pack it once: `PackedTransformer(model, rows)`.
         labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional.
         seeds: one integer per image; fresh ones from torch's global generator when None.
         cfg_scale: classifier-free guidance; 1 is none.
@@ -47,17 +61,39 @@ def generate_tokens(
     if model.config.attention != "causal":
         raise InputError("generate_tokens takes a causal model (a baseline or a coarse one), not a fine model")
     check_sampling(cfg_scale, temperature, top_k, top_p)
+    settings = SamplingSettings(cfg_scale, temperature, top_k, top_p)
     seeds = image_seeds(seeds, len(labels))
-
-    weight = model.head.weight
-    count = model.config.num_tokens
-    inputs = model.label_embedding(guidance_labels(labels.to(weight.device), model.config.num_classes, cfg_scale))
-    cache = KeyValueCache(model.config, len(inputs), weight.device, inputs.dtype)
-    uniform = uniforms(seeds, count, "stage1").to(weight.device)
+    both = guidance_labels(labels, model.config.num_classes, cfg_scale)
+    uniform = uniforms(seeds, model.config.num_tokens, "stage1")
+    if isinstance(model, PackedTransformer) and model.device.type == "cuda":
+        if model.recorded is None or not model.recorded.serves(settings, len(uniform)):
+            model.recorded = ReplayedLoop(decode, model, settings, both, uniform)
+        tokens = model.recorded(both, uniform)
+    else:
+        packed = model if isinstance(model, PackedTransformer) else PackedTransformer(model, len(both))
+        tokens = decode(packed, settings, both.to(packed.device), uniform.to(packed.device))
     with torch.inference_mode(False):  # an ordinary tensor, which may go into a training step
-        tokens = torch.empty(len(labels), count, dtype=torch.int64, device=weight.device)
-    for i in range(count):
-        hidden = guide(model.step(inputs, cache), cfg_scale)
-        tokens[:, i] = draw(model.head(hidden), uniform[:, i], temperature, top_k, top_p)
-        inputs = model.token_embedding(tokens[:, i].repeat(1 if cfg_scale == 1 else 2))
+        return tokens.clone()
+
+
+def decode(model: PackedTransformer, settings: SamplingSettings, labels: Tensor, uniform: Tensor) -> Tensor:
+    """The loop itself: everything stays on the device, and no shape depends on a value.
+
+    Args:
+        model: packed, causal.
+        settings: of all images.
+        labels: int64 (rows,), the unconditional branch behind, see `guidance_labels`.
+        uniform: float64 (B, N).
+
+    Returns:
+        int64 (B, N).
+    """
+    cache = KeyValueCache(model.config, len(labels), model.device, model.dtype)
+    tokens = torch.empty(uniform.shape, dtype=torch.int64, device=model.device)
+    inputs = F.embedding(labels, model.label_embedding)
+    for i in range(uniform.shape[1]):
+        hidden = guide(model.step(inputs, cache, i), settings.cfg_scale)
+        drawn = draw(model.logits(hidden), uniform[:, i], settings.temperature, settings.top_k, settings.top_p)
+        tokens[:, i] = drawn
+        inputs = F.embedding(drawn, model.token_embedding).repeat(len(labels) // len(drawn), 1)
     return tokens

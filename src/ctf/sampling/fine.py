@@ -14,6 +14,7 @@ from ctf.models.cluster_head import ClusterMembers, member_logits
 from ctf.models.transformer import Transformer
 from ctf.sampling.draw import check_sampling, draw
 from ctf.sampling.guidance import guidance_labels, guide
+from ctf.sampling.packed import PackedTransformer
 from ctf.sampling.uniforms import image_seeds, uniforms
 
 Support = Literal["cluster", "full"]
@@ -21,7 +22,7 @@ Support = Literal["cluster", "full"]
 
 @torch.no_grad()  # not inference_mode: the tokens may go into a training step
 def refine_tokens(
-    model: Transformer,
+    model: Transformer | PackedTransformer,
     coarse: Tensor,
     labels: Tensor,
     coarse_map: CoarseMap,
@@ -35,7 +36,7 @@ def refine_tokens(
     """Draw fine tokens for whole coarse sequences, in one step.
 
     Args:
-        model: a full-attention Transformer in evaluation mode, from M coarse labels to K tokens.
+        model: a full-attention Transformer, from M coarse labels to K tokens. For several batches, pack it once.
         coarse: int64 (B, N) in [0, M).
         labels: int64 (B,) in [0, num_classes].
         coarse_map: the clusters that the model was trained with.
@@ -75,16 +76,16 @@ def refine_tokens(
     if support not in get_args(Support):
         raise InputError(f"support {support!r} does not exist: choose one of {', '.join(get_args(Support))}")
     check_sampling(cfg_scale, temperature, top_k, top_p)
-    device = model.head.weight.device
-    coarse = coarse.to(device)
-    uniform = uniforms(image_seeds(seeds, len(labels)), config.num_tokens, "stage2").to(device)
+    both = guidance_labels(labels, config.num_classes, cfg_scale)
+    packed = model if isinstance(model, PackedTransformer) else PackedTransformer(model, len(both) * coarse.shape[1])
+    coarse, both = coarse.to(packed.device), both.to(packed.device)
+    uniform = uniforms(image_seeds(seeds, len(labels)), config.num_tokens, "stage2").to(packed.device)
 
-    both = guidance_labels(labels.to(device), config.num_classes, cfg_scale)
-    hidden = guide(model.hidden(coarse.repeat(len(both) // len(labels), 1), both), cfg_scale)  # (B, N, dim)
+    hidden = guide(packed.hidden(coarse.repeat(len(both) // len(labels), 1), both), cfg_scale)  # (B, N, dim)
     if support == "cluster":
-        members = ClusterMembers.of(coarse_map, device)
-        logits = member_logits(hidden, model.head.weight, coarse, members)
+        members = ClusterMembers.of(coarse_map, packed.device)
+        logits = member_logits(hidden, packed.head_weight, coarse, members)
         return members.tokens(coarse, draw(logits, uniform, temperature, top_k, top_p))
     # All K logits of one image at a time: of a whole batch they would be the largest tensor by far.
     images = zip(hidden, uniform, strict=True)
-    return torch.stack([draw(model.head(h), u, temperature, top_k, top_p) for h, u in images])
+    return torch.stack([draw(packed.logits(h), u, temperature, top_k, top_p) for h, u in images])
