@@ -16,13 +16,14 @@ from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import usable_device
 from ctf.errors import InputError
 from ctf.files import atomic_path, existing, read_json, write_json, write_text
-from ctf.images.pixels import to_bytes
 from ctf.models.transformer import Transformer
 from ctf.progress import progress_bar
 from ctf.sampling.decode import generate_tokens
 from ctf.sampling.fine import Support, refine_tokens
+from ctf.sampling.memory import LARGEST_BATCH, SamplingMemory, available_memory, sampling_memory
 from ctf.sampling.packed import PackedTransformer
 from ctf.sampling.products import Quantize
+from ctf.tokenizer.paint import paint
 from ctf.tokenizer.pretrained import ASSETS
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
@@ -237,11 +238,39 @@ class Pipeline:
             self._packed[name] = key, PackedTransformer(model, rows, getattr(torch, self.dtype), self.quantize)
         return self._packed[name][1]
 
-    @torch.inference_mode()
     def paint(self, tokens: Tensor) -> np.ndarray:
         """Tokens (B, N) → images uint8 (B, H, W, 3)."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            return to_bytes(self.tokenizer.decode(tokens, self.grid))
+        return paint(self.tokenizer, tokens, self.grid, getattr(torch, self.dtype))
+
+    def memory(self, batch_size: int, cfg_scale: float = 2.0) -> SamplingMemory:
+        """Predict what a batch adds to the memory of the loaded pipeline."""
+        return sampling_memory(
+            batch_size,
+            self.tokenizer.config,
+            self._first.config,
+            None if self.fine is None else self.fine.config,
+            guided=cfg_scale != 1,
+            dtype=getattr(torch, self.dtype),
+            quantize=self.quantize,
+            device=self.device.type,
+        )
+
+    def largest_batch(self, cfg_scale: float = 2.0) -> int:
+        """The largest power of two, up to 256, whose batch takes at most four fifths of the memory that is free now.
+
+        Raises:
+            InputError: there is not enough for one image.
+        """
+        free = available_memory(self.device)
+        batch = LARGEST_BATCH
+        while self.memory(batch, cfg_scale).peak > 0.8 * free:
+            if batch == 1:
+                raise InputError(
+                    f"one image takes {self.memory(1, cfg_scale).peak / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
+                    "free: close other programs, or take a smaller model, bfloat16 or int8"
+                )
+            batch //= 2
+        return batch
 
     def label_index(self, label: int | str) -> int:
         """The index of a class given by index or name.

@@ -16,15 +16,17 @@ from ctf.models.rotary import rotary_table, rotate
 @settings(max_examples=30, deadline=None)
 def test_table_against_a_loop(rows, columns, quarter, base):
     table = rotary_table((rows, columns), 4 * quarter, base)
-    assert table.shape == (1 + rows * columns, 2 * quarter, 2)
+    assert table.shape == (1 + rows * columns, 2, 4 * quarter)
     for row in range(rows):
         for column in range(columns):
             for i in range(quarter):
                 frequency = base ** (-i / quarter)
                 for pair, coordinate in ((i, row), (quarter + i, column)):
-                    cos, sin = table[1 + row * columns + column, pair].tolist()
-                    assert math.isclose(cos, math.cos(coordinate * frequency), abs_tol=1e-6)
-                    assert math.isclose(sin, math.sin(coordinate * frequency), abs_tol=1e-6)
+                    cosines, sines = table[1 + row * columns + column, :, 2 * pair : 2 * pair + 2].tolist()
+                    cos, sin = math.cos(coordinate * frequency), math.sin(coordinate * frequency)
+                    assert all(math.isclose(value, cos, abs_tol=1e-6) for value in cosines)
+                    assert math.isclose(sines[0], -sin, abs_tol=1e-6)
+                    assert math.isclose(sines[1], sin, abs_tol=1e-6)
 
 
 def test_class_token_row_is_zero():
@@ -34,7 +36,8 @@ def test_class_token_row_is_zero():
 def test_rotation_is_complex_multiplication():
     table = rotary_table((3, 4), 8, 10_000.0)
     x = torch.randn(2, 13, 5, 8, generator=torch.Generator().manual_seed(0))
-    turned = torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.view_as_complex(table)[:, None]
+    angles = torch.complex(table[:, 0, ::2], table[:, 1, 1::2])  # (13, 4)
+    turned = torch.view_as_complex(x.unflatten(-1, (4, 2))) * angles[:, None]
     torch.testing.assert_close(rotate(x, table), torch.view_as_real(turned).flatten(-2))
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def rotary_table(grid: tuple[int, int], head_dim: int, base: float) -> Tensor:
-    """Cosines and sines for the class token and every grid position: (1 + rows·columns, head_dim/2, 2).
+    """Cosines and signed sines for the class token and every grid position: (1 + rows·columns, 2, head_dim).
 
-    The first half of the rotation pairs turns with the row, the second with the column. The class
+    Elements 2i and 2i + 1 of a head are turned as a pair: both have its cosine, and −sine and sine. The first half of the rotation pairs turns with the row, the second with the column. The class
     token's row is all zeros, not the identity: its queries and keys vanish in every layer. LlamaGen's
     weights were trained with that, so it is part of the architecture.
     """
@@ -18,12 +18,14 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float) -> Tensor:
     row = torch.outer(torch.arange(rows).float(), frequencies)[:, None].expand(-1, columns, -1)
     column = torch.outer(torch.arange(columns).float(), frequencies)[None].expand(rows, -1, -1)
     angles = torch.cat([row, column], dim=-1).flatten(0, 1)  # (rows·columns, head_dim/2)
-    table = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    sines = torch.stack([-angles.sin(), angles.sin()], dim=-1).flatten(1)
+    table = torch.stack([angles.cos().repeat_interleave(2, 1), sines], dim=1)
     return torch.cat([torch.zeros_like(table[:1]), table])
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn adjacent pairs (x[2i], x[2i+1]) of x (B, n, heads, head_dim) by table (n, head_dim/2, 2)."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, n, heads, head_dim/2) each
-    cos, sin = table[:, None].unbind(-1)  # (n, 1, head_dim/2) each
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).type_as(x)
+    """Turn adjacent pairs (x[2i], x[2i+1]) of x (B, n, heads, head_dim) by table (n, 2, head_dim)."""
+    cos, sin = table[:, :, None].unbind(1)  # (n, 1, head_dim) each
+    values = x.float()
+    swapped = values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (values * cos + swapped * sin).type_as(x)

@@ -14,6 +14,7 @@ from ctf.models.cluster_head import ClusterMembers, member_logits
 from ctf.models.transformer import Transformer
 from ctf.sampling.draw import check_sampling, draw
 from ctf.sampling.guidance import guidance_labels, guide
+from ctf.sampling.memory import REFINED_TOGETHER
 from ctf.sampling.packed import PackedTransformer
 from ctf.sampling.uniforms import image_seeds, uniforms
 
@@ -76,16 +77,20 @@ def refine_tokens(
     if support not in get_args(Support):
         raise InputError(f"support {support!r} does not exist: choose one of {', '.join(get_args(Support))}")
     check_sampling(cfg_scale, temperature, top_k, top_p)
-    both = guidance_labels(labels, config.num_classes, cfg_scale)
-    packed = model if isinstance(model, PackedTransformer) else PackedTransformer(model, len(both) * coarse.shape[1])
-    coarse, both = coarse.to(packed.device), both.to(packed.device)
-    uniform = uniforms(image_seeds(seeds, len(labels)), config.num_tokens, "stage2").to(packed.device)
-
-    hidden = guide(packed.hidden(coarse.repeat(len(both) // len(labels), 1), both), cfg_scale)  # (B, N, dim)
-    if support == "cluster":
-        members = ClusterMembers.of(coarse_map, packed.device)
-        logits = member_logits(hidden, packed.head_weight, coarse, members)
-        return members.tokens(coarse, draw(logits, uniform, temperature, top_k, top_p))
-    # All K logits of one image at a time: of a whole batch they would be the largest tensor by far.
-    images = zip(hidden, uniform, strict=True)
-    return torch.stack([draw(packed.logits(h), u, temperature, top_k, top_p) for h, u in images])
+    copies = 1 if cfg_scale == 1 else 2
+    together = min(len(labels), REFINED_TOGETHER) * copies * config.num_tokens
+    packed = model if isinstance(model, PackedTransformer) else PackedTransformer(model, together)
+    uniform = uniforms(image_seeds(seeds, len(labels)), config.num_tokens, "stage2")
+    parts = zip(*(t.to(packed.device).split(REFINED_TOGETHER) for t in (coarse, labels, uniform)), strict=True)
+    members = ClusterMembers.of(coarse_map, packed.device) if support == "cluster" else None
+    refined = []
+    for coarse, labels, uniform in parts:
+        both = guidance_labels(labels, config.num_classes, cfg_scale)
+        hidden = guide(packed.hidden(coarse.repeat(copies, 1), both), cfg_scale)  # (b, N, dim)
+        if members is not None:
+            logits = member_logits(hidden, packed.head_weight, coarse, members)
+            refined.append(members.tokens(coarse, draw(logits, uniform, temperature, top_k, top_p)))
+        else:  # all K logits of one image at a time: of a whole batch they would be the largest tensor by far
+            images = zip(hidden, uniform, strict=True)
+            refined += [draw(packed.logits(h), u, temperature, top_k, top_p)[None] for h, u in images]
+    return torch.cat(refined)
