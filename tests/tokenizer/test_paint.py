@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from ctf.images.pixels import to_bytes
-from ctf.tokenizer import VQTokenizer, load_tokenizer
+from ctf.tokenizer import VQTokenizer
 from ctf.tokenizer.paint import paint
+from ctf.tokenizer.pretrained import load_tokenizer
 
 
 @pytest.fixture(scope="module")
