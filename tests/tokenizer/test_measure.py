@@ -10,7 +10,7 @@ from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_tensor
 from ctf.images.sources import Records
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
-from ctf.tokenizer.measure import measure_tokenizer, psnr
+from ctf.tokenizer.measure import measure_tokenizer, psnr, ssim
 
 
 def make_images(pixels, corrupt=()):
@@ -30,6 +30,45 @@ def test_psnr_by_hand():
     assert psnr(image, image).item() == pytest.approx(10 * np.log10(255**2 / (0.25 / 12)))
 
 
+def ssim_by_windows(image, other):
+    """Wang et al. 2004, equations 13 to 16, with 2-d windows and centred moments."""
+    axis = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(axis, axis) / axis.sum() ** 2
+    values = []
+    for channel in range(3):
+        for top in range(image.shape[0] - 10):
+            for left in range(image.shape[1] - 10):
+                cut = np.s_[top : top + 11, left : left + 11, channel]
+                x, y = image[cut].astype(float), other[cut].astype(float)
+                mx, my = (window * x).sum(), (window * y).sum()
+                vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+                cov = (window * (x - mx) * (y - my)).sum()
+                c1, c2 = 2.55**2, 7.65**2
+                values.append((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+    return np.mean(values)
+
+
+def test_ssim_against_windows():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (2, 13, 16, 3), dtype=np.uint8)
+    noise = generator.normal(0, 20, images.shape)
+    others = np.clip(images + noise, 0, 255).astype(np.uint8)
+    expected = [ssim_by_windows(*pair) for pair in zip(images, others, strict=True)]
+    np.testing.assert_allclose(ssim(torch.from_numpy(images), torch.from_numpy(others)), expected, rtol=1e-9)
+
+
+def test_ssim_of_itself_and_of_its_negative():
+    image = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8))
+    assert ssim(image, image).item() == pytest.approx(1, abs=1e-12)
+    assert ssim(image, 255 - image).item() < -0.8
+
+
+def test_ssim_of_too_small_an_image():
+    image = torch.zeros(1, 10, 16, 3, dtype=torch.uint8)
+    with pytest.raises(InputError, match="10 × 16"):
+        ssim(image, image)
+
+
 def test_figures_against_numpy():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     torch.manual_seed(0)
@@ -42,11 +81,13 @@ def test_figures_against_numpy():
     floats = tokenizer.decode(tokens).permute(0, 2, 3, 1).numpy()
     painted = np.floor(np.clip(127.5 * floats + 128, 0, 255))
     errors = ((kept.astype(np.float64) - painted) ** 2).reshape(4, -1).mean(1)
+    similarities = [ssim_by_windows(*pair) for pair in zip(kept, painted.astype(np.uint8), strict=True)]
     frequency = np.unique(tokens.numpy(), return_counts=True)[1] / tokens.numel()
     assert figures["images"] == 4
     assert figures["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), abs=1e-3)
     assert figures["psnr_of_mean"] == pytest.approx(10 * np.log10(255**2 / errors.mean()), abs=1e-3)
     assert figures["psnr_of_mean"] <= figures["psnr"]
+    assert figures["ssim"] == pytest.approx(np.mean(similarities), abs=1e-5)
     assert figures["usage"] == pytest.approx(len(frequency) / 64)
     assert figures["perplexity"] == pytest.approx(np.exp(-(frequency * np.log(frequency)).sum()))
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ctf.errors import InputError
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
 from ctf.progress import progress_bar
 from ctf.tokenizer.quantizer import perplexity, usage
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
+
+WINDOW, SIGMA = 11, 1.5  # pixels, of SSIM's Gaussian
+STABILIZERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
@@ -21,6 +25,42 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / error.mean(1).clamp_min(0.25 / error.shape[1]))
 
 
+def ssim(images: Tensor, others: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of 8-bit images: uint8 (B, H, W, 3) twice → float64 (B,), at most 1.
+
+    Gaussian windows of 11 × 11 pixels, σ 1.5, that lie wholly inside the image; the mean over windows and channels.
+
+    Raises:
+        InputError: images smaller than the window.
+    """
+    if min(images.shape[1:3]) < WINDOW:
+        size = f"{images.shape[1]} × {images.shape[2]}"
+        raise InputError(f"SSIM of {size} pixels: images must have {WINDOW} × {WINDOW} or more")
+    return torch.stack([_ssim(*pair) for pair in zip(images, others, strict=True)])  # one at a time stays in the cache
+
+
+def _ssim(image: Tensor, other: Tensor) -> Tensor:
+    x, y = image.double(), other.double()
+    mean_x, mean_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]))
+    c1, c2 = STABILIZERS
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * (xy - mean_x * mean_y) + c2) / (xx - mean_x**2 + yy - mean_y**2 + c2)
+    return (luminance * structure).mean()
+
+
+def _blur(maps: Tensor) -> Tensor:
+    """(n, H, W, 3) → (n, H − 10, W − 10, 3)."""
+    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    weights = (-offsets.square() / (2 * SIGMA**2)).softmax(0).tolist()
+    for dim in (1, 2):
+        size = maps.shape[dim] - WINDOW + 1
+        shifted = [maps.narrow(dim, offset, size) for offset in range(WINDOW)]
+        maps = shifted[0] * weights[0]
+        for weight, part in zip(weights[1:], shifted[1:], strict=True):
+            maps.add_(part, alpha=weight)
+    return maps
+
+
 @torch.inference_mode()
 def measure_tokenizer(
     tokenizer: VQTokenizer, images: ImageSet, batch_size: int = 128, progress: bool = True
@@ -30,27 +70,31 @@ def measure_tokenizer(
     Returns:
         psnr: mean over images of each image's PSNR, in dB.
         psnr_of_mean: PSNR of the mean squared error over all images, in dB; never larger than `psnr`.
+        ssim: mean over images of each image's structural similarity, 1 for identical ones.
         usage: fraction of the codewords that occur.
         perplexity: exp of the entropy of their distribution.
         images: how many were readable.
     """
     device = next(tokenizer.parameters()).device
     counts = torch.zeros(tokenizer.config.codebook_size, dtype=torch.int64)
-    values = []
+    psnrs, ssims = [], []
     with progress_bar(len(images), "measure", "image", hidden=not progress) as bar:
         for _, batch, _ in images.batches(batch_size):
             tokens = tokenizer.encode(to_tensor(batch).to(device))
             grid = tuple(side // tokenizer.config.downsampling for side in batch.shape[1:3])
             painted = to_bytes(tokenizer.decode(tokens, grid))
             counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
-            values.append(psnr(torch.from_numpy(batch), torch.from_numpy(painted)))
+            pair = torch.from_numpy(batch), torch.from_numpy(painted)
+            psnrs.append(psnr(*pair))
+            ssims.append(ssim(*pair))
             bar.update(len(batch))
-    all_values = torch.cat(values)
-    mean_error = (10 ** (-all_values / 10)).mean()
+    values = torch.cat(psnrs)
+    mean_error = (10 ** (-values / 10)).mean()
     return {
-        "psnr": all_values.mean().item(),
+        "psnr": values.mean().item(),
         "psnr_of_mean": (-10 * torch.log10(mean_error)).item(),
+        "ssim": torch.cat(ssims).mean().item(),
         "usage": usage(counts),
         "perplexity": perplexity(counts),
-        "images": len(all_values),
+        "images": len(values),
     }
