@@ -1,0 +1,209 @@
+import io
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ctf.errors import InputError
+from ctf.evaluation.features import Features, open_features
+from ctf.evaluation.features.emoji import WEIGHTS
+from ctf.evaluation.metrics import frechet_distance
+from ctf.images import open_images
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return open_features("emoji")
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    """Every fourth test image, 197 of them, with labels."""
+    images = open_images("emoji", "test", 64)
+    chosen = range(0, len(images), 4)
+    return np.stack([images.read(i) for i in chosen]), images.labels[chosen]
+
+
+def random_images(count, height=64, width=64):
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def refused(call):
+    """The one line of the InputError that `call` raises."""
+    with pytest.raises(InputError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_embedded_classifier_knows_held_out_emoji(emoji, held_out):
+    images, labels = held_out
+    found = emoji(images).probabilities.argmax(axis=1)
+    assert (found == labels).mean() > 0.6
+    assert (found // 9 == labels // 9).mean() > 0.8
+
+
+def test_emoji_features_are_what_the_interface_says(emoji):
+    features = emoji(random_images(3))
+    assert (features.pool.shape, features.pool.dtype, features.spatial) == ((3, 128), np.float32, None)
+    assert (features.probabilities.shape, features.probabilities.dtype) == ((3, 54), np.float32)
+    np.testing.assert_allclose(features.probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert "FID" not in emoji.distance
+
+
+def test_features_do_not_depend_on_the_batch(emoji, held_out):
+    images = held_out[0][:10]
+    whole = emoji(images).pool
+    parts = np.concatenate([emoji(images[:1]).pool, emoji(images[1:4]).pool, emoji(images[4:]).pool])
+    np.testing.assert_allclose(parts, whole, atol=1e-4)
+
+
+def test_opening_again_gives_the_same_network(emoji):
+    again, images = open_features("emoji"), random_images(2)
+    assert again.fingerprint == emoji.fingerprint
+    np.testing.assert_array_equal(again(images).pool, emoji(images).pool)
+
+
+def test_distance_grows_with_degradation(emoji):
+    """Two random halves are closer than a half and its JPEG copy, and stronger compression is further."""
+    images = open_images("emoji", "train", 64)
+    chosen = np.random.default_rng(0).choice(len(images), 300, replace=False)
+    clean = np.stack([images.read(int(i)) for i in chosen])
+
+    def jpeg(image, quality):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        return np.asarray(Image.open(file))
+
+    first, second = emoji(clean[:150]).pool, emoji(clean[150:]).pool
+    mild, strong = (emoji(np.stack([jpeg(image, quality) for image in clean[:150]])).pool for quality in (30, 10))
+    distances = [frechet_distance(other, second) for other in (first, mild, strong)]
+    assert distances == sorted(distances)
+
+
+def test_emoji_features_refuse_other_sizes(emoji):
+    assert "64 × 64 images, and these are 64 × 32" in refused(lambda: emoji(random_images(1, 64, 32)))
+
+
+def test_floats_are_refused(emoji):
+    assert "not float32 (1, 64, 64, 3)" in refused(lambda: emoji(np.zeros((1, 64, 64, 3), np.float32)))
+
+
+def test_emoji_weights_of_another_kind_are_refused():
+    tokenizer = WEIGHTS.parent / "emoji" / "tokenizer.safetensors"
+    assert "is not a ctf emoji features" in refused(lambda: open_features("emoji", str(tokenizer)))
+
+
+def test_unknown_name_lists_the_known_ones():
+    assert "inception, dinov2, emoji" in refused(lambda: open_features("clip"))
+
+
+@pytest.mark.parametrize(("name", "package"), [("inception", "torch_fidelity"), ("dinov2", "transformers")])
+def test_missing_package_is_named(monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert "pip install 'ctf[eval]'" in refused(lambda: open_features(name))
+
+
+def test_missing_inception_weights(tmp_path):
+    assert "no such file" in refused(lambda: open_features("inception", str(tmp_path / "weights.pth")))
+
+
+def test_inception_weights_that_hold_code_are_refused(tmp_path):
+    torch.save({"weight": SimpleNamespace()}, tmp_path / "weights.pth")
+    assert "not a state dict" in refused(lambda: open_features("inception", str(tmp_path / "weights.pth")))
+
+
+class TinyInception(nn.Module):
+    """In place of torch-fidelity's: the input itself, shifted, comes out of Mixed_6d.branch1x1."""
+
+    def __init__(self, name, features_list, feature_extractor_weights_path):
+        super().__init__()
+        assert features_list == ["2048", "logits_unbiased"]
+        self.Mixed_6d = nn.Module()
+        self.Mixed_6d.branch1x1 = nn.Conv2d(3, 9, 1)
+
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        spatial = self.Mixed_6d.branch1x1(images.float())
+        return spatial.mean((2, 3)), spatial.mean((2, 3)).mul(0.01)
+
+
+def test_spatial_features_are_in_tensorflow_order(monkeypatch):
+    package = ModuleType("torch_fidelity")
+    package.FeatureExtractorInceptionV3 = TinyInception
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    extractor, images = open_features("inception"), random_images(2, 17, 17)
+    features = extractor(images)
+    layer = extractor._network.Mixed_6d.branch1x1
+    weight, bias = layer.weight.detach()[:, :, 0, 0].numpy(), layer.bias.detach().numpy()
+    expected = images @ weight.T + bias  # (2, 17, 17, 9)
+    np.testing.assert_allclose(features.spatial, expected[..., :7].reshape(2, 2023), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(features.pool, expected.mean((1, 2)), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(features.probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_dinov2_sees_normalised_224_pixel_images(monkeypatch):
+    class TinyDINOv2(nn.Module):
+        config = SimpleNamespace(model_type="dinov2")
+
+        def forward(self, pixels):
+            assert pixels.shape[2:] == (224, 224)
+            return SimpleNamespace(pooler_output=pixels.mean((2, 3)))
+
+    network = TinyDINOv2()
+    network.weight = nn.Parameter(torch.zeros(1))
+    package = ModuleType("transformers")
+    package.AutoModel = SimpleNamespace(from_pretrained=lambda source, **kwargs: (network, {"missing_keys": []}))
+    monkeypatch.setitem(sys.modules, "transformers", package)
+    images = np.broadcast_to(np.array([255, 0, 51], np.uint8), (2, 32, 48, 3))
+    expected = (np.array([1, 0, 0.2]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(open_features("dinov2")(images).pool, np.tile(expected, (2, 1)), rtol=1e-4)
+
+
+def write_function(tmp_path, body):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from ctf.evaluation.features import Features\ndef embed(images):\n    {body}\n", encoding="utf-8")
+    return f"{path}:embed"
+
+
+def test_a_function_in_a_file_is_an_extractor(tmp_path):
+    extractor, images = open_features(write_function(tmp_path, "return images.mean((1, 2))")), random_images(4, 8, 16)
+    features = extractor(images)
+    np.testing.assert_allclose(features.pool, images.mean((1, 2)), rtol=1e-6)
+    assert (features.pool.dtype, features.spatial, features.probabilities) == (np.float32, None, None)
+    assert extractor.distance == "Fréchet distance, mine.py:embed"
+
+
+def test_a_function_may_return_features(tmp_path):
+    name = write_function(tmp_path, "return Features(images.mean((1, 2)), probabilities=images[:, 0, 0] / 255)")
+    images = random_images(2)
+    features = open_features(name)(images)
+    assert isinstance(features, Features)
+    np.testing.assert_array_equal(features.probabilities, images[:, 0, 0] / 255)
+
+
+def test_a_function_of_a_module_is_an_extractor():
+    images = random_images(2)
+    assert open_features("numpy:ravel").image_size is None
+    assert "(24576,) for 2 images" in refused(lambda: open_features("numpy:ravel")(images))
+
+
+def test_fingerprint_follows_the_file(tmp_path):
+    first = open_features(write_function(tmp_path, "return images[:, 0, 0]")).fingerprint
+    assert open_features(write_function(tmp_path, "return images[:, 1, 1]")).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("nowhere.py:embed", "nowhere.py: no such file"),
+        ("no_such_module:embed", "no_such_module cannot be imported (ModuleNotFoundError"),
+        ("numpy:no_such_function", "numpy has no function 'no_such_function'"),
+    ],
+)
+def test_what_is_wrong_with_a_function_is_one_line(name, line):
+    assert line in refused(lambda: open_features(name))
