@@ -34,7 +34,7 @@ def test_parts_are_what_the_tensors_take(kv_heads):
 
     cache = KeyValueCache(config, 10, torch.device("cpu"), torch.bfloat16)
     predicted = sampling_memory(5, TokenizerConfig(), config, dtype=torch.bfloat16)
-    assert predicted.decoding == cache.keys.nbytes + cache.values.nbytes + 5 * 7 * 18
+    assert predicted.decoding == sum(tensor.nbytes for tensor in (*cache.keys, *cache.values)) + 5 * 7 * 18
     assert predicted.packed == 2 * (sum(products) + 7 * 32)
 
     int8 = PackedTransformer(model, 10, quantize="int8")

@@ -88,7 +88,7 @@ def test_int8_product_is_integer_arithmetic():
     x[3] *= 1000  # a loud row leaves the others alone
     x[4] = 0
     per_output, per_row = weight.abs().amax(1) / 127, x.abs().amax(1).clamp_min(1e-12) / 127
-    integers = (x / per_row[:, None]).round().long() @ (weight / per_output[:, None]).round().long().T
+    integers = (x / per_row[:, None] + 0.5).floor().long() @ (weight / per_output[:, None]).round().long().T
     product = Int8Product(weight, rows=5)
     torch.testing.assert_close(product(x), integers * per_row[:, None] * per_output, rtol=1e-5, atol=1e-6)
     for i in range(5):
@@ -108,6 +108,22 @@ def test_int8_elsewhere_than_on_a_cpu():
         lay_out(torch.empty(4, 4, device="meta"), 1, "int8")
 
 
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_compiled_steps_draw_the_same_tokens(causal_model, quantize):
+    labels, seeds = torch.tensor([0, 4, 2]), [3, 0, 7]
+    eager, compiled = (PackedTransformer(causal_model, 6, quantize=quantize, compile=c) for c in (False, True))
+    for cfg_scale in (2.0, 1.0):  # other rows, the same function
+        expected = generate_tokens(eager, labels, seeds, cfg_scale)
+        assert torch.equal(generate_tokens(compiled, labels, seeds, cfg_scale), expected)
+
+
+def test_nothing_to_compile_with(causal_model, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    torch.compiler.reset()
+    with pytest.raises(InputError, match="install a C"):
+        generate_tokens(PackedTransformer(causal_model, 4, compile=True), torch.tensor([0, 1]), [0, 1], cfg_scale=2.0)
+
+
 def test_packing_once_is_packing_each_time(causal_model):
     packed = PackedTransformer(causal_model, 6)
     labels, seeds = torch.tensor([0, 4, 2]), [3, 0, 7]
@@ -117,7 +133,7 @@ def test_packing_once_is_packing_each_time(causal_model):
 
 
 def test_attention_by_products_is_the_fused_kernel():
-    q, keys, values = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
+    q, keys, values = torch.randn(6, 4, 8), torch.randn(6, 5, 8), torch.randn(6, 5, 8)
     fused = torch.nn.functional.scaled_dot_product_attention(q, keys, values)
     torch.testing.assert_close(attend_by_products(q, keys, values), fused)
 
@@ -184,7 +200,7 @@ def test_blocks_share_one_compilation(monkeypatch, make_model):
     packed = PackedTransformer(make_model(), 2)
     counter = CompileCounter()
     torch.compiler.reset()
-    before = torch.compile(PackedBlock.before, fullgraph=True, dynamic=False, backend=counter)
+    before = torch.compile(PackedBlock.before, fullgraph=True, backend=counter)
     x = torch.randn(2, 1, 32)
     for position in range(3):
         for block in packed.blocks:

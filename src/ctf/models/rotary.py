@@ -9,9 +9,10 @@ from torch import Tensor
 def rotary_table(grid: tuple[int, int], head_dim: int, base: float) -> Tensor:
     """Cosines and signed sines for the class token and every grid position: (1 + rows·columns, 2, head_dim).
 
-    Elements 2i and 2i + 1 of a head are turned as a pair: both have its cosine, and −sine and sine. The first half of the rotation pairs turns with the row, the second with the column. The class
-    token's row is all zeros, not the identity: its queries and keys vanish in every layer. LlamaGen's
-    weights were trained with that, so it is part of the architecture.
+    Elements 2i and 2i + 1 of a head are turned as a pair: both have its cosine, and −sine and sine. The first half
+    of the pairs turns with the row, the second with the column. The class token's row is all zeros, not the identity:
+    its queries and keys vanish in every layer. LlamaGen's weights were trained with that, so it is part of the
+    architecture.
     """
     rows, columns = grid
     frequencies = 1.0 / base ** (torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))  # (head_dim/4,)

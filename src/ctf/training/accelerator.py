@@ -28,9 +28,12 @@ def build_accelerator(config: LoopConfig) -> Any:
     precision = native_precision(config.device) if config.precision == "auto" else config.precision
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several models
     try:
-        return Accelerator(mixed_precision=MODES[precision], cpu=config.device == "cpu")
-    except ValueError as error:  # float16 on a CPU
+        accelerator = Accelerator(mixed_precision=MODES[precision], cpu=config.device == "cpu")
+    except ValueError as error:
         raise InputError(f"loop.precision {precision!r} does not work here ({error}): choose float32") from None
+    if precision == "float16" and accelerator.device.type == "cpu":  # accelerate would train in float32
+        raise InputError("loop.precision 'float16' does not work on a CPU: choose bfloat16 or float32")
+    return accelerator
 
 
 def native_precision(device: str = "auto") -> str:
