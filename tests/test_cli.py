@@ -50,7 +50,7 @@ def example(words):
 # Help
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["reproduce"], ["convert"]], ids=str)
+@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["bench"], ["reproduce"], ["convert"]], ids=str)
 def test_groups_list_their_verbs(words):
     text = printed(*words, "--help")
     assert text == printed(*words, "-h") == printed(*words)
@@ -86,9 +86,23 @@ def test_version():
 
 # Examples
 
+TINY = ["--sizes", "[nano]", "--grid", "[2, 2]"]
 #: Changes that only make the example smaller, or name files that stand in for LlamaGen's.
 SMALLER = {
     ("evaluate", "tokenizer"): ["--images", "pictures", "--splits", "null"],
+    ("evaluate", "samples"): ["--reference", "pictures", "--split", "null", "--cache", "cache"],
+    ("bench", "sampling"): [
+        *TINY,
+        "--batch_sizes",
+        "[1]",
+        "--fine_size",
+        "nano",
+        "--tokenizer",
+        "emoji",
+        "--runs",
+        "1",
+    ],
+    ("bench", "training"): [*TINY, "--batch_size", "2", "--steps", "1"],
     ("reproduce", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]"],
     ("convert", "llamagen"): ["--num_heads", "4", "--grid", "[4, 4]"],
 }
@@ -103,6 +117,9 @@ ORDER = [
     "sample",
     "evaluate tokenizer",
     "evaluate likelihood",
+    "evaluate samples",
+    "bench sampling",
+    "bench training",
     "reproduce swap",
     "convert pipeline",
     "convert llamagen",
@@ -151,7 +168,7 @@ def test_examples_run(workplace, monkeypatch, verb):
     text = printed(*arguments)
     if "--out" in arguments:
         assert Path(arguments[arguments.index("--out") + 1]).exists()
-    if words[0] in ("evaluate", "info"):
+    elif words[0] in ("evaluate", "info"):
         assert json.loads(text)
 
 
@@ -289,6 +306,9 @@ def fails(capsys, arguments):
         ("sample --out x --model model --device abacus", "device 'abacus' cannot be used here"),
         ("sample --out x --model damaged", "fine.safetensors is truncated"),
         ("evaluate likelihood --model model --tokens tokens", "codebook of 16"),
+        ("evaluate samples --out x --reference emoji --samples nowhere.npz", "nowhere.npz: no such file"),
+        ("bench sampling --json x --sizes [huge]", "model size 'huge' does not exist"),
+        ("bench training --json x --steps 0", "steps 0 must be at least 1"),
         ("convert codes --out x --source nowhere", "imagenet256_codes: no such folder"),
         ("convert to-codes --out x --tokens tokens", "does not know its image size"),
         ("convert pipeline --out x --tokenizer model --classes tokens --baseline nowhere", "no such safetensors file"),

@@ -163,20 +163,25 @@ def sample(
     fine_top_k: int = 0,
     fine_top_p: float = 1.0,
     fine_cfg_scale: float = 1.0,
-    batch_size: int = 64,
+    batch_size: int | Literal["auto"] = 64,
+    label_policy: Literal["balanced", "uniform"] | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    quantize: Literal["int8"] | None = None,
+    compile: bool = False,
     device: str = "cpu",
 ) -> None:
-    """Sample images from a model folder.
+    """Sample images from a model folder, alone or under torchrun. An interrupted set continues where it stopped.
 
     Example:
         ctf sample --labels '[3, 7, noto animals]' --seed 0 --out runs/samples
 
     Args:
-        out: a folder for one PNG per image and sheet.png, a .png for the contact sheet alone, or an .npz
-            with `arr_0` uint8 [n, H, W, 3] and `labels`.
+        out: a folder for one PNG per image and sheet.png; an .npz with `arr_0` uint8 [n, H, W, 3] and `labels`, as
+            evaluators read it; or a .png for the contact sheet alone. The first two come with a manifest.
         model: "emoji", a model folder or a hub id.
-        labels: class indices or names; all classes in turn without it.
-        num: how many images; the labels are repeated or cut to this number.
+        labels: class indices or names; see label_policy without it.
+        num: how many images; the labels are repeated or cut to this number. torchrun takes it for an option of its
+            own unless it stands behind "--": torchrun --nproc_per_node 8 -m -- ctf.cli sample --num 50000 …
         seed: image i uses seed + i.
         cfg_scale: classifier-free guidance of stage 1 or the baseline; 1 is none.
         temperature: of stage 1 or the baseline; 0 is greedy.
@@ -186,10 +191,15 @@ def sample(
         fine_top_k: of stage 2.
         fine_top_p: of stage 2.
         fine_cfg_scale: guidance of stage 2.
-        batch_size: images at a time; does not change them.
-        device: where to sample.
+        batch_size: images at a time; auto takes as many as memory holds.
+        label_policy: all classes in turn, equally often (balanced, the default), or drawn at random with the seed.
+        dtype: to compute in.
+        quantize: int8 weights in both stages, on a CPU.
+        compile: on a CPU, half a minute for a compiled step of stage 1, which pays in long runs. A GPU always compiles.
+        device: where to sample; under torchrun "cuda" is another GPU for each process.
     """
     from ctf.evaluation.sample_set import sample_to
+    from ctf.evaluation.sample_shards import own_device
     from ctf.pipeline import Pipeline
 
     settings = {
@@ -202,31 +212,45 @@ def sample(
         "fine_top_p": fine_top_p,
         "fine_cfg_scale": fine_cfg_scale,
     }
-    print(sample_to(Pipeline.from_pretrained(model, device), out, labels, num, seed, batch_size, settings))
+    pipeline = Pipeline.from_pretrained(model, own_device(device), dtype, quantize, compile)
+    if line := sample_to(pipeline, out, labels, num, seed, batch_size, settings, label_policy, model):
+        print(line)
 
 
 def evaluate_tokenizer(
-    tokenizer: str = "emoji", images: str = "emoji", splits: list[str] | None = None, image_size: int = 64
+    tokenizer: str = "emoji",
+    images: str = "emoji",
+    splits: list[str] | None = None,
+    image_size: int = 64,
+    features: str | None = None,
+    weights: str | None = None,
 ) -> None:
     """Measure a tokenizer: PSNR of its reconstructions, usage and perplexity of its codebook.
 
     Example:
-        ctf evaluate tokenizer --tokenizer emoji --images emoji --splits '[test]'
+        ctf evaluate tokenizer --tokenizer emoji --images emoji --splits '[test]' --features emoji
 
     Args:
         tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
         images: as for `ctf tokenize`.
         splits: one line each; all images at once without it.
         image_size: pixels per side after the centre crop.
+        features: add the Fréchet distance between images and reconstructions, as for `ctf evaluate samples`.
+        weights: of the features.
     """
+    from ctf.evaluation.features import open_features
+    from ctf.evaluation.reconstruction import reconstruction_distance
     from ctf.images.image_set import open_images
     from ctf.interop.tokenizers import open_tokenizer
     from ctf.tokenizer.measure import measure_tokenizer
 
     opened = open_tokenizer(tokenizer)
+    extractor = open_features(features, weights) if features else None
     for split in splits or [None]:  # type: ignore[list-item]
         measured = open_images(images, split, image_size)
-        print(json.dumps({"images": images, "split": split, **measure_tokenizer(opened, measured)}))
+        distance = reconstruction_distance(opened, measured, extractor) if extractor else {}
+        figures = {"images": images, "split": split, **measure_tokenizer(opened, measured), **distance}
+        print(json.dumps(figures, ensure_ascii=False))
         if note := measured.report_skipped():
             print(note, file=sys.stderr)
 
@@ -247,6 +271,52 @@ def evaluate_likelihood(tokens: str, model: str = "emoji", device: str = "cpu") 
     from ctf.tokens.token_set import TokenSet
 
     _print_figures(bits_per_token(Pipeline.from_pretrained(model, device), TokenSet.open(tokens)))
+
+
+def evaluate_samples(
+    samples: str,
+    reference: str,
+    out: str,
+    split: str | None = None,
+    features: str = "inception",
+    weights: str | None = None,
+    batch_size: int = 64,
+    device: str = "cpu",
+    cache: str | None = None,
+) -> None:
+    """Compare samples with a reference: FID and its companions, beside the paper's Table 1.
+
+    Example:
+        ctf evaluate samples --samples runs/samples --reference emoji --split test --features emoji
+            --out runs/evaluation
+
+    Args:
+        samples: an .npz with `arr_0`, or a folder of PNGs.
+        reference: ADM's reference batch (an .npz), another set of samples, or images as for `ctf tokenize`, which are
+            cropped to the size of the samples.
+        out: folder for result.json, table.txt, table.md and plot.png.
+        split: which part of the reference images.
+        features: inception (FID), dinov2, emoji, or a function of yours, file.py:function.
+        weights: of the features; by default the published ones, which are downloaded once, or the embedded ones.
+        batch_size: images at a time.
+        device: where to compute the features.
+        cache: folder for features of references; $CTF_CACHE or ~/.cache/ctf without it.
+    """
+    import shlex
+
+    from ctf.evaluation import protocol
+    from ctf.evaluation.features import open_features
+    from ctf.evaluation.reference import open_reference
+    from ctf.evaluation.sample_set import SampleSet
+    from ctf.evaluation.table import write_comparison
+
+    opened = SampleSet.open(samples)
+    protocol.check_samples(opened, samples)
+    extractor = open_features(features, weights, device)
+    compared = open_reference(reference, extractor, split, opened.image_size, batch_size, cache)
+    command = shlex.join(sys.argv)
+    evaluation = protocol.evaluate_samples(opened, compared, extractor, samples, batch_size, command=command)
+    print(write_comparison(out, evaluation), end="")
 
 
 def reproduce_swap(
@@ -284,6 +354,109 @@ def reproduce_swap(
         print(f"M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB")
     if note := opened.report_skipped():
         print(note, file=sys.stderr)
+
+
+def bench_sampling(
+    sizes: tuple[str, ...] = ("B",),
+    methods: tuple[Literal["baseline", "coarse-to-fine"], ...] = ("baseline", "coarse-to-fine"),
+    batch_sizes: tuple[int, ...] = (4, 64),
+    fine_size: str = "L",
+    tokenizer: str = "vq16",
+    grid: tuple[int, int] = (16, 16),
+    vocabulary: int = 16_384,
+    clusters: int = 512,
+    cfg_scale: float = 2.0,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    quantize: Literal["int8"] | None = None,
+    compile: bool = False,
+    device: str = "cpu",
+    runs: int = 3,
+    json: str | None = None,
+) -> None:
+    """Measure images per second with random weights, part by part, beside the roofline and the paper's Table 2.
+
+    Example:
+        ctf bench sampling --sizes '[B, L]' --batch_sizes '[4, 64]' --dtype bfloat16 --json runs/sampling.json
+
+    Args:
+        sizes: of stage 1 or the baseline, see `ctf info sizes`.
+        methods: which of the two.
+        batch_sizes: images at a time.
+        fine_size: of stage 2.
+        tokenizer: vq16 or vq8 with random weights, or what `ctf tokenize` takes.
+        grid: rows and columns of tokens.
+        vocabulary: K, tokens of the codebook.
+        clusters: M.
+        cfg_scale: classifier-free guidance of stage 1 or the baseline; 1 is none.
+        dtype: to compute in.
+        quantize: int8 weights in both stages, on a CPU.
+        compile: as for `ctf sample`; the first call shows what it takes.
+        device: where to sample.
+        runs: batches that each median is of, after a first one.
+        json: a file for all figures.
+    """
+    from ctf.evaluation.sampling_benchmark import SamplingBenchmark
+
+    benchmark = SamplingBenchmark(
+        sizes,
+        methods,
+        batch_sizes,
+        fine_size,
+        tokenizer,
+        grid,
+        vocabulary,
+        clusters,
+        cfg_scale,
+        dtype,
+        quantize,
+        compile,
+        device,
+        runs,
+        json,
+    )
+    for line in benchmark.report():
+        print(line, flush=True)
+
+
+def bench_training(
+    sizes: tuple[str, ...] = ("B",),
+    stages: tuple[Literal["baseline", "coarse", "fine-cluster", "fine-full"], ...] = (
+        "baseline",
+        "coarse",
+        "fine-cluster",
+        "fine-full",
+    ),
+    batch_size: int = 16,
+    steps: int = 5,
+    grid: tuple[int, int] = (16, 16),
+    vocabulary: int = 16_384,
+    clusters: int = 512,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    device: str = "auto",
+    json: str | None = None,
+) -> None:
+    """Measure tokens per second of training steps on random tokens, and model-FLOPs utilisation.
+
+    Example:
+        ctf bench training --sizes '[B]' --stages '[coarse, fine-cluster]' --json runs/training.json
+
+    Args:
+        sizes: of each stage, see `ctf info sizes`.
+        stages: which models; fine-cluster and fine-full are the supports of stage 2.
+        batch_size: images per step.
+        steps: that each median is of, after two.
+        grid: rows and columns of tokens.
+        vocabulary: K, tokens of the codebook.
+        clusters: M.
+        precision: auto is bfloat16 where the device computes it natively, else float32.
+        device: auto, cpu, cuda or mps.
+        json: a file for all figures.
+    """
+    from ctf.evaluation.training_throughput import TrainingBenchmark
+
+    benchmark = TrainingBenchmark(sizes, stages, batch_size, steps, grid, vocabulary, clusters, precision, device, json)
+    for line in benchmark.report():
+        print(line, flush=True)
 
 
 def convert_pipeline(
@@ -465,7 +638,8 @@ VERBS: dict[str, Verb | dict[str, Verb]] = {
         "fine": train_fine,
     },
     "sample": sample,
-    "evaluate": {"tokenizer": evaluate_tokenizer, "likelihood": evaluate_likelihood},
+    "evaluate": {"tokenizer": evaluate_tokenizer, "likelihood": evaluate_likelihood, "samples": evaluate_samples},
+    "bench": {"sampling": bench_sampling, "training": bench_training},
     "reproduce": {"swap": reproduce_swap},
     "convert": {
         "pipeline": convert_pipeline,

@@ -1,13 +1,16 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ctf.errors import InputError
-from ctf.evaluation import sample_to
+from ctf.evaluation import Manifest, SampleSet, sample_to
 
 SETTINGS = {"cfg_scale": 1.5, "fine_top_k": 2}
+CLASSES = ["cat", "red fox", "dog", "owl"]
 
 
 @pytest.fixture
@@ -19,40 +22,51 @@ def expected(pipeline, labels, seed):
     return np.stack([np.asarray(image) for image in pipeline(labels, seed, **SETTINGS)])
 
 
+def sample(pipeline, out, labels=None, num=None, seed=0, batch_size=4, settings=SETTINGS, **more):
+    return sample_to(pipeline, out, labels, num, seed, batch_size, settings, **more)
+
+
+# Writing
+
+
 def test_npz(pipeline, tmp_path):
-    line = sample_to(pipeline, tmp_path / "samples.npz", ["owl", 0, "1"], None, 5, 2, SETTINGS)
+    line = sample(pipeline, tmp_path / "samples.npz", ["owl", 0, "1"], seed=5, batch_size=2, model="owls")
     with np.load(tmp_path / "samples.npz", allow_pickle=False) as file:
         assert file.files == ["arr_0", "labels"]  # the first array is what ADM's evaluator reads
-        assert file["arr_0"].dtype == np.uint8
         assert np.array_equal(file["arr_0"], expected(pipeline, [3, 0, 1], 5))
         assert file["labels"].tolist() == [3, 0, 1]
-    assert "[3, 8, 12, 3]" in line
+    assert "3 images of 8 × 12" in line
+    assert "samples.manifest.json" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.manifest.json", "samples.npz"]
+    manifest = Manifest.load(tmp_path / "samples.manifest.json")
+    assert (manifest.model, manifest.label_policy, manifest.given_labels) == ("owls", "given", [3, 0, 1])
 
 
 def test_folder(pipeline, tmp_path):
     out = tmp_path / "samples"
-    sample_to(pipeline, out, ["owl", 0], None, 5, 64, SETTINGS)
+    sample(pipeline, out, ["owl", 0], seed=5)
     names = ["000000-class-0003.png", "000001-class-0000.png"]
-    assert sorted(path.name for path in out.iterdir()) == [*names, "samples.json", "sheet.png"]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "manifest.json", "samples.json", "sheet.png"]
     images = np.stack([np.asarray(Image.open(out / name)) for name in names])
     assert np.array_equal(images, expected(pipeline, [3, 0], 5))
-    listed = json.loads((out / "samples.json").read_text(encoding="utf-8"))
-    assert listed == {
-        "settings": SETTINGS,
-        "images": [
-            {"file": names[0], "label": 3, "class": "owl", "seed": 5},
-            {"file": names[1], "label": 0, "class": "cat", "seed": 6},
-        ],
-    }
+    assert json.loads((out / "samples.json").read_text(encoding="utf-8")) == [
+        {"file": names[0], "label": 3, "class": "owl", "seed": 5},
+        {"file": names[1], "label": 0, "class": "cat", "seed": 6},
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
 
 
 def test_contact_sheet(pipeline, tmp_path):
-    line = sample_to(pipeline, tmp_path / "sheet.png", None, 10, 0, 64, SETTINGS)
+    line = sample(pipeline, tmp_path / "sheet.png", num=10)
     assert "10 images" in line
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
     width, height = Image.open(tmp_path / "sheet.png").size
     assert width >= 8 * 2 * 12  # eight columns at twice the size
     assert height >= 2 * 2 * 8
+
+
+def test_a_contact_sheet_has_64_images_at_most(pipeline, tmp_path):
+    assert "64 images" in sample(pipeline, tmp_path / "sheet.png", num=100)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +79,26 @@ def test_contact_sheet(pipeline, tmp_path):
     ],
 )
 def test_labels_repeat_or_are_cut(pipeline, tmp_path, labels, num, chosen):
-    sample_to(pipeline, tmp_path / "samples.npz", labels, num, 0, 3, SETTINGS)
+    sample(pipeline, tmp_path / "samples.npz", labels, num, batch_size=3)
     with np.load(tmp_path / "samples.npz") as file:
         assert file["labels"].tolist() == chosen
         assert np.array_equal(file["arr_0"], expected(pipeline, chosen, 0))
+
+
+def labels_of(pipeline, out, **changes):
+    sample(pipeline, out, batch_size=128, settings={"cfg_scale": 1, "temperature": 0}, **changes)
+    return SampleSet.open(out).labels.tolist()
+
+
+def test_label_policies(pipeline, tmp_path):
+    balanced = labels_of(pipeline, tmp_path / "balanced.npz", num=202, label_policy="balanced")
+    assert sorted(Counter(balanced).values()) == [50, 50, 51, 51]
+    uniform = labels_of(pipeline, tmp_path / "uniform.npz", num=202, label_policy="uniform")
+    counts = np.bincount(uniform, minlength=4)
+    assert ((counts - 50.5) ** 2 / 50.5).sum() < 16.3  # χ² of three degrees of freedom, p = 0.001
+    assert len(set(counts)) > 2
+    assert labels_of(pipeline, tmp_path / "fewer.npz", num=50, label_policy="uniform") == uniform[:50]
+    assert labels_of(pipeline, tmp_path / "other.npz", num=50, label_policy="uniform", seed=1) != uniform[:50]
 
 
 @pytest.mark.parametrize(
@@ -77,12 +107,205 @@ def test_labels_repeat_or_are_cut(pipeline, tmp_path, labels, num, chosen):
         ({"num": 0}, "num 0"),
         ({"labels": ["fox"]}, "'fox' does not exist"),
         ({"labels": [4]}, "classes 0 … 3"),
+        ({"labels": [1], "label_policy": "uniform"}, "give one of them"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"settings": {"top_p": 0.0}}, "top_p"),
+        ({"seed": -1, "label_policy": "uniform"}, "seed -1"),
+        ({"seed": 2**64 - 3}, "seeds of 4 images"),
     ],
 )
-def test_refusals_write_nothing(pipeline, tmp_path, changes, message):
-    arguments = {"labels": None, "num": None, "seed": 0, "batch_size": 4, "settings": SETTINGS} | changes
+@pytest.mark.parametrize("name", ["samples", "samples.npz"])
+def test_refusals_write_nothing(pipeline, tmp_path, name, changes, message):
     with pytest.raises(InputError, match=message):
-        sample_to(pipeline, tmp_path / "samples", **arguments)
+        sample(pipeline, tmp_path / name, **changes)
     assert not list(tmp_path.iterdir())
+
+
+# What is there already
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+NAMES = pytest.mark.parametrize("name", ["samples", "samples.npz"])
+
+
+@NAMES
+def test_a_finished_set_is_left_alone(pipeline, tmp_path, name):
+    sample(pipeline, tmp_path / name)
+    before = contents(tmp_path)
+    assert "sampled before" in sample(pipeline, tmp_path / name, model="the same weights from elsewhere")
+    assert contents(tmp_path) == before
+
+
+@NAMES
+def test_a_set_with_other_settings_is_refused(pipeline, tmp_path, name):
+    sample(pipeline, tmp_path / name)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"seed is 0 there and 1 here\. Choose another --out"):
+        sample(pipeline, tmp_path / name, seed=1)
+    assert contents(tmp_path) == before
+
+
+@NAMES
+def test_what_is_no_sample_set_is_refused(pipeline, tmp_path, name):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "photo.png").touch()
+    (tmp_path / "samples.npz").touch()
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="has no manifest: choose another --out"):
+        sample(pipeline, tmp_path / name)
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_folder_is_filled(pipeline, tmp_path):
+    (tmp_path / "samples").mkdir()
+    sample(pipeline, tmp_path / "samples")
+    assert SampleSet.open(tmp_path / "samples").count == 4
+
+
+# Several processes, one after another
+
+
+def sample_as(monkeypatch, rank, count, *arguments, **changes):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    return sample(*arguments, **changes)
+
+
+@NAMES
+def test_processes_share_the_batches(pipeline, tmp_path, monkeypatch, capsys, name):
+    sample(pipeline, tmp_path / "alone" / name, num=22)
+    capsys.readouterr()
+    for rank in (2, 1):
+        assert sample_as(monkeypatch, rank, 3, pipeline, tmp_path / "shared" / name, num=22) is None
+    assert capsys.readouterr() == ("", "")
+    parts = sorted(path.name for path in (tmp_path / "shared" / f"{name}.parts").iterdir())
+    assert parts == [*(f"batch-{k:06d}.npy" for k in (1, 2, 4, 5)), "manifest.json"]
+    assert sample_as(monkeypatch, 0, 3, pipeline, tmp_path / "shared" / name, num=22)
+    alone, shared = contents(tmp_path / "alone"), contents(tmp_path / "shared")
+    assert len(alone) == len(shared)
+    for path, content in alone.items():
+        if not path.name.endswith("manifest.json"):
+            assert shared[tmp_path / "shared" / path.relative_to(tmp_path / "alone")] == content
+    # One that starts late finds everything done.
+    assert sample_as(monkeypatch, 1, 3, pipeline, tmp_path / "shared" / name, num=22) is None
+    assert contents(tmp_path / "shared") == shared
+
+
+def test_unfinished_parts_with_other_settings_are_refused(pipeline, tmp_path, monkeypatch):
+    sample_as(monkeypatch, 1, 2, pipeline, tmp_path / "samples.npz", num=8)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"settings\.top_k is 0 there and 3 here.*delete the parts"):
+        sample_as(monkeypatch, 0, 1, pipeline, tmp_path / "samples.npz", num=8, settings={**SETTINGS, "top_k": 3})
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_part_is_named(pipeline, tmp_path, monkeypatch):
+    sample_as(monkeypatch, 1, 2, pipeline, tmp_path / "samples.npz", num=8)
+    part = tmp_path / "samples.npz.parts" / "batch-000001.npy"
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"batch-000001\.npy is damaged: delete it"):
+        sample_as(monkeypatch, 0, 1, pipeline, tmp_path / "samples.npz", num=8)
+    part.unlink()
+    sample_as(monkeypatch, 0, 1, pipeline, tmp_path / "samples.npz", num=8)
+    assert SampleSet.open(tmp_path / "samples.npz").count == 8
+
+
+# Opening
+
+
+@NAMES
+def test_open(pipeline, tmp_path, name):
+    sample(pipeline, tmp_path / name, ["owl", 0], 5, seed=3)
+    samples = SampleSet.open(tmp_path / name)
+    assert (samples.count, samples.image_size) == (5, (8, 12))
+    assert samples.labels.tolist() == [3, 0, 3, 0, 3]
+    assert samples.manifest.seed == 3
+    batches = list(samples.batches(2))
+    assert [batch.shape for batch in batches] == [(2, 8, 12, 3), (2, 8, 12, 3), (1, 8, 12, 3)]
+    assert np.array_equal(np.concatenate(batches), expected(pipeline, [3, 0, 3, 0, 3], 3))
+    assert torch.from_numpy(batches[0]).dtype == torch.uint8
+
+
+def test_open_samples_of_others(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), np.uint8)
+    np.savez(tmp_path / "samples.npz", images)
+    (tmp_path / "samples").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "samples" / f"{i}.png")
+    for name in ("samples", "samples.npz"):
+        samples = SampleSet.open(tmp_path / name)
+        assert (samples.count, samples.image_size, samples.manifest, samples.labels) == (3, (4, 6), None, None)
+        assert np.array_equal(np.concatenate(list(samples.batches(2))), images)
+
+
+def test_an_image_too_few(pipeline, tmp_path):
+    sample(pipeline, tmp_path / "samples", num=5)
+    (tmp_path / "samples" / "000004-class-0000.png").unlink()
+    with pytest.raises(InputError, match=r"holds 4 images of 8 × 12, .*manifest\.json says 5 of 8 × 12"):
+        SampleSet.open(tmp_path / "samples")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "holds no PNG images"),
+        ([Image.new("RGB", (6, 4)), Image.new("RGB", (4, 6))], "several sizes .*0.png has 4 × 6, 1.png has 6 × 4"),
+        ([Image.new("RGBA", (6, 4))], "0.png is a PNG of mode RGBA: convert"),
+        ([Image.new("L", (6, 4))], "mode L"),
+    ],
+)
+def test_folders_that_are_refused(tmp_path, images, message):
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.png")
+    with pytest.raises(InputError, match=message):
+        SampleSet.open(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 20, 60, 200])
+def test_a_truncated_png_is_named(tmp_path, kept):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"x\.png cannot be read"):
+        list(SampleSet.open(tmp_path).batches(1))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.npz"])
+def test_nothing_to_open(tmp_path, name):
+    with pytest.raises(InputError, match="no such"):
+        SampleSet.open(tmp_path / name)
+
+
+# The batch size that memory allows
+
+
+def test_auto_takes_as_many_as_memory_holds(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(pipeline), "largest_batch", lambda self, cfg_scale: 3 if cfg_scale == 1.5 else 0)
+    for num, batch_size in ((5, 3), (2, 2)):
+        out = tmp_path / f"{num}.npz"
+        sample(pipeline, out, num=num, batch_size="auto")
+        assert SampleSet.open(out).manifest.batch_size == batch_size
+        sample(pipeline, tmp_path / "again.npz", num=num, batch_size=batch_size)
+        assert out.read_bytes() == (tmp_path / "again.npz").read_bytes()
+        (tmp_path / "again.npz").unlink()
+
+
+def test_auto_continues_with_the_batches_that_are_there(pipeline, tmp_path, monkeypatch):
+    out = tmp_path / "samples.npz"
+    monkeypatch.setattr(type(pipeline), "largest_batch", lambda self, cfg_scale: 3)
+    with monkeypatch.context() as stopped:
+        stopped.setattr("ctf.evaluation.sample_set.write_images", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sample(pipeline, out, num=5, batch_size="auto")
+    monkeypatch.setattr(type(pipeline), "largest_batch", lambda self, cfg_scale: 1)
+    for _ in range(2):
+        sample(pipeline, out, num=5, batch_size="auto")
+        assert SampleSet.open(out).manifest.batch_size == 3
+
+
+def test_auto_is_for_one_process(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="give a number"):
+        sample(pipeline, tmp_path / "samples.npz", batch_size="auto")

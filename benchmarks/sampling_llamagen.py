@@ -1,0 +1,81 @@
+"""Stage-1 decoding beside LlamaGen's public `generate`, in one run, on the same random weights.
+
+    git clone https://github.com/FoundationVision/LlamaGen
+    python benchmarks/sampling_llamagen.py --llamagen LlamaGen --batch_sizes 4 64
+
+GPT-B with a vocabulary of 16,384, 256 tokens, guidance 2, temperature 1, no filters, on the CPU. The two take turns;
+each figure is the median of `--runs` whole generations after one shortened warm-up. What the first call does more
+(laying out the weights) is a column of its own. The VQ decoder is not part of it. `tests/interop` proves that both
+decode the same tokens from the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ctf.evaluation.machine import measure_machine
+from ctf.interop import llamagen
+from ctf.models import Transformer
+from ctf.sampling import PackedTransformer, generate_tokens
+
+WAYS = {"float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None), "int8": (torch.float32, "int8")}
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llamagen", required=True, help="a clone of LlamaGen's repository")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[4, 64])
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    sys.path.insert(0, arguments.llamagen)
+    from autoregressive.models.generate import generate
+    from autoregressive.models.gpt import GPT_models
+
+    torch.manual_seed(0)
+    reference = GPT_models["GPT-B"](vocab_size=16_384, block_size=256, num_classes=1000, cls_token_num=1).eval()
+    torch.nn.init.normal_(reference.output.weight, std=0.02)
+    weights = {name: tensor for name, tensor in reference.state_dict().items() if "freqs" not in name}
+    model: Transformer = llamagen.load_gpt(weights, grid=(16, 16))
+
+    print(measure_machine())
+    print("\n| batch | decoder | first call, s more | s | images/s | against LlamaGen |")
+    print("|---|---|---|---|---|---|")
+    for batch in arguments.batch_sizes:
+        labels = torch.arange(batch) % 1000
+
+        def by_llamagen(tokens: int = 256, labels: Tensor = labels) -> Tensor:
+            return generate(reference, labels, tokens, cfg_scale=2.0, temperature=1.0, top_k=0, top_p=1.0)
+
+        calls: dict[str, Callable[[], object]] = {"LlamaGen, float32": by_llamagen}
+        first = {"LlamaGen, float32": 0.0}
+        by_llamagen(8)
+        for name, (dtype, quantize) in WAYS.items():
+            start = time.perf_counter()
+            packed = PackedTransformer(model, 2 * batch, dtype, quantize)
+            first[f"ctf, {name}"] = time.perf_counter() - start
+            calls[f"ctf, {name}"] = lambda p=packed, y=labels: generate_tokens(p, y, range(len(y)), cfg_scale=2.0)
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(arguments.runs):
+            for name, call in calls.items():
+                taken[name].append(seconds(call))
+        medians = {name: statistics.median(values) for name, values in taken.items()}
+        for name, median in medians.items():
+            ratio = medians["LlamaGen, float32"] / median
+            print(f"| {batch} | {name} | {first[name]:.1f} | {median:.2f} | {batch / median:.2f} | {ratio:.1f} × |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The evaluation protocol: a set of samples against a reference, with everything that decides the figures."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ctf.errors import InputError
+from ctf.evaluation.extraction import extract
+from ctf.evaluation.features import FeatureExtractor
+from ctf.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
+from ctf.evaluation.reference import Reference
+from ctf.evaluation.sample_set import SampleSet
+
+NEIGHBOURS = 3
+SCORE_SPLIT = 5_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures, and what they depend on. All of it is plain JSON.
+
+    Attributes:
+        figures: title → value. "FID", "sFID", "IS", "KID", "precision" and "recall" are Inception's alone; those of
+            other features have them in their title.
+        features: name and fingerprint of the extractor, number of features.
+        samples: source, count, image_size, and the manifest or None, without which nobody can make them again.
+        reference: source, count, image_size, fingerprint, origin, and whether it was cached.
+        settings: neighbours of precision and recall, reference images they used, splits of the score.
+        warnings: what a reader of the figures should know.
+        versions: of what computed them.
+        command: that was typed, if one was.
+    """
+
+    figures: dict[str, float]
+    features: dict[str, Any]
+    samples: dict[str, Any]
+    reference: dict[str, Any]
+    settings: dict[str, Any]
+    warnings: list[str]
+    versions: dict[str, str]
+    command: str | None = None
+
+
+def check_samples(samples: SampleSet, source: str) -> None:
+    """Find what makes an evaluation of the samples from `source` meaningless, before the work begins.
+
+    Raises:
+        InputError: one image alone, or nothing but black ones.
+    """
+    if samples.count < 2:
+        raise InputError(f"{source} holds one image: sample more, 50,000 for a published FID")
+    if not any(batch.max() > 1 for batch in samples.batches(64)):
+        raise InputError(
+            f"{source} holds no pixel above 1: all black, or values from 0 to 1 cast to uint8; scale them to 0 … 255"
+        )
+
+
+def evaluate_samples(
+    samples: SampleSet,
+    reference: Reference,
+    extractor: FeatureExtractor,
+    source: str = "samples",
+    batch_size: int = 64,
+    progress: bool = True,
+    command: str | None = None,
+) -> Evaluation:
+    """Compare samples with a reference in the features of `extractor`, in one pass over the samples.
+
+    ADM's protocol: Fréchet distances between all images; the score in splits of 5,000; precision and recall with 3
+    nearest neighbours and at most 10,000 reference images. The kernel distance uses the features of these two.
+
+    Args:
+        samples: what to evaluate.
+        reference: of the same extractor.
+        extractor: computes the features.
+        source: where the samples came from.
+        batch_size: images at a time.
+        progress: show a progress bar.
+        command: that was typed.
+
+    Raises:
+        InputError: see `check_samples`; or samples and reference differ in size or features.
+    """
+    check_samples(samples, source)
+    reference.check(samples.image_size, extractor)
+    seen = extract(extractor, samples.batches(batch_size), samples.count, name="samples", progress=progress)
+    settings: dict[str, Any] = {"neighbours": NEIGHBOURS, "precision_reference_images": len(reference.features)}
+    figures, notes = {}, []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figures[extractor.distance] = frechet_distance(reference.statistics, seen.statistics)
+        if seen.spatial is not None and reference.spatial_statistics is not None:
+            name = title(extractor, "sFID", "spatial Fréchet distance")
+            figures[name] = frechet_distance(reference.spatial_statistics, seen.spatial)
+    notes += [str(warning.message) for warning in caught]
+    if seen.probabilities is not None:
+        figures[title(extractor, "IS", "classifier score")] = inception_score(seen.probabilities, SCORE_SPLIT)
+        settings["score_splits"] = _splits(samples.count)
+    if min(len(reference.features), samples.count) > NEIGHBOURS:
+        precision, recall = precision_recall(reference.features, seen.features, NEIGHBOURS)
+        figures |= {title(extractor, "precision"): precision, title(extractor, "recall"): recall}
+    else:
+        notes.append(f"precision and recall need more than {NEIGHBOURS} images on either side")
+    figures[title(extractor, "KID", "kernel distance")] = kernel_distance(reference.features, seen.features)
+    if samples.manifest is None:
+        notes.append("the samples have no manifest, so nobody can make them again")
+    if reference.note:
+        notes.append(reference.note)
+    return Evaluation(
+        figures,
+        {"name": extractor.name, "fingerprint": extractor.fingerprint, "dimensions": seen.features.shape[1]},
+        {
+            "source": source,
+            "count": samples.count,
+            "image_size": list(samples.image_size),
+            "manifest": None if samples.manifest is None else asdict(samples.manifest),
+        },
+        {
+            "source": reference.source,
+            "count": reference.count,
+            "image_size": list(reference.image_size),
+            "fingerprint": reference.fingerprint,
+            "origin": reference.origin,
+            "resize": reference.resize,
+            "cached": reference.cached,
+        },
+        settings,
+        notes,
+        {name: version(name) for name in ("ctf", "torch", "numpy")} | {"python": platform.python_version()},
+        command,
+    )
+
+
+def title(extractor: FeatureExtractor, inception: str, other: str | None = None) -> str:
+    """What to call a figure: the field's name if the features are Inception's, else one that names the features."""
+    if extractor.name == "inception":
+        return inception
+    return f"{other or inception}, {Path(extractor.name).name} features"
+
+
+def _splits(count: int) -> str:
+    if count < SCORE_SPLIT:
+        return f"one of all {count:,} images: fewer than the protocol's {SCORE_SPLIT:,}"
+    return f"{-(-count // SCORE_SPLIT)} of {SCORE_SPLIT:,}"

@@ -1,0 +1,147 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from colours import Quarters, quarters, random_images
+from scipy.linalg import sqrtm
+from scipy.spatial.distance import cdist
+
+from ctf.errors import InputError
+from ctf.evaluation.npz_stream import write_images
+from ctf.evaluation.protocol import check_samples, evaluate_samples
+from ctf.evaluation.reference import open_reference
+from ctf.evaluation.sample_set import SampleSet, sample_to
+
+
+def stored(path, images):
+    write_images(path, [images], len(images), images.shape[1:3])
+    return str(path)
+
+
+@pytest.fixture
+def evaluate(tmp_path):
+    """Evaluate images against others, in batches that do not divide them."""
+
+    def evaluate_images(samples, reference, extractor=None, samples_file="samples.npz"):
+        extractor = extractor or Quarters()
+        source = stored(tmp_path / samples_file, samples)
+        of = open_reference(stored(tmp_path / "r.npz", reference), extractor, cache=tmp_path, progress=False)
+        return evaluate_samples(SampleSet.open(source), of, extractor, source, batch_size=7, progress=False)
+
+    return evaluate_images
+
+
+def frechet(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    first, second = np.cov(a.T), np.cov(b.T)
+    cross = np.trace(sqrtm(first @ second)).real
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * cross
+
+
+def covered(points, manifold):
+    """Fraction of points that lie in a ball, of the distance to its 3rd neighbour, around a point of the manifold."""
+    radii = np.sort(cdist(manifold, manifold), 1)[:, 3]
+    return (cdist(points, manifold) <= radii).any(1).mean()
+
+
+def kernel_distance(x, y):
+    kernels = [(a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    for kernel in kernels[:2]:
+        np.fill_diagonal(kernel, 0)
+    return sum(kernel.sum() / (len(x) * (len(x) - 1)) for kernel in kernels[:2]) - 2 * kernels[2].mean()
+
+
+def test_figures_are_those_of_the_features(evaluate):
+    samples, reference = random_images(40), random_images(40, seed=1)
+    figures = evaluate(samples, reference).figures
+    a, b = quarters(samples), quarters(reference)
+    light = a.reshape(-1, 4, 3).sum(2, dtype=np.float64)
+    light /= light.sum(1, keepdims=True)
+    score = np.exp((light * np.log(light / light.mean(0))).sum(1).mean())
+    expected = {
+        "Fréchet distance, quarters": frechet(a, b),
+        "spatial Fréchet distance, colours.py:quarters features": frechet(a[:, :6], b[:, :6]),
+        "classifier score, colours.py:quarters features": score,
+        "precision, colours.py:quarters features": covered(a, b),
+        "recall, colours.py:quarters features": covered(b, a),
+        "kernel distance, colours.py:quarters features": kernel_distance(b.astype(np.float64), a.astype(np.float64)),
+    }
+    assert figures.keys() == expected.keys()
+    assert figures == pytest.approx(expected, rel=1e-5)
+    assert 0 < figures["precision, colours.py:quarters features"] < 1
+
+
+def test_inception_alone_has_the_field_s_names(evaluate):
+    extractor = Quarters("inception")
+    extractor.distance = "FID"
+    figures = evaluate(random_images(20), random_images(20, seed=1), extractor).figures
+    assert list(figures) == ["FID", "sFID", "IS", "precision", "recall", "KID"]
+
+
+def test_the_score_says_that_it_is_of_one_split(evaluate):
+    splits = evaluate(random_images(20), random_images(20, seed=1)).settings["score_splits"]
+    assert splits == "one of all 20 images: fewer than the protocol's 5,000"
+
+
+def test_all_that_decides_the_figures_is_in_the_result(evaluate, tmp_path):
+    evaluation = evaluate(random_images(30), random_images(40, seed=1))
+    assert evaluation.samples["count"] == 30
+    assert evaluation.reference["count"] == 40
+    assert evaluation.reference["origin"] == "computed"
+    assert evaluation.features == {"name": "colours.py:quarters", "fingerprint": "0123456789abcdef", "dimensions": 12}
+    assert set(evaluation.versions) == {"ctf", "torch", "numpy", "python"}
+    written = dataclasses.asdict(evaluation)
+    assert json.loads(json.dumps(written)) == written
+
+
+def test_samples_of_ours_bring_their_manifest(tmp_path, make_pipeline):
+    sample_to(make_pipeline("baseline"), tmp_path / "s.npz", None, 5, seed=3, batch_size=8, settings={}, model="tiny")
+    samples, extractor = SampleSet.open(tmp_path / "s.npz"), Quarters()
+    of = open_reference(str(tmp_path / "s.npz"), extractor, cache=tmp_path, progress=False)
+    evaluation = evaluate_samples(samples, of, extractor, progress=False)
+    assert evaluation.samples["manifest"]["model"] == "tiny"
+    assert evaluation.samples["manifest"]["seed"] == 3
+    assert not any("manifest" in warning for warning in evaluation.warnings)
+
+
+def test_warnings_name_what_weakens_the_figures(evaluate):
+    warnings = " ".join(evaluate(random_images(3), random_images(20, seed=1)).warnings)
+    for words in "only 3 images for 12 features", "precision and recall need more than 3", "no manifest":
+        assert words in warnings
+
+
+def test_too_few_neighbours_leave_precision_and_recall_out(evaluate):
+    assert not any("precision" in name for name in evaluate(random_images(3), random_images(20, seed=1)).figures)
+
+
+def test_sizes_must_be_equal(evaluate):
+    with pytest.raises(InputError, match="images of 8 × 8 pixels, the samples have 4 × 4"):
+        evaluate(random_images(20, size=4), random_images(20))
+
+
+def test_the_reference_must_be_in_the_same_features(tmp_path):
+    source, extractor, other = stored(tmp_path / "s.npz", random_images(20)), Quarters(), Quarters()
+    other.fingerprint = "fedcba9876543210"
+    of = open_reference(source, other, cache=tmp_path, progress=False)
+    with pytest.raises(InputError, match="opened with other features"):
+        evaluate_samples(SampleSet.open(source), of, extractor, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (random_images(1), "holds one image"),
+        (np.random.default_rng(0).random((5, 8, 8, 3)).round().astype(np.uint8), "no pixel above 1"),
+        (np.zeros((5, 8, 8, 3), np.uint8), "no pixel above 1"),
+    ],
+    ids=["one", "floats cast", "black"],
+)
+def test_meaningless_samples_are_refused(tmp_path, images, message):
+    with pytest.raises(InputError, match=message):
+        check_samples(SampleSet.open(stored(tmp_path / "s.npz", images)), "s.npz")
+
+
+def test_one_black_batch_is_no_reason(tmp_path):
+    images = np.concatenate([np.zeros((64, 8, 8, 3), np.uint8), random_images(1)])
+    check_samples(SampleSet.open(stored(tmp_path / "s.npz", images)), "s.npz")

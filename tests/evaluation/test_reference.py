@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+from colours import Quarters, quarters, random_images
+from PIL import Image
+
+from ctf.errors import InputError
+from ctf.evaluation.extraction import extract
+from ctf.evaluation.npz_stream import write_images
+from ctf.evaluation.reference import open_reference
+
+
+@pytest.fixture
+def images():
+    return random_images(30)
+
+
+@pytest.fixture
+def batch(tmp_path, images):
+    """An ADM batch whose moments are not those of its images, as theirs are not either."""
+    generator = np.random.default_rng(1)
+    moments = {}
+    for end, dim in ("", 12), ("_s", 6):
+        root = generator.normal(size=(dim, dim))
+        moments |= {f"mu{end}": generator.normal(size=dim), f"sigma{end}": root @ root.T}
+    np.savez(tmp_path / "batch.npz", arr_0=images, **moments)
+    return str(tmp_path / "batch.npz"), moments
+
+
+@pytest.fixture
+def folder(tmp_path, images):
+    (tmp_path / "folder").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{i:02d}.png")
+    return str(tmp_path / "folder")
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """`open_reference` with a cache of its own and batches that do not divide 30."""
+
+    def open_one(source, extractor, **options):
+        return open_reference(source, extractor, batch_size=7, cache=tmp_path / "cache", progress=False, **options)
+
+    return open_one
+
+
+def test_statistics_are_those_of_the_features(opened, folder, images):
+    reference = opened(folder, Quarters(), image_size=(8, 8))
+    features = quarters(images).astype(np.float64)
+    np.testing.assert_allclose(reference.statistics.mean, features.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(reference.statistics.covariance, np.cov(features.T), rtol=1e-9)
+    np.testing.assert_allclose(reference.spatial_statistics.covariance, np.cov(features[:, :6].T), rtol=1e-9)
+    np.testing.assert_array_equal(reference.features, quarters(images))
+    assert (reference.count, reference.image_size, reference.origin) == (30, (8, 8), "computed")
+
+
+def test_moments_of_an_adm_batch_are_taken_as_they_are(opened, batch, images):
+    source, moments = batch
+    reference = opened(source, Quarters("inception"))
+    np.testing.assert_array_equal(reference.statistics.mean, moments["mu"])
+    np.testing.assert_array_equal(reference.statistics.covariance, moments["sigma"])
+    np.testing.assert_array_equal(reference.spatial_statistics.mean, moments["mu_s"])
+    np.testing.assert_array_equal(reference.spatial_statistics.covariance, moments["sigma_s"])
+    np.testing.assert_array_equal(reference.features, quarters(images))
+    assert reference.origin == "moments from file"
+
+
+def test_moments_of_an_adm_batch_are_inceptions_alone(opened, batch, images):
+    reference = opened(batch[0], Quarters())
+    np.testing.assert_allclose(reference.statistics.mean, quarters(images).mean(0, dtype=np.float64))
+    assert reference.origin == "computed"
+
+
+def test_moments_belong_to_the_fingerprint(opened, batch, tmp_path, images):
+    source, moments = batch
+    np.savez(tmp_path / "other.npz", arr_0=images, **moments | {"mu": moments["mu"] + 1})
+    one, other = (opened(path, Quarters("inception")) for path in (source, str(tmp_path / "other.npz")))
+    assert one.fingerprint != other.fingerprint
+
+
+def test_the_same_pixels_are_computed_once(opened, folder, batch):
+    first, again = Quarters(), Quarters()
+    computed = opened(folder, first, image_size=(8, 8))
+    cached = opened(batch[0], again)
+    assert (first.seen, again.seen) == (30, 0)
+    assert (computed.cached, cached.cached) == (False, True)
+    assert computed.fingerprint == cached.fingerprint
+    for name in "mean", "covariance", "count":
+        np.testing.assert_array_equal(getattr(computed.statistics, name), getattr(cached.statistics, name))
+    np.testing.assert_array_equal(computed.features, cached.features)
+
+
+def test_one_pixel_more_is_another_reference(opened, tmp_path, images):
+    write_images(tmp_path / "a.npz", [images], 30, (8, 8))
+    images[29, 7, 7, 2] ^= 1
+    write_images(tmp_path / "b.npz", [images], 30, (8, 8))
+    one, other = (opened(str(tmp_path / name), Quarters()) for name in ("a.npz", "b.npz"))
+    assert one.fingerprint != other.fingerprint
+    assert not other.cached
+
+
+def test_another_extractor_is_another_entry(opened, batch):
+    opened(batch[0], Quarters())
+    assert not opened(batch[0], Quarters("inception")).cached
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch, batch):
+    monkeypatch.setenv("CTF_CACHE", str(tmp_path / "there"))
+    open_reference(batch[0], Quarters(), progress=False)
+    assert len(list((tmp_path / "there" / "references").iterdir())) == 1
+
+
+def test_kept_rows_are_spread_over_the_set(images):
+    batches = [images[:7], images[7:20], images[20:]]
+    seen = extract(Quarters(), batches, 30, keep=4, progress=False)
+    np.testing.assert_array_equal(seen.features, quarters(images)[[0, 7, 15, 22]])
+    assert seen.probabilities.shape == (4, 4)
+    assert seen.statistics.count == 30
+
+
+def test_unreadable_images_are_left_out_and_named(opened, folder, images):
+    with open(f"{folder}/03.png", "wb"):
+        pass
+    reference = opened(folder, Quarters(), image_size=(8, 8))
+    np.testing.assert_array_equal(reference.features, np.delete(quarters(images), 3, 0))
+    assert reference.count == 29
+    assert "03.png" in reference.note
+
+
+def test_images_are_cropped_to_the_size_asked_for(opened, folder):
+    reference = opened(folder, Quarters(), image_size=(4, 4))
+    assert (reference.image_size, reference.resize) == ((4, 4), "ADM's centre crop")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": (16, 16)}, "images of 8 × 8 pixels, the samples have 16 × 16"),
+        ({"split": "test"}, "has no splits: leave out split 'test'"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_before_any_work(opened, batch, options, message):
+    extractor = Quarters()
+    with pytest.raises(InputError, match=message):
+        opened(batch[0], extractor, **options)
+    assert extractor.seen == 0
