@@ -196,12 +196,18 @@ def test_what_a_run_folder_holds(tmp_path):
     assert sum(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()) > 0
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_trains_nearly_as_float32_does(precision, tokens, tmp_path):
-    for name in ("float32", precision):
+def test_half_precision_trains_nearly_as_float32_does(tokens, tmp_path):
+    names = ("float32", "bfloat16")
+    for name in names:
         run(make_token_objective(tokens), tmp_path / name, precision=name, steps=3)
-    losses = [[line["loss"] for line in read_log(tmp_path / name / "log.jsonl")] for name in ("float32", precision)]
+    losses = [[line["loss"] for line in read_log(tmp_path / name / "log.jsonl")] for name in names]
+    assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_float16_needs_a_gpu(tokens, tmp_path):
+    with pytest.raises(InputError, match="'float16' does not work on a CPU: choose bfloat16"):
+        run(make_token_objective(tokens), tmp_path, precision="float16", steps=3)
 
 
 def test_a_device_that_is_not_there(tokens, tmp_path):
