@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ from ctf.errors import InputError
 from ctf.files import atomic_path, existing, read_json, write_json, write_text
 from ctf.models.transformer import Transformer
 from ctf.progress import progress_bar
+from ctf.sampling.ahead import one_ahead
 from ctf.sampling.decode import generate_tokens
 from ctf.sampling.fine import Support, refine_tokens
 from ctf.sampling.memory import LARGEST_BATCH, SamplingMemory, available_memory, sampling_memory
@@ -193,11 +195,12 @@ class Pipeline:
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         parts = [slice(start, start + batch_size) for start in range(0, len(indices), batch_size)]
+        fine = {name.removeprefix("fine_"): settings.pop(name) for name in [*settings] if name.startswith("fine_")}
+        drafts = (partial(self._draft, indices[part], seeds[part], **settings) for part in parts)
         with progress_bar(len(indices), "sample", "image", hidden=not progress) as bar:
-            for part in parts:
-                tokens = self.generate_tokens(indices[part], seeds[part], **settings)
-                yield self.paint(tokens)
-                bar.update(len(tokens))
+            for part, draft in zip(parts, one_ahead(drafts, self.device), strict=True):
+                yield self.paint(self._refine(draft, indices[part], seeds[part], **fine))
+                bar.update(len(draft))
 
     def generate_tokens(
         self,
@@ -213,23 +216,38 @@ class Pipeline:
         fine_cfg_scale: float = 1.0,
     ) -> Tensor:
         """Both stages, or the baseline: labels (B,) and seeds → fine tokens int64 (B, N)."""
-        rows = len(labels) * (1 if cfg_scale == 1 else 2)
-        stage1 = self._pack(self._first, rows)
-        tokens = generate_tokens(stage1, labels, seeds, cfg_scale, temperature, top_k, top_p)
+        draft = self._draft(labels, seeds, cfg_scale, temperature, top_k, top_p)
+        return self._refine(draft, labels, seeds, fine_cfg_scale, fine_temperature, fine_top_k, fine_top_p)
+
+    def _draft(
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        cfg_scale: float = 2.0,
+        temperature: float = 1.1,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """Stage 1, or the baseline: int64 (B, N) coarse labels or fine tokens."""
+        model = self._pack(self._first, len(labels) * (1 if cfg_scale == 1 else 2))
+        return generate_tokens(model, labels, seeds, cfg_scale, temperature, top_k, top_p)
+
+    def _refine(
+        self,
+        draft: Tensor,
+        labels: Tensor,
+        seeds: Sequence[int],
+        cfg_scale: float = 1.0,
+        temperature: float = 1.1,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """Stage 2, if there is one: coarse labels → fine tokens, int64 (B, N) both."""
         if self.fine is None or self.coarse_map is None:
-            return tokens
-        return refine_tokens(
-            self._pack(self.fine, tokens.numel() * (1 if fine_cfg_scale == 1 else 2)),
-            tokens,
-            labels,
-            self.coarse_map,
-            seeds,
-            cfg_scale=fine_cfg_scale,
-            temperature=fine_temperature,
-            top_k=fine_top_k,
-            top_p=fine_top_p,
-            support=self.support,
-        )
+            return draft
+        model = self._pack(self.fine, draft.numel() * (1 if cfg_scale == 1 else 2))
+        settings = (cfg_scale, temperature, top_k, top_p)
+        return refine_tokens(model, draft, labels, self.coarse_map, seeds, *settings, self.support)
 
     def _pack(self, model: Transformer, rows: int) -> PackedTransformer:
         """The model ready for sampling: packed at its first batch, and again when its weights or settings change."""

@@ -119,15 +119,17 @@ def _finished(out: Path, manifest: Manifest) -> bool:
 def _sample(pipeline: Pipeline, shards: Shards, out: Path, labels: list[int], here: Processes) -> None:
     """Compute this process's batches that are not there; the leading process then waits for the others."""
     manifest = shards.manifest
+    # In this order: once `out` is there, its parts are removed.
+    missing = [k for k in range(here.rank, len(shards), here.count) if not shards.path(k).exists()]
+    if out.exists() and manifest_path(out).exists():
+        missing = []
+    images = [i for k in missing for i in shards.images(k)]
+    batches = pipeline.generate(
+        [labels[i] for i in images], [manifest.seed + i for i in images], manifest.batch_size, **manifest.settings
+    )
     with progress_bar(manifest.count, "sample", "image", shards.finished(), hidden=not here.leads) as bar:
-        for k in range(here.rank, len(shards), here.count):
-            # In this order: once `out` is there, its parts are removed.
-            if shards.path(k).exists() or (out.exists() and manifest_path(out).exists()):
-                continue
-            images = shards.images(k)
-            seeds = [manifest.seed + i for i in images]
-            chosen = labels[images.start : images.stop]
-            (batch,) = pipeline.generate(chosen, seeds, manifest.batch_size, **manifest.settings)
+        # Only the very last batch may be smaller, so a stream of the missing ones is cut as they are.
+        for k, batch in zip(missing, batches, strict=True):
             shards.add(k, batch)
             bar.update(shards.finished() - bar.n)
         while here.leads and (done := shards.finished()) < manifest.count:

@@ -1,0 +1,75 @@
+"""Peak memory of a batch, as `Pipeline.memory` predicts it and as the process shows it.
+
+    python benchmarks/sampling_memory.py
+
+Random weights, vocabulary 16,384, 512 clusters, 16 × 16 tokens, VQ-16, on the CPU. Each row runs in a fresh process:
+measured is its peak above what it held with the pipeline loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from ctf.codebook import cluster_codebook
+from ctf.models import Transformer, TransformerConfig
+from ctf.pipeline import Pipeline
+from ctf.tokenizer import TokenizerConfig, VQTokenizer
+
+#: size of stage 1 or the baseline, of stage 2, batch, dtype, quantize
+ROWS = [
+    ("B", "-", 4, "float32", "-"),
+    ("B", "-", 64, "float32", "-"),
+    ("B", "L", 8, "float32", "-"),
+    ("B", "L", 8, "bfloat16", "-"),
+    ("B", "L", 8, "float32", "int8"),
+]
+
+
+def pipeline_of(size: str, fine: str) -> Pipeline:
+    common = {"grid": (16, 16), "num_classes": 2}
+    tokenizer = VQTokenizer(TokenizerConfig()).eval()
+    if fine == "-":
+        config = TransformerConfig.of_size(size, input_vocab=16_384, output_vocab=16_384, **common)
+        return Pipeline(tokenizer, ["a", "b"], baseline=Transformer(config).eval())
+    stage1 = TransformerConfig.of_size(size, input_vocab=512, output_vocab=512, **common)
+    stage2 = TransformerConfig.of_size(fine, input_vocab=512, output_vocab=16_384, attention="full", **common)
+    models = {"coarse": Transformer(stage1).eval(), "fine": Transformer(stage2).eval()}
+    return Pipeline(tokenizer, ["a", "b"], coarse_map=cluster_codebook(tokenizer.codebook, 512, "random"), **models)
+
+
+def measure(size: str, fine: str, batch: int, dtype: str, quantize: str) -> None:
+    """Print predicted and measured bytes."""
+    pipeline = pipeline_of(size, fine).compute_in(dtype, None if quantize == "-" else quantize)
+    before = psutil.Process().memory_info().rss
+    for _ in pipeline.generate([0] * batch, batch_size=batch):
+        pass
+    # Of this program alone: what `getrusage` says begins with the process that started it.
+    peak = 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])
+    print(pipeline.memory(batch).peak, peak - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", nargs=5, help=argparse.SUPPRESS)
+    row = parser.parse_args().row
+    if row:
+        measure(row[0], row[1], int(row[2]), row[3], row[4])
+        return
+    print("| stage 1 | stage 2 | batch | dtype | quantize | predicted GiB | measured GiB | difference |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in ROWS:
+        command = [sys.executable, __file__, "--row", *map(str, row)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        predicted, measured = map(int, done.stdout.split()[-2:])
+        figures = (f"{predicted / 2**30:.2f}", f"{measured / 2**30:.2f}", f"{predicted / measured - 1:+.0%}")
+        print(f"| {' | '.join([*map(str, row), *figures])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
