@@ -87,9 +87,10 @@ def sampling_memory(
     side = tokenizer.downsampling
     pixels = causal.num_tokens * side * side
     # A residual block at full resolution holds four tensors: its input, the first half's output, and two of the second;
-    # two more are what a convolution reorders on a CPU, or its workspace on a GPU.
+    # two more are what a convolution reorders on a CPU, or its workspace on a GPU. A CPU's allocator keeps some between.
+    tensors = 8.5 if device == "cpu" else 6
     widest = tokenizer.base_channels * tokenizer.channel_multipliers[0] // tokenizer.patch_size**2
-    painting = min(batch, painted_together(device)) * pixels * 6 * widest * size + 3 * batch * pixels
+    painting = int(min(batch, painted_together(device)) * pixels * tensors * widest * size) + 3 * batch * pixels
     return SamplingMemory(packed, cache + logits, refining, painting, recorded=device == "cuda")
 
 

@@ -66,13 +66,13 @@ class PackedTransformer(nn.Module):
         self.recorded: Any = None  # the loop as a CUDA graph, see `generate_tokens`
         # One compilation serves all blocks: their weights are inputs of the compiled graph.
         on_gpu = self.device.type == "cuda"
-        self.before = torch.compile(PackedBlock.before, fullgraph=True) if on_gpu else PackedBlock.before
-        self.after = torch.compile(PackedBlock.after, fullgraph=True) if on_gpu else PackedBlock.after
+        self.before = torch.compile(PackedBlock.before) if on_gpu else PackedBlock.before
+        self.after = torch.compile(PackedBlock.after) if on_gpu else PackedBlock.after
         self.attend: Callable[..., Tensor] = attend_cached
         self._compiled_step: Callable[..., Tensor] | None = None
         if compile and not on_gpu:
             self.attend = attend_opaque
-            self._compiled_step = torch.compile(self._step, dynamic=True, fullgraph=True)
+            self._compiled_step = torch.compile(self._step, dynamic=True)
 
     def step(self, x: Tensor, cache: KeyValueCache, position: int) -> Tensor:
         """One position of a causal model: embeddings float32 (rows, dim) → normalised float32 (rows, dim).
