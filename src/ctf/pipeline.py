@@ -258,10 +258,8 @@ class Pipeline:
         key = (weights, self.dtype, self.quantize, self.compile, rows if per_rows else None)
         name = model.config.attention
         if name not in self._packed or self._packed[name][0] != key:
-            self._packed[name] = (
-                key,
-                PackedTransformer(model, rows, getattr(torch, self.dtype), self.quantize, self.compile),
-            )
+            how = (getattr(torch, self.dtype), self.quantize, self.compile)
+            self._packed[name] = (key, PackedTransformer(model, rows, *how))
         return self._packed[name][1]
 
     def paint(self, tokens: Tensor) -> np.ndarray:

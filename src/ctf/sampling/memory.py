@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +89,7 @@ def sampling_memory(
     side = tokenizer.downsampling
     pixels = causal.num_tokens * side * side
     # A residual block at full resolution holds four tensors: its input, the first half's output, and two of the second;
-    # two more are what a convolution reorders on a CPU, or its workspace on a GPU. A CPU's allocator keeps some between.
+    # two more are what a convolution reorders on a CPU, or its workspace on a GPU. A CPU's allocator keeps some more.
     tensors = 8.5 if device == "cpu" else 6
     widest = tokenizer.base_channels * tokenizer.channel_multipliers[0] // tokenizer.patch_size**2
     painting = int(min(batch, painted_together(device)) * pixels * tensors * widest * size) + 3 * batch * pixels
@@ -98,6 +100,12 @@ def block_weights(config: TransformerConfig) -> int:
     """Weights of all blocks' products: attention and feed-forward."""
     attention = config.dim * (2 * config.heads + 2 * config.num_kv_heads) * config.head_dim
     return config.layers * (attention + 3 * config.dim * config.ffn_dim)
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system: glibc keeps the holes that converted weights leave."""
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_memory(device: torch.device) -> int:

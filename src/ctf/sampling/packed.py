@@ -13,6 +13,7 @@ from ctf.errors import InputError
 from ctf.models.config import TransformerConfig
 from ctf.models.rotary import rotate
 from ctf.models.transformer import Block, Transformer
+from ctf.sampling.memory import return_freed_memory
 from ctf.sampling.products import Quantize, lay_out
 
 
@@ -130,6 +131,7 @@ class PackedBlock(nn.Module):
         gate_and_up = torch.cat([ffn.w1.weight, ffn.w3.weight])
         weights = (attention.qkv.weight, attention.out.weight, gate_and_up, ffn.w2.weight)
         self.qkv, self.out, self.w13, self.w2 = (lay_out(w.detach().to(dtype), rows, quantize) for w in weights)
+        return_freed_memory()
 
     def before(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(rows, n, dim) → queries (rows, heads, n, head_dim), keys and values (rows, kv_heads, n, head_dim)."""
