@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from typing import Literal
 
 from ctf.command import Verb, dispatch
@@ -658,6 +659,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
     # Large pages for large tensors: decoding reads all weights at every step, and is 5 % faster for it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    warnings.formatwarning = lambda message, *_: f"ctf: warning: {message}\n"
     try:
         dispatch(VERBS, sys.argv[1:] if arguments is None else arguments)
         return 0
