@@ -22,7 +22,13 @@ from ctf.progress import progress_bar
 from ctf.sampling.ahead import one_ahead
 from ctf.sampling.decode import generate_tokens
 from ctf.sampling.fine import Support, refine_tokens
-from ctf.sampling.memory import LARGEST_BATCH, SamplingMemory, available_memory, sampling_memory
+from ctf.sampling.memory import (
+    LARGEST_BATCH,
+    SamplingMemory,
+    available_memory,
+    return_freed_memory,
+    sampling_memory,
+)
 from ctf.sampling.packed import PackedTransformer
 from ctf.sampling.products import Quantize
 from ctf.tokenizer.paint import paint
@@ -264,6 +270,7 @@ class Pipeline:
 
     def paint(self, tokens: Tensor) -> np.ndarray:
         """Tokens (B, N) → images uint8 (B, H, W, 3)."""
+        return_freed_memory()  # or what stage 2 has freed would stay beside what the decoder takes
         return paint(self.tokenizer, tokens, self.grid, getattr(torch, self.dtype))
 
     def memory(self, batch_size: int, cfg_scale: float = 2.0) -> SamplingMemory:
