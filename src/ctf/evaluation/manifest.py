@@ -120,12 +120,7 @@ class Manifest:
             device=_device_name(pipeline.device),
             processes=processes,
             threads=torch.get_num_threads(),
-            versions={
-                "ctf": version("ctf"),
-                "torch": str(torch.__version__),
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            versions=versions(),
             command=shlex.join(sys.argv),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
@@ -164,6 +159,16 @@ class Manifest:
         if values.pop("format", None) != FORMAT or values.keys() != {f.name for f in dataclasses.fields(cls)}:
             raise InputError(f"{path}: this version of ctf reads manifests of format {FORMAT}: update ctf")
         return cls(**values | {"image_size": tuple(values["image_size"])})
+
+
+def versions() -> dict[str, str]:
+    """Of ctf, torch, numpy and Python, as they run here."""
+    return {
+        "ctf": version("ctf"),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def manifest_path(samples: str | Path) -> Path:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ctf.errors import InputError
 from ctf.evaluation.extraction import extract
 from ctf.evaluation.features import FeatureExtractor
+from ctf.evaluation.manifest import versions
 from ctf.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from ctf.evaluation.reference import Reference
 from ctf.evaluation.sample_set import SampleSet
@@ -131,7 +130,7 @@ def evaluate_samples(
         },
         settings,
         notes,
-        {name: version(name) for name in ("ctf", "torch", "numpy")} | {"python": platform.python_version()},
+        versions(),
         command,
     )
 

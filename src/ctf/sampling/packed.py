@@ -38,7 +38,7 @@ class PackedTransformer(nn.Module):
         dtype: of products and of the cache; norms, guidance and draws are float32.
         quantize: "int8" weights in all blocks and the head, on a CPU.
         compile: on a CPU, turn a whole step into one compiled function at the first call: half a minute and a C++
-            compiler against a tenth of a step in float32 and a quarter in int8. A GPU always compiles.
+            compiler against a few percent of a step in float32 and a fifth in int8. A GPU always compiles.
 
     Raises:
         InputError: int8 on a device or build without it; at the first step, nothing to compile with.
