@@ -15,11 +15,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from ctf.evaluation.machine import measure_machine
-from ctf.models import Transformer, TransformerConfig
+from ctf.bench import measure_machine
+from ctf.models import Compute, KeyValueCache, PackedTransformer, Transformer, TransformerConfig
+from ctf.models.cache import attend_by_products
 from ctf.models.rotary import rotate
-from ctf.sampling import PackedTransformer
-from ctf.sampling.packed import KeyValueCache, attend_by_products, rms_norm
 
 ROWS, FILLED = 8, 128
 
@@ -35,7 +34,7 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def measure(model: Transformer, quantize: str | None) -> dict[str, float]:
-    packed, config = PackedTransformer(model, ROWS, quantize=quantize), model.config
+    packed, config = PackedTransformer(model, Compute("float32", quantize)), model.config
     cache = KeyValueCache(config, ROWS, packed.device, torch.float32)
     for tensor in (*cache.keys, *cache.values):
         tensor.normal_()
@@ -44,14 +43,15 @@ def measure(model: Transformer, quantize: str | None) -> dict[str, float]:
     heads = torch.randn(ROWS, 1, 2 * config.heads, config.head_dim)
     layers = list(zip(cache.keys, cache.values, strict=True))
     parts: dict[str, Callable[[], object]] = {
-        "products of the blocks": lambda: [(b.qkv(x), b.out(x), b.w13(x), b.w2(up)) for b in packed.blocks],
-        "attention": lambda: [attend_by_products(q, k[:, :FILLED], v[:, :FILLED]) for k, v in layers],
-        "head": lambda: packed.logits(x[: ROWS // 2, 0]),
-        "norms, rotation": lambda: [
-            (rms_norm(x, b.attention_norm, 1e-5), rms_norm(x, b.ffn_norm, 1e-5), rotate(heads, packed.rotary[5:6]))
-            for b in packed.blocks
+        "products of the blocks": lambda: [
+            (b.attention.qkv(x), b.attention.out(x), b.ffn.w13(x), b.ffn.w2(up)) for b in packed.blocks
         ],
-        "gates and sums": lambda: [(F.silu(up).mul_(up), x + x, x + x) for _ in packed.blocks],
+        "attention": lambda: [attend_by_products(q, k[:, :FILLED], v[:, :FILLED]) for k, v in layers],
+        "head": lambda: packed.head(x[: ROWS // 2, 0]),
+        "norms, rotation": lambda: [
+            (b.attention_norm(x), b.ffn_norm(x), rotate(heads, packed.rotary[5:6])) for b in packed.blocks
+        ],
+        "gates and sums": lambda: [(F.silu(up) * up, x + x, x + x) for _ in packed.blocks],
         "the whole step, without the head": lambda: packed.step(x[:, 0], cache, FILLED),
     }
     return {name: milliseconds(call) for name, call in parts.items()}

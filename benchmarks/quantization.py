@@ -18,25 +18,19 @@ from ctf.evaluation.features import open_features
 from ctf.evaluation.metrics import frechet_distance
 from ctf.images import open_images
 from ctf.images.pixels import to_tensor
-from ctf.models import ClusterMembers, member_logits
-from ctf.pipeline import Pipeline
-from ctf.sampling import PackedTransformer
+from ctf.model_folder import Pipeline
+from ctf.models import Compute
 
-WAYS = {"float32": ("float32", None), "bfloat16": ("bfloat16", None), "int8": ("float32", "int8")}
+WAYS = {"float32": Compute("float32"), "bfloat16": Compute("bfloat16"), "int8": Compute("float32", "int8")}
 
 
 @torch.inference_mode()
-def log_probabilities(pipeline: Pipeline, fine: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-    """log P of every next coarse label (B, N, M), and of every member of each position's cluster (B, N, S)."""
-    coarse = pipeline.coarse_map.to_coarse(fine)
-    how = (getattr(torch, pipeline.dtype), pipeline.quantize)
-    stage1, stage2 = (PackedTransformer(model, 64 * 64, *how) for model in (pipeline.coarse, pipeline.fine))
-    members = ClusterMembers.of(pipeline.coarse_map)
-    parts: list[list[torch.Tensor]] = [[], []]
-    for c, y in zip(coarse.split(64), labels.split(64), strict=True):
-        parts[0].append(stage1.logits(stage1.hidden(c, y)).log_softmax(-1))
-        parts[1].append(member_logits(stage2.hidden(c, y), stage2.head_weight, c, members).log_softmax(-1))
-    return [torch.cat(part) for part in parts]
+def log_probabilities(pipeline: Pipeline, tokens: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    """Of each stage: log P of everything that each position can be (B, N, V)."""
+    return [
+        torch.cat([stage.logits(t, y).log_softmax(-1) for t, y in zip(tokens.split(64), labels.split(64), strict=True)])
+        for stage in pipeline.packed()
+    ]
 
 
 def main() -> None:
@@ -55,18 +49,20 @@ def main() -> None:
     print("| weights | stage | KL to float32, bits | same most probable | images equal | distance |")
     print("|---|---|---|---|---|---|")
     first: list[np.ndarray] = []
-    for way, how in WAYS.items():
-        pipeline.compute_in(*how)
+    for way, compute in WAYS.items():
+        pipeline.compute_in(compute)
         images = list(pipeline.generate(classes, seed=0))
         first = first or images
         distance = frechet_distance(np.concatenate([extractor(batch).pool for batch in images]), training)
         equal = (np.concatenate(images) == np.concatenate(first)).all((1, 2, 3)).mean()
-        for stage, here, there in zip(("1", "2"), log_probabilities(pipeline, tokens, labels), exact, strict=True):
+        samples = [f"{equal:.1%}", f"{distance:.3f}"]
+        rows = zip(pipeline.stages, log_probabilities(pipeline, tokens, labels), exact, strict=True)
+        for stage, here, there in rows:
             kl = F.kl_div(here.clamp_min(-1e4), there.clamp_min(-1e4), reduction="none", log_target=True).sum(-1)
             same = (here.argmax(-1) == there.argmax(-1)).float().mean()
-            samples = [f"{equal:.1%}", f"{distance:.3f}"] if stage == "1" else ["", ""]
-            cells = [way, stage, f"{kl.mean() / np.log(2):.1e}", f"{same:.1%}", *samples]
+            cells = [way, stage.name, f"{kl.mean() / np.log(2):.1e}", f"{same:.1%}", *samples]
             print(f"| {' | '.join(cells)} |", flush=True)
+            samples = ["", ""]
     print(f"\nDistance of the 786 test images to the training images: {frechet_distance(test, training):.3f}")
 
 

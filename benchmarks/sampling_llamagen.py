@@ -4,7 +4,7 @@
     python benchmarks/sampling_llamagen.py --llamagen LlamaGen --batch_sizes 4 64
 
 GPT-B with a vocabulary of 16,384, 256 tokens, guidance 2, temperature 1, no filters, on the CPU. The two take turns;
-each figure is the median of `--runs` whole generations. What the first call takes beyond that, to lay out the weights
+each time is the median of `--runs` whole generations. What the first call takes beyond that, to pack the weights
 and to compile, is a column of its own; LlamaGen's is preceded by a shortened one. The VQ decoder is not part of it.
 `tests/interop` proves that both decode the same tokens from the same weights.
 """
@@ -20,19 +20,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ctf.evaluation.machine import measure_machine
+from ctf.bench import measure_machine
 from ctf.interop import llamagen
-from ctf.models import Transformer
-from ctf.sampling import PackedTransformer, generate_tokens
+from ctf.models import Compute
+from ctf.stages import generate_tokens
 
-#: dtype, quantize, compile
 WAYS = {
-    "float32": (torch.float32, None, False),
-    "float32-compiled": (torch.float32, None, True),
-    "bfloat16": (torch.bfloat16, None, False),
-    "bfloat16-compiled": (torch.bfloat16, None, True),
-    "int8": (torch.float32, "int8", False),
-    "int8-compiled": (torch.float32, "int8", True),
+    "float32": Compute("float32"),
+    "float32-compiled": Compute("float32", compile=True),
+    "bfloat16": Compute("bfloat16"),
+    "bfloat16-compiled": Compute("bfloat16", compile=True),
+    "int8": Compute("float32", "int8"),
+    "int8-compiled": Compute("float32", "int8", compile=True),
 }
 
 
@@ -57,7 +56,7 @@ def main() -> None:
     reference = GPT_models["GPT-B"](vocab_size=16_384, block_size=256, num_classes=1000, cls_token_num=1).eval()
     torch.nn.init.normal_(reference.output.weight, std=0.02)
     weights = {name: tensor for name, tensor in reference.state_dict().items() if "freqs" not in name}
-    model: Transformer = llamagen.load_gpt(weights, grid=(16, 16))
+    stage = llamagen.load_gpt(weights, grid=(16, 16))
 
     print(measure_machine())
     print("\n| batch | decoder | first call, s more | s | images/s | against LlamaGen |")
@@ -73,7 +72,7 @@ def main() -> None:
         by_llamagen(8)
         for way in arguments.ways:
             start = time.perf_counter()
-            packed = PackedTransformer(model, 2 * batch, *WAYS[way])
+            packed = stage.pack(WAYS[way])
             calls[f"ctf, {way}"] = lambda p=packed, y=labels: generate_tokens(p, y, range(len(y)), cfg_scale=2.0)
             calls[f"ctf, {way}"]()
             first[f"ctf, {way}"] = time.perf_counter() - start

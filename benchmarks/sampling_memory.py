@@ -16,12 +16,11 @@ from pathlib import Path
 
 import psutil
 
-from ctf.codebook import cluster_codebook
-from ctf.models import Transformer, TransformerConfig
-from ctf.pipeline import Pipeline
+from ctf.bench.presets import random_pipeline
+from ctf.models import Compute
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
-#: size of stage 1 or the baseline, of stage 2, batch, dtype, quantize
+#: size of the first stage, of the second, batch, dtype, quantize
 ROWS = [
     ("B", "-", 4, "float32", "-"),
     ("B", "-", 64, "float32", "-"),
@@ -31,21 +30,12 @@ ROWS = [
 ]
 
 
-def pipeline_of(size: str, fine: str) -> Pipeline:
-    common = {"grid": (16, 16), "num_classes": 2}
-    tokenizer = VQTokenizer(TokenizerConfig()).eval()
-    if fine == "-":
-        config = TransformerConfig.of_size(size, input_vocab=16_384, output_vocab=16_384, **common)
-        return Pipeline(tokenizer, ["a", "b"], baseline=Transformer(config).eval())
-    stage1 = TransformerConfig.of_size(size, input_vocab=512, output_vocab=512, **common)
-    stage2 = TransformerConfig.of_size(fine, input_vocab=512, output_vocab=16_384, attention="full", **common)
-    models = {"coarse": Transformer(stage1).eval(), "fine": Transformer(stage2).eval()}
-    return Pipeline(tokenizer, ["a", "b"], coarse_map=cluster_codebook(tokenizer.codebook, 512, "random"), **models)
-
-
 def measure(size: str, fine: str, batch: int, dtype: str, quantize: str) -> None:
     """Print predicted and measured bytes."""
-    pipeline = pipeline_of(size, fine).compute_in(dtype, None if quantize == "-" else quantize)
+    tokenizer = VQTokenizer(TokenizerConfig()).eval()
+    method = "baseline" if fine == "-" else "coarse-to-fine"
+    pipeline = random_pipeline(method, (size, fine), tokenizer, 512, (16, 16))
+    pipeline.compute_in(Compute(dtype, None if quantize == "-" else quantize))
     before = psutil.Process().memory_info().rss
     for _ in pipeline.generate([0] * batch, batch_size=batch):
         pass
@@ -67,8 +57,8 @@ def main() -> None:
         command = [sys.executable, __file__, "--row", *map(str, row)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         predicted, measured = map(int, done.stdout.split()[-2:])
-        figures = (f"{predicted / 2**30:.2f}", f"{measured / 2**30:.2f}", f"{predicted / measured - 1:+.0%}")
-        print(f"| {' | '.join([*map(str, row), *figures])} |", flush=True)
+        gibibytes = (f"{predicted / 2**30:.2f}", f"{measured / 2**30:.2f}", f"{predicted / measured - 1:+.0%}")
+        print(f"| {' | '.join([*map(str, row), *gibibytes])} |", flush=True)
 
 
 if __name__ == "__main__":

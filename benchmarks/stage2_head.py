@@ -34,7 +34,7 @@ K, M, DIM, BATCH, TOKENS, REPEATS = 16_384, 512, 1024, 64, 256, 3
 def measure(task: str, support: str, map_path: str) -> None:
     """Print the seconds of one call and the MiB that it needs."""
     coarse_map = CoarseMap.load(map_path)
-    members = ClusterMembers.of(coarse_map)
+    members = ClusterMembers(coarse_map)
     generator = torch.Generator().manual_seed(0)
     usage = coarse_map.sizes * torch.randn(M, generator=generator).exp()
     coarse = usage.multinomial(BATCH * TOKENS, replacement=True, generator=generator).view(BATCH, TOKENS)

@@ -12,7 +12,7 @@ ctf tokenize --split test --augmentation none --out runs/emoji-tokens/test
 ctf cluster --out runs/emoji-map.safetensors
 ctf train coarse --config configs/emoji-coarse.yaml
 ctf train fine --config configs/emoji-fine.yaml
-ctf convert pipeline --tokenizer emoji --classes runs/emoji-tokens/train --coarse runs/emoji-coarse \
-  --fine runs/emoji-fine --coarse_map runs/emoji-map.safetensors --half --out runs/emoji-model
+ctf assemble --tokenizer emoji --stages '[runs/emoji-coarse, runs/emoji-fine]' --classes runs/emoji-tokens/train --half \
+  --out runs/emoji-model
 cp runs/emoji-model/* $assets
 ctf evaluate likelihood --tokens runs/emoji-tokens/test

@@ -1,15 +1,22 @@
+import io
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ctf.codebook import cluster_codebook
-from ctf.models import Transformer, TransformerConfig
-from ctf.pipeline import Pipeline
+from ctf.images import ImageSet
+from ctf.images.sources import Records
+from ctf.model_folder import Pipeline
+from ctf.models import TransformerConfig
+from ctf.stages import KINDS
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
 CLASS_NAMES = ["cat", "red fox", "dog", "owl"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tokenizer():
     """A random tokenizer of 4 × 4 pixels per token, in evaluation mode."""
 
@@ -22,47 +29,83 @@ def make_tokenizer():
     return make
 
 
-@pytest.fixture
-def make_transformer():
-    """A random Transformer in evaluation mode, whose logits have a standard deviation near 1."""
+@pytest.fixture(scope="session")
+def make_stage():
+    """A random stage in evaluation mode, whose logits have a standard deviation near 1."""
 
-    def make(input_vocab, output_vocab, attention="causal", grid=(2, 3), num_classes=4, seed=0):
+    def make(
+        kind="autoregressive",
+        predicts=None,
+        given=None,
+        name="stage",
+        support="cluster",
+        codebook_size=24,
+        grid=(2, 3),
+        num_classes=4,
+        seed=0,
+        sampling=None,
+        **settings,
+    ):
+        vocabulary = codebook_size if predicts is None else predicts.num_coarse
+        causal = kind == "autoregressive"
         config = TransformerConfig(
-            input_vocab, output_vocab, grid, num_classes, layers=2, heads=2, dim=16, ffn_multiple=8, attention=attention
+            input_vocab=vocabulary if causal else int(given is None),
+            output_vocab=vocabulary,
+            given_vocab=0 if given is None else given.num_coarse,
+            grid=grid,
+            num_classes=num_classes,
+            attention="causal" if causal else "full",
+            **{"layers": 2, "heads": 2, "dim": 16, "ffn_multiple": 8, **settings},
         )
-        model = Transformer(config).eval()
+        facts = {"predicts": predicts, "given": given, "support": support, "sampling": sampling}
+        stage = KINDS[kind](config, name=name, **facts).eval()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in model.parameters():
+            for parameter in stage.parameters():
                 if parameter.ndim == 2:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        return model
+        return stage
 
     return make
 
 
-@pytest.fixture
-def make_parts(make_tokenizer, make_transformer):
-    """What a pipeline of a kind is made of: "baseline", or coarse-to-fine with the support "cluster" or "full"."""
+@pytest.fixture(scope="session")
+def make_parts(make_tokenizer, make_stage):
+    """What a pipeline is made of: "baseline", or coarse-to-fine with the support "cluster" or "full"."""
 
     def make(kind, codebook_size=24, num_clusters=5, grid=(2, 3)):
-        tokenizer = make_tokenizer(codebook_size)
-        parts = {"tokenizer": tokenizer, "class_names": CLASS_NAMES}
+        tokenizer, sizes = make_tokenizer(codebook_size), {"codebook_size": codebook_size, "grid": grid}
         if kind == "baseline":
-            return parts | {"baseline": make_transformer(codebook_size, codebook_size, grid=grid)}
-        return parts | {
-            "coarse": make_transformer(num_clusters, num_clusters, grid=grid),
-            "fine": make_transformer(num_clusters, codebook_size, "full", grid=grid, seed=1),
-            "coarse_map": cluster_codebook(tokenizer.codebook, num_clusters),
-            "support": kind,
-        }
+            stages = [make_stage(name="baseline", **sizes)]
+        else:
+            coarse_map = cluster_codebook(tokenizer.codebook, num_clusters)
+            stages = [
+                make_stage(name="coarse", predicts=coarse_map, **sizes),
+                make_stage("masked", name="fine", given=coarse_map, support=kind, seed=1, **sizes),
+            ]
+        return {"tokenizer": tokenizer, "class_names": CLASS_NAMES, "stages": stages}
 
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pipeline(make_parts):
     def make(kind, **sizes):
         return Pipeline(**make_parts(kind, **sizes))
 
     return make
+
+
+@pytest.fixture
+def noise_images():
+    """20 images of 32 × 32, noise on a grey level that tells them apart: image i has the mean 8·i."""
+    noise = np.random.default_rng(0).integers(-7, 8, (20, 32, 32, 3))
+    noise = noise - noise.mean((1, 2, 3), keepdims=True).round()
+    pixels = np.clip(noise + 8 * np.arange(20)[:, None, None, None], 0, 255).astype(np.uint8)
+
+    def encoded(index):
+        file = io.BytesIO()
+        Image.fromarray(pixels[index]).save(file, "PNG")
+        return file.getvalue()
+
+    return ImageSet(Records(np.zeros(20, np.int64), ["image"], lambda index: f"image {index}", encoded), "noise", 32)

@@ -1,7 +1,5 @@
-import errno
 import io
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -114,6 +112,8 @@ ORDER = [
     "train baseline",
     "train coarse",
     "train fine",
+    "train stage",
+    "assemble",
     "sample",
     "evaluate tokenizer",
     "evaluate likelihood",
@@ -121,7 +121,6 @@ ORDER = [
     "bench sampling",
     "bench training",
     "reproduce swap",
-    "convert pipeline",
     "convert llamagen",
     "convert codes",
     "convert tokens",
@@ -226,12 +225,26 @@ def test_nested_flags_need_no_value():
     assert (values["loop"]["resume"], values["flip"], values["model"]["l2_normalize"]) == (True, False, True)
 
 
+@pytest.mark.parametrize(
+    ("given", "sampling"),
+    [
+        ([], None),
+        (["--temperature", "0.9"], {"temperature": 0.9}),
+        (["--fine_top_k", "5", "--cfg_scale=3"], {"fine_top_k": 5, "cfg_scale": 3}),
+        (["--sampling.top_p", "0.8", "--middle_temperature", "1"], {"top_p": 0.8, "middle_temperature": 1}),
+    ],
+    ids=str,
+)
+def test_sampling_settings_are_options_by_their_names(given, sampling):
+    assert settings("sample", "--out", "x", "--seed", "3", *given)["sampling"] == sampling
+
+
 @pytest.mark.parametrize("labels", ["[3, 7, noto animals]", "[3]", "[noto animals]"])
 def test_labels_are_numbers_or_names(labels):
     assert settings("sample", "--out", "x", "--labels", labels)["labels"] == yaml.safe_load(labels)
 
 
-# Bad input
+# Under way
 
 
 @pytest.fixture
@@ -245,118 +258,6 @@ def tokens(tmp_path):
     return str(tmp_path / "tokens")
 
 
-def fails(capsys, arguments):
-    """The one line that a command which ends with exit code 2 leaves on standard error."""
-    assert main(arguments) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("ctf: error: ")
-    return lines[0]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("smaple", "`ctf smaple` does not exist: choose one of demo"),
-        ("train corse", "`ctf train corse` does not exist: choose one of tokenizer"),
-        ("--verbose", "`ctf --verbose` does not exist"),
-        ("cluster --out x --clusters 3", "unrecognized arguments: --clusters 3"),
-        ("cluster", "arguments are required: out"),
-        ("cluster --out x --num_clusters many", "\"num_clusters\": Expected a <class 'int'>. Got value: many"),
-        ("cluster --out x --method best", "['kmeans', 'balanced', 'random']. Got value: best"),
-        ("train baseline --config unknown.yaml", "Group 'loop' does not accept option 'stepz'"),
-        ("train baseline --config broken.yaml", "Problems parsing config"),
-        ("train baseline --config nowhere.yaml", "nowhere.yaml"),
-        ("train baseline --out x --tokens nowhere", "nowhere: no such token set"),
-        ("train baseline --out x --tokens tokens --size huge", "model size 'huge' does not exist"),
-        ("train baseline --out x --tokens tokens --loop.batch_size 0", "loop.batch_size is 0"),
-        ("train baseline --out x --tokens tokens --loop.device abacus", "'abacus' does not exist here"),
-        ("train baseline --out ended --tokens tokens", "ended already holds a run"),
-        ("train coarse --out x --tokens tokens", "needs --coarse_map"),
-        ("train coarse --out x --tokens tokens --coarse_map nowhere.safetensors", "no such safetensors file"),
-        ("train coarse --out x --tokens tokens --coarse_map half.safetensors", "half.safetensors is truncated"),
-        (
-            "train fine --out x --tokens tokens --size nano --coarse_map other.safetensors",
-            "belong to different codebooks",
-        ),
-        (
-            "train fine --out x --tokens tokens --size nano --coarse_map small.safetensors",
-            "codebook of 16, the coarse map is for 8",
-        ),
-        ("train tokenizer --out x --images nowhere", "nowhere: no such folder"),
-        ("train tokenizer --out x --image_size 63", "63 is not a multiple"),
-        ("cluster --out x --codebook codebook.npy --num_clusters 16", "16 clusters of 16 codewords"),
-        ("cluster --out x --codebook codebook.npy --num_clusters 0", "0 clusters of 16 codewords"),
-        ("cluster --out x --codebook codebook.npy --num_clusters 4 --seed -1", "seed -1"),
-        ("cluster --out x --codebook nowhere.npy", "nowhere.npy: no such"),
-        ("cluster --out x --codebook half.safetensors", "half.safetensors is truncated"),
-        ("tokenize --out x --images nowhere", "nowhere: no such folder"),
-        ("tokenize --out x --images empty", "empty holds no images"),
-        ("tokenize --out x --images map.safetensors", "not a set of images"),
-        ("tokenize --out x --images emoji --split validation", "no split 'validation': it has test, train"),
-        ("tokenize --out x --tokenizer half.safetensors", "half.safetensors is truncated"),
-        ("tokenize --out x --tokenizer map.safetensors", "not a ctf tokenizer"),
-        ("tokenize --out x --device abacus", "device 'abacus' cannot be used here"),
-        ("tokenize --out x --image_size 63", "multiples of"),
-        ("sample --out x --model nowhere", "nowhere: no such model folder"),
-        ("sample --out x --model empty", "empty is not a model folder"),
-        ("sample --out x --model model --labels [99]", "class 99: the model has the classes 0 … 3"),
-        ("sample --out x --model model --labels [fox]", "'fox' does not exist"),
-        ("sample --out x --model model --num 0", "num 0"),
-        ("sample --out x --model model --device abacus", "device 'abacus' cannot be used here"),
-        ("sample --out x --model damaged", "fine.safetensors is truncated"),
-        ("evaluate likelihood --model model --tokens tokens", "codebook of 16"),
-        ("evaluate samples --out x --reference emoji --samples nowhere.npz", "nowhere.npz: no such file"),
-        ("bench sampling --json x --sizes [huge]", "model size 'huge' does not exist"),
-        ("bench training --json x --steps 0", "steps 0 must be at least 1"),
-        ("convert codes --out x --source nowhere", "imagenet256_codes: no such folder"),
-        ("convert to-codes --out x --tokens tokens", "does not know its image size"),
-        ("convert pipeline --out x --tokenizer model --classes tokens --baseline nowhere", "no such safetensors file"),
-        ("convert llamagen --out x --tokenizer nowhere.pt --gpt nowhere.pt", "nowhere.pt: no such checkpoint"),
-        ("info nowhere", "nowhere: no such file or folder"),
-        ("info empty", "is no token set"),
-    ],
-)
-def test_bad_input_gets_one_line(tmp_path, monkeypatch, capsys, tokens, make_pipeline, line, message):
-    monkeypatch.chdir(tmp_path)
-    Path("unknown.yaml").write_text("out: x\ntokens: tokens\nloop:\n  stepz: 3\n")
-    Path("broken.yaml").write_text("out: [x\n")
-    Path("half.safetensors").write_bytes(Path("map.safetensors").read_bytes()[:100])
-    Path("empty").mkdir()
-    Path("ended").mkdir()
-    Path("ended/model.safetensors").touch()
-    cluster_codebook(torch.eye(16), 4).save("other.safetensors")
-    cluster_codebook(torch.eye(8), 4).save("small.safetensors")
-    if "model" in line or "damaged" in line:
-        for name in ("model", "damaged"):
-            make_pipeline("cluster").save_pretrained(name)
-        Path("damaged/fine.safetensors").write_bytes(Path("model/fine.safetensors").read_bytes()[:1000])
-    assert message in fails(capsys, shlex.split(line))
-    assert not Path("x").exists()
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("convert codes --source codes --out x --codebook_size 16", "range from 16 to 16: the codebook size is 16"),
-        ("sample --out x --model model --temperature -1", "temperature -1.0 must be at least 0"),
-        ("sample --out x --model model --seed -1", "seed -1"),
-    ],
-)
-def test_bad_input_met_under_way_ends_with_the_line(tmp_path, monkeypatch, capsys, make_pipeline, line, message):
-    """A progress bar stands above it."""
-    monkeypatch.chdir(tmp_path)
-    write_code_files(Path("codes"), np.full((1, 1, 4), 16))
-    make_pipeline("cluster").save_pretrained("model")
-    assert main(shlex.split(line)) == 2
-    text = capsys.readouterr().err
-    last = text.splitlines()[-1]
-    assert last.startswith("ctf: error: ")
-    assert message in last
-    assert text.count("ctf: error:") == 1
-    assert "Traceback" not in text
-
-
 def test_a_corrupt_image_is_left_out_and_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("pictures").mkdir()
@@ -367,18 +268,6 @@ def test_a_corrupt_image_is_left_out_and_named(tmp_path, monkeypatch, capsys):
     assert note in printed("tokenize", "--images", "pictures", "--out", "tokens")
     assert json.loads(printed("evaluate", "tokenizer", "--images", "pictures"))["images"] == 2
     assert capsys.readouterr().err.splitlines()[-1] == note
-
-
-def test_a_full_disk(tmp_path, monkeypatch, capsys, tokens):
-    monkeypatch.chdir(tmp_path)
-
-    def full(*arguments, **settings):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "map")
-
-    monkeypatch.setattr(os, "replace", full)  # the moment a whole file gets its name
-    line = fails(capsys, ["cluster", "--codebook", "codebook.npy", "--num_clusters", "3", "--out", "new/map"])
-    assert line == "ctf: error: map: No space left on device"
-    assert not list(Path("new").iterdir())
 
 
 # Ctrl-C

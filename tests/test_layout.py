@@ -1,6 +1,7 @@
-"""The layout of DESIGN.md: rooms import from earlier rooms only, and light modules stay light."""
+"""The layout: rooms import from earlier rooms only, light modules stay light, and no stage is asked for its name."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,15 @@ ROOMS = [
     {"codebook"},
     {"tokens"},
     {"models"},
-    {"interop"},
     {"sampling"},
+    {"stages"},
+    {"interop"},
     {"pipeline"},
+    {"model_folder"},
     {"training"},
-    {"artefacts"},
+    {"samples"},
     {"evaluation"},
+    {"bench"},
     {"experiments"},
     {"app"},
 ]
@@ -46,10 +50,11 @@ def imports(path):
 
 
 def test_no_import_against_the_stream():
+    """The entry points, `cli.py` and the files of verbs, call whatever room they need."""
     wrong = []
     for path in sorted(SOURCE.rglob("*.py")):
         room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if path.name == "__init__.py" or room in ("cli", "__main__"):
+        if path.name in ("__init__.py", "verbs.py") or room == "cli":
             continue
         if room not in RANK:
             wrong.append(f"{path.relative_to(SOURCE)} is in no room of the layout")
@@ -57,11 +62,40 @@ def test_no_import_against_the_stream():
         for name in imports(path):
             if RANK.get(name.split(".")[1], len(ROOMS)) > RANK[room]:
                 wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
+            if name.endswith(".verbs"):
+                wrong.append(f"{path.relative_to(SOURCE)} imports {name}, an entry point")
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", ["ctf", "ctf.cli", "ctf.training.config"])
-def test_help_needs_nothing_heavy(module):
-    code = f"import sys, {module}; print(*(name for name in {HEAVY} if name in sys.modules))"
+def test_no_circles_within_a_room():
+    """Two files that import each other are one."""
+    edges = {}
+    for path in SOURCE.rglob("*.py"):
+        if path.name != "__init__.py":
+            module = ".".join(["ctf", *path.relative_to(SOURCE).with_suffix("").parts])
+            edges[module] = {name for name in imports(path) if name != module}
+    circles = [(a, b) for a, names in edges.items() for b in names if a < b and a in edges.get(b, ())]
+    assert circles == []
+
+
+def test_light_modules_import_nothing_heavy():
+    modules = ["ctf", "ctf.cli", *(f"ctf.{p.relative_to(SOURCE).parts[0]}.verbs" for p in SOURCE.glob("*/verbs.py"))]
+    code = f"import sys, {', '.join(modules)}; print(*(name for name in {HEAVY} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+#: Where the paper's systems are set up or reported: presets, not branches.
+PRESETS = ("training/config.py", "experiments/", "bench/", "interop/llamagen.py", "evaluation/table")
+
+
+@pytest.mark.parametrize("name", ["coarse", "fine", "baseline"])
+def test_no_branch_on_the_name_of_a_stage(name):
+    found = [
+        f"{path.relative_to(SOURCE)}: {line.strip()}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if f'"{name}"' in line and not str(path.relative_to(SOURCE)).startswith(PRESETS)
+    ]
+    named = [line for line in found if not re.search(r'cli\.py: "\w+": "ctf\.', line)]
+    assert named == []

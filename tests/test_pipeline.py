@@ -1,10 +1,14 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
-from ctf.pipeline import Pipeline
+from ctf.images import to_bytes
+from ctf.models import Compute
+from ctf.sampling import Random, Sampling
+from ctf.stages import generate_tokens
 
 KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
 LABELS = [0, 1, 2, 3, 3, 1, 0]
@@ -24,6 +28,8 @@ def equal(images, others):
 @pytest.mark.parametrize("settings", [{}, GUIDED], ids=["defaults", "guided"])
 def test_tokens_depend_on_seed_and_label_only(make_pipeline, kind, settings):
     pipeline = make_pipeline(kind)
+    if kind == "baseline":
+        settings = {name: value for name, value in settings.items() if not name.startswith("fine_")}
     labels = torch.tensor(LABELS)
     together = pipeline.generate_tokens(labels, SEEDS, **settings)
     assert len({tuple(row) for row in together.tolist()}) == 7
@@ -47,14 +53,108 @@ def test_images_depend_on_seed_and_label_only(make_pipeline, kind):
 
 
 def test_a_pipeline_is_its_two_stages(make_pipeline):
-    from ctf.sampling import generate_tokens, refine_tokens
-
     pipeline = make_pipeline("cluster")
+    coarse_stage, fine_stage = pipeline.stages
     labels, seeds = torch.tensor(LABELS), SEEDS
-    coarse = generate_tokens(pipeline.coarse, labels, seeds, 2.0, 1.1)
-    fine = refine_tokens(pipeline.fine, coarse, labels, pipeline.coarse_map, seeds, temperature=1.1)
-    assert torch.equal(pipeline.generate_tokens(labels, seeds), fine)
-    assert torch.equal(pipeline.coarse_map.to_coarse(fine), coarse)
+    coarse = generate_tokens(coarse_stage, labels, seeds, cfg_scale=2.0, temperature=1.1)
+    fine = generate_tokens(fine_stage, labels, seeds, given=coarse, place=1, temperature=1.2)
+    settings = {"cfg_scale": 2.0, "temperature": 1.1, "fine_temperature": 1.2}
+    assert torch.equal(pipeline.generate_tokens(labels, seeds, **settings), fine)
+    assert torch.equal(fine_stage.given.to_coarse(fine), coarse)
+
+
+def test_settings_are_the_stages_own_unless_overridden(make_pipeline):
+    pipeline = make_pipeline("cluster")
+    pipeline.stages[0].sampling = Sampling(cfg_scale=3.0, top_p=0.9)
+    pipeline.stages[1].sampling = Sampling(temperature=0.7)
+    assert pipeline.sampling(temperature=0.5, fine_top_k=4, coarse_top_k=2, top_p=None) == {
+        "coarse": Sampling(cfg_scale=3.0, temperature=0.5, top_k=2, top_p=0.9),
+        "fine": Sampling(temperature=0.7, top_k=4),
+    }
+    labels, own = torch.tensor(LABELS), {"cfg_scale": 3.0, "top_p": 0.9, "fine_temperature": 0.7}
+    expected = make_pipeline("cluster").generate_tokens(labels, SEEDS, **own)
+    assert torch.equal(pipeline.generate_tokens(labels, SEEDS), expected)
+
+
+@pytest.mark.parametrize("name", ["fine_temprature", "medium_top_k", "temperature_fine", "steps"])
+def test_settings_that_do_not_exist(make_pipeline, name):
+    with pytest.raises(InputError, match=f"no sampling setting '{name}': there are cfg_scale, .*or fine_ before one"):
+        make_pipeline("cluster")([0], **{name: 1.0})
+
+
+def test_previews_end_in_the_images(make_pipeline):
+    pipeline = make_pipeline("cluster")
+    previews = list(pipeline.stream(LABELS, SEEDS, previews=3, cfg_scale=2.0))
+    assert [(p.stage, p.step, p.steps) for p in previews] == [
+        ("coarse", 2, 6),
+        ("coarse", 4, 6),
+        ("coarse", 6, 6),
+        ("fine", 1, 1),
+    ]
+    assert equal(previews[-1].images, pipeline(LABELS, SEEDS, cfg_scale=2.0))
+    assert all(image.size == (12, 8) for p in previews for image in p.images)
+
+
+def test_a_coarse_preview_shows_the_mean_codeword_of_each_cluster(make_pipeline):
+    pipeline = make_pipeline("cluster")
+    tokenizer, coarse_map = pipeline.tokenizer, pipeline.stages[0].predicts
+    *_, last, _ = pipeline.stream([2], seed=4)
+    coarse = pipeline.packed()[0].generate(torch.tensor([2]), Random([4], 0))
+    vectors = torch.stack([tokenizer.codebook[coarse_map.members(int(m))].mean(0) for m in coarse[0]])
+    expected = to_bytes(tokenizer.decode_embeddings(tokenizer.project(vectors)[None], pipeline.grid))
+    assert np.abs(np.asarray(last.images[0]).astype(int) - expected[0]).max() <= 1
+
+
+def test_a_preview_that_is_left_changes_nothing(make_pipeline):
+    pipeline = make_pipeline("cluster")
+    next(pipeline.stream(LABELS, SEEDS))
+    assert torch.is_grad_enabled()
+    assert equal(pipeline(LABELS, SEEDS), make_pipeline("cluster")(LABELS, SEEDS))
+
+
+def test_two_threads_sample_from_one_pipeline(make_pipeline):
+    pipeline = make_pipeline("cluster")
+    expected = {seed: arrays(pipeline(LABELS, seed, cfg_scale=1 + seed)) for seed in range(4)}
+    found, failed = {}, []
+
+    def sample(seed):
+        try:
+            for _ in range(5):
+                found[seed] = arrays(pipeline(LABELS, seed, cfg_scale=1 + seed))
+                assert equal(found[seed], expected[seed])
+        except BaseException as error:
+            failed.append(error)
+
+    pipeline = make_pipeline("cluster")  # not packed yet
+    threads = [threading.Thread(target=sample, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert len(found) == 4
+
+
+def test_weights_are_packed_once_whatever_the_batch(make_pipeline):
+    pipeline = make_pipeline("cluster")
+    first = pipeline.packed()
+    pipeline(LABELS, batch_size=3)
+    assert all(a is b for a, b in zip(first, pipeline.packed(), strict=True))
+    with torch.no_grad():
+        pipeline.stages[1].transformer.head.weight.mul_(2)
+    assert [a is b for a, b in zip(first, pipeline.packed(), strict=True)] == [True, False]
+    pipeline.compute_in(Compute("bfloat16"))
+    assert not any(a is b for a, b in zip(first, pipeline.packed(), strict=True))
+
+
+def test_the_decoder_has_a_dtype_of_its_own(make_pipeline):
+    pipeline = make_pipeline("cluster")
+    tokens = pipeline.generate_tokens(torch.tensor(LABELS), SEEDS)
+    exact = pipeline.decode(tokens)
+    assert np.array_equal(pipeline.compute_in(Compute("bfloat16")).decode(tokens), exact)
+    rounded = pipeline.compute_in(Compute("bfloat16", decoder_dtype="bfloat16")).decode(tokens)
+    assert not np.array_equal(rounded, exact)
+    assert np.abs(rounded.astype(int) - exact).mean() < 2
 
 
 @pytest.mark.parametrize("seed", [3, np.int64(3)])
@@ -100,172 +200,3 @@ def test_settings_without_meaning(make_pipeline, settings, message):
 
 def test_no_labels_no_images(make_pipeline):
     assert make_pipeline("cluster")([]) == []
-
-
-@KINDS
-def test_saved_and_loaded_it_gives_the_same_images(make_pipeline, tmp_path, kind):
-    pipeline = make_pipeline(kind)
-    pipeline.save_pretrained(tmp_path / "model")
-    loaded = Pipeline.from_pretrained(tmp_path / "model")
-    assert loaded.class_names == pipeline.class_names
-    assert loaded.support == pipeline.support
-    assert equal(loaded(LABELS, SEEDS), pipeline(LABELS, SEEDS))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
-
-
-def test_half_precision_rounds_the_transformers_only(make_pipeline, tmp_path):
-    pipeline = make_pipeline("cluster")
-    pipeline.save_pretrained(tmp_path / "half", torch.float16)
-    for model in (pipeline.coarse, pipeline.fine):
-        model.half().float()
-        model.rotary.copy_(type(model)(model.config).rotary)  # not a weight: not stored
-    loaded = Pipeline.from_pretrained(tmp_path / "half")
-    assert loaded.coarse.head.weight.dtype == torch.float32
-    assert equal(loaded(LABELS, SEEDS), pipeline(LABELS, SEEDS))
-    pipeline.save_pretrained(tmp_path / "full")
-    sizes = {name: (tmp_path / name / "fine.safetensors").stat().st_size for name in ("half", "full")}
-    assert sizes["half"] < 0.7 * sizes["full"]
-
-
-def test_the_model_card_says_what_the_model_is(make_pipeline, tmp_path):
-    make_pipeline("cluster").save_pretrained(tmp_path / "model")
-    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert "8 × 12 pixels" in card
-    assert "4 classes; 2 × 3 tokens of a codebook of 24, 5 clusters" in card
-    assert "| fine | 2 × 16 | 5 → 24 |" in card
-
-
-def test_overwriting_replaces_the_whole_folder(make_pipeline, tmp_path):
-    make_pipeline("cluster").save_pretrained(tmp_path / "model")
-    make_pipeline("baseline").save_pretrained(tmp_path / "model")
-    names = sorted(path.name for path in (tmp_path / "model").iterdir())
-    assert names == ["README.md", "baseline.safetensors", "config.json", "tokenizer.safetensors"]
-
-
-def test_a_failed_overwrite_leaves_what_was_there(make_pipeline, tmp_path):
-    pipeline = make_pipeline("cluster")
-    pipeline.save_pretrained(tmp_path / "model")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    pipeline.class_names = [object()]  # what JSON cannot hold: fails after the weights are written
-    with pytest.raises(TypeError):
-        pipeline.save_pretrained(tmp_path / "model")
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_other_peoples_files_are_not_replaced(make_pipeline, tmp_path):
-    folder = tmp_path / "work"
-    folder.mkdir()
-    pipeline = make_pipeline("baseline")
-    (folder / "thesis.tex").write_text("years")
-    (folder / "config.json").write_text('{"loop": {}}')  # that of a run, for example
-    for path in (folder, folder / "thesis.tex"):
-        with pytest.raises(InputError, match="is not a model folder"):
-            pipeline.save_pretrained(path)
-    assert (folder / "thesis.tex").read_text() == "years"
-    (tmp_path / "empty").mkdir()
-    pipeline.save_pretrained(tmp_path / "empty")
-
-
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [
-        ("cluster", ["coarse"]),
-        ("cluster", ["fine"]),
-        ("cluster", ["coarse_map"]),
-        ("cluster", ["coarse", "fine", "coarse_map"]),
-        ("baseline", ["baseline"]),
-    ],
-)
-def test_missing_parts(make_parts, kind, names):
-    parts = make_parts(kind)
-    with pytest.raises(InputError, match="either a baseline, or"):
-        Pipeline(**{name: part for name, part in parts.items() if name not in names})
-
-
-@pytest.mark.parametrize("extra", ["coarse", "fine", "coarse_map"])
-def test_a_baseline_takes_no_part_of_two_stages(make_parts, extra):
-    with pytest.raises(InputError, match="either a baseline, or"):
-        Pipeline(**make_parts("baseline"), **{extra: make_parts("cluster")[extra]})
-
-
-def test_parts_that_do_not_belong_together(make_parts, make_tokenizer, make_transformer):
-    parts, baseline = make_parts("cluster"), make_parts("baseline")
-    unlike = [
-        (parts, {"coarse_map": cluster_codebook(make_tokenizer(seed=1).codebook, 5)}, "another codebook"),
-        (parts, {"coarse_map": cluster_codebook(parts["tokenizer"].codebook, 6)}, "vocabularies"),
-        (parts, {"tokenizer": make_tokenizer(25)}, "24 codewords, this codebook has 25"),
-        (parts, {"coarse": make_transformer(6, 6)}, "vocabularies"),
-        (parts, {"fine": make_transformer(5, 25, "full")}, "vocabularies"),
-        (parts, {"fine": make_transformer(6, 24, "full")}, "vocabularies"),
-        (parts, {"fine": make_transformer(5, 24, "full", grid=(3, 2))}, "differ in grid"),
-        (parts, {"fine": make_transformer(5, 24, "full", num_classes=5)}, "number of classes"),
-        (parts, {"coarse": make_transformer(5, 5, "full")}, "causal attention"),
-        (parts, {"class_names": ["cat"]}, "1 class names for a model of 4 classes"),
-        (parts, {"support": "some"}, "support 'some' does not exist"),
-        (baseline, {"tokenizer": make_tokenizer(25)}, "the baseline predicts 24 tokens, the codebook has 25"),
-        (baseline, {"class_names": ["cat"] * 5}, "5 class names for a model of 4 classes"),
-        (baseline, {"baseline": parts["fine"]}, "causal attention"),
-    ]
-    for whole, change, message in unlike:
-        with pytest.raises(InputError, match=message):
-            Pipeline(**whole | change)
-
-
-@pytest.mark.parametrize("name", ["tokenizer", "coarse_map", "coarse", "fine"])
-@pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_damaged_parts(make_pipeline, tmp_path, name, damage):
-    make_pipeline("cluster").save_pretrained(tmp_path / "model")
-    path = tmp_path / "model" / f"{name}.safetensors"
-    whole = path.read_bytes()
-    path.unlink()
-    if damage == "truncated":
-        path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=rf"{name}\.safetensors.*(no such|truncated)") as error:
-        Pipeline.from_pretrained(tmp_path / "model")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "is not a model folder"),
-        ("{", "not valid JSON"),
-        ("[]", "is not a model folder"),
-        ('{"model_type": "bert"}', "is not a model folder"),
-        ('{"ctf": "pipeline", "format": 2}', "reads model folders of format 1"),
-        ('{"ctf": "pipeline", "format": 1}', "reads model folders of format 1"),
-    ],
-)
-def test_not_a_model_folder(tmp_path, text, message):
-    if text is not None:
-        (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match=message):
-        Pipeline.from_pretrained(tmp_path)
-
-
-def test_nothing_there(tmp_path):
-    with pytest.raises(InputError, match="no such model folder"):
-        Pipeline.from_pretrained(tmp_path / "nowhere")
-
-
-def test_a_hub_id_without_a_network(monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="nobody/nothing is neither a folder here nor a model that the hub gives") as e:
-        Pipeline.from_pretrained("nobody/nothing")
-    assert "\n" not in str(e.value)
-
-
-def test_a_device_that_is_not_here(make_pipeline, tmp_path):
-    make_pipeline("baseline").save_pretrained(tmp_path / "model")
-    with pytest.raises(InputError, match="device 'abacus' cannot be used here"):
-        Pipeline.from_pretrained(tmp_path / "model", "abacus")
-
-
-def test_the_embedded_model():
-    pipeline = Pipeline.from_pretrained("emoji")
-    assert "noto animals" in pipeline.class_names
-    image, *_ = pipeline(["noto animals"], seed=0)
-    assert image.size == (64, 64)
-    assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 16  # not one flat colour

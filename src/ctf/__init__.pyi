@@ -1,4 +1,4 @@
 from .errors import InputError as InputError
-from .pipeline import Pipeline as Pipeline
+from .model_folder import Pipeline as Pipeline
 
 __version__: str

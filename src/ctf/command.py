@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from importlib import import_module
 from typing import Any
 
 from ctf.errors import InputError
 
 Verb = Callable[..., None]
-Verbs = Mapping[str, "Verb | Mapping[str, Verb]"]
+#: A verb is named "module:function", so that a module is imported when its verb is asked for.
+Verbs = Mapping[str, "str | Mapping[str, str]"]
+
+#: A parameter of this name takes every option that the verb does not have: `--top_k 5` is `--sampling.top_k 5`.
+OPEN = "sampling"
 
 
 def dispatch(verbs: Verbs, arguments: list[str]) -> None:
@@ -40,7 +46,13 @@ def dispatch(verbs: Verbs, arguments: list[str]) -> None:
             raise InputError(f"`{' '.join(words)} {word}` does not exist: choose one of {', '.join(chosen)}")
         words.append(word)
         chosen = chosen[word]
-    _run(" ".join(words), chosen, arguments)
+    _run(" ".join(words), load_verb(chosen), arguments)
+
+
+def load_verb(name: str) -> Verb:
+    """The function called "module:function"."""
+    module, function = name.split(":")
+    return getattr(import_module(module), function)
 
 
 def _overview(words: list[str], verbs: Mapping[str, Any]) -> str:
@@ -48,9 +60,9 @@ def _overview(words: list[str], verbs: Mapping[str, Any]) -> str:
     if len(words) == 1:
         lines += ["Coarse-to-fine autoregressive image generation.", ""]
     for name, verb in verbs.items():
-        text = ", ".join(verb) if isinstance(verb, Mapping) else (verb.__doc__ or "").splitlines()[0]
+        text = ", ".join(verb) if isinstance(verb, Mapping) else (load_verb(verb).__doc__ or "").splitlines()[0]
         lines.append(f"  {name:12}{text}")
-    first = next(verb for verb in verbs.values() if not isinstance(verb, Mapping))
+    first = next(load_verb(verb) for verb in verbs.values() if not isinstance(verb, Mapping))
     return "\n".join([*lines, "", f"`{' '.join(words)} VERB --help` explains each.", "", _example(first)])
 
 
@@ -81,12 +93,47 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # `--quick` alone means `--quick true`
             action.nargs, action.const = "?", True
+    if OPEN in parameters:
+        arguments = _open_options(parser, arguments)
     try:
-        values = parser.instantiate(parser.parse_args(arguments))
-    except argparse.ArgumentError as error:
-        raise InputError(f"{' '.join(str(error).split())} (`{prog} --help` lists the options)") from None
+        parsed = parser.parse_args(arguments)
+        for group in {action.dest.split(".")[0] for action in parser._actions if "." in action.dest}:
+            if not isinstance(parsed[group], jsonargparse.Namespace):
+                raise ValueError(f"{group} is {parsed[group]!r}: give its settings one by one")
+        for name, value in parsed.items():
+            if "\0" in str(value):
+                raise ValueError(f"{name} holds a zero byte: no file has such a name")
+        values = parser.instantiate(parsed)
+    except (argparse.ArgumentError, ValueError, TypeError, RecursionError) as error:
+        files = re.findall(r"--config[ =](\S+)", " ".join(arguments))
+        read = f"with the settings in {', '.join(files)}; " if files else ""
+        raise InputError(f"{_plain(str(error))} ({read}`{prog} --help` lists the options)") from None
     values.pop("config", None)
     if config is None:
         verb(**vars(values))
     else:
         verb(config(**{field.name: values[field.name] for field in fields(config)}))
+
+
+def _plain(message: str) -> str:
+    """What jsonargparse says of a value, in the words of a command line instead of Python's."""
+    message = re.sub(r'^Parser key "(.+?)":', r"\1:", " ".join(message.split()))
+    union = r"Does not validate .*? Errors: - (.*) Given value type: .*? Given value:"
+    message = re.sub(union, lambda found: f"{found[1].replace(' - Expected a', ' or')}. Got value:", message)
+    message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    words = {"typing.Literal": "one of ", "NoneType": "null", "Expected a ": "expected ", ". Got value:": ", got"}
+    for seen, plain in words.items():
+        message = message.replace(seen, plain)
+    return message
+
+
+def _open_options(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
+    """Options that the parser does not know, as entries of its open parameter."""
+    known = {option for action in parser._actions for option in action.option_strings} | {"-h", "--help"}
+
+    def renamed(argument: str) -> str:
+        name = argument.split("=", 1)[0]
+        unknown = name.startswith("--") and name not in known and not name.startswith(f"--{OPEN}.")
+        return f"--{OPEN}.{argument[2:]}" if unknown and len(name) > 2 else argument
+
+    return [renamed(argument) for argument in arguments]

@@ -1,20 +1,64 @@
-"""Where to compute."""
+"""Where to compute: devices, their memory, and waiting for them."""
 
 from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from pathlib import Path
 
 import torch
 
 from ctf.errors import InputError
 
 
-def usable_device(name: str | torch.device) -> torch.device:
-    """The device called `name`, such as "cpu", "cuda" or "cuda:1".
+def usable_device(name: str | torch.device = "auto") -> torch.device:
+    """The device called `name`: "auto" (a GPU where there is one, else the CPU), "cpu", "cuda", "cuda:1", …
+
+    Under torchrun "auto" and "cuda" are this process's own GPU.
 
     Raises:
         InputError: no such device here.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and (rank := os.environ.get("LOCAL_RANK")) is not None:
+        name = f"cuda:{rank}"
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        torch.empty(0, device=device).cpu()  # "meta" computes nothing that could be read
+        return device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(name)!r} cannot be used here ({reason}): choose another, such as cpu") from None
+
+
+def device_name(device: torch.device) -> str:
+    """What its maker calls the GPU or the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done what it was given."""
+    getattr(torch, device.type).synchronize()
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a new batch may use on `device`, now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system: glibc keeps the holes that converted weights leave."""
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)

@@ -7,19 +7,22 @@ full disk, a kill or Ctrl-C never leaves a truncated file under a name that some
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ctf.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -32,12 +35,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
 
     Works for a file or a folder, whichever the block creates under the yielded name. A folder that
-    already stands at `path` is replaced.
+    already stands at `path` is replaced. Folders above `path` are made, and removed again if the block fails.
+
+    Raises:
+        InputError: the disk does not take it: it is full, nobody may write there, or `path` is a device.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    made: list[Path] = []
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} is neither a file nor a folder: choose another place")
+        made = [parent for parent in path.parents if not parent.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.is_dir() and path.is_dir():
             old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
@@ -50,17 +60,50 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, path)
+        made = []
+    except OSError as error:
+        place = Path(str(error.filename or path))
+        if temporary not in (place, *place.parents) and place not in (path, *path.parents):
+            raise  # of something that the block reads
+        raise _not_writable(path, error) from None
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+            for parent in made:
+                parent.rmdir()
+
+
+def check_writable(path: str | Path, what: Literal["file", "folder"] = "file") -> None:
+    """Make sure before long work that its result can be written at `path`; leaves nothing behind.
+
+    Raises:
+        InputError: a file stands where a folder belongs or the reverse, or nobody may write there.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and path.is_dir() != (what == "folder"):
+            raise InputError(f"{path} is there already and is not a {what}: choose another place, or delete it")
+        with tempfile.TemporaryFile(dir=next(place for place in (path, *path.parents) if place.is_dir())):
+            pass
+        if blocking := [place for place in path.parents if place.exists() and not place.is_dir()]:
+            raise NotADirectoryError(errno.ENOTDIR, f"{blocking[0]} is a file")
+    except OSError as error:
+        raise _not_writable(path, error) from None
+
+
+def _not_writable(path: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"{path} cannot be written ({reason}): free some space or choose another place")
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files that are not UTF-8 hold lone surrogates; as "\\udce4" JSON reads them back.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -77,8 +120,39 @@ def read_json(path: str | Path) -> Any:
     path = existing(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): write it again or restore it") from None
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The objects in a .jsonl file, one a line, without a last one that a kill has cut off.
+
+    Raises:
+        InputError: the file is missing, or a line is not a JSON object.
+    """
+    path = existing(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        if not all(isinstance(line, dict) for line in lines):
+            raise ValueError("a line is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}): restore or delete it") from None
+    return lines
+
+
+def write_npy(path: str | Path, array: np.ndarray) -> None:
+    """What `np.save` writes; for use inside `atomic_path`.
+
+    `np.save` leaves the last bytes to C, which says nothing when the disk has no room for them.
+    """
+    import numpy as np
+    from numpy.lib import format as npy
+
+    with open(path, "wb") as file:
+        header = {"descr": npy.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+        npy.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(array).data)
 
 
 def existing(path: str | Path, what: str = "file or folder") -> Path:
@@ -103,8 +177,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         try:
             # One entry, because safetensors writes several in random order, and equal content should be equal bytes.
             save_file(plain, temporary, metadata={"ctf": json.dumps(metadata)} if metadata else None)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} cannot be written ({error}): free some space or choose another folder") from None
+        except SafetensorError as error:
+            raise _not_writable(Path(path), error) from None
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # safetensors makes files that only their owner may read
@@ -129,7 +203,7 @@ def _open_tensors(path: str | Path, read: Callable[[Any], Result]) -> Result:
     try:
         with safe_open(path, framework="pt") as file:
             return read(file)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({error}): copy or write it again") from None
 
 
@@ -139,12 +213,22 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def _metadata(file: Any) -> dict[str, str]:
-    return json.loads((file.metadata() or {}).get("ctf", "{}"))
+    metadata = json.loads((file.metadata() or {}).get("ctf", "{}"))
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are no names and texts")
+    return metadata
 
 
-def save_module(path: str | Path, module: nn.Module, kind: str, config: Any, dtype: torch.dtype | None = None) -> None:
+def save_module(
+    path: str | Path,
+    module: nn.Module,
+    kind: str,
+    config: Any,
+    dtype: torch.dtype | None = None,
+    extra_metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a module's weights, as `dtype` if given, with its `kind` and its settings (a dataclass) beside them."""
-    metadata = {"ctf": kind, "config": json.dumps(dataclasses.asdict(config))}
+    metadata = {"ctf": kind, **(extra_metadata or {}), "config": json.dumps(dataclasses.asdict(config))}
     save_tensors(path, {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}, metadata)
 
 
@@ -154,20 +238,40 @@ def load_module(path: str | Path, kind: str, build: Callable[[dict[str, Any]], M
     Weights stored in half precision are widened to float32. The module comes in evaluation mode.
 
     Raises:
-        InputError: missing, truncated, of another kind, or written by an incompatible version.
+        InputError: missing, truncated, of another kind, with NaN in it, or written by an incompatible version.
     """
     tensors, metadata = load_tensors(path)
     if metadata.get("ctf") != kind:
-        raise InputError(f"{path} is not a ctf {kind} (it says {metadata.get('ctf', 'nothing')!r})")
+        raise InputError(f"{path} is not a ctf {kind} (it says {metadata.get('ctf', 'nothing')!r}): give another file")
+    check_finite(path, tensors)
     try:
         module = build(json.loads(metadata["config"]))
         module.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(
-            f"{path}: this version of ctf cannot read this {kind} ({type(error).__name__}: {first})"
-        ) from None
+        raise unreadable(path, kind, error) from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return module.eval()
+
+
+def unreadable(path: str | Path, kind: str, error: Exception) -> InputError:
+    """The error for settings and weights that do not fit the code, as those of another version."""
+    reason = " ".join(str(error).split())[:200]
+    return InputError(
+        f"{path}: this version of ctf cannot read this {kind} ({type(error).__name__}: {reason}): update ctf, or make "
+        "it again"
+    )
+
+
+def check_finite(where: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that hold NaN or infinity: what they compute is garbage without a word.
+
+    Raises:
+        InputError: names the first such tensor in `where`.
+    """
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{where}: {name} holds NaN or infinity: use another checkpoint")
 
 
 def fingerprint(tensor: Tensor) -> str:

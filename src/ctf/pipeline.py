@@ -1,189 +1,171 @@
-"""Pipeline: from a class label to an image in one call; a folder on disk or on the hub."""
+"""From class labels to images: a tokenizer and a list of stages."""
 
 from __future__ import annotations
 
+import math
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from ctf.codebook.coarse_map import CoarseMap
-from ctf.device import usable_device
+from ctf.codebook.coarse_map import CoarseMap, codebook_fingerprint
+from ctf.device import available_memory, return_freed_memory, usable_device
 from ctf.errors import InputError
-from ctf.files import atomic_path, existing, read_json, write_json, write_text
-from ctf.models.transformer import Transformer
+from ctf.images.pixels import to_bytes
+from ctf.models.config import Compute
 from ctf.progress import progress_bar
-from ctf.sampling.ahead import one_ahead
-from ctf.sampling.decode import generate_tokens
-from ctf.sampling.fine import Support, refine_tokens
-from ctf.sampling.memory import (
-    LARGEST_BATCH,
-    SamplingMemory,
-    available_memory,
-    return_freed_memory,
-    sampling_memory,
-)
-from ctf.sampling.packed import PackedTransformer
-from ctf.sampling.products import Quantize
-from ctf.tokenizer.paint import paint
-from ctf.tokenizer.pretrained import ASSETS
-from ctf.tokenizer.vq_tokenizer import VQTokenizer
-
-Dtype = Literal["float32", "bfloat16"]
-
-FORMAT = 1
-PARTS = ("tokenizer", "coarse_map", "baseline", "coarse", "fine")
+from ctf.sampling.cost import LARGEST_BATCH, SamplingMemory
+from ctf.sampling.prefetch import prefetch
+from ctf.sampling.random import Random
+from ctf.sampling.settings import Sampling, overridden
+from ctf.stages.stage import Stage
+from ctf.tokenizer.decode import decode_images
+from ctf.tokenizer.interface import Tokenizer
 
 
-class Pipeline:
-    """A tokenizer with either a baseline, or a coarse and a fine model and their coarse map.
+@dataclass(frozen=True)
+class Preview:
+    """What can be seen after a step.
+
+    Attributes:
+        stage: name of the stage that took it.
+        step: its number, from 1, of `steps`.
+        steps: how many the stage takes.
+        images: one per label. Labels of a coarse level are shown by the mean codeword of their cluster, positions that
+            are not known yet by the mean of all codewords.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    images: list[Image.Image]
+
+
+class StagePipeline:
+    """A tokenizer and the stages that run in turn; `ctf.Pipeline` adds files to it.
+
+    A baseline is a pipeline of one stage, the paper's system of two. Several threads may sample from one pipeline.
 
     Args:
-        tokenizer: paints tokens.
+        tokenizer: decodes the last stage's tokens.
         class_names: the name of each label.
-        baseline: causal model over all K tokens; then no other model.
-        coarse: stage 1.
-        fine: stage 2.
-        coarse_map: the clusters that stage 1 and 2 were trained with.
-        support: what the fine model was trained to normalise over, see `refine_tokens`.
+        stages: the first is given nothing, each later one the level that the one before it predicts, and the last
+            predicts the codebook's own tokens.
 
     Raises:
         InputError: parts that do not belong together.
     """
 
-    def __init__(
-        self,
-        tokenizer: VQTokenizer,
-        class_names: Sequence[str],
-        *,
-        baseline: Transformer | None = None,
-        coarse: Transformer | None = None,
-        fine: Transformer | None = None,
-        coarse_map: CoarseMap | None = None,
-        support: Support = "cluster",
-    ) -> None:
-        given = [part is not None for part in (baseline, coarse, fine, coarse_map)]
-        if given not in ([True, False, False, False], [False, True, True, True]):
-            raise InputError("a pipeline has either a baseline, or a coarse model, a fine model and a coarse map")
-        first = baseline if baseline is not None else coarse
-        assert first is not None
-        if first.config.attention != "causal" or (fine is not None and fine.config.attention != "full"):
-            raise InputError("a baseline and a coarse model have causal attention, a fine model has full attention")
-        if support not in get_args(Support):
-            raise InputError(f"support {support!r} does not exist: choose one of {', '.join(get_args(Support))}")
-        size = tokenizer.config.codebook_size
-        if coarse_map is not None and coarse is not None and fine is not None:
-            coarse_map.check_codebook(tokenizer.codebook)
-            if (coarse.config.grid, coarse.config.num_classes) != (fine.config.grid, fine.config.num_classes):
-                raise InputError("the coarse and the fine model differ in grid or number of classes")
-            vocabularies = (coarse.config.output_vocab, fine.config.input_vocab, fine.config.output_vocab)
-            if vocabularies != (coarse_map.num_coarse, coarse_map.num_coarse, size):
-                raise InputError(f"vocabularies {vocabularies} do not fit the coarse map and the codebook of {size}")
-        elif first.config.output_vocab != size:
-            raise InputError(f"the baseline predicts {first.config.output_vocab} tokens, the codebook has {size}")
-        if len(class_names) != first.config.num_classes:
-            raise InputError(f"{len(class_names)} class names for a model of {first.config.num_classes} classes")
-        self.tokenizer = tokenizer
-        self.class_names = list(class_names)
-        self.baseline, self.coarse, self.fine, self.coarse_map = baseline, coarse, fine, coarse_map
-        self.support: Support = support
-        self.compute_in("float32")
-        self._first = first
-        self._packed: dict[str, tuple[Any, PackedTransformer]] = {}
+    def __init__(self, tokenizer: Tokenizer, class_names: Sequence[str], stages: Sequence[Stage]) -> None:
+        if not stages:
+            raise InputError("a pipeline has at least one stage")
+        self.tokenizer, self.class_names, self.stages = tokenizer, list(class_names), list(stages)
+        fingerprint = codebook_fingerprint(tokenizer.codebook)
+        level: CoarseMap | None = None
+        for place, stage in enumerate(stages):
+            if stage.given != level:
+                needs = "nothing but the class label" if level is None else f"what {stages[place - 1].name} predicts"
+                raise InputError(
+                    f"stage {stage.name} must be given {needs}, and was trained with something else: give the stages "
+                    "of one system, coarse ones first"
+                )
+            if stage.codebook_size != tokenizer.codebook_size:
+                raise InputError(
+                    f"stage {stage.name} is for a codebook of {stage.codebook_size}, the tokenizer has "
+                    f"{tokenizer.codebook_size}"
+                )
+            if stage.codebook not in (None, fingerprint):
+                raise InputError(f"stage {stage.name} was trained on tokens of another codebook than the tokenizer's")
+            if (stage.grid, stage.num_classes) != (stages[0].grid, stages[0].num_classes):
+                raise InputError(f"stages {stages[0].name} and {stage.name} differ in grid or number of classes")
+            level = stage.predicts
+        if level is not None:
+            raise InputError(f"the last stage, {stages[-1].name}, predicts coarse labels: a finer stage is missing")
+        if len({stage.name for stage in stages}) < len(stages):
+            raise InputError(f"stages of one name: {', '.join(stage.name for stage in stages)}")
+        if len(self.class_names) != stages[0].num_classes:
+            raise InputError(f"{len(self.class_names)} class names for a model of {stages[0].num_classes} classes")
+        self.compute = Compute().on(self.device)
+        self._packed: dict[str, tuple[Any, Stage]] = {}
+        self._packing = threading.Lock()
 
     @property
     def device(self) -> torch.device:
-        return self._first.head.weight.device
+        return self.stages[0].device
 
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of tokens."""
-        return self._first.config.grid
+        return self.stages[0].grid
 
-    def compute_in(self, dtype: Dtype = "float32", quantize: Quantize | None = None, compile: bool = False) -> Pipeline:
-        """Choose how to sample, in place: the parts stay as they are, sampling converts their weights.
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.tokenizer.image_size(self.grid)
 
-        Args:
-            dtype: of products, convolutions and the cache, "float32" or "bfloat16"; norms, guidance and draws
-                are always float32.
-            quantize: "int8" weights in both stages, on a CPU.
-            compile: on a CPU, a compiled step for stage 1 or the baseline: half a minute and a C++ compiler for a
-                few percent of the time in float32, a fifth in int8. A GPU always compiles.
+    def stage(self, name: str) -> Stage:
+        """The stage called `name`. Raises InputError if there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise InputError(f"no stage {name!r}: there are {', '.join(stage.name for stage in self.stages)}")
 
-        Raises:
-            InputError: no such choice.
-        """
-        for name, value, choices in (("dtype", dtype, get_args(Dtype)), ("quantize", quantize, (None, "int8"))):
-            if value not in choices:
-                raise InputError(f"{name} {value!r} does not exist: choose one of {', '.join(map(str, choices))}")
-        self.dtype: Dtype = dtype
-        self.quantize: Quantize | None = quantize
-        self.compile = compile
+    def parts(self) -> dict[str, nn.Module]:
+        """The tokenizer and the stages by their names."""
+        return {"tokenizer": self.tokenizer, **{stage.name: stage for stage in self.stages}}
+
+    def compute_in(self, compute: Compute) -> StagePipeline:
+        """Choose how to sample, in place: the parts stay as they are, sampling converts their weights."""
+        self.compute = compute.on(self.device)
         return self
 
-    def to(self, device: str | torch.device) -> Pipeline:
+    def to(self, device: str | torch.device) -> StagePipeline:
         """Move every part, in place. Raises InputError if there is no such device."""
         device = usable_device(device)
-        for part in (self.tokenizer, self.baseline, self.coarse, self.fine):
-            if part is not None:
-                part.to(device)
+        for part in self.parts().values():
+            part.to(device)
         return self
+
+    def sampling(self, **overrides: Any) -> dict[str, Sampling]:
+        """The settings of each stage by its name: its own, with `overrides` in place of single ones.
+
+        A setting alone is that of the first stage (`temperature=0.9`), with a stage's name before it that stage's
+        (`fine_temperature=0.7`). Raises InputError: no such setting, or a value without meaning.
+        """
+        return overridden([(stage.name, stage.sampling) for stage in self.stages], overrides)
 
     def __call__(
         self,
         labels: Sequence[int | str],
         seed: int | Sequence[int] = 0,
-        cfg_scale: float = 2.0,
-        temperature: float = 1.1,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        fine_temperature: float = 1.1,
-        fine_top_k: int = 0,
-        fine_top_p: float = 1.0,
-        fine_cfg_scale: float = 1.0,
         batch_size: int = 64,
         progress: bool = False,
+        **overrides: Any,
     ) -> list[Image.Image]:
         """Generate one image per label. An image depends on its own label, seed and settings only.
+
+        In float32 on a CPU that is exact. On a GPU, products round differently with the size of the batch, and now
+        and then another token is drawn.
 
         Args:
             labels: class indices or names.
             seed: image i uses seed + i; or one seed per label.
-            cfg_scale: classifier-free guidance of stage 1 or the baseline; 1 is none.
-            temperature: of stage 1 or the baseline; 0 is greedy.
-            top_k: of stage 1 or the baseline; 0 keeps all.
-            top_p: of stage 1 or the baseline; 1 keeps all.
-            fine_temperature: of stage 2.
-            fine_top_k: of stage 2.
-            fine_top_p: of stage 2.
-            fine_cfg_scale: guidance of stage 2.
-            batch_size: images at a time; does not change them.
+            batch_size: images at a time.
             progress: show a progress bar.
+            overrides: settings that differ from the model's own, see `sampling`.
 
         Raises:
             InputError: an unknown label, seeds that do not match, or settings without meaning.
         """
-        arrays = self.generate(
-            labels,
-            seed,
-            cfg_scale=cfg_scale,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            fine_temperature=fine_temperature,
-            fine_top_k=fine_top_k,
-            fine_top_p=fine_top_p,
-            fine_cfg_scale=fine_cfg_scale,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        return [Image.fromarray(image) for batch in arrays for image in batch]
+        batches = self.generate(labels, seed, batch_size, progress, **overrides)
+        return [Image.fromarray(image) for batch in batches for image in batch]
 
     def generate(
         self,
@@ -191,102 +173,110 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         batch_size: int = 64,
         progress: bool = False,
-        **settings: Any,
+        **overrides: Any,
     ) -> Iterator[np.ndarray]:
         """Like calling the pipeline, as a stream of uint8 batches (b, H, W, 3)."""
+        indices, seeds = self._images(labels, seed)
+        settings = self.sampling(**overrides)
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size} must be at least 1")
+        parts = [slice(start, start + batch_size) for start in range(0, len(indices), batch_size)]
+        first = (partial(self._run, 0, indices[part], seeds[part], settings) for part in parts)
+        with progress_bar(len(indices), "sample", "image", hidden=not progress) as bar:
+            for part, tokens in zip(parts, prefetch(first, self.device), strict=True):
+                for place in range(1, len(self.stages)):
+                    tokens = self._run(place, indices[part], seeds[part], settings, tokens)
+                yield self.decode(tokens)
+                bar.update(len(tokens))
+
+    def generate_tokens(self, labels: Tensor, seeds: Sequence[int], **overrides: Any) -> Tensor:
+        """All stages: labels int64 (B,) and seeds → tokens of the codebook, int64 (B, N)."""
+        settings, tokens = self.sampling(**overrides), None
+        for place in range(len(self.stages)):
+            tokens = self._run(place, labels, seeds, settings, tokens)
+        assert tokens is not None
+        return tokens
+
+    def stream(
+        self, labels: Sequence[int | str], seed: int | Sequence[int] = 0, previews: int = 8, **overrides: Any
+    ) -> Iterator[Preview]:
+        """Generate one batch and yield what can be seen on the way; the last preview shows the images.
+
+        Args:
+            labels: class indices or names, at least one.
+            seed: image i uses seed + i; or one seed per label.
+            previews: of each stage, at most, evenly spread over its steps and after the last of them.
+            overrides: settings that differ from the model's own, see `sampling`.
+        """
+        indices, seeds = self._images(labels, seed)
+        settings, given = self.sampling(**overrides), None
+        for place, stage in enumerate(self.packed()):
+            sampling = settings[stage.name]
+            count = stage.num_steps(sampling)
+            every = math.ceil(count / max(1, previews))
+            show = partial(self._preview, stage)
+            steps = stage.stepwise(indices, Random(seeds, place), sampling, given)
+            for number, tokens in enumerate(steps, start=1):
+                if number == count or number % every == 0:
+                    yield Preview(stage.name, number, count, show(tokens))
+            given = tokens.clone()
+
+    def _images(self, labels: Sequence[int | str], seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Labels as indices (B,), and a seed for each."""
         indices = torch.tensor([self.label_index(label) for label in labels], dtype=torch.int64)
         seeds = list(seed) if isinstance(seed, Iterable) else [seed + i for i in range(len(indices))]
         if len(seeds) != len(indices):
             raise InputError(f"{len(seeds)} seeds for {len(indices)} labels: give one int, or one seed per label")
-        if batch_size < 1:
-            raise InputError(f"batch_size {batch_size} must be at least 1")
-        parts = [slice(start, start + batch_size) for start in range(0, len(indices), batch_size)]
-        fine = {name.removeprefix("fine_"): settings.pop(name) for name in [*settings] if name.startswith("fine_")}
-        drafts = (partial(self._draft, indices[part], seeds[part], **settings) for part in parts)
-        with progress_bar(len(indices), "sample", "image", hidden=not progress) as bar:
-            for part, draft in zip(parts, one_ahead(drafts, self.device), strict=True):
-                yield self.paint(self._refine(draft, indices[part], seeds[part], **fine))
-                bar.update(len(draft))
+        return indices, seeds
 
-    def generate_tokens(
+    def _run(
         self,
+        place: int,
         labels: Tensor,
         seeds: Sequence[int],
-        cfg_scale: float = 2.0,
-        temperature: float = 1.1,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        fine_temperature: float = 1.1,
-        fine_top_k: int = 0,
-        fine_top_p: float = 1.0,
-        fine_cfg_scale: float = 1.0,
+        settings: dict[str, Sampling],
+        given: Tensor | None = None,
     ) -> Tensor:
-        """Both stages, or the baseline: labels (B,) and seeds → fine tokens int64 (B, N)."""
-        draft = self._draft(labels, seeds, cfg_scale, temperature, top_k, top_p)
-        return self._refine(draft, labels, seeds, fine_cfg_scale, fine_temperature, fine_top_k, fine_top_p)
+        stage = self.packed()[place]
+        return stage.generate(labels, Random(seeds, place), settings[stage.name], given)
 
-    def _draft(
-        self,
-        labels: Tensor,
-        seeds: Sequence[int],
-        cfg_scale: float = 2.0,
-        temperature: float = 1.1,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> Tensor:
-        """Stage 1, or the baseline: int64 (B, N) coarse labels or fine tokens."""
-        model = self._pack(self._first, len(labels) * (1 if cfg_scale == 1 else 2))
-        return generate_tokens(model, labels, seeds, cfg_scale, temperature, top_k, top_p)
+    def packed(self) -> list[Stage]:
+        """The stages made ready for sampling: packed once, and again when their weights or `compute` change."""
+        with self._packing:
+            return [self._pack(stage) for stage in self.stages]
 
-    def _refine(
-        self,
-        draft: Tensor,
-        labels: Tensor,
-        seeds: Sequence[int],
-        cfg_scale: float = 1.0,
-        temperature: float = 1.1,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> Tensor:
-        """Stage 2, if there is one: coarse labels → fine tokens, int64 (B, N) both."""
-        if self.fine is None or self.coarse_map is None:
-            return draft
-        model = self._pack(self.fine, draft.numel() * (1 if cfg_scale == 1 else 2))
-        settings = (cfg_scale, temperature, top_k, top_p)
-        return refine_tokens(model, draft, labels, self.coarse_map, seeds, *settings, self.support)
+    def _pack(self, stage: Stage) -> Stage:
+        key = ([(p.data_ptr(), p._version) for p in stage.parameters()], self.compute, stage.sampling)
+        if stage.name not in self._packed or self._packed[stage.name][0] != key:
+            self._packed.pop(stage.name, None)  # its memory goes first
+            self._packed[stage.name] = (key, stage.pack(self.compute))
+        return self._packed[stage.name][1]
 
-    def _pack(self, model: Transformer, rows: int) -> PackedTransformer:
-        """The model ready for sampling: packed at its first batch, and again when its weights or settings change."""
-        weights = [(p.data_ptr(), p._version) for p in model.parameters()]
-        # On a CPU the layout, and with it rounding, may depend on the rows: equal batches must give equal images. But
-        # nobody compiles again for a last batch that is smaller.
-        per_rows = self.device.type == "cpu" and not self.compile
-        key = (weights, self.dtype, self.quantize, self.compile, rows if per_rows else None)
-        name = model.config.attention
-        if name not in self._packed or self._packed[name][0] != key:
-            how = (getattr(torch, self.dtype), self.quantize, self.compile)
-            self._packed[name] = (key, PackedTransformer(model, rows, *how))
-        return self._packed[name][1]
+    def decode(self, tokens: Tensor) -> np.ndarray:
+        """Tokens of the codebook (B, N) → images uint8 (B, H, W, 3)."""
+        return_freed_memory()  # or what the stages have freed would stay beside what the decoder takes
+        return decode_images(self.tokenizer, tokens, self.grid, getattr(torch, self.compute.decoder_dtype))
 
-    def paint(self, tokens: Tensor) -> np.ndarray:
-        """Tokens (B, N) → images uint8 (B, H, W, 3)."""
-        return_freed_memory()  # or what stage 2 has freed would stay beside what the decoder takes
-        return paint(self.tokenizer, tokens, self.grid, getattr(torch, self.dtype))
+    def _preview(self, stage: Stage, tokens: Tensor) -> list[Image.Image]:
+        """Labels of the stage's level, −1 where unknown: int64 (B, N) → images."""
+        if stage.predicts is None and not bool((tokens < 0).any()):
+            return [Image.fromarray(image) for image in self.decode(tokens)]
+        vectors = level_embeddings(self.tokenizer, stage.predicts)
+        vectors = torch.cat([vectors, self.tokenizer.project(self.tokenizer.codebook.mean(0, keepdim=True))])
+        with torch.no_grad():
+            images = to_bytes(self.tokenizer.decode_embeddings(vectors[tokens], self.grid))  # −1 is the last
+        return [Image.fromarray(image) for image in images]
 
-    def memory(self, batch_size: int, cfg_scale: float = 2.0) -> SamplingMemory:
+    def memory(self, batch_size: int, **overrides: Any) -> SamplingMemory:
         """Predict what a batch adds to the memory of the loaded pipeline."""
-        return sampling_memory(
-            batch_size,
-            self.tokenizer.config,
-            self._first.config,
-            None if self.fine is None else self.fine.config,
-            guided=cfg_scale != 1,
-            dtype=getattr(torch, self.dtype),
-            quantize=self.quantize,
-            device=self.device.type,
+        settings = self.sampling(**overrides)
+        dtype = getattr(torch, self.compute.decoder_dtype)
+        return SamplingMemory(
+            [stage.memory(batch_size, settings[stage.name], self.compute) for stage in self.stages],
+            self.tokenizer.decoding_memory(batch_size, self.grid, self.device.type, dtype),
         )
 
-    def largest_batch(self, cfg_scale: float = 2.0) -> int:
+    def largest_batch(self, **overrides: Any) -> int:
         """The largest power of two, up to 256, whose batch takes at most four fifths of the memory that is free now.
 
         Raises:
@@ -294,11 +284,11 @@ class Pipeline:
         """
         free = available_memory(self.device)
         batch = LARGEST_BATCH
-        while self.memory(batch, cfg_scale).peak > 0.8 * free:
+        while self.memory(batch, **overrides).peak > 0.8 * free:
             if batch == 1:
                 raise InputError(
-                    f"one image takes {self.memory(1, cfg_scale).peak / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
-                    "free: close other programs, or take a smaller model, bfloat16 or int8"
+                    f"one image takes {self.memory(1, **overrides).peak / 2**30:.1f} GiB and {free / 2**30:.1f} GiB "
+                    "are free: close other programs, or take a smaller model, bfloat16 or int8"
                 )
             batch //= 2
         return batch
@@ -317,128 +307,11 @@ class Pipeline:
             raise InputError(f"class {label}: the model has the classes 0 … {len(self.class_names) - 1}")
         return int(label)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write a model folder, atomically: `config.json`, a safetensors file per part, and a model card.
 
-        Args:
-            folder: a model folder that is there already is replaced, anything else is not.
-            dtype: of the Transformers' weights. The tokenizer's values are never rounded, since the coarse
-                map knows its codebook; they are stored in float16 where that holds them exactly.
+def level_embeddings(tokenizer: Tokenizer, level: CoarseMap | None) -> Tensor:
+    """What each label of a level looks like when nothing finer is known: its codeword, or the mean of its cluster's.
 
-        Raises:
-            InputError: something other than a model folder is there.
-        """
-        folder = Path(folder)
-        if folder.exists() and not _is_model(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-            raise InputError(f"{folder} is there already and is not a model folder: choose another, or delete it")
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            for name in PARTS:
-                part = getattr(self, name)
-                if isinstance(part, Transformer):
-                    part.save(temporary / f"{name}.safetensors", dtype)
-                elif isinstance(part, VQTokenizer):
-                    exact = all(torch.equal(p, p.half().float()) for p in part.parameters())
-                    part.save(temporary / f"{name}.safetensors", torch.float16 if exact else torch.float32)
-                elif part is not None:
-                    part.save(temporary / f"{name}.safetensors")
-            write_json(
-                temporary / "config.json",
-                {
-                    "ctf": "pipeline",
-                    "format": FORMAT,
-                    "kind": "baseline" if self.baseline is not None else "coarse-to-fine",
-                    "support": self.support,
-                    "class_names": self.class_names,
-                },
-            )
-            write_text(temporary / "README.md", self._card())
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        device: str | torch.device = "cpu",
-        dtype: Dtype = "float32",
-        quantize: Quantize | None = None,
-        compile: bool = False,
-    ) -> Pipeline:
-        """Open a model: "emoji" (embedded), a folder, or a hub id such as "owner/name".
-
-        `dtype`, `quantize` and `compile` are those of `compute_in`.
-
-        Raises:
-            InputError: nothing there, a part missing or damaged, or parts that do not belong together.
-        """
-        folder = _find(str(source))
-        if not _is_model(folder):
-            raise InputError(f"{folder} is not a model folder: its config.json is missing or says something else")
-        config = read_json(folder / "config.json")
-        if config.get("format") != FORMAT or not {"kind", "support", "class_names"} <= config.keys():
-            raise InputError(f"{folder}: this version of ctf reads model folders of format {FORMAT}: update ctf")
-        models = ("baseline",) if config["kind"] == "baseline" else ("coarse", "fine")
-        parts: dict[str, Any] = {name: Transformer.load(folder / f"{name}.safetensors") for name in models}
-        tokenizer = VQTokenizer.load(folder / "tokenizer.safetensors")
-        if config["kind"] != "baseline":
-            parts["coarse_map"] = CoarseMap.load(folder / "coarse_map.safetensors")
-        return (
-            cls(tokenizer, config["class_names"], support=config["support"], **parts)
-            .to(device)
-            .compute_in(dtype, quantize, compile)
-        )
-
-    def push_to_hub(self, name: str, private: bool = False) -> str:
-        """Upload as model "owner/name" to the Hugging Face Hub; returns its address."""
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            self.save_pretrained(folder)
-            api = HfApi()
-            api.create_repo(name, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=name, folder_path=folder))
-
-    def _card(self) -> str:
-        models = {name: getattr(self, name) for name in ("baseline", "coarse", "fine")}
-        rows = "\n".join(
-            f"| {name} | {model.config.layers} × {model.config.dim} | {model.config.input_vocab:,} → "
-            f"{model.config.output_vocab:,} | {model.num_parameters() / 1e6:.1f} M |"
-            for name, model in models.items()
-            if model is not None
-        )
-        config = self.tokenizer.config
-        side = self.grid[0] * config.downsampling, self.grid[1] * config.downsampling
-        clusters = "" if self.coarse_map is None else f", {self.coarse_map.num_coarse:,} clusters"
-        return (
-            "---\nlibrary_name: ctf\npipeline_tag: unconditional-image-generation\ntags: [autoregressive, vq]\n---\n"
-            f"# Class-conditional images of {side[0]} × {side[1]} pixels\n\n"
-            f"{len(self.class_names)} classes; {self.grid[0]} × {self.grid[1]} tokens of a codebook of "
-            f"{config.codebook_size:,}{clusters}.\n\n"
-            "| model | layers × width | vocabulary | parameters |\n|---|---|---|---|\n"
-            f"{rows}\n\n"
-            "```python\nimport ctf\n\n"
-            'pipe = ctf.Pipeline.from_pretrained("this folder")\nimages = pipe(labels=[0, 1], seed=0)\n```\n'
-        )
-
-
-def _is_model(folder: Path) -> bool:
-    """Whether `save_pretrained` wrote this folder."""
-    path = folder / "config.json"
-    config = read_json(path) if path.exists() else None
-    return isinstance(config, dict) and config.get("ctf") == "pipeline"
-
-
-def _find(source: str) -> Path:
-    if source == "emoji":
-        return ASSETS / "emoji"
-    if Path(source).exists() or source.count("/") != 1:
-        return existing(source, "model folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source))
-    except Exception as error:  # the hub's client raises many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{source} is neither a folder here nor a model that the hub gives ({reason})") from None
+    float32 (labels, d), for `Tokenizer.decode_embeddings`.
+    """
+    codebook = tokenizer.codebook
+    return codebook if level is None else tokenizer.project(level.means(codebook))

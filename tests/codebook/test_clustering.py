@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
 
 from ctf.codebook import CoarseMap, cluster_codebook, codebook_fingerprint
 from ctf.codebook.balanced import auction, balanced_kmeans
-from ctf.codebook.clustering import fill_empty
+from ctf.codebook.clustering import by_first_member, fill_empty, standardized
 from ctf.errors import InputError
 
 METHODS = ["kmeans", "balanced", "random"]
@@ -60,6 +61,24 @@ def test_kmeans_leaves_every_codeword_at_its_nearest_centre():
     distances = torch.cdist(codebook, centers)
     own = distances.gather(1, cm.fine_to_coarse[:, None]).squeeze(1)
     assert (own <= distances.min(1).values + 1e-5).all()
+
+
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_kmeans_goes_on_until_nothing_changes(monkeypatch, iterations):
+    """In several runs of few iterations, as in one that may take as many as it needs."""
+    codebook = randn(600, 4)
+    settings = {"n_init": 1, "algorithm": "lloyd", "tol": 0, "max_iter": 10_000, "random_state": 5}
+    whole = KMeans(30, **settings).fit(standardized(codebook).numpy())
+    assert 10 < whole.n_iter_ < 10_000
+    monkeypatch.setattr("ctf.codebook.clustering.ITERATIONS", iterations)
+    found = cluster_codebook(codebook, 30, seed=5).fine_to_coarse
+    assert torch.equal(found, by_first_member(torch.from_numpy(whole.labels_).long()))
+
+
+def test_kmeans_comes_to_an_end_with_equal_codewords(monkeypatch):
+    monkeypatch.setattr("ctf.codebook.clustering.ITERATIONS", 2)
+    codebook = randn(5, 3).repeat(20, 1)
+    assert cluster_codebook(codebook, 12).num_coarse == 12
 
 
 def test_balanced_is_nearly_as_tight_as_kmeans():
@@ -129,6 +148,53 @@ def test_empty_clusters_take_the_farthest_codewords():
     labels = fill_empty(points, torch.tensor([0, 0, 0, 2]), 4)
     assert labels[3] == 2  # alone already, though it is far from all
     assert sorted(labels.tolist()) == [0, 1, 2, 3]
+
+
+# --- of finer clusters ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_finer_clusters_stay_whole(method):
+    codebook = randn(300, 4)
+    finer = cluster_codebook(codebook, 40)
+    coarser = cluster_codebook(codebook, 6, method, seed=2, finer=finer)
+    assert (coarser.num_fine, coarser.num_coarse, coarser.method, coarser.seed) == (300, 6, method, 2)
+    parts = [set(finer.fine_to_coarse[coarser.members(m)].tolist()) for m in range(6)]
+    assert sum(map(len, parts)) == 40  # none in two of them
+    if method != "kmeans":
+        assert {len(part) for part in parts} == {6, 7}
+    coarser.check_codebook(codebook)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_finer_clusters_of_one_codeword_each_change_nothing(method):
+    codebook = randn(100, 4)
+    finer = CoarseMap(torch.arange(100), "any", 0, codebook_fingerprint(codebook))
+    assert cluster_codebook(codebook, 8, method, finer=finer) == cluster_codebook(codebook, 8, method)
+
+
+def test_kmeans_weighs_finer_clusters_by_their_codewords():
+    """Each is nearest to the mean of all codewords of its cluster, not to the mean of the means."""
+    codebook = randn(600, 2)
+    finer = cluster_codebook(codebook, 60)
+    assert finer.sizes.max() > 3 * finer.sizes.min()
+    coarser = cluster_codebook(codebook, 8, finer=finer)
+    centers = torch.stack([codebook[coarser.members(m)].mean(0) for m in range(8)])
+    means = torch.stack([codebook[finer.members(m)].mean(0) for m in range(60)])
+    nearest = torch.cdist(means, centers).argmin(1)
+    assert torch.equal(nearest[finer.fine_to_coarse], coarser.fine_to_coarse)
+
+
+def test_finer_clusters_that_do_not_fit_are_refused():
+    codebook = randn(20, 2)
+    finer = cluster_codebook(codebook, 5)
+    with pytest.raises(InputError, match="5 clusters of 5 finer clusters"):
+        cluster_codebook(codebook, 5, finer=finer)
+    with pytest.raises(InputError, match="another codebook"):
+        cluster_codebook(codebook + 1, 2, finer=finer)
+
+
+# --- errors ---
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctf.codebook import CoarseMap
@@ -22,28 +22,67 @@ def test_tables_agree_with_a_loop_over_tokens(labels):
     lists = [[k for k, m in enumerate(labels.tolist()) if m == c] for c in range(int(labels.max()) + 1)]
     assert (cm.num_fine, cm.num_coarse, cm.sizes.tolist()) == (len(labels), len(lists), [len(x) for x in lists])
     assert [cm.members(c).tolist() for c in range(cm.num_coarse)] == lists
-    assert [row[mask].tolist() for row, mask in zip(cm.member_table, cm.member_mask, strict=True)] == lists
-    assert cm.member_table.shape == cm.member_mask.shape == (len(lists), max(map(len, lists)))
+    longest = max(map(len, lists))
+    assert cm.member_table.tolist() == [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in lists]
     assert cm.index_in_cluster.tolist() == [lists[m].index(k) for k, m in enumerate(labels.tolist())]
     assert torch.equal(cm.to_coarse(cm.member_table), torch.arange(len(lists))[:, None].expand(cm.member_table.shape))
 
 
 @given(partitions, st.integers(0, 2**32))
-def test_swap_stays_in_the_cluster_and_follows_the_generator(labels, seed):
+def test_swap_takes_another_token_of_the_cluster_and_follows_the_generator(labels, seed):
     cm = make(labels)
     tokens = torch.arange(len(labels)).repeat(3, 1)
     swapped = cm.swap_within_cluster(tokens, torch.Generator().manual_seed(seed))
     assert swapped.dtype == torch.int64
     assert torch.equal(cm.to_coarse(swapped), cm.to_coarse(tokens))
+    assert torch.equal(swapped == tokens, (cm.sizes == 1)[cm.to_coarse(tokens)])
     assert torch.equal(swapped, cm.swap_within_cluster(tokens, torch.Generator().manual_seed(seed)))
 
 
-def test_swap_is_uniform_over_the_members():
+def test_swap_is_uniform_over_the_other_members():
     cm = make(torch.tensor([0, 1, 0, 0, 1, 0, 0, 2]))
     swapped = cm.swap_within_cluster(torch.full((50_000,), 3), torch.Generator().manual_seed(0))
-    counts = swapped.bincount(minlength=8)[cm.members(0)].double()
-    chi_square = ((counts - 10_000) ** 2 / 10_000).sum()
-    assert chi_square < 18.47  # 0.1 % of the distribution with 4 degrees of freedom
+    counts = swapped.bincount(minlength=8)[[0, 2, 5, 6]].double()
+    chi_square = ((counts - 12_500) ** 2 / 12_500).sum()
+    assert chi_square < 16.27  # 0.1 % of the distribution with 3 degrees of freedom
+
+
+@settings(deadline=None)
+@given(partitions)
+def test_means_are_those_of_the_members(labels):
+    codebook = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([codebook[labels == m].mean(0) for m in range(int(labels.max()) + 1)])
+    torch.testing.assert_close(make(labels).means(codebook), expected)
+
+
+@given(partitions, st.data())
+def test_a_coarser_map_is_found_where_clusters_stay_whole(labels, data):
+    num_coarse = int(labels.max()) + 1
+    drawn = data.draw(st.lists(st.integers(0, 9), min_size=num_coarse, max_size=num_coarse))
+    psi = torch.tensor([sorted(set(drawn)).index(label) for label in drawn])
+    found = make(labels).coarsened_by(CoarseMap(psi[labels], "random", 3, "0" * 16))
+    assert torch.equal(found.fine_to_coarse, psi)
+    assert (found.method, found.seed) == ("random", 3)
+
+
+def test_there_is_no_coarser_map_where_a_cluster_is_cut_or_the_codebook_is_another():
+    fine = make(torch.tensor([0, 1, 1, 2]))
+    assert fine.coarsened_by(make(torch.tensor([0, 0, 1, 1]))) is None  # tokens 1 and 2 apart
+    assert fine.coarsened_by(make(torch.tensor([0, 1, 1, 1, 0]))) is None
+    assert fine.coarsened_by(CoarseMap(torch.tensor([0, 1, 1, 1]), "kmeans", 7, "1" * 16)) is None
+    assert fine.coarsened_by(make(torch.tensor([0, 1, 1, 1]))) is not None
+
+
+def test_maps_are_equal_when_they_map_one_codebook_equally():
+    labels = torch.tensor([0, 1, 1])
+    one = CoarseMap(labels, "kmeans", 0, "a")
+    same = CoarseMap(labels.clone().int(), "random", 5, "a")
+    others = [CoarseMap(labels, "kmeans", 0, "b"), CoarseMap(torch.tensor([0, 1, 0]), "kmeans", 0, "a")]
+    assert one == same
+    assert hash(one) == hash(same)
+    assert all(one != other for other in others)
+    assert len({one, same, *others}) == 3
+    assert one != labels.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ctf.evaluation.features import Features
+from ctf.evaluation.features import FeatureExtractor, Features
 
 
 def quarters(images):
@@ -12,18 +12,17 @@ def quarters(images):
     return cut.mean((2, 4)).reshape(n, 12).astype(np.float32)
 
 
-class Quarters:
+class Quarters(FeatureExtractor):
     """`quarters` as pooled features, the upper two as spatial ones, and each quarter's share of the light."""
 
     distance = "Fréchet distance, quarters"
     fingerprint = "0123456789abcdef"
-    image_size = None
 
     def __init__(self, name="colours.py:quarters"):
         self.name = name
         self.seen = 0
 
-    def __call__(self, images):
+    def _extract(self, images):
         self.seen += len(images)
         pool = quarters(images)
         light = pool.reshape(-1, 4, 3).sum(2)

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -13,34 +14,31 @@ KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
 
 
 def write(folder, pipeline, tokens, labels, **settings):
-    size, codebook = pipeline.tokenizer.config.codebook_size, pipeline.tokenizer.codebook
-    own = {"codebook_size": size, "grid": pipeline.grid, "class_names": pipeline.class_names, "codebook": codebook}
-    return write_token_set(folder, np.asarray(tokens), np.asarray(labels), **own | settings)
+    codebook = pipeline.tokenizer.codebook
+    own = {"codebook_size": len(codebook), "grid": pipeline.grid, "class_names": pipeline.class_names}
+    return write_token_set(folder, np.asarray(tokens), np.asarray(labels), **own | {"codebook": codebook} | settings)
 
 
 @torch.no_grad()
-def chain_rule(model, tokens, label):
-    """log P of one sequence under a causal model: each prefix by itself, what follows it is 0."""
+def log_probability(stage, tokens, label):
+    """log P of one sequence under a stage, in float64: each term by the definition, from the logits of all labels."""
+
+    def labels_of(level, numbers):
+        return list(numbers) if level is None else level.fine_to_coarse[list(numbers)].tolist()
+
+    unrestricted = copy.deepcopy(stage)
+    unrestricted.members = None
+    given = [None] * len(tokens) if stage.given is None else labels_of(stage.given, tokens)
     total = 0.0
-    for i, token in enumerate(tokens):
-        prefix = torch.tensor([[*tokens[:i], *[0] * (len(tokens) - i)]])
-        total += float(model(prefix, torch.tensor([label]))[0, i].double().log_softmax(0)[token])
+    for i, right in enumerate(labels_of(stage.predicts, tokens)):
+        # A causal stage is shown each prefix by itself: what follows it is token 0.
+        shown = [*tokens[:i], *[0] * (len(tokens) - i)] if stage.kind == "autoregressive" else tokens
+        logits = unrestricted.logits(torch.tensor([shown]), torch.tensor([label]))[0, i].tolist()
+        allowed = range(stage.vocabulary)
+        if stage.given is not None and stage.support == "cluster":
+            allowed = [k for k, cluster in enumerate(labels_of(stage.given, allowed)) if cluster == given[i]]
+        total += logits[right] - math.log(sum(math.exp(logits[k]) for k in allowed))
     return total
-
-
-@torch.no_grad()
-def log_probabilities(pipeline, tokens, label):
-    """(coarse, fine) terms of log P of one sequence, from all K logits of the definition; a baseline has one."""
-    if pipeline.baseline is not None:
-        return 0.0, chain_rule(pipeline.baseline, tokens, label)
-    phi = pipeline.coarse_map.fine_to_coarse.tolist()
-    coarse = [phi[token] for token in tokens]
-    fine = 0.0
-    logits = pipeline.fine(torch.tensor([coarse]), torch.tensor([label]))[0].double().exp()
-    for row, token in zip(logits.tolist(), tokens, strict=True):
-        allowed = [value for k, value in enumerate(row) if pipeline.support == "full" or phi[k] == phi[token]]
-        fine += math.log(row[token] / sum(allowed))
-    return chain_rule(pipeline.coarse, coarse, label), fine
 
 
 @KINDS
@@ -49,14 +47,16 @@ def test_against_the_definition(make_pipeline, tmp_path, kind):
     generator = np.random.default_rng(0)
     tokens, labels = generator.integers(0, 24, (10, 6)), generator.integers(0, 4, 10)
     token_set = write(tmp_path / "set", pipeline, tokens, labels, shard_size=4)
-    figures = bits_per_token(pipeline, token_set, batch_size=3, progress=False)
+    metrics = bits_per_token(pipeline, token_set, batch_size=3, progress=False)
 
-    terms = [log_probabilities(pipeline, row, label) for row, label in zip(tokens.tolist(), labels, strict=True)]
-    coarse, fine = (-sum(term) / 60 / math.log(2) for term in zip(*terms, strict=True))
-    assert figures["bits_per_token"] == pytest.approx(coarse + fine, rel=1e-5)
-    if kind != "baseline":
-        assert figures["coarse_bits_per_token"] == pytest.approx(coarse, rel=1e-5)
-        assert figures["fine_bits_per_token"] == pytest.approx(fine, rel=1e-5)
+    rows = list(zip(tokens.tolist(), labels, strict=True))
+    terms = {
+        stage.name: -sum(log_probability(stage, *row) for row in rows) / 60 / math.log(2) for stage in pipeline.stages
+    }
+    assert metrics["bits_per_token"] == pytest.approx(sum(terms.values()), rel=1e-5)
+    if len(terms) > 1:
+        assert {name: metrics[f"{name}_bits_per_token"] for name in terms} == pytest.approx(terms, rel=1e-5)
+    assert metrics.get("bound") == ("upper" if kind == "full" else None)
 
 
 @pytest.mark.parametrize("kind", ["baseline", "cluster"])
@@ -80,11 +80,11 @@ def test_full_support_wastes_probability_outside_the_clusters(make_pipeline, tmp
 @KINDS
 def test_accuracy_counts_what_greedy_sampling_would_draw(make_pipeline, tmp_path, kind):
     pipeline = make_pipeline(kind)
-    greedy = {"temperature": 0.0, "fine_temperature": 0.0, "cfg_scale": 1.0}
+    greedy = {f"{stage.name}_temperature": 0.0 for stage in pipeline.stages}
     labels = torch.arange(4)
     tokens = pipeline.generate_tokens(labels, range(4), **greedy)
-    figures = bits_per_token(pipeline, write(tmp_path / "set", pipeline, tokens, labels), progress=False)
-    accuracies = {key: value for key, value in figures.items() if "accuracy" in key}
+    metrics = bits_per_token(pipeline, write(tmp_path / "set", pipeline, tokens, labels), progress=False)
+    accuracies = {key: value for key, value in metrics.items() if "accuracy" in key}
     if kind == "full":  # whose greedy tokens may lie outside the cluster that was drawn
         assert set(accuracies) == {"coarse_accuracy", "fine_accuracy"}
     else:

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 
 from ctf.errors import InputError
-from ctf.evaluation import FeatureStatistics, metrics, precision_recall
+from ctf.evaluation import FeatureStatistics, metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adm"
 
@@ -142,7 +142,7 @@ def manifold_by_loops(points, others, k):
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_precision_recall_against_loops(k, dtype, monkeypatch):
-    monkeypatch.setattr(precision_recall, "BLOCK", 1000)  # many blocks, the last ones short
+    monkeypatch.setattr(metrics, "BLOCK", 1000)  # many blocks, the last ones short
     reference, samples = correlated(5, 90, 6).astype(dtype), 1.3 * correlated(6, 70, 6).astype(dtype)
     expected = manifold_by_loops(reference, samples, k), manifold_by_loops(samples, reference, k)
     assert 0.2 < expected[0] < 0.98
@@ -172,7 +172,7 @@ def test_precision_recall_of_itself():
 @pytest.mark.parametrize(
     ("reference", "samples", "k", "message"),
     [
-        (np.zeros((9, 3)), np.zeros((9, 4)), 3, "3 values, samples 4"),
+        (np.zeros((9, 3)), np.zeros((9, 4)), 3, "3 and of 4"),
         (np.zeros((9, 3)), np.zeros((3, 3)), 3, "more images than k"),
         (np.zeros((9, 3)), np.zeros((9, 3)), 0, "k 0"),
         (np.full((9, 3), np.inf), np.zeros((9, 3)), 3, "9 of 9 rows"),

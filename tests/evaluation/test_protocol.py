@@ -8,10 +8,9 @@ from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
 from ctf.errors import InputError
-from ctf.evaluation.npz_stream import write_images
 from ctf.evaluation.protocol import check_samples, evaluate_samples
 from ctf.evaluation.reference import open_reference
-from ctf.evaluation.sample_set import SampleSet, sample_to
+from ctf.samples import SampleSet, sample_to, write_images
 
 
 def stored(path, images):
@@ -52,9 +51,9 @@ def kernel_distance(x, y):
     return sum(kernel.sum() / (len(x) * (len(x) - 1)) for kernel in kernels[:2]) - 2 * kernels[2].mean()
 
 
-def test_figures_are_those_of_the_features(evaluate):
+def test_metrics_are_those_of_the_features(evaluate):
     samples, reference = random_images(40), random_images(40, seed=1)
-    figures = evaluate(samples, reference).figures
+    metrics = evaluate(samples, reference).metrics
     a, b = quarters(samples), quarters(reference)
     light = a.reshape(-1, 4, 3).sum(2, dtype=np.float64)
     light /= light.sum(1, keepdims=True)
@@ -67,16 +66,16 @@ def test_figures_are_those_of_the_features(evaluate):
         "recall, colours.py:quarters features": covered(b, a),
         "kernel distance, colours.py:quarters features": kernel_distance(b.astype(np.float64), a.astype(np.float64)),
     }
-    assert figures.keys() == expected.keys()
-    assert figures == pytest.approx(expected, rel=1e-5)
-    assert 0 < figures["precision, colours.py:quarters features"] < 1
+    assert metrics.keys() == expected.keys()
+    assert metrics == pytest.approx(expected, rel=1e-5)
+    assert 0 < metrics["precision, colours.py:quarters features"] < 1
 
 
 def test_inception_alone_has_the_field_s_names(evaluate):
     extractor = Quarters("inception")
     extractor.distance = "FID"
-    figures = evaluate(random_images(20), random_images(20, seed=1), extractor).figures
-    assert list(figures) == ["FID", "sFID", "IS", "precision", "recall", "KID"]
+    metrics = evaluate(random_images(20), random_images(20, seed=1), extractor).metrics
+    assert list(metrics) == ["FID", "sFID", "IS", "precision", "recall", "KID"]
 
 
 def test_the_score_says_that_it_is_of_one_split(evaluate):
@@ -84,7 +83,7 @@ def test_the_score_says_that_it_is_of_one_split(evaluate):
     assert splits == "one of all 20 images: fewer than the protocol's 5,000"
 
 
-def test_all_that_decides_the_figures_is_in_the_result(evaluate, tmp_path):
+def test_all_that_decides_the_metrics_is_in_the_result(evaluate, tmp_path):
     evaluation = evaluate(random_images(30), random_images(40, seed=1))
     assert evaluation.samples["count"] == 30
     assert evaluation.reference["count"] == 40
@@ -96,7 +95,7 @@ def test_all_that_decides_the_figures_is_in_the_result(evaluate, tmp_path):
 
 
 def test_samples_of_ours_bring_their_manifest(tmp_path, make_pipeline):
-    sample_to(make_pipeline("baseline"), tmp_path / "s.npz", None, 5, seed=3, batch_size=8, settings={}, model="tiny")
+    sample_to(make_pipeline("baseline"), tmp_path / "s.npz", num=5, seed=3, batch_size=8, model="tiny")
     samples, extractor = SampleSet.open(tmp_path / "s.npz"), Quarters()
     of = open_reference(str(tmp_path / "s.npz"), extractor, cache=tmp_path, progress=False)
     evaluation = evaluate_samples(samples, of, extractor, progress=False)
@@ -105,14 +104,14 @@ def test_samples_of_ours_bring_their_manifest(tmp_path, make_pipeline):
     assert not any("manifest" in warning for warning in evaluation.warnings)
 
 
-def test_warnings_name_what_weakens_the_figures(evaluate):
+def test_warnings_name_what_weakens_the_metrics(evaluate):
     warnings = " ".join(evaluate(random_images(3), random_images(20, seed=1)).warnings)
     for words in "only 3 images for 12 features", "precision and recall need more than 3", "no manifest":
         assert words in warnings
 
 
 def test_too_few_neighbours_leave_precision_and_recall_out(evaluate):
-    assert not any("precision" in name for name in evaluate(random_images(3), random_images(20, seed=1)).figures)
+    assert not any("precision" in name for name in evaluate(random_images(3), random_images(20, seed=1)).metrics)
 
 
 def test_sizes_must_be_equal(evaluate):

@@ -22,8 +22,8 @@ def images(tmp_path):
 )
 def test_the_distance_is_between_images_and_their_reconstructions(make_tokenizer, images, name, title):
     tokenizer, pixels = make_tokenizer(), random_images(40)
-    painted = to_bytes(tokenizer.decode(tokenizer.encode(to_tensor(pixels))))
-    a, b = (quarters(each).astype(np.float64) for each in (pixels, painted))
+    decoded = to_bytes(tokenizer.decode(tokenizer.encode(to_tensor(pixels))))
+    a, b = (quarters(each).astype(np.float64) for each in (pixels, decoded))
     first, second = np.cov(a.T), np.cov(b.T)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * sqrtm(first @ second).real)
     distance = reconstruction_distance(tokenizer, images, Quarters(name), batch_size=7, progress=False)

@@ -5,8 +5,8 @@ from PIL import Image
 
 from ctf.errors import InputError
 from ctf.evaluation.extraction import extract
-from ctf.evaluation.npz_stream import write_images
 from ctf.evaluation.reference import open_reference
+from ctf.samples import write_images
 
 
 @pytest.fixture
@@ -47,27 +47,27 @@ def opened(tmp_path):
 def test_statistics_are_those_of_the_features(opened, folder, images):
     reference = opened(folder, Quarters(), image_size=(8, 8))
     features = quarters(images).astype(np.float64)
-    np.testing.assert_allclose(reference.statistics.mean, features.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(reference.statistics.covariance, np.cov(features.T), rtol=1e-9)
-    np.testing.assert_allclose(reference.spatial_statistics.covariance, np.cov(features[:, :6].T), rtol=1e-9)
-    np.testing.assert_array_equal(reference.features, quarters(images))
+    np.testing.assert_allclose(reference.extracted.statistics.mean, features.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(reference.extracted.statistics.covariance, np.cov(features.T), rtol=1e-9)
+    np.testing.assert_allclose(reference.extracted.spatial.covariance, np.cov(features[:, :6].T), rtol=1e-9)
+    np.testing.assert_array_equal(reference.extracted.features, quarters(images))
     assert (reference.count, reference.image_size, reference.origin) == (30, (8, 8), "computed")
 
 
 def test_moments_of_an_adm_batch_are_taken_as_they_are(opened, batch, images):
     source, moments = batch
     reference = opened(source, Quarters("inception"))
-    np.testing.assert_array_equal(reference.statistics.mean, moments["mu"])
-    np.testing.assert_array_equal(reference.statistics.covariance, moments["sigma"])
-    np.testing.assert_array_equal(reference.spatial_statistics.mean, moments["mu_s"])
-    np.testing.assert_array_equal(reference.spatial_statistics.covariance, moments["sigma_s"])
-    np.testing.assert_array_equal(reference.features, quarters(images))
+    np.testing.assert_array_equal(reference.extracted.statistics.mean, moments["mu"])
+    np.testing.assert_array_equal(reference.extracted.statistics.covariance, moments["sigma"])
+    np.testing.assert_array_equal(reference.extracted.spatial.mean, moments["mu_s"])
+    np.testing.assert_array_equal(reference.extracted.spatial.covariance, moments["sigma_s"])
+    np.testing.assert_array_equal(reference.extracted.features, quarters(images))
     assert reference.origin == "moments from file"
 
 
 def test_moments_of_an_adm_batch_are_inceptions_alone(opened, batch, images):
     reference = opened(batch[0], Quarters())
-    np.testing.assert_allclose(reference.statistics.mean, quarters(images).mean(0, dtype=np.float64))
+    np.testing.assert_allclose(reference.extracted.statistics.mean, quarters(images).mean(0, dtype=np.float64))
     assert reference.origin == "computed"
 
 
@@ -86,8 +86,10 @@ def test_the_same_pixels_are_computed_once(opened, folder, batch):
     assert (computed.cached, cached.cached) == (False, True)
     assert computed.fingerprint == cached.fingerprint
     for name in "mean", "covariance", "count":
-        np.testing.assert_array_equal(getattr(computed.statistics, name), getattr(cached.statistics, name))
-    np.testing.assert_array_equal(computed.features, cached.features)
+        np.testing.assert_array_equal(
+            getattr(computed.extracted.statistics, name), getattr(cached.extracted.statistics, name)
+        )
+    np.testing.assert_array_equal(computed.extracted.features, cached.extracted.features)
 
 
 def test_one_pixel_more_is_another_reference(opened, tmp_path, images):
@@ -122,7 +124,7 @@ def test_unreadable_images_are_left_out_and_named(opened, folder, images):
     with open(f"{folder}/03.png", "wb"):
         pass
     reference = opened(folder, Quarters(), image_size=(8, 8))
-    np.testing.assert_array_equal(reference.features, np.delete(quarters(images), 3, 0))
+    np.testing.assert_array_equal(reference.extracted.features, np.delete(quarters(images), 3, 0))
     assert reference.count == 29
     assert "03.png" in reference.note
 

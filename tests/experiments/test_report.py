@@ -1,13 +1,16 @@
+from dataclasses import asdict
+
 import pytest
 from PIL import Image
 
-from ctf.experiments.demo import FULL, run_demo
+from ctf.experiments.demo import FULL, SYSTEMS, run_demo
 from ctf.experiments.report import demo_report, plot_curves
 
 METRICS = {
     "quick": False,
     "threads": 3,
     "sampling": {"cfg_scale": 2.0, "temperature": 1.0},
+    "size": asdict(FULL),
     "seconds": {"tokenize": 41.2, "train": 362.8},
     "tokenizer": {"psnr": 23.456},
     "clusters": {"within_cluster_distance": 0.4567, "random_within_cluster_distance": 0.9876},
@@ -30,22 +33,22 @@ NUMBERS += ["23.46", "0.457", "0.988", "41 s", "363 s", "3 threads"]
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_report_has_the_number(number):
-    assert number in demo_report(METRICS, FULL)
+    assert number in demo_report(METRICS)
 
 
 def test_the_report_says_what_was_trained():
-    report = demo_report(METRICS, FULL)
+    report = demo_report(METRICS)
     assert f"size `{FULL.size}`, trained for {FULL.steps} steps of {FULL.batch_size} images" in report
     assert all(f"]({name})" in report for name in ("samples.png", "swap.png", "curves.png", "metrics.json"))
     assert "--quick" not in report
-    assert "--quick" in demo_report(METRICS | {"quick": True}, FULL)
+    assert "--quick" in demo_report(METRICS | {"quick": True})
 
 
 def test_curves_are_a_picture(tmp_path):
     lines = [{"step": step, "loss": 9.0 / step, "learning_rate": 1e-3} for step in (1, 2, 3)]
     lines += [{"step": 3, "held_out/loss": 5.0}]  # no training loss in it
     logs = dict.fromkeys(("baseline", "coarse", "fine"), lines)
-    plot_curves(tmp_path / "curves.png", logs, METRICS["bits_per_token"])
+    plot_curves(tmp_path / "curves.png", logs, METRICS["bits_per_token"], SYSTEMS)
     with Image.open(tmp_path / "curves.png") as picture:
         picture.load()
         assert picture.format == "PNG"

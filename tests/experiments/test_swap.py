@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctf.experiments import swap_figure
+from ctf.experiments.swap import swap_generated, swap_images
 from ctf.images import open_images
-from ctf.tokenizer.pretrained import load_tokenizer
+from ctf.model_folder import Pipeline
+from ctf.tokenizer.registry import load_tokenizer
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def images(tmp_path):
 
 
 def test_swaps_within_kmeans_clusters_keep_the_image(images):
-    result = swap_figure(load_tokenizer("emoji"), images, (64,), columns=3)
+    result = swap_images(load_tokenizer("emoji"), images, (64,), columns=3)
     assert list(result.psnr) == [64]
     assert result.psnr[64]["kmeans"] > result.psnr[64]["random"] + 4
     # Four rows of three images at twice their size, and labels beside them.
@@ -25,8 +26,14 @@ def test_swaps_within_kmeans_clusters_keep_the_image(images):
     assert result.figure.height >= 4 * 128
 
 
+def test_swaps_of_generated_tokens_keep_the_image():
+    result = swap_generated(Pipeline.from_pretrained("emoji"), 12, (64,), columns=3)
+    assert result.psnr[64]["kmeans"] > result.psnr[64]["random"] + 4
+    assert 3 * 128 <= result.figure.height < 4 * 128  # no row of images that the tokens were made of
+
+
 def test_the_seed_fixes_the_swaps(images, make_tokenizer):
-    figures = [swap_figure(make_tokenizer(), images, (4, 8), seed=seed) for seed in (1, 1, 2)]
-    assert figures[0].psnr == figures[1].psnr
-    assert figures[0].figure.tobytes() == figures[1].figure.tobytes()
-    assert figures[0].psnr != figures[2].psnr
+    results = [swap_images(make_tokenizer(), images, (4, 8), seed=seed) for seed in (1, 1, 2)]
+    assert results[0].psnr == results[1].psnr
+    assert results[0].figure.tobytes() == results[1].figure.tobytes()
+    assert results[0].psnr != results[2].psnr

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ctf.images import center_crop, ten_crop, to_bytes, to_tensor
+from ctf.images import center_crop, random_crop, ten_crop, to_bytes, to_tensor
 
 
 def adm_crop_by_the_book(image: Image.Image, size: int) -> np.ndarray:
@@ -43,6 +44,39 @@ def test_center_crop_averages_blocks_of_a_doubled_image():
 def test_center_crop_leaves_an_image_of_the_right_size_alone():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(pixels), 20)), pixels)
+
+
+def places(crop: np.ndarray, image: Image.Image, shorter: int) -> list[tuple[int, int]]:
+    """Where `crop` lies in `image`, resized to `shorter`: by search."""
+    scale = shorter / min(image.size)
+    resized = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.BICUBIC)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(resized), crop.shape)[:, :, 0]
+    return [tuple(place) for place in np.argwhere((windows == crop).all((2, 3, 4)))]
+
+
+def test_random_crops_reach_every_size_and_place():
+    """Of 12 × 10 pixels to 8 × 8: the shorter side becomes 8, 9 or 10 = 8 / 0.8, equally often."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8))
+    found = Counter()
+    for draws in np.random.default_rng(1).random((3000, 3)):
+        crop = np.asarray(random_crop(image, 8, 0.8, draws))
+        assert crop.shape == (8, 8, 3)
+        ((shorter, place),) = [(s, place) for s in (8, 9, 10) for place in places(crop, image, s)]
+        found[shorter, place] += 1
+    longer = {8: 10, 9: 11, 10: 12}
+    assert set(found) == {(s, (y, x)) for s in longer for y in range(longer[s] - 7) for x in range(s - 7)}
+    for shorter in longer:
+        assert 900 < sum(count for (s, _), count in found.items() if s == shorter) < 1100
+
+
+@given(st.integers(1, 150), st.integers(1, 150), st.integers(1, 40))
+def test_random_crop_keeps_to_the_image_at_the_ends_of_its_draws(width, height, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    for draw in (0.0, np.nextafter(1, 0)):
+        assert random_crop(image, size, 0.8, (draw, draw, draw)).size == (size, size)
+    whole = random_crop(image, size, 1.0, (0.5, 0.0, 0.0))  # nothing but the place is random
+    if width == height:
+        np.testing.assert_array_equal(np.asarray(whole), np.asarray(center_crop(image, size)))
 
 
 @given(st.integers(1, 20), st.integers(0, 9))

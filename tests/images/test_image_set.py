@@ -1,6 +1,10 @@
 import io
 import json
+import struct
+import subprocess
+import sys
 import tarfile
+import zlib
 
 import datasets
 import numpy as np
@@ -317,3 +321,54 @@ def test_nothing_readable_at_all(tmp_path):
     (tmp_path / "0.png").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"not one image is readable.*0\.png"):
         list(open_images(str(tmp_path)).batches(4))
+
+
+def empty_png(width, height):
+    """A PNG that claims a size and holds a single byte of pixels."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"0")),
+        (b"IEND", b""),
+    )
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")  # as `ctf.images` does; pytest puts its own filters in their place
+@pytest.mark.parametrize("size", [(60_000, 60_000), (10_000, 10_000), (1, 101), (101, 1)])
+def test_an_image_too_large_to_decode_is_left_out_like_any_other(tmp_path, size):
+    """Of 3.6 billion pixels, which Pillow refuses; of 100 million, of which it warns; and of a hair's width."""
+    (tmp_path / "0.png").write_bytes(png(0))
+    (tmp_path / "1.png").write_bytes(empty_png(*size))
+    images = open_images(str(tmp_path), size=SIZE)
+    assert [indices.tolist() for indices, _, _ in images.batches(2)] == [[0]]
+    assert images.report_skipped() == "Left out 1 of 2 images as unreadable: 1.png"
+    with pytest.raises(InputError, match=r"1\.png is not a readable image .*pixels"):
+        images.read(1)
+
+
+def test_no_image_makes_the_command_warn(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(png(0))
+    for i, side in enumerate((10_000, 60_000), start=1):
+        (tmp_path / "images" / f"{i}.png").write_bytes(empty_png(side, side))
+    # A process of its own, since pytest replaces the filters of warnings.
+    line = "tokenize --images images --image_size 16 --augmentation none --device cpu --out tokens"
+    program = f"import sys; from ctf.cli import main; sys.exit(main({line!r}.split()))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Left out 2 of 3 images as unreadable: 1.png, 2.png" in done.stdout
+    assert "warning" not in done.stderr.lower()
+
+
+@pytest.mark.parametrize("size", [0, -1, 8193])
+def test_sizes_that_no_image_has(size):
+    with pytest.raises(InputError, match="images have 1 to 8192 pixels per side"):
+        open_images("emoji", size=size)
+
+
+def test_a_class_number_that_is_a_mistake(tmp_path):
+    with pytest.raises(InputError, match="labels up to 1,000,000,000: number classes from 0"):
+        open_images(write_parquet(tmp_path / "a.parquet", [0, 10**9]))

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from ctf.cli import main
 from ctf.codebook import lfq_codebook
 from ctf.errors import InputError
 from ctf.files import fingerprint
 from ctf.interop import export_codes, import_codes
-from ctf.interop.codes import import_arrays
-from ctf.tokens import TokenBatches
+from ctf.tokens import TokenSet
 
 SETTINGS = {"size": 64, "codebook_size": 32, "num_classes": 10, "progress": False}
 
@@ -38,16 +38,6 @@ def test_a_thousand_files_come_back_byte_for_byte(tmp_path):
     assert np.array_equal(token_set.labels, np.arange(1000) * 7 % 10)
     export_codes(token_set, tmp_path / "out", progress=False)
     assert contents(tmp_path / "out") == contents(tmp_path / "in")
-
-
-def test_imported_codes_can_be_trained_on(tmp_path):
-    codes = write_codes(tmp_path / "in")
-    token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS)
-    tokens, labels = TokenBatches(token_set, 12, seed=0)[0]
-    rows = {row.tobytes() for row in codes.reshape(-1, 4)}
-    assert tokens.shape == (12, 4)
-    assert all(row.tobytes() in rows for row in tokens.numpy())
-    assert sorted(labels.tolist()) == sorted(i * 7 % 10 for i in range(12))
 
 
 def test_the_second_crop_range_follows_the_first(tmp_path):
@@ -138,16 +128,18 @@ def test_export_refuses(tmp_path):
         export_codes(token_set, tmp_path / "in")
 
 
-def test_tokens_from_elsewhere_need_no_tokenizer(tmp_path):
+def test_the_command_takes_tokens_from_elsewhere(tmp_path, capsys):
     tokens = np.random.default_rng(0).integers(0, 64, (5, 3, 4))
     np.save(tmp_path / "tokens.npy", tokens)
     np.save(tmp_path / "labels.npy", np.array([0, 2, 1, 2, 0]))
-    paths = tmp_path / "tokens.npy", tmp_path / "labels.npy"
-    stored = import_arrays(tmp_path / "set", *paths, 64, codebook="lfq:6")
+    line = ["convert", "tokens", "--tokens", str(tmp_path / "tokens.npy"), "--labels", str(tmp_path / "labels.npy")]
+    assert main([*line, "--codebook_size", "64", "--codebook", "lfq:6", "--out", str(tmp_path / "set")]) == 0
+    stored = TokenSet.open(tmp_path / "set")
     assert torch.equal(next(stored.blocks()), torch.from_numpy(tokens))
     assert stored.labels.tolist() == [0, 2, 1, 2, 0]
     stored.check_codebook(lfq_codebook(6))
     with pytest.raises(InputError, match="another codebook"):
         stored.check_codebook(lfq_codebook(6).flip(0))
-    with pytest.raises(InputError, match="codebook size is 63"):
-        import_arrays(tmp_path / "other", *paths, 63)
+    capsys.readouterr()
+    assert main([*line, "--codebook_size", "63", "--out", str(tmp_path / "other")]) == 2
+    assert "codebook size is 63" in capsys.readouterr().err

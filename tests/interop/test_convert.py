@@ -1,15 +1,20 @@
 """The command `ctf convert` and LlamaGen's codes, end to end."""
 
+import argparse
 import json
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ctf.cli import main
+from ctf.codebook import CoarseMap
 from ctf.interop import llamagen
-from ctf.interop.tokenizers import open_codebook
+from ctf.model_folder import Pipeline
+from ctf.sampling.settings import Sampling
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llamagen"
 
@@ -68,21 +73,72 @@ def test_two_crop_ranges_come_back_as_two_folders(tmp_path, monkeypatch):
 def test_an_official_tokenizer_can_be_clustered(tmp_path, capsys):
     tokenizer = str(GOLDEN / "vq8.pt")
     assert main(["cluster", "--codebook", tokenizer, "--num_clusters", "8", "--out", str(tmp_path / "map")]) == 0
-    assert "64 tokens in 8 clusters" in capsys.readouterr().out
-    assert open_codebook(tokenizer).equal(llamagen.load_tokenizer(tokenizer).codebook)
+    assert "64 codewords in 8 clusters" in capsys.readouterr().out
+    CoarseMap.load(tmp_path / "map", llamagen.load_tokenizer(tokenizer).codebook)
 
 
-@pytest.mark.parametrize("suffix", ["npy", "pt", "safetensors"])
-def test_a_codebook_is_a_matrix_too(tmp_path, suffix):
-    import torch
-    from safetensors.torch import save_file
+def test_clusters_of_clusters(tmp_path):
+    fine, coarse = tmp_path / "fine.safetensors", tmp_path / "coarse.safetensors"
+    assert ctf(f"cluster --codebook lfq:6 --num_clusters 12 --out {fine}") == 0
+    assert ctf(f"cluster --codebook lfq:6 --num_clusters 3 --finer {fine} --out {coarse}") == 0
+    assert CoarseMap.load(fine).coarsened_by(CoarseMap.load(coarse)).num_coarse == 3
 
-    matrix = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
-    path = tmp_path / f"codebook.{suffix}"
-    if suffix == "npy":
-        np.save(path, matrix.numpy())
-    elif suffix == "pt":
-        torch.save(matrix, path)
-    else:
-        save_file({"codebook": matrix}, path)
-    assert open_codebook(path).equal(matrix)
+
+def convert(out, *options):
+    line = ["convert", "llamagen", "--out", str(out), "--grid", "[4,4]", "--num_heads", "4"]
+    return main([*line, "--tokenizer", str(GOLDEN / "vq8.pt"), "--gpt", str(GOLDEN / "gpt_mha.pt"), *options])
+
+
+def test_llamagens_models_become_a_baseline(tmp_path, capsys):
+    assert convert(tmp_path / "model") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["grid"], facts["image_size"], facts["codebook"]) == ([4, 4], [32, 32], {"size": 64, "dim": 8})
+    assert (facts["class_names"], facts["size"]) == ("0 … 9", "custom")
+    pipeline = Pipeline.from_pretrained(tmp_path / "model")
+    (stage,) = pipeline.stages
+    assert (stage.kind, stage.name, pipeline.class_names) == ("autoregressive", "baseline", list("0123456789"))
+    assert stage.sampling == Sampling(cfg_scale=2.0)
+    gpt = llamagen.load_gpt(GOLDEN / "gpt_mha.pt", 4, grid=(4, 4))
+    vq = llamagen.load_tokenizer(GOLDEN / "vq8.pt")
+    for module, ours in ((gpt, stage), (vq, pipeline.tokenizer)):
+        expected, found = module.state_dict(), ours.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert convert(tmp_path / "again") == 0
+    assert json.loads(capsys.readouterr().out)["checksums"] == facts["checksums"]
+    assert len(set(facts["checksums"].values())) == 2
+
+
+def test_llamagens_models_of_different_codebooks_are_refused(tmp_path, capsys):
+    assert convert(tmp_path / "model", "--tokenizer", str(GOLDEN / "vq16.pt")) == 2
+    assert "codebook" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_half_of_a_tokenizer(make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.save(tmp_path / "whole.safetensors")
+    assert ctf(f"convert half --source {tmp_path / 'whole.safetensors'} --out {tmp_path / 'half.safetensors'}") == 0
+    half, whole = load_file(tmp_path / "half.safetensors"), tokenizer.state_dict()
+    assert half.keys() == whole.keys()
+    assert all(tensor.dtype == torch.float16 for tensor in half.values())
+    assert all(torch.equal(half[name], whole[name].half()) for name in half)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "tokenize --images emoji --split test --augmentation none --image_size 16 --device cpu --tokenizer",
+        "cluster --num_clusters 8 --codebook",
+        "convert half --source",
+    ],
+)
+def test_verbs_allow_a_namespace_on_request(tmp_path, capsys, verb):
+    held = torch.load(GOLDEN / "vq8.pt", weights_only=True)
+    torch.save({**held, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "vq.pt")
+    line = f"{verb} {tmp_path / 'vq.pt'} --out {tmp_path / 'out'}"
+    assert ctf(line) == 2
+    assert "--allow_namespace" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert ctf(f"{line} --allow_namespace") == 0
+    assert (tmp_path / "out").exists()

@@ -7,9 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.interop import llamagen
-from ctf.models import Transformer, TransformerConfig
+from ctf.models import TransformerConfig
+from ctf.sampling.settings import Sampling
+from ctf.stages import Autoregressive, Masked
 from ctf.tokenizer import TOKENIZER_PRESETS, TokenizerConfig, VQTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llamagen"
@@ -120,18 +123,26 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
+@pytest.fixture
+def values_unread(monkeypatch):
+    """For tensors of the device "meta", which have shapes and no values to check."""
+    monkeypatch.setattr(llamagen, "check_finite", lambda where, tensors: None)
+
+
 def test_full_size_gpt_b_survives_export(tmp_path):
     state = random_state(official_gpt_shapes(12, 768, 2048, 16_384, 1000), torch.bfloat16)
-    model = llamagen.load_gpt(state)
-    assert model.config == TransformerConfig.of_size(
+    stage = llamagen.load_gpt(state)
+    assert isinstance(stage, Autoregressive)
+    assert (stage.name, stage.predicts, stage.given, stage.sampling) == ("baseline", None, None, Sampling(2.0))
+    assert stage.config == TransformerConfig.of_size(
         "B", input_vocab=16_384, output_vocab=16_384, grid=(16, 16), num_classes=1000
     )
-    assert model.num_parameters() == sum(tensor.numel() for tensor in state.values())
-    assert f"{model.num_parameters() / 1e6:.2f}" == "110.89"
-    llamagen.export_gpt(model.bfloat16(), tmp_path / "B.pt")
+    assert stage.num_parameters() == sum(tensor.numel() for tensor in state.values())
+    assert f"{stage.num_parameters() / 1e6:.2f}" == "110.89"
+    llamagen.export_gpt(stage.bfloat16(), tmp_path / "B.pt")
     assert_same(torch.load(tmp_path / "B.pt", weights_only=True, mmap=True)["model"], state)
     again = llamagen.load_gpt(tmp_path / "B.pt")
-    assert_same(again.state_dict(), {name: tensor.float() for name, tensor in model.state_dict().items()})
+    assert_same(again.state_dict(), {name: tensor.float() for name, tensor in stage.state_dict().items()})
 
 
 def test_full_size_vq16_survives_export(tmp_path):
@@ -145,7 +156,7 @@ def test_full_size_vq16_survives_export(tmp_path):
     assert_same(again.state_dict(), {name: tensor.float() for name, tensor in tokenizer.state_dict().items()})
 
 
-def test_full_size_vq8_is_recognised():
+def test_full_size_vq8_is_recognised(values_unread):
     shapes = official_tokenizer_shapes(128, (1, 2, 2, 4), 256, 16_384, 8)
     with torch.device("meta"):
         state = {name: torch.empty(shape) for name, shape in shapes.items()}
@@ -163,15 +174,22 @@ def test_golden_files_survive_export(tmp_path, gpt_state, tokenizer_state, suffi
 
 
 @pytest.mark.parametrize(
-    ("layers", "dim", "ffn", "heads"),
-    [(24, 1024, 2816, 16), (36, 1280, 3584, 20), (48, 1536, 4096, 24), (24, 3200, 8704, 32)],
+    ("layers", "dim", "ffn", "heads", "cfg_scale"),
+    [
+        (24, 1024, 2816, 16, 2.0),
+        (36, 1280, 3584, 20, 1.75),  # XL, as in LlamaGen's table of results
+        (48, 1536, 4096, 24, 2.0),
+        (24, 3200, 8704, 32, 2.0),
+    ],
 )
-def test_sizes_are_recognised(layers, dim, ffn, heads):
+def test_sizes_are_recognised(values_unread, layers, dim, ffn, heads, cfg_scale):
     with torch.device("meta"):  # the shapes alone: 3B would take 12 GB
         state = {k: torch.empty(shape) for k, shape in official_gpt_shapes(layers, dim, ffn, 16_384, 1000).items()}
-        config = llamagen.load_gpt(state, grid=(24, 24)).config
+        stage = llamagen.load_gpt(state, grid=(24, 24))
+    config = stage.config
     assert (config.layers, config.dim, config.heads, config.grid) == (layers, dim, heads, (24, 24))
     assert config.ffn_dim == ffn
+    assert stage.sampling == Sampling(cfg_scale=cfg_scale)
 
 
 @pytest.mark.parametrize("wrapper", ["model", "module", "state_dict", None])
@@ -199,14 +217,14 @@ def test_half_precision_is_widened(tmp_path, gpt_state, dtype):
     save_file(half, tmp_path / "gpt.safetensors")
     loaded = llamagen.load_gpt(tmp_path / "gpt.safetensors", **SMALL)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in loaded.parameters())
-    assert torch.equal(loaded.head.weight, half["output.weight"].float())
+    assert torch.equal(loaded.transformer.head.weight, half["output.weight"].float())
 
 
 def test_the_callers_tensors_stay_theirs(gpt_state):
-    model = llamagen.load_gpt(gpt_state, **SMALL)
+    stage = llamagen.load_gpt(gpt_state, **SMALL)
     before = gpt_state["norm.weight"].clone()
     with torch.no_grad():
-        model.norm.weight.add_(1)
+        stage.transformer.norm.weight.add_(1)
     assert torch.equal(gpt_state["norm.weight"], before)
 
 
@@ -218,16 +236,16 @@ def test_buffers_of_generation_are_ignored(gpt_state):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_grouped_query_attention(tmp_path, kv_heads):
     config = TransformerConfig(64, 64, (2, 2), num_classes=3, layers=2, heads=4, dim=64, kv_heads=kv_heads)
-    model = Transformer(config).eval()
-    torch.nn.init.normal_(model.head.weight)
-    llamagen.export_gpt(model, tmp_path / "gqa.pt")
+    stage = Autoregressive(config, name="baseline").eval()
+    torch.nn.init.normal_(stage.transformer.head.weight)
+    llamagen.export_gpt(stage, tmp_path / "gqa.pt")
     state = torch.load(tmp_path / "gqa.pt")["model"]
     shapes = official_gpt_shapes(2, 64, 256, 64, 3, kv_dim=16 * kv_heads)
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
     loaded = llamagen.load_gpt(tmp_path / "gqa.pt", num_heads=4, grid=(2, 2))
     assert loaded.config.num_kv_heads == kv_heads
     tokens, labels = torch.randint(64, (2, 4)), torch.tensor([0, 3])
-    assert torch.equal(loaded(tokens, labels), model(tokens, labels))
+    assert torch.equal(loaded.logits(tokens, labels), stage.logits(tokens, labels))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -252,7 +270,8 @@ def test_a_namespace_is_refused_unless_allowed(tmp_path, gpt_state):
     torch.save({"model": gpt_state, "args": argparse.Namespace(lr=1e-4)}, path)
     with pytest.raises(InputError, match=r"argparse\.Namespace.*allow_namespace=True"):
         llamagen.load_gpt(path, **SMALL)
-    assert torch.equal(llamagen.load_gpt(path, **SMALL, allow_namespace=True).head.weight, gpt_state["output.weight"])
+    loaded = llamagen.load_gpt(path, **SMALL, allow_namespace=True).transformer
+    assert torch.equal(loaded.head.weight, gpt_state["output.weight"])
     with pytest.raises(InputError, match="allow_namespace"):  # allowed for that one call only
         llamagen.load_gpt(path, **SMALL)
 
@@ -281,6 +300,7 @@ def without(state, name):
         (lambda s: {**s, "layers.0.attention.wqkv.weight": torch.zeros(400, 128)}, "4 heads do not fit .* 400 × 128"),
         (lambda s: {"cls_embedding.cap_proj.fc1.weight": torch.zeros(2, 2), **s}, r"text-conditional \(t2i\)"),
         (lambda s: {"weight": torch.zeros(2)}, r"not a LlamaGen GPT: it has no tok_embeddings\.weight"),
+        (lambda s: {**s, "norm.weight": torch.full((128,), torch.nan)}, r"norm\.weight holds NaN or infinity"),
         (lambda s: {"model": {}}, "holds no weights"),
         (lambda s: {"epoch": 3}, "holds no weights"),
     ],
@@ -339,10 +359,16 @@ def test_hub_ids(tmp_path, monkeypatch):
 
 def test_export_refuses_what_the_layout_cannot_hold(tmp_path):
     gpt = {"num_classes": 3, "layers": 1, "heads": 2, "dim": 64, "grid": (2, 2)}
-    with pytest.raises(InputError, match="attention=full"):
-        llamagen.export_gpt(Transformer(TransformerConfig(8, 8, attention="full", **gpt)), tmp_path / "x.pt")
+    masked = Masked(TransformerConfig(1, 8, attention="full", **gpt), name="baseline")
+    with pytest.raises(InputError, match="stage baseline is masked"):
+        llamagen.export_gpt(masked, tmp_path / "x.pt")
+    turned = Autoregressive(TransformerConfig(8, 8, rope_base=500.0, **gpt), name="baseline")
     with pytest.raises(InputError, match="rope_base=500"):
-        llamagen.export_gpt(Transformer(TransformerConfig(8, 8, rope_base=500.0, **gpt)), tmp_path / "x.pt")
+        llamagen.export_gpt(turned, tmp_path / "x.pt")
+    fine = TransformerConfig(8, 8, given_vocab=4, **gpt)
+    given = CoarseMap(torch.arange(8) % 4, "random", 0, "0" * 16)
+    with pytest.raises(InputError, match="given_vocab=4"):
+        llamagen.export_gpt(Autoregressive(fine, name="fine", given=given, support="full"), tmp_path / "x.pt")
     folded = TokenizerConfig(base_channels=32, channel_multipliers=(1,), codebook_size=8, patch_size=4)
     with pytest.raises(InputError, match="patch_size=4"):
         llamagen.export_tokenizer(VQTokenizer(folded), tmp_path / "x.pt")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ctf.codebook import CoarseMap
-from ctf.models import Transformer, TransformerConfig
+from ctf.models import KeyValueCache, Transformer, TransformerConfig
 
 
 @pytest.fixture
@@ -21,6 +21,24 @@ def make_model():
         return model
 
     return make
+
+
+@pytest.fixture
+def stepwise():
+    """Logits of a causal model at each position of known tokens (B, N), one step after another."""
+
+    @torch.inference_mode()
+    def stepwise(model, tokens, labels, given=None):
+        dtype = getattr(model, "dtype", torch.float32)
+        cache = KeyValueCache(model.config, len(labels), torch.device("cpu"), dtype)
+        x, steps = model.label_embedding(labels), []
+        for i in range(tokens.shape[1]):
+            x = x if given is None else x + model.given_embedding(given[:, i])
+            steps.append(model.head(model.step(x, cache, i)).float())
+            x = model.token_embedding(tokens[:, i])
+        return torch.stack(steps, 1)
+
+    return stepwise
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from ctf.models import ClusterMembers, member_logits
 
 
 def masked_log_probabilities(hidden, weight, coarse, coarse_map):
-    """All K logits, those outside of the cluster masked, renormalised: (B, N, K)."""
-    outside = coarse_map.fine_to_coarse != coarse[..., None]  # (B, N, K)
+    """All K logits, those outside of the cluster masked, renormalised: (…, K)."""
+    outside = coarse_map.fine_to_coarse != coarse[..., None]  # (…, K)
     return (hidden @ weight.T).masked_fill(outside, -torch.inf).log_softmax(-1)
 
 
@@ -18,7 +18,7 @@ def cases(draw):
     more = draw(st.lists(st.integers(0, clusters - 1), max_size=20))
     labels = draw(st.permutations([*range(clusters), *more]))
     coarse_map = CoarseMap(torch.tensor(labels), "test", 0, "none")
-    shape = draw(st.sampled_from([(1, 1), (1, 7), (3, 4)]))
+    shape = draw(st.sampled_from([(5,), (1, 1), (1, 7), (3, 4)]))
     used = draw(st.lists(st.integers(0, clusters - 1), min_size=1, max_size=clusters))  # the others are absent
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     coarse = torch.tensor(used)[torch.randint(len(used), shape, generator=generator)]
@@ -34,16 +34,15 @@ def cases(draw):
 @settings(max_examples=40, deadline=None)
 def test_members_are_the_masked_full_head(case):
     coarse_map, coarse, fine, hidden, weight = case
-    members = ClusterMembers.of(coarse_map)
+    members = ClusterMembers(coarse_map)
     logits = member_logits(hidden, weight, coarse, members)
     expected = masked_log_probabilities(hidden, weight, coarse, coarse_map)
     assert logits.shape == (*coarse.shape, int(coarse_map.sizes.max()))
-    for position in torch.cartesian_prod(*map(torch.arange, coarse.shape)).tolist():
-        b, n = position
-        of_cluster = coarse_map.members(int(coarse[b, n]))
-        own = logits[b, n].log_softmax(-1)
-        torch.testing.assert_close(own[: len(of_cluster)], expected[b, n, of_cluster], rtol=1e-5, atol=1e-5)
-        assert (logits[b, n, len(of_cluster) :] == -torch.inf).all()
+    for m, row, right in zip(coarse.flatten(), logits.flatten(0, -2), expected.flatten(0, -2), strict=True):
+        of_cluster = coarse_map.members(int(m))
+        own = row.log_softmax(-1)
+        torch.testing.assert_close(own[: len(of_cluster)], right[of_cluster], rtol=1e-5, atol=1e-5)
+        assert (row[len(of_cluster) :] == -torch.inf).all()
 
     # Gradients of a loss in which every target counts differently.
     factors = torch.linspace(1, 2, fine.numel()).view(fine.shape)
@@ -56,29 +55,18 @@ def test_members_are_the_masked_full_head(case):
 
 @given(cases())
 @settings(max_examples=20, deadline=None)
-def test_tokens_of_choices(case):
+def test_labels_of_choices(case):
     coarse_map, coarse, fine, _, _ = case
-    members = ClusterMembers.of(coarse_map)
-    assert torch.equal(members.tokens(coarse, members.index[fine]), fine)
+    members = ClusterMembers(coarse_map)
+    assert torch.equal(members.labels(coarse, members.index[fine]), fine)
     for m in range(coarse_map.num_coarse):
         choices = torch.arange(int(coarse_map.sizes[m]))
-        assert torch.equal(members.tokens(torch.full_like(choices, m), choices), coarse_map.members(m))
+        assert torch.equal(members.labels(torch.full_like(choices, m), choices), coarse_map.members(m))
 
 
 def test_absent_clusters_get_no_gradient(make_map):
-    members = ClusterMembers.of(make_map(0, 1, 2, 1, 0))
+    members = ClusterMembers(make_map(0, 1, 2, 1, 0))
     weight = torch.ones(5, 4, requires_grad=True)
     logits = member_logits(torch.ones(1, 3, 4), weight, torch.tensor([[1, 1, 0]]), members)
     logits.logsumexp(-1).sum().backward()
     assert weight.grad.ne(0).any(1).tolist() == [True, True, False, True, True]
-
-
-def test_the_model_uses_the_heads_weight(make_model, make_map):
-    coarse_map = make_map(0, 1, 2, 1, 0, 2, 2)
-    model = make_model(attention="full", input_vocab=3, output_vocab=7)
-    coarse, labels = torch.tensor([[0, 1, 2, 2, 1, 0]]), torch.tensor([4])
-    logits = model(coarse, labels, ClusterMembers.of(coarse_map))
-    full = model(coarse, labels)
-    for n, m in enumerate(coarse[0].tolist()):
-        of_cluster = coarse_map.members(m)
-        torch.testing.assert_close(logits[0, n, : len(of_cluster)], full[0, n, of_cluster], rtol=1e-5, atol=1e-5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ctf.errors import InputError
-from ctf.models import MODEL_SIZES, Transformer, TransformerConfig
+from ctf.models import MODEL_SIZES, Compute, Transformer, TransformerConfig
 
 VALID = {
     "input_vocab": 8,
@@ -32,10 +32,20 @@ def test_every_size_is_valid():
         assert 0 <= config.ffn_dim - config.dim * 8 / 3 < 256
 
 
+@pytest.mark.parametrize("kv_heads", [None, 2])
+def test_block_weights_are_those_of_the_products(kv_heads):
+    config = TransformerConfig(**VALID | {"layers": 2, "heads": 4, "kv_heads": kv_heads})
+    linears = [module for module in Transformer(config).blocks.modules() if isinstance(module, torch.nn.Linear)]
+    assert config.block_weights == sum(linear.weight.numel() for linear in linears)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"input_vocab": 0},
+        {"input_vocab": 0, "given_vocab": 4},
+        {"input_vocab": 0, "given_vocab": 0, "attention": "full"},
+        {"given_vocab": -1},
         {"num_classes": 0},
         {"layers": 0},
         {"heads": -2},
@@ -67,3 +77,25 @@ def test_an_unknown_size_lists_those_that_exist():
 def test_a_grid_from_json_is_equal_to_the_original():
     config = TransformerConfig(**VALID)
     assert dataclasses.replace(config, grid=[2, 3]) == config
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "used"),
+    [
+        ("auto", "cpu", torch.float32),
+        ("auto", "cuda", torch.bfloat16),
+        ("float32", "cuda", torch.float32),
+        ("bfloat16", "cpu", torch.bfloat16),
+    ],
+)
+def test_a_gpu_computes_in_bfloat16_unless_told_otherwise(asked, device, used):
+    compute = Compute(asked, decoder_dtype="bfloat16", compile=True)
+    resolved = compute.on(torch.device(device))
+    assert resolved.torch_dtype == used
+    assert dataclasses.replace(resolved, dtype=asked) == compute  # nothing else changes
+
+
+@pytest.mark.parametrize(("name", "value"), [("dtype", "float16"), ("quantize", "int4"), ("decoder_dtype", "auto")])
+def test_a_choice_that_does_not_exist(name, value):
+    with pytest.raises(InputError, match=f"{name} '{value}' does not exist: choose one of"):
+        Compute(**{name: value})

@@ -4,8 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ctf.errors import InputError
-from ctf.files import save_tensors
 from ctf.models import Transformer, TransformerConfig
 
 BOTH = pytest.mark.parametrize("attention", ["causal", "full"])
@@ -17,12 +15,17 @@ def tokens():
 
 
 @pytest.fixture
+def given():
+    return torch.randint(4, (3, 6), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
 def labels():
     return torch.tensor([0, 5, 2])  # 5 is unconditional
 
 
-def naive_logits(model, tokens, label):
-    """The whole network for one image, position by position, in float64."""
+def naive_logits(model, tokens, label, given=None):
+    """The whole network for one image, position by position, in float64; without tokens they are zero vectors."""
     c = model.config
     w = {name: value.double() for name, value in model.state_dict().items()}
 
@@ -39,8 +42,12 @@ def naive_logits(model, tokens, label):
         return torch.block_diag(*torch.tensor(blocks, dtype=torch.float64))
 
     causal = c.attention == "causal"
-    inputs = tokens.tolist()[:-1] if causal else tokens.tolist()
-    stream = [w["label_embedding.weight"][label]] + [w["token_embedding.weight"][t] for t in inputs]
+    n, first = c.num_tokens, w["label_embedding.weight"][label]
+    read = torch.zeros(n, c.dim, dtype=torch.float64) if tokens is None else w["token_embedding.weight"][tokens]
+    stream = [first, *read[:-1]] if causal else [first, *read]
+    for i in range(0 if given is None else n):  # added to the input that predicts its position
+        place = i if causal else i + 1
+        stream[place] = stream[place] + w["given_embedding.weight"][given[i]]
     for layer in range(c.layers):
         p = {name.removeprefix(f"blocks.{layer}."): value for name, value in w.items()}
         q, k, v = [], [], []
@@ -74,6 +81,25 @@ def test_logits_against_a_naive_network(make_model, tokens, labels, attention, k
     torch.testing.assert_close(model(tokens, labels).double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("attention", "reads"), [("causal", True), ("full", True), ("full", False)])
+def test_logits_given_labels_against_a_naive_network(make_model, tokens, labels, given, attention, reads):
+    model = make_model(attention=attention, given_vocab=4, input_vocab=11 if reads else 0)
+    shown = tokens if reads else [None] * 3
+    images = zip(shown, labels, given, strict=True)
+    expected = torch.stack([naive_logits(model, t, int(y), g) for t, y, g in images])
+    logits = model(tokens if reads else None, labels, given)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2])
+def test_steps_with_a_cache_equal_whole_sequences(make_model, stepwise, tokens, labels, given, kv_heads):
+    plain = make_model(kv_heads=kv_heads)
+    torch.testing.assert_close(stepwise(plain, tokens, labels), plain(tokens, labels), rtol=1e-4, atol=1e-5)
+    told = make_model(kv_heads=kv_heads, given_vocab=4)
+    steps = stepwise(told, tokens, labels, given)
+    torch.testing.assert_close(steps, told(tokens, labels, given), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("j", range(6))
 def test_causal_logits_ignore_the_token_and_what_follows(make_model, tokens, labels, j):
     model = make_model()
@@ -85,11 +111,21 @@ def test_causal_logits_ignore_the_token_and_what_follows(make_model, tokens, lab
 
 
 @pytest.mark.parametrize("j", range(6))
-def test_full_attention_sees_every_token(make_model, tokens, labels, j):
-    model = make_model(attention="full")
-    changed = tokens.clone()
-    changed[:, j] = (tokens[:, j] + 1) % 11
-    assert ((model(tokens, labels) - model(changed, labels)).abs().amax(-1) > 1e-4).all()
+def test_causal_logits_see_given_labels_up_to_their_own_position(make_model, tokens, labels, given, j):
+    model = make_model(given_vocab=4)
+    changed = given.clone()
+    changed[:, j] = (given[:, j] + 1) % 4
+    difference = (model(tokens, labels, given) - model(tokens, labels, changed)).abs().amax(-1)  # (B, N)
+    assert difference[:, :j].numel() == 0 or difference[:, :j].max() < 1e-5
+    assert (difference[:, j:] > 1e-4).all()
+
+
+@pytest.mark.parametrize("j", range(6))
+def test_full_attention_sees_every_given_label(make_model, labels, given, j):
+    model = make_model(attention="full", input_vocab=0, given_vocab=4)
+    changed = given.clone()
+    changed[:, j] = (given[:, j] + 1) % 4
+    assert ((model(None, labels, given) - model(None, labels, changed)).abs().amax(-1) > 1e-4).all()
 
 
 @BOTH
@@ -148,28 +184,3 @@ def test_evaluation_is_deterministic_and_training_drops(make_model, tokens, labe
     assert torch.equal(model(tokens, labels), model(tokens, labels))
     model.train()
     assert not torch.equal(model(tokens, labels), model(tokens, labels))
-
-
-def test_save_and_load(make_model, tokens, labels, tmp_path):
-    model = make_model(attention="full", input_vocab=12, kv_heads=2, class_dropout=0.2)
-    model.train().save(tmp_path / "fine.safetensors")
-    loaded = Transformer.load(tmp_path / "fine.safetensors")
-    assert loaded.config == model.config
-    assert not loaded.training
-    assert torch.equal(loaded(tokens, labels), model.eval()(tokens, labels))
-
-
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(1)}, {"ctf": "vq_tokenizer"})
-    with pytest.raises(InputError, match="not a ctf transformer"):
-        Transformer.load(tmp_path / "x.safetensors")
-
-
-def test_a_truncated_or_missing_file_is_refused(make_model, tmp_path):
-    path = tmp_path / "x.safetensors"
-    make_model().save(path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="truncated"):
-        Transformer.load(path)
-    with pytest.raises(InputError, match="no such"):
-        Transformer.load(tmp_path / "y.safetensors")

@@ -69,27 +69,27 @@ def test_ssim_of_too_small_an_image():
         ssim(image, image)
 
 
-def test_figures_against_numpy():
+def test_metrics_against_numpy():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     torch.manual_seed(0)
     config = TokenizerConfig(32, (1,), 1, 1, 8, codebook_size=64, codebook_dim=4, patch_size=8)
     tokenizer = VQTokenizer(config).eval()
-    figures = measure_tokenizer(tokenizer, make_images(pixels, corrupt={2}), batch_size=2, progress=False)
+    metrics = measure_tokenizer(tokenizer, make_images(pixels, corrupt={2}), batch_size=2, progress=False)
 
     kept = pixels[[0, 1, 3, 4]]
     tokens = tokenizer.encode(to_tensor(kept))
     floats = tokenizer.decode(tokens).permute(0, 2, 3, 1).numpy()
-    painted = np.floor(np.clip(127.5 * floats + 128, 0, 255))
-    errors = ((kept.astype(np.float64) - painted) ** 2).reshape(4, -1).mean(1)
-    similarities = [ssim_by_windows(*pair) for pair in zip(kept, painted.astype(np.uint8), strict=True)]
+    decoded = np.floor(np.clip(127.5 * floats + 128, 0, 255))
+    errors = ((kept.astype(np.float64) - decoded) ** 2).reshape(4, -1).mean(1)
+    similarities = [ssim_by_windows(*pair) for pair in zip(kept, decoded.astype(np.uint8), strict=True)]
     frequency = np.unique(tokens.numpy(), return_counts=True)[1] / tokens.numel()
-    assert figures["images"] == 4
-    assert figures["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), abs=1e-3)
-    assert figures["psnr_of_mean"] == pytest.approx(10 * np.log10(255**2 / errors.mean()), abs=1e-3)
-    assert figures["psnr_of_mean"] <= figures["psnr"]
-    assert figures["ssim"] == pytest.approx(np.mean(similarities), abs=1e-5)
-    assert figures["usage"] == pytest.approx(len(frequency) / 64)
-    assert figures["perplexity"] == pytest.approx(np.exp(-(frequency * np.log(frequency)).sum()))
+    assert metrics["images"] == 4
+    assert metrics["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)), abs=1e-3)
+    assert metrics["psnr_of_mean"] == pytest.approx(10 * np.log10(255**2 / errors.mean()), abs=1e-3)
+    assert metrics["psnr_of_mean"] <= metrics["psnr"]
+    assert metrics["ssim"] == pytest.approx(np.mean(similarities), abs=1e-5)
+    assert metrics["usage"] == pytest.approx(len(frequency) / 64)
+    assert metrics["perplexity"] == pytest.approx(np.exp(-(frequency * np.log(frequency)).sum()))
 
 
 def test_nothing_readable():

@@ -50,6 +50,16 @@ def test_codebook_lies_on_the_sphere_where_the_search_normalizes():
     assert torch.equal(quantizer(weight, False).codebook, weight)
 
 
+def test_codewords_start_as_llamagens():
+    """Uniform in a cube around 0, and at once on the sphere where the search normalises."""
+    torch.manual_seed(0)
+    cube = Quantizer(500, 4, l2_normalize=False).weight
+    assert 0.99 / 500 < cube.abs().max() <= 1 / 500
+    assert cube.std().item() == pytest.approx(1 / 500 / math.sqrt(3), rel=0.05)
+    torch.manual_seed(0)
+    torch.testing.assert_close(Quantizer(500, 4).weight, cube / cube.norm(dim=1, keepdim=True))
+
+
 def test_vectors_are_the_codewords_of_the_tokens():
     torch.manual_seed(0)
     module = quantizer(torch.randn(20, 4), l2_normalize=True)

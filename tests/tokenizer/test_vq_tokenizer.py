@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from ctf.errors import InputError
 from ctf.files import save_tensors
 from ctf.tokenizer.config import TokenizerConfig
-from ctf.tokenizer.vq_tokenizer import VQTokenizer, square_grid
+from ctf.tokenizer.interface import square_grid
+from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
 TINY = TokenizerConfig(base_channels=32, channel_multipliers=(1, 2), z_channels=16, codebook_size=64, patch_size=4)
 
@@ -60,16 +62,69 @@ def test_an_images_tokens_do_not_depend_on_its_batch(tokenizer, images):
         assert torch.equal(tokenizer.encode(image[None])[0], tokens)
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32), (1, 3, 32, 30), (1, 3, 28, 32)])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32), (0, 3, 32, 32)])
 def test_encode_refuses_other_shapes(tokenizer, shape):
-    with pytest.raises(InputError, match="multiples of 8"):
+    with pytest.raises(InputError, match=r"the tokenizer takes \(B, 3, H, W\)"):
         tokenizer.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 30), (28, 32), (0, 32)])
+def test_encode_refuses_other_sizes(tokenizer, height, width):
+    with pytest.raises(InputError, match=f"images of {height} × {width} pixels: the tokenizer takes multiples of 8"):
+        tokenizer.encode(torch.zeros(1, 3, height, width))
+
+
+def test_grid_and_image_size_are_inverse(tokenizer):
+    assert tokenizer.grid_of((24, 32)) == (3, 4)
+    assert tokenizer.image_size((3, 4)) == (24, 32)
+
+
+@given(st.integers(1, 4), st.integers(1, 4))
+def test_tokens_run_row_by_row(height, width):
+    tokenizer = VQTokenizer(dataclasses.replace(TINY, codebook_dim=3))
+    tokenizer.encoder = tokenizer.quant_conv = tokenizer.decoder = nn.Identity()
+    tokenizer.post_quant_conv.weight.data = torch.eye(3)[:, :, None, None]  # z_channels do not matter any more
+    tokenizer.post_quant_conv.bias.data = torch.zeros(3)
+    pixels = torch.arange(height * width * 3.0).view(1, height, width, 3).permute(0, 3, 1, 2)
+    features = tokenizer.features(pixels)
+    assert features.flatten().tolist() == list(range(height * width * 3))
+    assert torch.equal(tokenizer.decode_embeddings(features, (height, width)), pixels)
+
+
+def test_mean_codewords_decode_in_the_space_of_the_codebook(tokenizer):
+    mean = tokenizer.project(tokenizer.codebook[:5].mean(0))
+    assert mean.norm().item() == pytest.approx(1)
+    assert tokenizer.decode_embeddings(mean.expand(1, 6, -1), (2, 3)).shape == (1, 3, 16, 24)
+
+
+def test_decoding_reads_the_weights_of_its_parts(tokenizer, images):
+    tokens = tokenizer.encode(images)
+    untouched = tokenizer.decode(tokens)
+    for module in (tokenizer.encoder, tokenizer.quant_conv):
+        for parameter in module.parameters():
+            parameter.data.zero_()
+    assert torch.equal(tokenizer.decode(tokens), untouched)
+    for part in tokenizer.decoder_parts():
+        for parameter in part.parameters():
+            parameter.data.zero_()
+    assert not tokenizer.decode(tokens).any()
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.bfloat16)])
+def test_decoding_memory_of_vq16(device, dtype):
+    """Written out for 64 images of 256 × 256 pixels: 128 channels at full resolution, and 3 bytes per pixel."""
+    with torch.device("meta"):
+        tokenizer = VQTokenizer(TokenizerConfig())
+    together = min(torch.get_num_threads(), 16) if device == "cpu" else 8
+    bytes_per_pixel = 8.5 * 128 * 4 if device == "cpu" else 6 * 128 * 2
+    expected = together * 256 * 256 * bytes_per_pixel + 64 * 256 * 256 * 3
+    assert tokenizer.decoding_memory(64, (16, 16), device, dtype) == expected
 
 
 @pytest.mark.parametrize(
     ("tokens", "grid", "message"),
     [
-        (torch.zeros(16, dtype=torch.int64), None, r"decode takes \(B, h·w\)"),
+        (torch.zeros(16, dtype=torch.int64), None, r"decode takes \(B, N\)"),
         (torch.zeros(1, 15, dtype=torch.int64), None, "15 tokens are not a square grid"),
         (torch.zeros(1, 16, dtype=torch.int64), (3, 5), "16 tokens do not fill a grid of 3 × 5"),
         (torch.full((1, 16), 64), None, "range from 64 to 64, the codebook has 64"),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ctf.errors import InputError
 from ctf.files import read_json, write_json
-from ctf.tokens import TokenBatches, TokenSet, write_token_set
+from ctf.tokens import TokenSet, write_token_set
+from ctf.training.batches import TokenBatches
 
 N, A, K = 23, 3, 300
 
@@ -83,67 +84,7 @@ def test_codebook_is_recognised(tmp_path, token_set):
     token_set.check_codebook(torch.zeros(K, 2))  # tokens from elsewhere: nothing but K to compare
 
 
-# ------------------------------------------------------------------------------------------------ batches
-
-
-@pytest.fixture(scope="module")
-def numbered(tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
-    """The first token tells the image, the second the augmentation; the label is the image modulo 5."""
-    tokens = np.stack(np.broadcast_arrays(np.arange(N)[:, None], np.arange(A)), axis=-1)
-    return write_token_set(tmp_path_factory.mktemp("n"), tokens, np.arange(N) % 5, K, grid=(1, 2), shard_size=4)
-
-
-@given(batch_size=st.integers(1, 3 * N), seed=st.integers(0, 2**32))
-def test_every_image_once_per_epoch(numbered, batch_size, seed):
-    batches = TokenBatches(numbered, batch_size, seed)
-    stream = torch.cat([batches[step][0] for step in range(-(-3 * N // batch_size))])
-    for epoch in range(3):
-        assert sorted(stream[epoch * N : (epoch + 1) * N, 0].tolist()) == list(range(N))
-    assert stream[:N, 0].tolist() != stream[N : 2 * N, 0].tolist()
-
-
-def test_labels_belong_to_their_images(numbered):
-    tokens, labels = TokenBatches(numbered, 2 * N, seed=1)[3]
-    assert torch.equal(tokens[:, 0] % 5, labels)
-
-
-def test_a_batch_depends_on_its_step_alone(token_set):
-    uninterrupted = TokenBatches(token_set, 7, seed=3)
-    expected = [uninterrupted[step] for step in range(12)]
-    for step in (11, 0, 5, 4):
-        tokens, labels = TokenBatches(token_set, 7, seed=3)[step]
-        assert torch.equal(tokens, expected[step][0])
-        assert torch.equal(labels, expected[step][1])
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 6])
-def test_ranks_share_the_global_batch(token_set, world):
-    for step in range(8):
-        tokens, labels = TokenBatches(token_set, 6, seed=0)[step]
-        parts = [TokenBatches(token_set, 6, seed=0, rank=rank, world=world)[step] for rank in range(world)]
-        assert torch.equal(torch.cat([part[0] for part in parts]), tokens)
-        assert torch.equal(torch.cat([part[1] for part in parts]), labels)
-
-
-def test_augmentations_are_uniform_and_independent_of_the_image(numbered):
-    epochs = 1200
-    tokens, _ = TokenBatches(numbered, N * epochs, seed=0)[0]
-    counts = torch.bincount(tokens[:, 0] * A + tokens[:, 1], minlength=N * A)
-    # 69 binomial counts of mean 400 and standard deviation 16.3.
-    assert (counts - epochs / A).abs().max() < 5 * (epochs / A * (1 - 1 / A)) ** 0.5
-
-
-def test_seeds_give_different_orders(token_set):
-    drawn = {tuple(TokenBatches(token_set, N, seed)[0][0].flatten().tolist()) for seed in range(10)}
-    assert len(drawn) == 10
-
-
-def test_batch_must_divide_over_processes(token_set):
-    with pytest.raises(InputError, match="cannot be split over 3"):
-        TokenBatches(token_set, 8, seed=0, world=3)
-
-
-# ------------------------------------------------------------------------------------------------- errors
+# --- errors ---
 
 
 def refused(folder: Path) -> str:
@@ -197,7 +138,7 @@ def test_missing_shard(folder):
 
 def test_shard_of_another_set(folder):
     np.save(folder / "tokens-00001.npy", np.zeros((5, 2, 6), np.uint16))
-    assert "holds uint16 [5, 2, 6], index.json says integers [5, 3, 6]" in refused(folder)
+    assert "holds uint16 [5, 2, 6], expected integers [5, 3, 6]" in refused(folder)
 
 
 def test_label_out_of_range(folder):
@@ -205,10 +146,48 @@ def test_label_out_of_range(folder):
     assert "number of classes is 5" in refused(folder)
 
 
-def test_verify_finds_a_token_out_of_range(folder):
-    TokenSet.open(folder).verify()
-    shard = np.load(folder / "tokens-00003.npy")
-    shard[2, 1, 3] = K
+@pytest.mark.parametrize("wrong", [K, -1])
+def test_a_token_out_of_range_is_refused_when_it_is_read(folder, arrays, wrong):
+    shard = np.load(folder / "tokens-00003.npy").astype(np.int16)
+    shard[2, 1, 3] = wrong
     np.save(folder / "tokens-00003.npy", shard)
-    with pytest.raises(InputError, match=r"tokens-00003\.npy range from \d+ to 300: the codebook size is 300"):
-        TokenSet.open(folder).verify()
+    token_set = TokenSet.open(folder)
+    message = rf"tokens of .*tokens-00003\.npy range from -?\d+ to \d+: the codebook size is {K}"
+    with pytest.raises(InputError, match=message):
+        token_set.gather([0, 17, 22], [0, 1, 0])
+    with pytest.raises(InputError, match=message):
+        list(token_set.blocks(2))
+    with pytest.raises(InputError, match=message):
+        token_set.describe()
+    np.testing.assert_array_equal(token_set.gather([0, 17, 22], 0), arrays[0][[0, 17, 22], 0])  # not what is not read
+
+
+def test_a_token_out_of_range_is_met_in_training(folder):
+    """As an error that names the shard, before it reaches an embedding: on a GPU that would be a device assert."""
+    shard = np.load(folder / "tokens-00003.npy")
+    shard[:] = K
+    np.save(folder / "tokens-00003.npy", shard)
+    batches = TokenBatches(TokenSet.open(folder), N, seed=0)
+    with pytest.raises(InputError, match=r"tokens-00003\.npy range from 300 to 300"):
+        batches[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"codebook_size": "300"},
+        {"codebook_size": 1 << 30},
+        {"grid": [2]},
+        {"grid": [6, -1]},
+        {"grid": None},
+        {"shard_size": 0},
+        {"shards": [{"stem": "00000"}]},
+        {"shards": [{"stem": 0, "count": 5}]},
+        {"shards": [{"stem": "00000", "count": 0}]},
+        {"class_names": [0, 1]},
+        {"surprise": 1},
+    ],
+)
+def test_an_index_that_no_writer_writes(folder, change):
+    write_json(folder / "index.json", read_json(folder / "index.json") | change)
+    assert "index.json is damaged" in refused(folder)

@@ -51,7 +51,7 @@ def test_unreadable_inputs_at_the_end_are_named(tmp_path):
 
 
 def test_other_settings_are_named(tmp_path):
-    TokenWriter(tmp_path, settings())
+    write(tmp_path, stop=3)
     with pytest.raises(InputError, match=r"incomplete token set .*: grid is \[2, 2\] there and \[1, 4\] here\. Choose"):
         TokenWriter(tmp_path, settings(grid=[1, 4]))
 
@@ -81,6 +81,34 @@ def test_wrong_input(tmp_path, tokens, labels, message):
         TokenWriter(tmp_path, settings()).add(tokens, labels)
 
 
+@pytest.mark.parametrize(
+    "change", [{"shard_size": 0}, {"codebook_size": 0}, {"grid": [0, 4]}, {"grid": [4]}, {"codebook_size": 1 << 25}]
+)
+def test_settings_that_no_set_can_have(change):
+    with pytest.raises(InputError, match="give whole numbers from 1"):
+        settings(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shard_size": 0}, "shard size 0"),
+        ({"codebook_size": 0}, "codebook size 0"),
+        ({"grid": (3, 2)}, "takes integer tokens"),
+        ({"tokens": np.zeros((3, 5), int)}, "square"),
+        ({"labels": np.zeros(3)}, "labels float64"),
+        ({"labels": np.array([0, 1, 1 << 30])}, "number classes from 0"),
+        ({"labels": np.array([0, 1, -1])}, "labels"),
+        ({"tokens": np.zeros((0, 4), int), "labels": np.zeros(0, int)}, "no images"),
+        ({"codebook": torch.zeros(8, 2)}, "codebook of 8 for a codebook size of 16"),
+    ],
+)
+def test_write_token_set_refuses(tmp_path, change, message):
+    arguments = {"tokens": np.zeros((3, 4), int), "labels": np.zeros(3, int), "codebook_size": 16} | change
+    with pytest.raises(InputError, match=message):
+        write_token_set(tmp_path / "set", **arguments)
+
+
 def test_nothing_to_write(tmp_path):
     with pytest.raises(InputError, match="no images"):
         TokenWriter(tmp_path, settings()).close()
@@ -95,7 +123,7 @@ def test_write_token_set_does_not_overwrite(tmp_path):
 
 
 def test_write_token_set_needs_a_label_per_image(tmp_path):
-    with pytest.raises(InputError, match=r"tokens \[3, 4\] with labels \[2\]"):
+    with pytest.raises(InputError, match=r"tokens \[3, 4\] with labels int64 \[2\]"):
         write_token_set(tmp_path, np.zeros((3, 4), int), np.zeros(2, int), 16)
 
 

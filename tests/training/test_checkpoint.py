@@ -5,13 +5,9 @@ import torch
 from torch import nn
 
 from ctf.errors import InputError
-from ctf.training.checkpoint import (
-    checkpoint_path,
-    latest_checkpoint,
-    load_checkpoint,
-    not_finite,
-    save_checkpoint,
-)
+from ctf.files import save_tensors
+from ctf.model_folder import latest_checkpoint
+from ctf.training.checkpoint import checkpoint_path, load_checkpoint, not_finite, save_checkpoint
 
 
 def make_parts(channels=4, layers=1, seed=0):
@@ -88,8 +84,6 @@ def test_a_truncated_checkpoint(length, tmp_path):
 
 
 def test_another_safetensors_file(tmp_path):
-    from ctf.files import save_tensors
-
     save_tensors(tmp_path / "codes.safetensors", {"a": torch.zeros(1)})
     with pytest.raises(InputError, match="is not a checkpoint"):
         load_checkpoint(tmp_path / "codes.safetensors", make_parts())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_runs import make_token_objective, make_token_set, run
 
-from ctf.models import Transformer
+from ctf.stages import load_stage
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 def test_two_processes_train_what_one_does(folder, tokens, tmp_path):
     alone = make_token_objective(tokens, "fine")
     run(alone, tmp_path, steps=3)
-    shared = Transformer.load(folder / "shared" / "model.safetensors")
+    shared = load_stage(folder / "shared" / "model.safetensors")
     for p, q in zip(shared.parameters(), alone.module.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
 

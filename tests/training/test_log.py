@@ -4,14 +4,14 @@ import math
 import pytest
 import torch
 
-from ctf.training.log import Log, read_log
-from ctf.training.meter import Meter
+from ctf.files import read_json_lines
+from ctf.training.log import Log, Meter
 
 
 def test_lines_are_rounded_and_read_back(tmp_path):
     with Log(tmp_path, 0) as log:
         log.write(1, {"loss": math.pi * 1000, "count": 3.0})
-    assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 3141.59, "count": 3.0}]
+    assert read_json_lines(tmp_path / "log.jsonl") == [{"step": 1, "loss": 3141.59, "count": 3.0}]
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 4, "lo'])
@@ -20,7 +20,8 @@ def test_resuming_drops_what_lies_beyond_and_what_a_kill_cut_off(tail, tmp_path)
     (tmp_path / "log.jsonl").write_text(lines + tail)
     with Log(tmp_path, 2) as log:
         log.write(3, {"loss": 0.5})
-    assert [(line["step"], line["loss"]) for line in read_log(tmp_path / "log.jsonl")] == [(1, 1.0), (2, 1.0), (3, 0.5)]
+    lines = read_json_lines(tmp_path / "log.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 0.5)]
 
 
 def test_a_new_run_begins_a_new_log_and_a_silent_one_writes_nothing(tmp_path):
@@ -29,7 +30,7 @@ def test_a_new_run_begins_a_new_log_and_a_silent_one_writes_nothing(tmp_path):
         log.write(1, {"loss": 1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
     with Log(tmp_path, 0):
-        assert read_log(tmp_path / "log.jsonl") == []
+        assert read_json_lines(tmp_path / "log.jsonl") == []
 
 
 def test_means_are_over_the_steps_that_have_a_value():

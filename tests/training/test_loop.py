@@ -17,12 +17,12 @@ from tiny_runs import (
 )
 
 from ctf.errors import InputError
-from ctf.files import load_tensors
-from ctf.models import Transformer
-from ctf.tokens.token_set import TokenBatches
-from ctf.training.checkpoint import checkpoint_path, latest_checkpoint
+from ctf.files import load_tensors, read_json_lines
+from ctf.model_folder import latest_checkpoint
+from ctf.stages import load_stage
+from ctf.training.batches import TokenBatches
+from ctf.training.checkpoint import checkpoint_path
 from ctf.training.config import OptimizerConfig
-from ctf.training.log import read_log
 
 
 def assert_same_checkpoints(path, other):
@@ -44,10 +44,10 @@ def interrupted(objective, at):
     return objective
 
 
-@pytest.mark.parametrize("stage", ["baseline", "fine"])
-def test_resuming_a_token_run_is_exact(stage, tokens, tmp_path):
+@pytest.mark.parametrize("name", ["baseline", "fine"])
+def test_resuming_a_token_run_is_exact(name, tokens, tmp_path):
     def objective():
-        return make_token_objective(tokens, stage, dropout=0.2, class_dropout=0.3)
+        return make_token_objective(tokens, name, dropout=0.2, class_dropout=0.3)
 
     run(objective(), tmp_path / "whole", ema=0.9)
     with pytest.raises(KeyboardInterrupt):
@@ -55,11 +55,9 @@ def test_resuming_a_token_run_is_exact(stage, tokens, tmp_path):
     assert latest_checkpoint(tmp_path / "parts") == checkpoint_path(tmp_path / "parts", 3)
     run(objective(), tmp_path / "parts", ema=0.9, resume=True)
     assert_same_checkpoints(checkpoint_path(tmp_path / "whole", 6), checkpoint_path(tmp_path / "parts", 6))
-    logs = [
-        [(line["step"], line["loss"], line["learning_rate"]) for line in read_log(tmp_path / name / "log.jsonl")]
-        for name in ("whole", "parts")
-    ]
-    assert logs[0] == logs[1]
+    logs = [read_json_lines(tmp_path / folder / "log.jsonl") for folder in ("whole", "parts")]
+    for key in ("step", "loss", "learning_rate"):
+        assert [line[key] for line in logs[0]] == [line[key] for line in logs[1]]
 
 
 TOKENIZER_LOOP = {"ema": 0.9, "steps": 22, "batch_size": 4}
@@ -69,7 +67,7 @@ TOKENIZER_LOOP = {"ema": 0.9, "steps": 22, "batch_size": 4}
 def whole_tokenizer_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     run(make_tokenizer_objective(make_image_set(), tokenizer_training()), folder, **TOKENIZER_LOOP)
-    assert sum(line.get("restarts", 0) for line in read_log(folder / "log.jsonl")) > 0
+    assert sum(line.get("restarts", 0) for line in read_json_lines(folder / "log.jsonl")) > 0
     return folder
 
 
@@ -94,7 +92,7 @@ def test_steps_against_adamw_written_out(tokens, tmp_path):
         rate = [1e-2, 1e-3][step]
         fine, labels = TokenBatches(tokens, 8, seed=5)[step]
         coarse = COARSE_MAP.to_coarse(fine)
-        log_p = F.log_softmax(hand(coarse, labels), -1)
+        log_p = F.log_softmax(hand.transformer(coarse, labels), -1)
         loss = -log_p.gather(-1, coarse[..., None]).mean()
         gradients = torch.autograd.grad(loss, list(hand.parameters()))
         norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
@@ -112,8 +110,8 @@ def test_steps_against_adamw_written_out(tokens, tmp_path):
     run(objective, tmp_path, optimizer, steps=2, seed=5, ema=0.8)
     for p, q in zip(objective.module.parameters(), hand.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-5)
-    delivered = Transformer.load(tmp_path / "model.safetensors")
-    for p, a in zip(delivered.parameters(), average, strict=True):
+    saved = load_stage(tmp_path / "model.safetensors")
+    for p, a in zip(saved.parameters(), average, strict=True):
         torch.testing.assert_close(p, a, rtol=1e-3, atol=2e-5)
 
 
@@ -124,7 +122,7 @@ def test_two_half_batches_are_one_batch(tokens, tmp_path):
     run(two, tmp_path / "2", optimizer, steps=3, accumulate=2)
     for p, q in zip(one.module.parameters(), two.module.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
-    losses = [[line["loss"] for line in read_log(tmp_path / name / "log.jsonl")] for name in "12"]
+    losses = [[line["loss"] for line in read_json_lines(tmp_path / name / "log.jsonl")] for name in "12"]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -144,20 +142,20 @@ def test_weights_that_are_not_finite_are_not_written_although_the_loss_was(token
     class Damaged(type(make_token_objective(tokens))):
         def after_step(self, ema, step):
             if step == 3:
-                self.module.head.weight.data[0, 0] = math.nan
+                self.module.transformer.head.weight.data[0, 0] = math.nan
             return {}
 
     objective = make_token_objective(tokens)
     objective.__class__ = Damaged
-    with pytest.raises(InputError, match=r"model/head.weight is not finite at step 4; .*step-00000003"):
+    with pytest.raises(InputError, match=r"model/transformer.head.weight is not finite at step 4; .*step-00000003"):
         run(objective, tmp_path, OptimizerConfig(clip=0), checkpoint_every=1, log_every=100)
     run(make_token_objective(tokens), tmp_path, resume=True)  # goes on from step 3
-    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")][-1] == 6
+    assert [line["step"] for line in read_json_lines(tmp_path / "log.jsonl")][-1] == 6
 
 
 def test_no_checkpoint_yet(tokens, tmp_path):
     with pytest.raises(InputError, match="there is no checkpoint yet"):
-        run(make_token_objective(tokens), tmp_path, OptimizerConfig(learning_rate=math.inf))
+        run(make_token_objective(tokens), tmp_path, OptimizerConfig(learning_rate=1e38))
 
 
 def test_a_folder_with_a_run_is_left_alone(tokens, tmp_path):
@@ -173,11 +171,11 @@ def test_a_batch_that_cannot_be_split(tokens, tmp_path):
         run(make_token_objective(tokens), tmp_path, accumulate=3)
 
 
-def test_resuming_a_finished_run_evaluates_and_delivers(tokens, tmp_path):
-    figures = run(make_token_objective(tokens, held_out=tokens), tmp_path, steps=2)
+def test_resuming_a_finished_run_evaluates_and_saves(tokens, tmp_path):
+    metrics = run(make_token_objective(tokens, held_out=tokens), tmp_path, steps=2)
     (tmp_path / "model.safetensors").unlink()
     again = run(make_token_objective(tokens, held_out=tokens), tmp_path, steps=2, resume=True)
-    assert again == figures
+    assert again == metrics
     assert (tmp_path / "model.safetensors").exists()
 
 
@@ -200,7 +198,7 @@ def test_half_precision_trains_nearly_as_float32_does(tokens, tmp_path):
     names = ("float32", "bfloat16")
     for name in names:
         run(make_token_objective(tokens), tmp_path / name, precision=name, steps=3)
-    losses = [[line["loss"] for line in read_log(tmp_path / name / "log.jsonl")] for name in names]
+    losses = [[line["loss"] for line in read_json_lines(tmp_path / name / "log.jsonl")] for name in names]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 

@@ -1,8 +1,10 @@
 import math
 
 import pytest
+import torch
 from torch import nn
 
+from ctf.errors import InputError
 from ctf.training.config import OptimizerConfig
 from ctf.training.optimizer import build_optimizer, learning_rate
 
@@ -20,6 +22,11 @@ def test_schedule_of_runs_without_room_for_a_cosine():
     assert learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=10), 1, 2) == pytest.approx(0.2)
 
 
+def test_a_rate_that_ends_where_it_begins_is_constant():
+    config = OptimizerConfig(learning_rate=1e-4, final_learning_rate=1e-4)
+    assert {learning_rate(config, step, 1000) for step in range(1000)} == {1e-4}
+
+
 def test_only_matrices_decay_and_frozen_weights_stay_out():
     module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Embedding(5, 4), nn.Conv2d(4, 4, 3), nn.Linear(4, 4))
     module[4].requires_grad_(False)
@@ -30,3 +37,42 @@ def test_only_matrices_decay_and_frozen_weights_stay_out():
     }
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     assert decayed["betas"] == plain["betas"] == (0.8, 0.9)
+
+
+def test_without_weight_decay_it_is_plain_adam():
+    torch.manual_seed(0)
+    module, inputs = nn.Linear(3, 4), torch.randn(5, 8, 3)
+    other = nn.Linear(3, 4)
+    other.load_state_dict(module.state_dict())
+    ours = build_optimizer(module, OptimizerConfig(learning_rate=0.1, weight_decay=0.0))
+    adam = torch.optim.Adam(other.parameters(), lr=0.1, betas=(0.9, 0.95))
+    for batch in inputs:
+        for model, optimizer in ((module, ours), (other, adam)):
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+    for p, q in zip(module.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", -1),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("final_learning_rate", -1e-9),
+        ("warmup_steps", -1),
+        ("weight_decay", -0.1),
+        ("clip", -1.0),
+        ("clip", math.nan),
+        ("betas", (0.9, 1.0)),
+        ("betas", (-0.1, 0.9)),
+        ("betas", (math.nan, 0.9)),
+    ],
+)
+def test_settings_without_meaning(name, value):
+    with pytest.raises(InputError) as error:
+        OptimizerConfig(**{name: value})
+    assert str(error.value).startswith(f"optimizer.{name} is {value}: it must be at least 0")
+    assert "\n" not in str(error.value)

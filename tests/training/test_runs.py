@@ -4,53 +4,84 @@ import pytest
 import torch
 from tiny_runs import COARSE_MAP, make_loop, make_token_set
 
+from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.files import fingerprint, read_json
-from ctf.models import Transformer
-from ctf.training import CoarseTraining, FineTraining, LoopConfig, OptimizerConfig, TokenTraining
-from ctf.training.runs import train_baseline, train_coarse, train_fine
+from ctf.sampling import Sampling
+from ctf.stages import load_stage
+from ctf.training import (
+    BaselineTraining,
+    CoarseTraining,
+    FineTraining,
+    LoopConfig,
+    OptimizerConfig,
+    StageTraining,
+    train_stage,
+)
 
 
-def test_the_seed_fixes_everything_and_config_json_repeats_the_run(tmp_path):
-    folder = tmp_path / "tokens"
-    make_token_set(folder)
-    COARSE_MAP.save(tmp_path / "map.safetensors")
+@pytest.fixture
+def paths(tmp_path):
+    """Tokens, and maps of 4 and 8 clusters, the latter parts of the former."""
+    make_token_set(tmp_path / "tokens")
+    paths = {name: str(tmp_path / name) for name in ("tokens", "map", "finer")}
+    COARSE_MAP.save(paths["map"])
+    CoarseMap(torch.arange(16) % 8, "test", 0, "none").save(paths["finer"])
+    return paths
+
+
+def test_the_seed_fixes_everything_and_config_json_repeats_the_run(paths, tmp_path):
     config = CoarseTraining(
         out=str(tmp_path / "a"),
-        tokens=str(folder),
-        held_out=str(folder),
+        tokens=paths["tokens"],
+        held_out=paths["tokens"],
         size="nano",
-        coarse_map=str(tmp_path / "map.safetensors"),
+        coarse_map=paths["map"],
+        sampling=Sampling(cfg_scale=1.5, temperature=0.9),
         optimizer=OptimizerConfig(learning_rate=3e-4),
         loop=make_loop(steps=2, seed=3),
     )
-    figures = train_coarse(config)
-    assert figures["held_out/bits_per_token"] == pytest.approx(2, rel=0.05)
+    metrics = train_stage(config)
+    assert metrics["held_out/bits_per_token"] == pytest.approx(2, rel=0.05)
 
     values = read_json(tmp_path / "a" / "config.json")
     optimizer = OptimizerConfig(**{**values["optimizer"], "betas": tuple(values["optimizer"]["betas"])})
-    again = CoarseTraining(**{**values, "optimizer": optimizer, "loop": LoopConfig(**values["loop"])})
+    parts = {"optimizer": optimizer, "loop": LoopConfig(**values["loop"]), "sampling": Sampling(**values["sampling"])}
+    again = CoarseTraining(**{**values, **parts})
     assert again == config
     torch.rand(7)  # random state outside the run does not matter
-    assert train_coarse(dataclasses.replace(again, out=str(tmp_path / "b"))) == figures
-    other = dataclasses.replace(again, out=str(tmp_path / "c"), loop=make_loop(steps=2, seed=4))
-    train_coarse(other)
-    weights = [fingerprint(Transformer.load(tmp_path / name / "model.safetensors").head.weight) for name in "abc"]
+    assert train_stage(dataclasses.replace(again, out=str(tmp_path / "b"))) == metrics
+    train_stage(dataclasses.replace(again, out=str(tmp_path / "c"), loop=make_loop(steps=2, seed=4)))
+    saved = [load_stage(tmp_path / name / "model.safetensors") for name in "abc"]
+    weights = [fingerprint(stage.transformer.head.weight) for stage in saved]
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_all_token_verbs_run_and_deliver(tmp_path):
-    folder = str(tmp_path / "tokens")
-    make_token_set(folder)
-    COARSE_MAP.save(tmp_path / "map.safetensors")
-    common = {"tokens": folder, "size": "nano", "loop": make_loop(steps=1)}
-    train_baseline(TokenTraining(out=str(tmp_path / "baseline"), **common))
-    train_fine(FineTraining(out=str(tmp_path / "fine"), coarse_map=str(tmp_path / "map.safetensors"), **common))
-    assert Transformer.load(tmp_path / "baseline" / "model.safetensors").config.attention == "causal"
-    assert Transformer.load(tmp_path / "fine" / "model.safetensors").config.attention == "full"
+@pytest.mark.parametrize(
+    ("training", "own", "kind", "levels", "sampling"),
+    [
+        (BaselineTraining, {}, "autoregressive", (None, None), Sampling(cfg_scale=2.0)),
+        (CoarseTraining, {"coarse_map": "map"}, "autoregressive", (4, None), Sampling(cfg_scale=2.0, temperature=1.1)),
+        (FineTraining, {"coarse_map": "map"}, "masked", (None, 4), Sampling(temperature=1.1)),
+        (FineTraining, {"coarse_map": "map", "kind": "autoregressive"}, "autoregressive", (None, 4), None),
+        (FineTraining, {"coarse_map": "map", "support": "full"}, "masked", (None, 4), None),
+        (StageTraining, {"predicts": "finer", "given": "map", "kind": "masked"}, "masked", (8, 4), Sampling()),
+        (StageTraining, {"sampling": Sampling(top_k=3)}, "autoregressive", (None, None), Sampling(top_k=3)),
+    ],
+)
+def test_what_a_run_saves(paths, tmp_path, training, own, kind, levels, sampling):
+    own = {key: paths.get(value, value) if isinstance(value, str) else value for key, value in own.items()}
+    out = str(tmp_path / "run")
+    train_stage(training(out=out, tokens=paths["tokens"], size="nano", loop=make_loop(steps=1), **own))
+    stage = load_stage(tmp_path / "run" / "model.safetensors")
+    assert stage.kind == kind
+    assert tuple(level and level.num_coarse for level in (stage.predicts, stage.given)) == levels
+    assert stage.support == own.get("support", "cluster")
+    assert sampling is None or stage.sampling == sampling
+    assert stage.config.dropout == stage.config.class_dropout == 0.1
 
 
-def test_stages_that_need_a_map_say_so(tmp_path):
-    make_token_set(tmp_path / "tokens")
-    with pytest.raises(InputError, match="ctf train fine needs --coarse_map"):
-        train_fine(FineTraining(out=str(tmp_path), tokens=str(tmp_path / "tokens"), size="nano"))
+@pytest.mark.parametrize(("training", "name"), [(CoarseTraining, "coarse"), (FineTraining, "fine")])
+def test_stages_that_need_a_map_say_so(paths, tmp_path, training, name):
+    with pytest.raises(InputError, match=f"ctf train {name} needs --coarse_map"):
+        train_stage(training(out=str(tmp_path), tokens=paths["tokens"], size="nano"))

@@ -1,31 +1,52 @@
+import copy
+import dataclasses
+import math
+from itertools import islice
+from pathlib import Path
+
+import jsonargparse
 import pytest
 import torch
 from tiny_runs import make_image_set, make_loop, make_tokenizer_objective, run, tokenizer_training
 
 from ctf.errors import InputError
-from ctf.tokenizer import VQTokenizer
-from ctf.training.config import OptimizerConfig
-from ctf.training.log import read_log
+from ctf.files import read_json_lines
+from ctf.tokenizer import LPIPS, TOKENIZER_PRESETS, VQTokenizer
+from ctf.training.batches import ImageBatches
+from ctf.training.checkpoint import checkpoint_path
+from ctf.training.config import LoopConfig, OptimizerConfig, TokenizerTraining
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def test_the_loss_goes_down_and_the_model_is_delivered(tmp_path):
+def test_the_loss_goes_down_and_the_model_is_saved(tmp_path):
     objective = make_tokenizer_objective(make_image_set(), tokenizer_training(discriminator_weight=0.0))
     run(objective, tmp_path, OptimizerConfig(learning_rate=2e-3), steps=30)
-    mse = [line["mse"] for line in read_log(tmp_path / "log.jsonl") if "mse" in line]
+    mse = [line["mse"] for line in read_json_lines(tmp_path / "log.jsonl") if "mse" in line]
     assert mse[-1] < 0.5 * mse[0]
-    delivered = VQTokenizer.load(tmp_path / "model.safetensors")
+    saved = VQTokenizer.load(tmp_path / "model.safetensors")
     images = torch.rand(1, 3, 32, 32)
-    assert torch.equal(delivered.encode(images), objective.module.eval().encode(images))
+    assert torch.equal(saved.encode(images), objective.module.eval().encode(images))
 
 
-def test_the_codebook_starts_once_on_unit_features_in_model_and_average(tmp_path):
+def test_the_codebook_starts_once_on_features_in_model_and_average():
     objective = make_tokenizer_objective(make_image_set(), tokenizer_training(warmup_without_codebook=1))
     average = make_tokenizer_objective(objective.images, objective.config).module
+    start = objective.module.quantizer.weight.clone()
     objective.before_step(average, 0)
-    assert objective.module.quantizer.weight.norm(dim=1).max() < 0.5
+    assert torch.equal(objective.module.quantizer.weight, start)
     objective.before_step(average, 1)
-    assert objective.module.quantizer.weight.norm(dim=1).min() > 0.5
+    assert not torch.equal(objective.module.quantizer.weight, start)
     assert torch.equal(average.quantizer.weight, objective.module.quantizer.weight)
+
+
+def test_without_kmeans_the_codebook_keeps_its_random_start():
+    config = tokenizer_training(warmup_without_codebook=0, kmeans_start=False)
+    objective = make_tokenizer_objective(make_image_set(), config)
+    start = objective.module.quantizer.weight.clone()
+    objective.before_step(None, 0)
+    assert torch.equal(objective.module.quantizer.weight, start)
+    torch.testing.assert_close(start.norm(dim=1), torch.ones(len(start)))
 
 
 def test_codewords_age_in_steps_whatever_the_accumulation(tmp_path):
@@ -35,18 +56,202 @@ def test_codewords_age_in_steps_whatever_the_accumulation(tmp_path):
         config = tokenizer_training(discriminator_weight=0.0, restart_after=1, loop=make_loop(**loop))
         objective = make_tokenizer_objective(make_image_set(), config)
         run(objective, tmp_path / str(accumulate), OptimizerConfig(learning_rate=0.0, final_learning_rate=0.0), **loop)
-        lines = read_log(tmp_path / str(accumulate) / "log.jsonl")
+        lines = read_json_lines(tmp_path / str(accumulate) / "log.jsonl")
         restarts.append(sum(line.get("restarts", 0) for line in lines))
     assert restarts[0] == restarts[1] > 0
 
 
-def test_settings_that_cannot_work():
+def test_resuming_with_crops_accumulation_and_a_discriminator_is_exact(tmp_path):
+    loop = {"accumulate": 2, "steps": 6, "checkpoint_every": 3, "keep_checkpoints": 9}
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, clip=0.1)
+    config = tokenizer_training(
+        random_crop=0.8, kmeans_start=False, warmup_without_codebook=0, optimizer=optimizer, loop=make_loop(**loop)
+    )
+    whole, resumed = (make_tokenizer_objective(make_image_set(), config) for _ in range(2))
+    run(whole, tmp_path / "whole", optimizer, **loop)
+    halfway = checkpoint_path(tmp_path / "resumed", 3)
+    halfway.parent.mkdir(parents=True)
+    halfway.write_bytes(checkpoint_path(tmp_path / "whole", 3).read_bytes())
+    run(resumed, tmp_path / "resumed", optimizer, resume=True, **loop)
+    for part in ("module", "discriminator"):
+        for p, q in zip(getattr(whole, part).parameters(), getattr(resumed, part).parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_training_sees_random_crops():
+    objective = make_tokenizer_objective(make_image_set(), tokenizer_training(random_crop=0.8))
+    (seen,) = next(objective.batches(4, 7, 0, 1, 3))
+    assert torch.equal(seen, ImageBatches(objective.images, 4, seed=7, crop=0.8)[3])
+
+
+# ------------------------------------------------------------------------------------------- the discriminator
+
+
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3, final_learning_rate=1e-3, warmup_steps=2, weight_decay=0.1, clip=7.0)
+PIECES = 2
+
+
+def adversarial_objective(**settings):
+    loop = make_loop(batch_size=8, accumulate=PIECES)
+    settings = {"warmup_without_codebook": 0, "discriminator_start": 0, "optimizer": OPTIMIZER, **settings}
+    return make_tokenizer_objective(make_image_set(), tokenizer_training(loop=loop, **settings))
+
+
+def pieces_of(objective, steps):
+    """The pieces of the batches of the first steps."""
+    return [batch.chunk(PIECES) for batch in islice(ImageBatches(objective.images, 8, 0).stream(0), steps)]
+
+
+def rate_by_hand(step, steps):
+    """Two steps of warm-up, then half a cosine."""
+    if step < 2:
+        return 3e-3 * (step + 1) / 2
+    return 1e-3 + 2e-3 * (1 + math.cos(math.pi * (step - 2) / (steps - 3))) / 2
+
+
+def test_the_discriminators_step_against_one_by_hand():
+    """AdamW with decay of matrices, the gradient of the mean over all pieces clipped, the rate of the schedule."""
+    objective = adversarial_objective()
+    assert objective.steps == 30
+    by_hand = copy.deepcopy(objective.discriminator)
+    moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in by_hand.parameters()}
+    norms = []
+    for step, pieces in enumerate(pieces_of(objective, 4)):
+        seen = []
+        for images in pieces:
+            with torch.no_grad():
+                seen.append((images, objective.module(images)[0]))
+            loss, _ = objective.loss(objective.module, (images,), step)
+            (loss / PIECES).backward()  # leaves gradients in the discriminator, which must not count
+        objective.after_step(None, step)
+
+        by_hand.zero_grad()
+        for images, decoded in seen:
+            hinge = torch.relu(1 - by_hand(images)).mean() + torch.relu(1 + by_hand(decoded)).mean()
+            (0.5 * 0.5 * hinge / PIECES).backward()  # the discriminator's weight and the hinge loss's half
+        norm = sum(p.grad.square().sum() for p in by_hand.parameters()).sqrt()
+        norms.append(float(norm))
+        rate = rate_by_hand(step, 30)
+        with torch.no_grad():
+            for p, (mean, square) in moments.items():
+                gradient = p.grad * min(1.0, 7.0 / norm)
+                mean.lerp_(gradient, 0.1)
+                square.lerp_(gradient.square(), 0.05)
+                update = (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8)
+                p.mul_(1 - rate * 0.1 if p.ndim >= 2 else 1.0).sub_(rate * update)
+    assert min(norms) < 7 < max(norms)  # some steps are clipped
+    for ours, theirs in zip(objective.discriminator.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_weight_of_the_adversarial_loss(adaptive):
+    objective = adversarial_objective(adaptive_weight=adaptive)
+    ((images, _),) = pieces_of(objective, 1)
+    objective.module.eval()  # no codeword ages
+    loss, values = objective.loss(objective.module, (images,), 0)
+
+    decoded, quantized = objective.module(images)
+    mse = (decoded - images).square().mean()
+    adversarial = -objective.discriminator(decoded).mean()
+    weight = 0.5
+    if adaptive:
+        last = objective.module.decoder.conv_out.weight
+        norms = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (mse, adversarial)]
+        weight = 0.5 * norms[0] / (norms[1] + 1e-4)
+    expected = mse + quantized.codebook_loss + 0.25 * quantized.commitment_loss + weight * adversarial
+    torch.testing.assert_close(loss, expected)
+    assert float(values["adversarial_weight"]) == pytest.approx(float(weight), rel=1e-5)
+
+
+def test_the_discriminator_begins_at_its_step():
+    """Counted from 1, as logs and LlamaGen count."""
+    objective = adversarial_objective(discriminator_start=2)
+    start = copy.deepcopy(objective.discriminator.state_dict())
+    for step, pieces in enumerate(pieces_of(objective, 2)):
+        values = [objective.loss(objective.module, (images,), step)[1] for images in pieces]
+        objective.after_step(None, step)
+        learned = any(
+            not torch.equal(tensor, start[name]) for name, tensor in objective.discriminator.state_dict().items()
+        )
+        assert learned == ("adversarial" in values[0]) == (step == 1)
+
+
+def test_lpips_follows_the_model_to_its_device(tmp_path):
+    LPIPS().save(tmp_path / "lpips.safetensors")
+    config = tokenizer_training(
+        discriminator_weight=0.0, perceptual_weight=1.0, perceptual_source=str(tmp_path / "lpips.safetensors")
+    )
+    objective = make_tokenizer_objective(make_image_set(), config)
+    objective.module.to("meta")
+    next(objective.batches(4, 0, 0, 1, 0))
+    assert {parameter.device.type for parameter in objective.perceptual.parameters()} == {"meta"}
+
+
+# ----------------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("name", ["vq16", "vq8"])
+def test_presets_are_llamagens_recipe(name):
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(TokenizerTraining)
+    values = parser.instantiate(parser.parse_args(["--config", str(CONFIGS / f"{name}.yaml")]))
+    config = TokenizerTraining(**{field.name: values[field.name] for field in dataclasses.fields(TokenizerTraining)})
+    assert config == TokenizerTraining(
+        out=f"runs/{name}",
+        images="imagenet",
+        split="train",
+        image_size=256,
+        flip=True,
+        random_crop=0.8,
+        model=TOKENIZER_PRESETS[name],
+        kmeans_start=False,
+        warmup_without_codebook=0,
+        codebook_weight=1.0,
+        commitment_weight=0.25,
+        restart_after=0,
+        discriminator_weight=0.5,
+        discriminator_start=20_000,
+        adaptive_weight=False,
+        perceptual_weight=1.0,
+        optimizer=OptimizerConfig(1e-4, 1e-4, warmup_steps=0, betas=(0.9, 0.95), weight_decay=0.0, clip=1.0),
+        loop=LoopConfig(batch_size=128, epochs=40, precision="bfloat16"),
+    )
+
+
+def test_settings_that_do_not_go_together():
     with pytest.raises(InputError, match="image_size 30 is not a multiple of the tokenizer's downsampling 8"):
         make_tokenizer_objective(make_image_set(size=30), tokenizer_training())
     with pytest.raises(InputError, match="perceptual_weight needs perceptual_source"):
         make_tokenizer_objective(make_image_set(), tokenizer_training(perceptual_weight=1.0))
     with pytest.raises(InputError, match="image_size 16 is too small for the discriminator"):
         make_tokenizer_objective(make_image_set(size=16), tokenizer_training())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("image_size", 0, "at least 1"),
+        ("warmup_without_codebook", -1, "at least 0"),
+        ("codebook_weight", -1.0, "at least 0"),
+        ("commitment_weight", math.nan, "at least 0"),
+        ("restart_after", -1, "at least 0"),
+        ("restart_until", 1.1, "from 0 to 1"),
+        ("restart_until", -0.1, "from 0 to 1"),
+        ("discriminator_weight", math.inf, "at least 0 and finite"),
+        ("discriminator_start", -1, "at least 0"),
+        ("perceptual_weight", -0.5, "at least 0"),
+        ("random_crop", 1.25, "0, or from 0.1 to 1"),
+        ("random_crop", 1e-9, "0, or from 0.1 to 1"),
+        ("random_crop", -0.8, "0, or from 0.1 to 1"),
+    ],
+)
+def test_settings_without_meaning(name, value, wanted):
+    with pytest.raises(InputError) as error:
+        TokenizerTraining(out="", **{name: value})
+    assert str(error.value).startswith(f"{name} is {value}: it must be {wanted}")
+    assert "\n" not in str(error.value)
 
 
 def test_a_sheet_passes_over_corrupt_images():

@@ -1,6 +1,7 @@
 """Training runs that take seconds, for the tests of this folder and the processes that they start."""
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.images.image_set import ImageSet
 from ctf.images.sources import Records
+from ctf.stages import new_stage
 from ctf.tokenizer.config import TokenizerConfig
 from ctf.tokens.writer import write_token_set
 from ctf.training.config import LoopConfig, OptimizerConfig, TokenizerTraining
@@ -26,10 +28,14 @@ def make_token_set(folder, images=16, codebook=None):
     return write_token_set(folder, tokens, labels, VOCABULARY, codebook=codebook)
 
 
-def make_token_objective(tokens, stage="baseline", dropout=0.0, class_dropout=0.0, **settings):
+def make_token_objective(tokens, name="baseline", held_out=None, tokenizer=None, **own):
+    """Train the paper's stage of this name; `own` are other arguments of `new_stage`."""
     torch.manual_seed(0)
-    settings = {"coarse_map": None if stage == "baseline" else COARSE_MAP, **settings}
-    return TokenObjective(stage, "nano", tokens, dropout=dropout, class_dropout=class_dropout, **settings)
+    task = {"baseline": {}, "coarse": {"predicts": COARSE_MAP}, "fine": {"given": COARSE_MAP}}[name]
+    task |= {"grid": tokens.grid, "num_classes": tokens.num_classes, "codebook_size": tokens.codebook_size}
+    task |= {"codebook": tokens.fingerprint_of_codebook, "dropout": 0.0, "class_dropout": 0.0, **own}
+    stage = new_stage("masked" if name == "fine" else "autoregressive", "nano", name=name, **task)
+    return TokenObjective(stage, tokens, held_out, tokenizer)
 
 
 def make_image_set(images=20, size=32, corrupt=()):
@@ -70,6 +76,13 @@ def tokenizer_training(**settings):
     return TokenizerTraining(out="", **{**defaults, **settings})
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a run folder keeps."""
+
+    loop: LoopConfig
+
+
 def make_loop(**settings):
     defaults = {"batch_size": 8, "steps": 6, "log_every": 1, "evaluate_every": 0, "checkpoint_every": 0}
     return LoopConfig(**{**defaults, "precision": "float32", "device": "cpu", **settings})
@@ -78,4 +91,4 @@ def make_loop(**settings):
 def run(objective, out, optimizer=None, **loop):
     """Train with `make_loop(**loop)`; returns the last evaluation."""
     loop = make_loop(**loop)
-    return train(objective, out, optimizer or OptimizerConfig(learning_rate=1e-3), loop, loop)
+    return train(objective, out, optimizer or OptimizerConfig(learning_rate=1e-3), loop, Settings(loop))

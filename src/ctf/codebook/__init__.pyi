@@ -1,11 +1,9 @@
 from .clustering import cluster_codebook as cluster_codebook
 from .coarse_map import CoarseMap as CoarseMap
 from .coarse_map import codebook_fingerprint as codebook_fingerprint
-from .load_codebook import bsq_codebook as bsq_codebook
-from .load_codebook import fsq_codebook as fsq_codebook
-from .load_codebook import lfq_codebook as lfq_codebook
-from .load_codebook import load_codebook as load_codebook
-from .statistics import Description as Description
+from .implicit import bsq_codebook as bsq_codebook
+from .implicit import fsq_codebook as fsq_codebook
+from .implicit import lfq_codebook as lfq_codebook
 from .statistics import describe as describe
 from .statistics import format_description as format_description
 from .statistics import within_cluster_distance as within_cluster_distance

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ctf.codebook.coarse_map import cluster_means
+
 ROUNDS = 16
 STEPS = (1024, 256, 64, 16, 4, 1)  # multiples of the final ε: large ones find the prices roughly, small ones exactly
 TOLERANCE = 3e-4  # stop when a round gains less than this part of the within-cluster variance
@@ -134,13 +136,6 @@ def two_best(queries: Tensor, keys: Tensor, bias: Tensor, rows: Tensor) -> tuple
         best.append(index)
         gap.append(cost.min(1).values - first)
     return torch.cat(best), torch.cat(gap)
-
-
-def cluster_means(points: Tensor, labels: Tensor) -> Tensor:
-    """(K, d), (K,) labels of M non-empty clusters → (M, d), summed in float64."""
-    sizes = labels.bincount()
-    sums = torch.zeros(len(sizes), points.shape[1], dtype=torch.float64).index_add_(0, labels, points.double())
-    return (sums / sizes[:, None]).to(points.dtype)
 
 
 def mean_squared_distance(points: Tensor, labels: Tensor) -> float:

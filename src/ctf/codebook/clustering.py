@@ -8,15 +8,22 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ctf.codebook.balanced import balanced_kmeans, cluster_means
-from ctf.codebook.coarse_map import CoarseMap, codebook_fingerprint
+from ctf.codebook.balanced import balanced_kmeans
+from ctf.codebook.coarse_map import CoarseMap, cluster_means, codebook_fingerprint
 from ctf.errors import InputError
 
 Method = Literal["kmeans", "balanced", "random"]
+ITERATIONS = 300  # of Lloyd's algorithm between two looks at whether it still gains
 
 
 @torch.no_grad()
-def cluster_codebook(codebook: Tensor, num_clusters: int = 512, method: Method = "kmeans", seed: int = 0) -> CoarseMap:
+def cluster_codebook(
+    codebook: Tensor,
+    num_clusters: int = 512,
+    method: Method = "kmeans",
+    seed: int = 0,
+    finer: CoarseMap | None = None,
+) -> CoarseMap:
     """Group K codewords into M clusters (paper, section 4.1, eq. 5).
 
     Clusters are numbered by their lowest token, so equal partitions are equal maps. The result depends on
@@ -30,6 +37,9 @@ def cluster_codebook(codebook: Tensor, num_clusters: int = 512, method: Method =
             cluster. "balanced" gives every cluster ⌊K/M⌋ or ⌈K/M⌉ codewords, as near to each other as that
             allows. "random" gives those sizes without looking at the codewords (section 5.5.2).
         seed: of all randomness, in [0, 2³²).
+        finer: for a hierarchy, a map of the same codebook whose clusters stay whole. They take the place of codewords
+            in what is said above: M is less than their number, they are compared by their mean codewords, and each
+            counts as often in k-means as it has codewords.
 
     Raises:
         InputError: an argument is outside of what is said above, or the codebook holds NaN or infinity.
@@ -38,26 +48,32 @@ def cluster_codebook(codebook: Tensor, num_clusters: int = 512, method: Method =
         raise InputError(f"a codebook is a real matrix (K, d), one codeword per row, not {tuple(codebook.shape)}")
     if method not in get_args(Method):
         raise InputError(f"unknown clustering method {method!r}: choose one of {', '.join(get_args(Method))}")
-    if not 1 <= num_clusters < len(codebook):
-        raise InputError(
-            f"{num_clusters} clusters of {len(codebook)} codewords: the number of clusters must be at least 1 "
-            "and less than that of codewords"
-        )
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed} is out of range: choose one in [0, 2^32)")
     codebook = codebook.detach().cpu().float()
     bad = int((~codebook.isfinite()).any(1).sum())
     if bad:
         raise InputError(f"{bad} of {len(codebook)} codewords hold NaN or infinity: use another checkpoint")
+    points, weights = codebook, None
+    if finer is not None:
+        finer.check_codebook(codebook)
+        points, weights = finer.means(codebook), finer.sizes
+    if not 1 <= num_clusters < len(points):
+        what = "codewords" if finer is None else "finer clusters"
+        raise InputError(
+            f"{num_clusters} clusters of {len(points)} {what}: the number of clusters must be at least 1 "
+            "and less than that"
+        )
 
     generator = torch.Generator().manual_seed(seed)
     if method == "random":
-        labels = torch.randperm(len(codebook), generator=generator) % num_clusters
+        labels = torch.randperm(len(points), generator=generator) % num_clusters
     else:
-        points = standardized(codebook)
-        labels = kmeans(points, num_clusters, seed)
+        points = standardized(points)
+        labels = kmeans(points, num_clusters, seed, weights)
         if method == "balanced":
             labels = balanced_kmeans(points, labels, generator)
+    labels = labels if finer is None else labels[finer.fine_to_coarse]
     return CoarseMap(by_first_member(labels), method, seed, codebook_fingerprint(codebook))
 
 
@@ -68,18 +84,28 @@ def standardized(codebook: Tensor) -> Tensor:
     return (points / (points.square().sum(1).mean().sqrt() or 1.0)).float()
 
 
-def kmeans(points: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """Lloyd's algorithm from k-means++ seeds: points (K, d) float32 → labels (K,) int64, no cluster empty."""
+def kmeans(points: Tensor, num_clusters: int, seed: int, weights: Tensor | None = None) -> Tensor:
+    """Lloyd's algorithm from k-means++ seeds until nothing changes.
+
+    Points (K, d) float32, of `weights` (K,) or equal ones → labels (K,) int64, no cluster empty.
+    """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    fit = KMeans(num_clusters, n_init=1, algorithm="lloyd", tol=0, random_state=seed)
+    settings = {"n_init": 1, "algorithm": "lloyd", "tol": 0, "max_iter": ITERATIONS, "random_state": seed}
+    data = points.numpy(), None, None if weights is None else weights.numpy()
     with warnings.catch_warnings(), threadpool_limits(1):
         # One thread: several would add up the centres in the order in which they finish.
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different codewords than clusters
-        labels = torch.from_numpy(fit.fit(points.numpy()).labels_).long()
-    return fill_empty(points, labels, num_clusters)
+        fit = KMeans(num_clusters, **settings).fit(*data)
+        last = fit
+        while last.n_iter_ == ITERATIONS:
+            last = KMeans(num_clusters, init=fit.cluster_centers_, **settings).fit(*data)
+            if last.inertia_ >= fit.inertia_:  # equal codewords can change places for ever
+                break
+            fit = last
+    return fill_empty(points, torch.from_numpy(fit.labels_).long(), num_clusters)
 
 
 def fill_empty(points: Tensor, labels: Tensor, num_clusters: int) -> Tensor:

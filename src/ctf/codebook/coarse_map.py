@@ -1,4 +1,4 @@
-"""CoarseMap: which cluster each token belongs to, eq. 5–7, as a value that is saved beside the models."""
+"""CoarseMap: which cluster each token belongs to, eq. 5–7, as a value that is saved with the models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ FORMAT = "1"
 class CoarseMap:
     """The mapping φ from K tokens to M coarse labels (paper, section 4.1), both counted from 0.
 
-    All tensors are on the CPU; the methods that take tokens work on the tokens' device.
+    All tensors are on the CPU; the methods that take tokens work on the tokens' device. Two maps are equal when
+    they map the tokens of one codebook equally, however they were made.
 
     Attributes:
         fine_to_coarse: (K,) int64, φ; every label in [0, M) occurs.
@@ -47,6 +48,15 @@ class CoarseMap:
         if int(labels.min()) < 0 or int(labels.max()) >= len(labels) or not bool(labels.bincount().all()):
             raise InputError("a coarse map's labels must be 0 … M − 1, each one used: number the clusters again")
         object.__setattr__(self, "fine_to_coarse", labels)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CoarseMap):
+            return NotImplemented
+        same_codebook = self.codebook_fingerprint == other.codebook_fingerprint
+        return same_codebook and torch.equal(self.fine_to_coarse, other.fine_to_coarse)
+
+    def __hash__(self) -> int:
+        return hash((self.codebook_fingerprint, self.fine_to_coarse.numpy().tobytes()))
 
     @property
     def num_fine(self) -> int:
@@ -81,13 +91,11 @@ class CoarseMap:
         return index
 
     @cached_property
-    def member_mask(self) -> Tensor:
-        """(M, S) bool, which entries of `member_table` are members; S is the size of the largest cluster."""
-        return torch.arange(int(self.sizes.max())) < self.sizes[:, None]
-
-    @cached_property
     def member_table(self) -> Tensor:
-        """(M, S) int64, the tokens of each cluster ascending, then its last token again as padding."""
+        """(M, S) int64, the tokens of each cluster ascending, then its last token again as padding.
+
+        S is the size of the largest cluster.
+        """
         offsets = torch.arange(int(self.sizes.max())).minimum(self.sizes[:, None] - 1)  # (M, S)
         return self.order[self.starts[:, None] + offsets]
 
@@ -101,6 +109,10 @@ class CoarseMap:
             raise InputError(f"cluster {m}: this coarse map has the clusters 0 … {self.num_coarse - 1}")
         return self.order[self.starts[m] : self.starts[m] + self.sizes[m]]
 
+    def means(self, codebook: Tensor) -> Tensor:
+        """The mean codeword of each cluster: codebook (K, d) → (M, d), of its dtype and on its device."""
+        return cluster_means(codebook.detach().cpu(), self.fine_to_coarse).to(codebook.device)
+
     def to_coarse(self, tokens: Tensor) -> Tensor:
         """φ(tokens), eq. 7: integers of any shape in [0, K) → int64 of the same shape, in [0, M).
 
@@ -110,7 +122,7 @@ class CoarseMap:
         return self.fine_to_coarse.to(tokens.device)[self._checked(tokens)]
 
     def swap_within_cluster(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        """Replace each token by a uniformly random one of its cluster, itself included (Fig. 1b).
+        """Replace each token by a uniformly random other one of its cluster (Fig. 1b); one that is alone stays.
 
         Integers of any shape in [0, K) → int64 of the same shape. The result depends on the tokens and the
         generator's state only.
@@ -118,12 +130,28 @@ class CoarseMap:
         Raises:
             InputError: a token is out of range, or the tokens are not integers.
         """
-        coarse = self.to_coarse(tokens)
+        tokens = self._checked(tokens)
         device = tokens.device
-        # In float64, u < 1 gives ⌊u · size⌋ < size for every size, and no member is favoured measurably.
+        coarse = self.fine_to_coarse.to(device)[tokens]
+        sizes = self.sizes.to(device)[coarse]
+        # In float64, u < 1 gives ⌊u · n⌋ < n for every n, and no member is favoured measurably.
         u = torch.rand(tokens.shape, generator=generator, device=generator.device, dtype=torch.float64).to(device)
-        offset = (u * self.sizes.to(device)[coarse]).long()
+        step = 1 + (u * (sizes - 1)).long()  # 1 … size − 1 places further, counted in a circle
+        offset = (self.index_in_cluster.to(device)[tokens] + step) % sizes
         return self.order.to(device)[self.starts.to(device)[coarse] + offset]
+
+    def coarsened_by(self, other: CoarseMap) -> CoarseMap | None:
+        """The map ψ from this map's M labels to the coarser ones of `other`, so that φ_other = ψ ∘ φ_self.
+
+        None where there is none: a cluster of this map lies in several of `other`'s, or `other` maps the tokens of
+        another codebook. ψ has `other`'s method, seed and fingerprint.
+        """
+        if (self.num_fine, self.codebook_fingerprint) != (other.num_fine, other.codebook_fingerprint):
+            return None
+        coarser = other.fine_to_coarse[self.order[self.starts]]  # (M,): where each cluster's first token lies
+        if not torch.equal(coarser[self.fine_to_coarse], other.fine_to_coarse):
+            return None
+        return CoarseMap(coarser, other.method, other.seed, other.codebook_fingerprint)
 
     def check_codebook(self, codebook: Tensor) -> None:
         """Refuse a codebook (K, d) other than the one that was clustered.
@@ -131,17 +159,14 @@ class CoarseMap:
         Raises:
             InputError: its size or its fingerprint differs.
         """
-        if len(codebook) != self.num_fine:
-            raise InputError(
-                f"this coarse map was made for {self.num_fine} codewords, this codebook has {len(codebook)}: "
-                "cluster this codebook with `ctf cluster`"
-            )
         found = codebook_fingerprint(codebook)
-        if found != self.codebook_fingerprint:
-            raise InputError(
-                f"this coarse map was made for another codebook (fingerprint {self.codebook_fingerprint}, "
-                f"this one has {found}): cluster this codebook with `ctf cluster`"
-            )
+        if len(codebook) != self.num_fine:
+            problem = f"for {self.num_fine} codewords, this codebook has {len(codebook)}"
+        elif found != self.codebook_fingerprint:
+            problem = f"for another codebook (fingerprint {self.codebook_fingerprint}, this one has {found})"
+        else:
+            return
+        raise InputError(f"this coarse map was made {problem}: cluster this codebook with `ctf cluster`")
 
     def save(self, path: str | Path) -> None:
         """Write the map to one safetensors file; labels take the smallest signed integer type."""
@@ -166,13 +191,10 @@ class CoarseMap:
         """
         tensors, metadata = load_tensors(path)
         if metadata.get("ctf") != "coarse_map" or "fine_to_coarse" not in tensors:
-            raise InputError(
-                f"{path} is not a coarse map (it says {metadata.get('ctf', 'nothing')!r}): make one with `ctf cluster`"
-            )
-        if metadata.get("format") != FORMAT:
-            raise InputError(
-                f"{path} has format {metadata.get('format')}, this version reads format {FORMAT}: update ctf"
-            )
+            says = metadata.get("ctf", "nothing")
+            raise InputError(f"{path} is not a coarse map (it says {says!r}): make one with `ctf cluster`")
+        if (version := metadata.get("format")) != FORMAT:
+            raise InputError(f"{path} has format {version}, this version reads format {FORMAT}: update ctf")
         try:
             coarse_map = cls(
                 tensors["fine_to_coarse"], metadata["method"], int(metadata["seed"]), metadata["codebook_fingerprint"]
@@ -183,7 +205,7 @@ class CoarseMap:
                 coarse_map.check_codebook(codebook)
         except KeyError as error:
             raise InputError(f"{path}: the coarse map lacks {error}: make it again with `ctf cluster`") from None
-        except (InputError, ValueError) as error:
+        except (InputError, ValueError, TypeError) as error:
             raise InputError(f"{path}: {error}") from None
         return coarse_map
 
@@ -197,6 +219,13 @@ class CoarseMap:
                 f"tokens range from {int(tokens.min())} to {int(tokens.max())}, this coarse map has {self.num_fine}"
             )
         return tokens
+
+
+def cluster_means(points: Tensor, labels: Tensor) -> Tensor:
+    """(K, d), (K,) labels of M non-empty clusters → (M, d), summed in float64."""
+    sizes = labels.bincount()
+    sums = torch.zeros(len(sizes), points.shape[1], dtype=torch.float64).index_add_(0, labels, points.double())
+    return (sums / sizes[:, None]).to(points.dtype)
 
 
 def codebook_fingerprint(codebook: Tensor) -> str:

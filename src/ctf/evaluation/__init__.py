@@ -1,4 +1,4 @@
-"""What a tokenizer, a model and a set of samples are worth."""
+"""Likelihood of held-out tokens, and metrics of samples and reconstructions."""
 
 import lazy_loader
 

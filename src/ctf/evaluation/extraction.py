@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from ctf.evaluation.features import FeatureExtractor
 from ctf.evaluation.statistics import FeatureStatistics
+from ctf.files import load_tensors, save_tensors
 from ctf.progress import progress_bar
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an extractor sees of a set of n images, m of them kept.
+    """The features of a set of n images, m of them kept.
 
     Attributes:
         statistics: mean and covariance of the features of all n.
@@ -26,7 +29,28 @@ class Extracted:
     statistics: FeatureStatistics
     spatial: FeatureStatistics | None
     features: np.ndarray
-    probabilities: np.ndarray | None
+    probabilities: np.ndarray | None = None
+
+    def save(self, path: Path) -> None:
+        """Write all but the probabilities, atomically."""
+        arrays = {"features": self.features}
+        for name, statistics in ("pool", self.statistics), ("spatial", self.spatial):
+            if statistics is not None:
+                arrays |= {f"{name}_mean": statistics.mean, f"{name}_covariance": statistics.covariance}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        save_tensors(path, tensors, {"ctf": "reference", "count": str(self.statistics.count)})
+
+    @classmethod
+    def load(cls, path: Path) -> Extracted:
+        """Read what `save` wrote. Raises InputError if it is damaged."""
+        tensors, metadata = load_tensors(path)
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+
+        def statistics(name: str) -> FeatureStatistics:
+            moments = arrays[f"{name}_mean"], arrays[f"{name}_covariance"]
+            return FeatureStatistics.from_moments(*moments, int(metadata["count"]))
+
+        return cls(statistics("pool"), statistics("spatial") if "spatial_mean" in arrays else None, arrays["features"])
 
 
 def extract(

@@ -1,4 +1,4 @@
-"""The evaluation protocol: a set of samples against a reference, with everything that decides the figures."""
+"""The evaluation protocol: a set of samples against a reference, with everything that decides the metrics."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from ctf.errors import InputError
 from ctf.evaluation.extraction import extract
 from ctf.evaluation.features import FeatureExtractor
-from ctf.evaluation.manifest import versions
 from ctf.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from ctf.evaluation.reference import Reference
-from ctf.evaluation.sample_set import SampleSet
+from ctf.samples.manifest import versions
+from ctf.samples.sample_set import SampleSet
 
 NEIGHBOURS = 3
 SCORE_SPLIT = 5_000
@@ -21,21 +21,21 @@ SCORE_SPLIT = 5_000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, and what they depend on. All of it is plain JSON.
+    """Metrics, and what they depend on. All of it is plain JSON.
 
     Attributes:
-        figures: title → value. "FID", "sFID", "IS", "KID", "precision" and "recall" are Inception's alone; those of
+        metrics: title → value. "FID", "sFID", "IS", "KID", "precision" and "recall" are Inception's alone; those of
             other features have them in their title.
         features: name and fingerprint of the extractor, number of features.
         samples: source, count, image_size, and the manifest or None, without which nobody can make them again.
-        reference: source, count, image_size, fingerprint, origin, and whether it was cached.
+        reference: source, count, image_size, fingerprint, origin, resize and cached, as in `Reference`.
         settings: neighbours of precision and recall, reference images they used, splits of the score.
-        warnings: what a reader of the figures should know.
+        warnings: what a reader of the metrics should know.
         versions: of what computed them.
         command: that was typed, if one was.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     features: dict[str, Any]
     samples: dict[str, Any]
     reference: dict[str, Any]
@@ -74,44 +74,44 @@ def evaluate_samples(
     nearest neighbours and at most 10,000 reference images. The kernel distance uses the features of these two.
 
     Args:
-        samples: what to evaluate.
-        reference: of the same extractor.
-        extractor: computes the features.
-        source: where the samples came from.
+        samples, reference, extractor: what to compare, with a reference that was opened with the same extractor.
+        source, command: where the samples came from, and what was typed, for the report.
         batch_size: images at a time.
         progress: show a progress bar.
-        command: that was typed.
 
     Raises:
         InputError: see `check_samples`; or samples and reference differ in size or features.
     """
     check_samples(samples, source)
     reference.check(samples.image_size, extractor)
+    known = reference.extracted
     seen = extract(extractor, samples.batches(batch_size), samples.count, name="samples", progress=progress)
-    settings: dict[str, Any] = {"neighbours": NEIGHBOURS, "precision_reference_images": len(reference.features)}
-    figures, notes = {}, []
+    settings: dict[str, Any] = {"neighbours": NEIGHBOURS, "precision_reference_images": len(known.features)}
+    metrics, notes = {}, []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figures[extractor.distance] = frechet_distance(reference.statistics, seen.statistics)
-        if seen.spatial is not None and reference.spatial_statistics is not None:
-            name = title(extractor, "sFID", "spatial Fréchet distance")
-            figures[name] = frechet_distance(reference.spatial_statistics, seen.spatial)
+        metrics[extractor.distance] = frechet_distance(known.statistics, seen.statistics)
+        if seen.spatial is not None and known.spatial is not None:
+            metrics[title(extractor, "sFID", "spatial Fréchet distance")] = frechet_distance(
+                known.spatial, seen.spatial
+            )
     notes += [str(warning.message) for warning in caught]
     if seen.probabilities is not None:
-        figures[title(extractor, "IS", "classifier score")] = inception_score(seen.probabilities, SCORE_SPLIT)
+        metrics[title(extractor, "IS", "classifier score")] = inception_score(seen.probabilities, SCORE_SPLIT)
         settings["score_splits"] = _splits(samples.count)
-    if min(len(reference.features), samples.count) > NEIGHBOURS:
-        precision, recall = precision_recall(reference.features, seen.features, NEIGHBOURS)
-        figures |= {title(extractor, "precision"): precision, title(extractor, "recall"): recall}
+    if min(len(known.features), samples.count) > NEIGHBOURS:
+        precision, recall = precision_recall(known.features, seen.features, NEIGHBOURS)
+        metrics |= {title(extractor, "precision"): precision, title(extractor, "recall"): recall}
     else:
         notes.append(f"precision and recall need more than {NEIGHBOURS} images on either side")
-    figures[title(extractor, "KID", "kernel distance")] = kernel_distance(reference.features, seen.features)
+    metrics[title(extractor, "KID", "kernel distance")] = kernel_distance(known.features, seen.features)
     if samples.manifest is None:
         notes.append("the samples have no manifest, so nobody can make them again")
     if reference.note:
         notes.append(reference.note)
+    facts = ("source", "count", "image_size", "fingerprint", "origin", "resize", "cached")
     return Evaluation(
-        figures,
+        metrics,
         {"name": extractor.name, "fingerprint": extractor.fingerprint, "dimensions": seen.features.shape[1]},
         {
             "source": source,
@@ -119,15 +119,7 @@ def evaluate_samples(
             "image_size": list(samples.image_size),
             "manifest": None if samples.manifest is None else asdict(samples.manifest),
         },
-        {
-            "source": reference.source,
-            "count": reference.count,
-            "image_size": list(reference.image_size),
-            "fingerprint": reference.fingerprint,
-            "origin": reference.origin,
-            "resize": reference.resize,
-            "cached": reference.cached,
-        },
+        {name: getattr(reference, name) for name in facts} | {"image_size": list(reference.image_size)},
         settings,
         notes,
         versions(),
@@ -136,7 +128,7 @@ def evaluate_samples(
 
 
 def title(extractor: FeatureExtractor, inception: str, other: str | None = None) -> str:
-    """What to call a figure: the field's name if the features are Inception's, else one that names the features."""
+    """What to call a metric: the field's name if the features are Inception's, else one that names the features."""
     if extractor.name == "inception":
         return inception
     return f"{other or inception}, {Path(extractor.name).name} features"

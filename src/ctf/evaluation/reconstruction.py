@@ -11,12 +11,12 @@ from ctf.evaluation.statistics import FeatureStatistics
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
 from ctf.progress import progress_bar
-from ctf.tokenizer.vq_tokenizer import VQTokenizer
+from ctf.tokenizer import Tokenizer
 
 
 @torch.inference_mode()
 def reconstruction_distance(
-    tokenizer: VQTokenizer, images: ImageSet, extractor: FeatureExtractor, batch_size: int = 64, progress: bool = True
+    tokenizer: Tokenizer, images: ImageSet, extractor: FeatureExtractor, batch_size: int = 64, progress: bool = True
 ) -> dict[str, float]:
     """Encode and decode every image, in 8 bits as a viewer sees it, and compare all features before and after.
 
@@ -31,7 +31,7 @@ def reconstruction_distance(
     with progress_bar(len(images), "reconstruct", "image", hidden=not progress) as bar:
         for _, batch, _ in images.batches(batch_size):
             tokens = tokenizer.encode(to_tensor(batch).to(device))
-            grid = tuple(side // tokenizer.config.downsampling for side in batch.shape[1:3])
+            grid = tokenizer.grid_of(batch.shape[1:3])
             features: list[np.ndarray] = [
                 extractor(each).pool for each in (batch, to_bytes(tokenizer.decode(tokens, grid)))
             ]

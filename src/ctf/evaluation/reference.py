@@ -1,21 +1,25 @@
-"""What samples are compared with: reference statistics of an extractor, computed once and kept."""
+"""Reference images of any layout, and their features: computed once and kept in a cache."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ctf.errors import InputError
 from ctf.evaluation.extraction import Extracted, extract
 from ctf.evaluation.features import FeatureExtractor
-from ctf.evaluation.reference_images import open_reference_images
 from ctf.evaluation.statistics import FeatureStatistics
-from ctf.files import load_tensors, save_tensors
+from ctf.images.image_set import open_images
+from ctf.progress import progress_bar
+from ctf.samples.manifest import manifest_path
+from ctf.samples.sample_set import SampleSet
 
 #: Reference images of precision and recall; ADM's reference batches hold as many.
 PRECISION_IMAGES = 10_000
@@ -23,35 +27,31 @@ PRECISION_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference set as one extractor sees it.
+    """A reference set and its features in one extractor.
 
     Attributes:
-        statistics: mean and covariance of the features.
-        spatial_statistics: of the spatial features, where the extractor has any.
-        features: float32 (m, d) for precision, recall and the kernel distance, m ≤ 10,000: spread evenly over the
-            set, because a folder is sorted by class.
-        count: images in `source`; moments from a file may be those of a larger set.
+        extracted: statistics of all images, and the features of at most 10,000 for precision, recall and the kernel
+            distance: spread evenly over the set, because a folder is sorted by class.
+        extractor: fingerprint of what computed the features.
+        source: where the images came from.
+        count: readable images in `source`; moments from a file may be those of a larger set.
         image_size: (height, width) in pixels.
-        source: where it came from.
         fingerprint: 16 hexadecimal digits of the pixels, and of the moments that came with them.
         origin: "moments from file" or "computed".
-        cached: whether the features were read from the cache.
-        extractor: fingerprint of what computed the features.
         resize: what was done to the images, "ADM's centre crop"; None if they are as they were stored.
+        cached: whether the features were read from the cache.
         note: names the images that were left out as unreadable; "" if none.
     """
 
-    statistics: FeatureStatistics
-    spatial_statistics: FeatureStatistics | None
-    features: np.ndarray
+    extracted: Extracted
+    extractor: str
+    source: str
     count: int
     image_size: tuple[int, int]
-    source: str
     fingerprint: str
     origin: str
-    cached: bool
-    extractor: str
     resize: str | None
+    cached: bool
     note: str
 
     def check(self, image_size: tuple[int, int], extractor: FeatureExtractor) -> None:
@@ -79,44 +79,60 @@ def open_reference(
             they are, for the "inception" extractor, whose moments they hold), a set of samples, or anything that
             `open_images` takes.
         extractor: computes the features.
-        split: which part of the images.
         image_size: (height, width) of what will be compared. Images are cropped to it; stored sets must have it.
-        batch_size: images at a time.
-        cache: folder for computed features; $CTF_CACHE or ~/.cache/ctf without it.
+        split, batch_size, cache: the options of `ctf evaluate samples`.
         progress: show progress bars.
 
     Raises:
-        InputError: nothing there, unreadable, or of another size.
+        InputError: nothing there, unreadable, of another size, or a split of a source that has none.
     """
-    images = open_reference_images(source, split, image_size)
+    images: SampleSet
+    if stored := source.endswith(".npz") or manifest_path(source).exists():
+        if split is not None:
+            raise InputError(f"{source} has no splits: leave out split {split!r}")
+        images = SampleSet.open(source)
+    else:
+        images = CroppedImages(source, split, image_size[0] if image_size else 64)
     if image_size:
-        _check_size(source, images.size, image_size)
-    fingerprint = images.fingerprint(batch_size, progress)
-    path = _cache_folder(cache) / f"{_digest(extractor.name, extractor.fingerprint, fingerprint)}.safetensors"
+        _check_size(source, images.image_size, image_size)
+    fingerprint = _pixel_fingerprint(images, batch_size, progress)
+    folder = Path(cache or os.environ.get("CTF_CACHE") or Path.home() / ".cache" / "ctf") / "references"
+    path = folder / f"{_digest(extractor.name, extractor.fingerprint, fingerprint)}.safetensors"
     cached = path.exists()
     if not cached:
         batches = images.batches(batch_size)
-        _save(path, extract(extractor, batches, images.count, PRECISION_IMAGES, "reference", progress))
-    statistics, spatial, features, count = _load(path)
-    origin = "computed"
-    if extractor.name == "inception" and (moments := _moments(source)):
-        statistics, spatial, digest = moments
+        extract(extractor, batches, images.count, PRECISION_IMAGES, "reference", progress).save(path)
+    extracted = Extracted.load(path)
+    count, origin = extracted.statistics.count, "computed"
+    assert count is not None
+    if extractor.name == "inception" and source.endswith(".npz") and (moments := _moments(source)):
+        pool, spatial, digest = moments
+        extracted = replace(extracted, statistics=pool, spatial=spatial)
         fingerprint, origin = _digest(fingerprint, digest), "moments from file"
-    place = source if split is None else f"{source}, split {split}"
     return Reference(
-        statistics,
-        spatial,
-        features,
+        extracted,
+        extractor.fingerprint,
+        source if split is None else f"{source}, split {split}",
         count,
-        images.size,
-        place,
+        images.image_size,
         fingerprint,
         origin,
+        None if stored else "ADM's centre crop",
         cached,
-        extractor.fingerprint,
-        images.resize,
-        images.note(),
+        images.report_skipped() if isinstance(images, CroppedImages) else "",
     )
+
+
+class CroppedImages(SampleSet):
+    """Images of any layout, cropped to `side` × `side` pixels; unreadable ones are counted but left out."""
+
+    def __init__(self, source: str, split: str | None, side: int) -> None:
+        self._images = open_images(source, split, side)
+        self.count, self.image_size = len(self._images), (side, side)
+        self.report_skipped = self._images.report_skipped
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        return (batch for _, batch, _ in self._images.batches(batch_size))
 
 
 def _check_size(source: str, reference: tuple[int, int], samples: tuple[int, int]) -> None:
@@ -127,17 +143,28 @@ def _check_size(source: str, reference: tuple[int, int], samples: tuple[int, int
         )
 
 
+def _pixel_fingerprint(images: SampleSet, batch_size: int, progress: bool) -> str:
+    """16 hexadecimal digits of size and pixels: the same for the same images in a folder and in an .npz."""
+    digest = hashlib.sha256(repr(images.image_size).encode())
+    with progress_bar(images.count, "fingerprint of the reference", "image", hidden=not progress) as bar:
+        for batch in images.batches(batch_size):
+            digest.update(np.ascontiguousarray(batch).data)
+            bar.update(len(batch))
+    return digest.hexdigest()[:16]
+
+
 def _moments(source: str) -> tuple[FeatureStatistics, FeatureStatistics | None, str] | None:
     """The moments in an ADM batch, and a digest of them; None where there are none."""
-    if not source.endswith(".npz"):
-        return None
-    with np.load(source) as file:
-        names = [pair for pair in (("mu", "sigma"), ("mu_s", "sigma_s")) if {*pair} <= {*file.files}]
-        pairs = [(file[mean], file[covariance]) for mean, covariance in names]
-    if ("mu", "sigma") not in names:
-        return None
+    try:
+        with np.load(source) as file:
+            names = [pair for pair in (("mu", "sigma"), ("mu_s", "sigma_s")) if {*pair} <= {*file.files}]
+            pairs = [(file[mean], file[covariance]) for mean, covariance in names]
+        if ("mu", "sigma") not in names:
+            return None
+        pool, *spatial = (FeatureStatistics.from_moments(*pair) for pair in pairs)
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"the moments in {source} cannot be read ({error}): copy or write it again") from None
     digest = _digest(*(array.tobytes() for pair in pairs for array in pair))
-    pool, *spatial = (FeatureStatistics.from_moments(*pair) for pair in pairs)
     return pool, spatial[0] if spatial else None, digest
 
 
@@ -146,28 +173,3 @@ def _digest(*parts: str | bytes) -> str:
     for part in parts:
         digest.update(part.encode() + b"\0" if isinstance(part, str) else part)
     return digest.hexdigest()[:16]
-
-
-def _cache_folder(given: str | Path | None) -> Path:
-    return Path(given or os.environ.get("CTF_CACHE") or Path.home() / ".cache" / "ctf") / "references"
-
-
-def _save(path: Path, extracted: Extracted) -> None:
-    arrays = {"features": extracted.features}
-    for name, statistics in ("pool", extracted.statistics), ("spatial", extracted.spatial):
-        if statistics is not None:
-            arrays |= {f"{name}_mean": statistics.mean, f"{name}_covariance": statistics.covariance}
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    save_tensors(path, tensors, {"ctf": "reference", "count": str(extracted.statistics.count)})
-
-
-def _load(path: Path) -> tuple[FeatureStatistics, FeatureStatistics | None, np.ndarray, int]:
-    tensors, metadata = load_tensors(path)
-    count = int(metadata["count"])
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-
-    def statistics(name: str) -> FeatureStatistics:
-        return FeatureStatistics.from_moments(arrays[f"{name}_mean"], arrays[f"{name}_covariance"], count)
-
-    spatial = statistics("spatial") if "spatial_mean" in arrays else None
-    return statistics("pool"), spatial, arrays["features"], count

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ctf.evaluation.protocol import Evaluation
-from ctf.evaluation.table_plot import plot_comparison
-from ctf.files import read_json, write_json, write_text
+from ctf.files import atomic_path, read_json, write_json, write_text
 
 PUBLISHED = Path(__file__).parent.parent / "assets" / "imagenet256_published.json"
 HEADER = ["type", "model", "parameters", "FID ↓", "IS ↑", "precision ↑", "recall ↑"]
-FIGURES = {"FID": ".2f", "IS": ".1f", "precision": ".2f", "recall": ".2f"}
+METRICS = {"FID": ".2f", "IS": ".1f", "precision": ".2f", "recall": ".2f"}
+
+RUN = "this run"
+COLORS = {"GAN": "#8a8a8a", "Diffusion": "#7a5aa6", "Masked": "#4f8f5f", "VAR": "#b08a2e", "AR": "#2f6f8f"}
+COLORS |= {"AR + CTF": "#b5533c", RUN: "#000000"}
+PANELS = {"FID": "FID ↓, logarithmic", "IS": "Inception Score ↑"}
 
 
 def published() -> dict[str, Any]:
@@ -28,60 +32,46 @@ def differences(evaluation: Evaluation) -> list[str]:
     if evaluation.features["name"] != "inception":
         found.append(f"The features are {Path(evaluation.features['name']).name}; the published ones are Inception's.")
     if count != 50_000:
-        found.append(f"{count:,} samples; the published figures are of 50,000.")
+        found.append(f"{count:,} samples; the published metrics are of 50,000.")
     if size != [256, 256]:
-        found.append(f"{size[0]} × {size[1]} pixels; the published figures are of 256 × 256.")
+        found.append(f"{size[0]} × {size[1]} pixels; the published metrics are of 256 × 256.")
     if reference["origin"] != "moments from file":
         found.append(
-            f"The reference is {reference['source']}; the published figures use ADM's ImageNet batch and its moments."
+            f"The reference is {reference['source']}; the published metrics use ADM's ImageNet batch and its moments."
         )
     return found
 
 
 def write_comparison(out: str | Path, evaluation: Evaluation) -> str:
     """Write result.json, table.txt, table.md and plot.png into the folder `out`; returns the text of table.txt."""
-    out, table, reasons = Path(out), published(), differences(evaluation)
-    comparison = {"comparable": not reasons, "differences": reasons, "published": table}
-    write_json(out / "result.json", {**asdict(evaluation), "comparison": comparison})
-    text = comparison_text(evaluation)
+    out, reasons = Path(out), differences(evaluation)
+    verdict = {"comparable": not reasons, "differences": reasons, "published": published()}
+    write_json(out / "result.json", {**asdict(evaluation), "comparison": verdict})
+    text = comparison(evaluation)
     write_text(out / "table.txt", text)
-    write_text(out / "table.md", comparison_markdown(evaluation))
-    plot_comparison(out / "plot.png", table["rows"], run_name(evaluation), evaluation.figures, reasons)
+    write_text(out / "table.md", comparison(evaluation, markdown=True))
+    plot_comparison(out / "plot.png", evaluation)
     return text
 
 
-def comparison_text(evaluation: Evaluation) -> str:
-    """Figures, what they were compared with, and the table, in aligned columns."""
-    return _page(evaluation, _aligned, heading="{}")
-
-
-def comparison_markdown(evaluation: Evaluation) -> str:
-    """The same as Markdown."""
-    return _page(evaluation, _pipes, heading="## {}")
-
-
-def run_name(evaluation: Evaluation) -> str:
-    """What to call the run: the source of its samples."""
-    return evaluation.samples["source"]
-
-
-def _page(evaluation: Evaluation, layout: Callable[[list[list[str]]], str], heading: str) -> str:
-    reasons, table = differences(evaluation), published()
-    rows = [_published_row(row) for row in table["rows"]]
+def comparison(evaluation: Evaluation, markdown: bool = False) -> str:
+    """Metrics, what they were compared with, and the table, in aligned columns or as Markdown."""
+    layout, heading = (_pipes, "## {}") if markdown else (_aligned, "{}")
+    reasons, table, name = differences(evaluation), published(), evaluation.samples["source"]
+    rows = [[row["type"], _model(row), _size(row) or "-", *_formatted(row)] for row in table["rows"]]
     if reasons:
-        verdict = ["Not comparable with the published figures below:", *reasons]
+        verdict = "\n".join(["Not comparable with the published metrics below:", _bullets(reasons)])
     else:
-        rows.append(["this run", run_name(evaluation), "-", *_formatted(evaluation.figures)])
-        verdict = [
-            "Comparable with the published figures below, if the reference is ADM's ImageNet 256 × 256 batch and the "
+        rows.append([RUN, name, "-", *_formatted(evaluation.metrics)])
+        verdict = (
+            "Comparable with the published metrics below, if the reference is ADM's ImageNet 256 × 256 batch and the "
             "weights are the published ones; their fingerprints are above."
-        ]
-    figures = [["figure", "value"], *([name, f"{value:.5g}"] for name, value in evaluation.figures.items())]
+        )
     parts = [
-        heading.format(run_name(evaluation)),
-        layout(figures),
+        heading.format(name),
+        layout([["metric", "value"], *([title, f"{value:.5g}"] for title, value in evaluation.metrics.items())]),
         _bullets(_facts(evaluation)),
-        "\n".join([verdict[0], _bullets(verdict[1:])] if reasons else verdict),
+        verdict,
         heading.format(table["title"]),
         layout([HEADER, *rows]),
         _bullets([f"Source: {table['source']}.", *table["notes"]]),
@@ -109,15 +99,18 @@ def _facts(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _published_row(row: dict[str, Any]) -> list[str]:
-    millions = row["parameters_millions"]
-    size = "-" if millions is None else f"{millions / 1000:.1f}B" if millions >= 1000 else f"{millions}M"
-    model = f"{row['model']} †" if row["trained_at"] != 256 else row["model"]
-    return [row["type"], model, size, *_formatted(row)]
+def _model(row: dict[str, Any]) -> str:
+    return f"{row['model']} †" if row["trained_at"] != 256 else row["model"]
 
 
-def _formatted(figures: dict[str, Any]) -> list[str]:
-    return ["-" if (value := figures.get(name)) is None else format(value, style) for name, style in FIGURES.items()]
+def _size(row: dict[str, Any]) -> str:
+    """Parameters of a row, "" if it has none."""
+    millions = row.get("parameters_millions")
+    return "" if millions is None else f"{millions / 1000:.1f}B" if millions >= 1000 else f"{millions}M"
+
+
+def _formatted(metrics: dict[str, Any]) -> list[str]:
+    return ["-" if (value := metrics.get(name)) is None else format(value, style) for name, style in METRICS.items()]
 
 
 def _pixels(facts: dict[str, Any]) -> str:
@@ -145,3 +138,58 @@ def _aligned(rows: list[list[str]]) -> str:
 def _pipes(rows: list[list[str]]) -> str:
     header, *body = rows
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *body])
+
+
+def plot_comparison(path: str | Path, evaluation: Evaluation) -> None:
+    """A PNG with a line per published model, FID and IS beside one another.
+
+    The run stands among them; if it is not comparable, below them, with its own metrics and the reasons.
+    """
+    from matplotlib.figure import Figure
+
+    reasons, source = differences(evaluation), evaluation.samples["source"]
+    name = source if len(source) <= 32 else f"…{source[-31:]}"
+    rows = [r | {"type": "AR + CTF"} if r["model"].endswith("+ CTF") else r for r in published()["rows"]]
+    if not reasons:
+        rows.append({"type": RUN, "model": name, "trained_at": 256, **evaluation.metrics})
+    colors = [COLORS[row["type"]] for row in rows]
+    figure = Figure(figsize=(10, 9 + (2 if reasons else 0)), layout="constrained")
+    heights = {"height_ratios": [9, 2]} if reasons else {}
+    grid = figure.add_gridspec(2 if reasons else 1, 2, **heights)
+    first = figure.add_subplot(grid[0, 0])
+    panels = [first, figure.add_subplot(grid[0, 1], sharey=first)]
+    for axes, (column, label) in zip(panels, PANELS.items(), strict=True):
+        values = [row[column] for row in rows]
+        axes.hlines(range(len(rows)), 1, values, colors=colors, alpha=0.35, linewidth=2)
+        axes.scatter(values, range(len(rows)), c=colors, s=30, zorder=3)
+        for place, (value, color) in enumerate(zip(values, colors, strict=True)):
+            text = format(value, METRICS[column])
+            axes.annotate(text, (value, place), (6, 0), textcoords="offset points", va="center", color=color)
+        axes.set_title(label, loc="left")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0, labelleft=axes is first)
+    distances = [row["FID"] for row in rows]
+    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100]
+    first.set_xscale("log")
+    first.set_xticks(ticks, [format(tick, "g") for tick in ticks])
+    first.minorticks_off()
+    first.set(xlim=(min(1, 0.8 * min(distances)), 1.7 * max(distances)), ylim=(len(rows) - 0.4, -0.6))
+    panels[1].set_xlim(0, 1.18 * max(row["IS"] for row in rows))
+    first.set_yticks(range(len(rows)), [f"{_model(row)}  {_size(row)}".rstrip() for row in rows])
+    for tick, row in zip(first.get_yticklabels(), rows, strict=True):
+        tick.set_color(COLORS[row["type"]])
+        tick.set_fontweight("bold" if row["type"] == RUN else "normal")
+    types = list(dict.fromkeys(row["type"] for row in rows))
+    dots = [first.scatter([], [], color=COLORS[name]) for name in types]
+    figure.legend(dots, types, loc="outside lower left", ncols=7, frameon=False)
+    caption = "Class-conditional ImageNet, 256 × 256: published (Guo et al., Table 1); † trained at 384 × 384"
+    figure.suptitle(caption, x=0.01, ha="left")
+    if reasons:
+        below = figure.add_subplot(grid[1, :])
+        below.axis("off")
+        values = [f"{title}: {value:.5g}" for title, value in evaluation.metrics.items()]
+        for left, heading, lines in (0, name, values), (0.5, "Not comparable with the rows above", reasons):
+            words = "\n".join(textwrap.fill(line, 60, initial_indent="• ", subsequent_indent="   ") for line in lines)
+            below.text(left, 1, f"{heading}\n\n{words}", va="top", fontsize=9, transform=below.transAxes)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

@@ -5,39 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ctf.codebook.clustering import cluster_codebook
-from ctf.codebook.coarse_map import CoarseMap
 from ctf.codebook.statistics import describe
 from ctf.errors import InputError
 from ctf.evaluation.likelihood import bits_per_token
 from ctf.experiments.report import demo_report, plot_curves
-from ctf.experiments.swap import swap_figure
-from ctf.files import write_json, write_text
+from ctf.experiments.swap import swap_images
+from ctf.files import check_writable, read_json_lines, write_json, write_text
 from ctf.images.image_set import ImageSet, open_images
 from ctf.images.pixels import to_tensor
 from ctf.images.sheet import contact_sheet, save_png
-from ctf.models.transformer import Transformer
-from ctf.pipeline import Pipeline
+from ctf.model_folder import RUN_LOG, Pipeline, open_stage
+from ctf.sampling.settings import Sampling
+from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.measure import measure_tokenizer
-from ctf.tokenizer.pretrained import load_tokenizer
-from ctf.tokenizer.vq_tokenizer import VQTokenizer
-from ctf.tokens.token_set import TokenSet
+from ctf.tokenizer.registry import load_tokenizer
 from ctf.tokens.tokenize import tokenize_images
-from ctf.training.config import CoarseTraining, FineTraining, LoopConfig, OptimizerConfig, TokenTraining
-from ctf.training.log import read_log
-from ctf.training.runs import train_baseline, train_coarse, train_fine
+from ctf.training.config import BaselineTraining, CoarseTraining, FineTraining, LoopConfig, OptimizerConfig
+from ctf.training.runs import train_stage
 
 
 @dataclass(frozen=True)
 class DemoSize:
-    """What the demo trains, the same for the baseline, stage 1 and stage 2."""
+    """What the demo trains, the same for every stage."""
 
     train_split: str
     size: str
@@ -50,27 +48,33 @@ FULL = DemoSize("train", "nano", 700, 32, 3e-3)
 QUICK = DemoSize("test", "nano", 12, 16, 3e-3)
 
 NUM_CLUSTERS = 512
-#: The paper's guidance; its temperature of 1.1 is for models that are sure of themselves, which these are not yet.
-SAMPLING: dict[str, Any] = {"cfg_scale": 2.0, "temperature": 1.0, "fine_temperature": 1.0}
+#: The systems that are compared, each a list of stages, named as their run folders.
+SYSTEMS = {"baseline": ["baseline"], "coarse-to-fine": ["coarse", "fine"]}
+#: The paper's guidance; its temperature of 1.1 is for well-trained models; these are under-trained.
+FIRST, LATER = Sampling(cfg_scale=2.0), Sampling()
 COLUMNS = ["noto smileys", "twemoji animals", "noto food", "fluent-emoji smileys", "fluent-emoji-flat travel"]
 COLUMNS += ["emojione flags", "fxemoji people", "emojione animals", "twemoji flags", "fluent-emoji food"]
 COLUMNS += ["fluent-emoji-flat symbols", "noto objects"]
 
 
 def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Tokenize, cluster, train three models, sample, measure, report; returns what metrics.json holds.
+    """Tokenize, cluster, train three stages, sample, measure, report; returns what metrics.json holds.
 
     Raises:
         InputError: the folder already holds a demo.
     """
     run = Path(out)
+    check_writable(run, "folder")
     if run.exists() and any(run.iterdir()):
         raise InputError(f"{run} is not empty: remove it or choose another --out")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed} is out of range: choose one in [0, 2^32)")
     size = QUICK if quick else FULL
     metrics: dict[str, Any] = {
         "quick": quick,
         "seed": seed,
-        "sampling": SAMPLING,
+        "size": asdict(size),
+        "sampling": asdict(FIRST),
         "threads": torch.get_num_threads(),
         "seconds": {},
     }
@@ -91,11 +95,11 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
             tokens[split] = tokenize_images(images, tokenizer, run / "tokens" / split, "none", split=split)
         metrics["tokenizer"] = measure_tokenizer(tokenizer, test)
 
-    with timed("cluster", f"2/6  {tokenizer.config.codebook_size:,} codewords to {NUM_CLUSTERS} clusters"):
+    with timed("cluster", f"2/6  {tokenizer.codebook_size:,} codewords to {NUM_CLUSTERS} clusters"):
         coarse_map = cluster_codebook(tokenizer.codebook, NUM_CLUSTERS, "kmeans", seed)
         coarse_map.save(run / "coarse_map.safetensors")
         metrics["clusters"] = describe(tokenizer.codebook, coarse_map)
-        swap = swap_figure(tokenizer, test, (NUM_CLUSTERS,), seed=seed)
+        swap = swap_images(tokenizer, test, (NUM_CLUSTERS,), seed=seed)
         save_png(run / "swap.png", swap.figure)
         metrics["swap_psnr"] = {str(count): values for count, values in swap.psnr.items()}
 
@@ -103,19 +107,22 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
         _train(run, size, seed)
 
     with timed("likelihood", "4/6  Bits per token on the test split"):
-        pipelines = _pipelines(run, tokenizer, tokens["test"], coarse_map)
+        names = tokens["test"].class_names
+        pipelines = {
+            system: Pipeline(tokenizer, names, [open_stage(run / stage) for stage in stages])
+            for system, stages in SYSTEMS.items()
+        }
         metrics["bits_per_token"] = {name: bits_per_token(p, tokens["test"]) for name, p in pipelines.items()}
 
     with timed("sample", "5/6  Sampling both with the same seeds"):
-        sheet = _samples(pipelines, tokenizer, test, seed, metrics)
-        save_png(run / "samples.png", sheet)
+        save_png(run / "samples.png", _samples(pipelines, tokenizer, test, seed, metrics))
         pipelines["coarse-to-fine"].save_pretrained(run / "model")
 
     print("\n6/6  Report", flush=True)
-    logs = {stage: read_log(run / stage / "log.jsonl") for stage in ("baseline", "coarse", "fine")}
-    plot_curves(run / "curves.png", logs, metrics["bits_per_token"])
+    logs = {stage: read_json_lines(run / stage / RUN_LOG) for stages in SYSTEMS.values() for stage in stages}
+    plot_curves(run / "curves.png", logs, metrics["bits_per_token"], SYSTEMS)
     write_json(run / "metrics.json", metrics)
-    write_text(run / "report.md", demo_report(metrics, size))
+    write_text(run / "report.md", demo_report(metrics))
     print(f"Done: open {run / 'report.md'}; sample more with `ctf sample --model {run / 'model'} --out samples`")
     return metrics
 
@@ -138,32 +145,22 @@ def _train(run: Path, size: DemoSize, seed: int) -> None:
         ),
     }
     coarse_map = str(run / "coarse_map.safetensors")
-    train_baseline(TokenTraining(out=str(run / "baseline"), **common))
-    train_coarse(CoarseTraining(out=str(run / "coarse"), coarse_map=coarse_map, **common))
-    train_fine(FineTraining(out=str(run / "fine"), coarse_map=coarse_map, **common))
-
-
-def _pipelines(run: Path, tokenizer: VQTokenizer, tokens: TokenSet, coarse_map: CoarseMap) -> dict[str, Pipeline]:
-    models = {stage: Transformer.load(run / stage / "model.safetensors") for stage in ("baseline", "coarse", "fine")}
-    return {
-        "baseline": Pipeline(tokenizer, tokens.class_names, baseline=models["baseline"]),
-        "coarse-to-fine": Pipeline(
-            tokenizer, tokens.class_names, coarse=models["coarse"], fine=models["fine"], coarse_map=coarse_map
-        ),
-    }
+    train_stage(BaselineTraining(out=str(run / "baseline"), sampling=FIRST, **common))
+    train_stage(CoarseTraining(out=str(run / "coarse"), coarse_map=coarse_map, sampling=FIRST, **common))
+    train_stage(FineTraining(out=str(run / "fine"), coarse_map=coarse_map, sampling=LATER, **common))
 
 
 def _samples(
-    pipelines: dict[str, Pipeline], tokenizer: VQTokenizer, test: ImageSet, seed: int, metrics: dict[str, Any]
-) -> Any:
-    """The sheet of labelled rows: real, reconstruction, baseline, coarse-to-fine."""
+    pipelines: dict[str, Pipeline], tokenizer: Tokenizer, test: ImageSet, seed: int, metrics: dict[str, Any]
+) -> Image.Image:
+    """The sheet of labelled rows: real, reconstruction, and a row for each system."""
     labels = [test.class_names.index(name) for name in COLUMNS]
     real = np.stack([test.read(int(np.flatnonzero(test.labels == label)[0])) for label in labels])
-    first = pipelines["baseline"]
-    rows = {"real": real, "reconstruction": first.paint(tokenizer.encode(to_tensor(real)))}
+    first = next(iter(pipelines.values()))
+    rows = {"real": real, "reconstruction": first.decode(tokenizer.encode(to_tensor(real)))}
     metrics["images_per_second"] = {}
     for name, pipeline in pipelines.items():
         start = time.perf_counter()
-        rows[name] = np.stack([np.asarray(image) for image in pipeline(labels, seed=seed, **SAMPLING)])
+        rows[name] = np.stack([np.asarray(image) for image in pipeline(labels, seed=seed)])
         metrics["images_per_second"][name] = round(len(labels) / (time.perf_counter() - start), 2)
     return contact_sheet([list(row) for row in rows.values()], list(rows), COLUMNS, scale=2)

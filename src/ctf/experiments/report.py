@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ctf.files import atomic_path
-from ctf.models.likelihood import bits
+from ctf.stages.stage import bits
 
-if TYPE_CHECKING:
-    from ctf.experiments.demo import DemoSize
-
-COLORS = {"baseline": "#b5533c", "coarse": "#2f6f8f", "fine": "#8fb8c9"}
+COLORS = ["#b5533c", "#2f6f8f", "#8fb8c9"]
 
 
-def plot_curves(path: Path, logs: dict[str, list[dict[str, float]]], held_out: dict[str, dict[str, float]]) -> None:
-    """Training loss of the three models, and bits per token on held-out images, stacked by stage."""
+def plot_curves(
+    path: Path,
+    logs: dict[str, list[dict[str, float]]],
+    held_out: dict[str, dict[str, float]],
+    systems: dict[str, list[str]],
+) -> None:
+    """Training loss of every stage, and bits per token of every system on held-out images, stacked by stage."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     curves, bars = figure.subplots(1, 2, width_ratios=[2, 1])
+    colors = dict(zip(logs, COLORS, strict=False))
     for stage, lines in logs.items():
         steps = [line["step"] for line in lines if "loss" in line]
         losses = [bits(line["loss"]) for line in lines if "loss" in line]
-        curves.plot(steps, losses, label=stage, color=COLORS[stage], linewidth=2)
+        curves.plot(steps, losses, label=stage, color=colors[stage], linewidth=2)
     curves.set(title="Training loss", xlabel="step", ylabel="bits per token", ylim=(0, None))
     curves.legend(frameon=False)
-    two_stage = held_out["coarse-to-fine"]
-    parts = [
-        ("baseline", "baseline", held_out["baseline"]["bits_per_token"], 0.0),
-        ("coarse-to-fine", "coarse", two_stage["coarse_bits_per_token"], 0.0),
-        ("coarse-to-fine", "fine", two_stage["fine_bits_per_token"], two_stage["coarse_bits_per_token"]),
-    ]
-    for place, stage, height, bottom in parts:
-        bar = bars.bar(place, height, bottom=bottom, color=COLORS[stage], width=0.6)
-        bars.bar_label(bar, [f"{stage} {height:.2f}"], label_type="center", color="black")
+    for system, stages in systems.items():
+        bottom = 0.0
+        for stage in stages:
+            height = held_out[system].get(f"{stage}_bits_per_token", held_out[system]["bits_per_token"])
+            bar = bars.bar(system, height, bottom=bottom, color=colors[stage], width=0.6)
+            bars.bar_label(bar, [f"{stage} {height:.2f}"], label_type="center", color="black")
+            bottom += height
     bars.set(title="Held-out images, bits per token")
     for axes in (curves, bars):
         axes.spines[["top", "right"]].set_visible(False)
@@ -42,12 +43,12 @@ def plot_curves(path: Path, logs: dict[str, list[dict[str, float]]], held_out: d
         figure.savefig(temporary, dpi=120, format="png")
 
 
-def demo_report(metrics: dict[str, Any], size: DemoSize) -> str:
+def demo_report(metrics: dict[str, Any]) -> str:
     """The page `report.md`: pictures with the numbers that belong to them."""
     tokenizer, clusters, likelihood = metrics["tokenizer"], metrics["clusters"], metrics["bits_per_token"]
     two_stage, baseline = likelihood["coarse-to-fine"], likelihood["baseline"]
     (count, swap), *_ = metrics["swap_psnr"].items()
-    speed, sampling = metrics["images_per_second"], metrics["sampling"]
+    speed, sampling, size = metrics["images_per_second"], metrics["sampling"], metrics["size"]
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items())
     note = (
         "**This was `--quick`: it proves that every step runs. The models have seen next to nothing.**\n\n"
@@ -59,8 +60,8 @@ def demo_report(metrics: dict[str, Any], size: DemoSize) -> str:
 {note}![real, reconstruction, baseline, coarse-to-fine](samples.png)
 
 Rows: test images; their reconstruction by the tokenizer; samples of the baseline; samples of the coarse-to-fine
-model. Both models are of size `{size.size}`, trained for {size.steps} steps of {size.batch_size} images, and sampled
-with the same labels and seeds (guidance {sampling["cfg_scale"]}, temperature {sampling["temperature"]}).
+model. Both models are of size `{size["size"]}`, trained for {size["steps"]} steps of {size["batch_size"]} images,
+and sampled with the same labels and seeds (guidance {sampling["cfg_scale"]}, temperature {sampling["temperature"]}).
 
 | on the test split | baseline | coarse-to-fine |
 |---|---|---|
@@ -74,8 +75,8 @@ fine given coarse {two_stage["fine_accuracy"]:.1%} |
 
 ## The codebook's redundancy
 
-Each token is replaced by a random one of its cluster (paper, Fig. 1b). With {count} k-means clusters the image keeps
-{swap["kmeans"]:.1f} dB to its reconstruction, with {count} random clusters {swap["random"]:.1f} dB.
+Each token is replaced by another one of its cluster, at random (paper, Fig. 1b). With {count} k-means clusters the
+image keeps {swap["kmeans"]:.1f} dB to its reconstruction, with {count} random clusters {swap["random"]:.1f} dB.
 
 ![original, reconstruction, swaps](swap.png)
 

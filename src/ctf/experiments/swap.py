@@ -1,19 +1,24 @@
-"""Fig. 1b of the paper: tokens replaced by random ones of their cluster."""
+"""Fig. 1b of the paper: tokens replaced by others of their cluster."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ctf.codebook.clustering import cluster_codebook
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
 from ctf.images.sheet import contact_sheet
+from ctf.pipeline import StagePipeline
+from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.measure import psnr
-from ctf.tokenizer.vq_tokenizer import VQTokenizer
+
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -24,39 +29,73 @@ class SwapResult:
     figure: Image.Image
 
 
-@torch.inference_mode()
-def swap_figure(
-    tokenizer: VQTokenizer, images: ImageSet, cluster_counts: tuple[int, ...], columns: int = 12, seed: int = 0
+def swap_images(
+    tokenizer: Tokenizer, images: ImageSet, cluster_counts: tuple[int, ...], columns: int = 12, seed: int = 0
 ) -> SwapResult:
-    """Swap every token within k-means clusters and within random clusters of the same count.
+    """Swap the tokens of images, within k-means clusters and within random clusters of the same count.
+
+    Every token becomes another one of its cluster; one that is alone in it stays.
 
     Args:
-        tokenizer: makes and paints the tokens.
+        tokenizer: makes and decodes the tokens.
         images: all of them are measured, `columns` evenly spread ones are shown.
         cluster_counts: values of M.
         columns: images in the figure.
         seed: of clusterings and swaps.
     """
+    shown = set(np.linspace(0, len(images) - 1, columns).astype(int).tolist())
+    grid = tokenizer.grid_of((images.size, images.size))
+
+    def batches() -> Iterator[tuple[Tensor, list[int], np.ndarray]]:
+        for indices, batch, _ in images.batches(BATCH):
+            kept = [i for i, index in enumerate(indices) if int(index) in shown]
+            yield tokenizer.encode(to_tensor(batch)), kept, batch
+
+    return _swap(tokenizer, grid, batches(), cluster_counts, seed)
+
+
+def swap_generated(
+    pipeline: StagePipeline, num: int, cluster_counts: tuple[int, ...], columns: int = 12, seed: int = 0
+) -> SwapResult:
+    """The same with `num` images that a model generates, as in the paper: all classes in turn, image i of seed + i."""
+    labels = torch.arange(num) % len(pipeline.class_names)
+    shown = set(np.linspace(0, num - 1, columns).astype(int).tolist())
+
+    def batches() -> Iterator[tuple[Tensor, list[int], None]]:
+        for start in range(0, num, BATCH):
+            part = range(start, min(start + BATCH, num))
+            tokens = pipeline.generate_tokens(labels[part.start : part.stop], [seed + i for i in part])
+            yield tokens, [i - start for i in part if i in shown], None
+
+    return _swap(pipeline.tokenizer, pipeline.grid, batches(), cluster_counts, seed)
+
+
+@torch.inference_mode()
+def _swap(
+    tokenizer: Tokenizer,
+    grid: tuple[int, int],
+    batches: Iterator[tuple[Tensor, list[int], np.ndarray | None]],
+    cluster_counts: tuple[int, ...],
+    seed: int,
+) -> SwapResult:
+    """`batches` are tokens (b, N), which of them to show, and the images that they were made of, if any."""
     codebook = tokenizer.codebook
     maps = {
         (count, method): cluster_codebook(codebook, count, method, seed)
         for count in cluster_counts
         for method in ("kmeans", "random")
     }
-    shown = set(np.linspace(0, len(images) - 1, columns).astype(int).tolist())
     generator = torch.Generator().manual_seed(seed)
-    rows: dict[str, list[np.ndarray]] = {"image": [], "reconstruction": []}
-    values: dict[tuple[int, str], list[torch.Tensor]] = {key: [] for key in maps}
-    for indices, batch, _ in images.batches(64):
-        grid = tuple(side // tokenizer.config.downsampling for side in batch.shape[1:3])
-        tokens = tokenizer.encode(to_tensor(batch))
-        painted = to_bytes(tokenizer.decode(tokens, grid))
-        kept = [i for i, index in enumerate(indices) if int(index) in shown]
-        rows["image"] += list(batch[kept])
-        rows["reconstruction"] += list(painted[kept])
+    rows: dict[str, list[np.ndarray]] = {}
+    values: dict[tuple[int, str], list[Tensor]] = {key: [] for key in maps}
+    for tokens, kept, images in batches:
+        decoded = to_bytes(tokenizer.decode(tokens, grid))
+        if images is not None:
+            rows.setdefault("image", []).extend(images[kept])
+        rows.setdefault("generated" if images is None else "reconstruction", []).extend(decoded[kept])
         for (count, method), coarse_map in maps.items():
             swapped = to_bytes(tokenizer.decode(coarse_map.swap_within_cluster(tokens, generator), grid))
-            values[count, method].append(psnr(torch.from_numpy(painted), torch.from_numpy(swapped)))
+            values[count, method].append(psnr(torch.from_numpy(decoded), torch.from_numpy(swapped)))
             rows.setdefault(f"{method} swap, M = {count}", []).extend(swapped[kept])
     result: dict[int, dict[str, float]] = {}
     for (count, method), parts in values.items():

@@ -1,4 +1,5 @@
 from .crop import center_crop as center_crop
+from .crop import random_crop as random_crop
 from .crop import ten_crop as ten_crop
 from .image_set import ImageSet as ImageSet
 from .image_set import open_images as open_images

@@ -1,9 +1,15 @@
-"""The crops: ADM's centre crop, and LlamaGen's ten crops."""
+"""The crops: ADM's centre crop, and LlamaGen's random and ten crops."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from PIL import Image
+
+#: From an image and a size to an image of size × size.
+Crop = Callable[[Image.Image, int], Image.Image]
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -12,12 +18,33 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     Halve with a box filter while the shorter side is at least 2 × size, bring the shorter side to `size`
     with a bicubic filter, crop the centre. An image that is already `size` × `size` comes back unchanged.
     """
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    image = resize(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def random_crop(image: Image.Image, size: int, fraction: float, draws: Sequence[float]) -> Image.Image:
+    """LlamaGen's crop of training images: `size` × `size` anywhere in the image, after its shorter side was resized,
+    as `center_crop` does, to a whole number of pixels drawn from `size` to `size / fraction`, rounded up.
+
+    Args:
+        image: what to crop.
+        size: pixels per side.
+        fraction: the smallest part of the shorter side that is kept, in (0, 1].
+        draws: uniform numbers in [0, 1), for the resize, the left and the top edge.
+    """
+    largest = math.ceil(size / fraction)
+    image = resize(image, size + int(draws[0] * (largest - size + 1)))
+    left, top = (int(u * (side - size + 1)) for u, side in zip(draws[1:], image.size, strict=True))
+    return image.crop((left, top, left + size, top + size))
+
+
+def resize(image: Image.Image, shorter: int) -> Image.Image:
+    """ADM's resize of the shorter side to `shorter` pixels."""
+    while min(image.size) >= 2 * shorter:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = shorter / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
 def ten_crop(image: np.ndarray, size: int) -> np.ndarray:

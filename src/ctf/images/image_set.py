@@ -1,9 +1,10 @@
-"""ImageSet: images of one size at random access, decoded in threads, corrupt ones left out."""
+"""ImageSet: images of one size at random access, decoded in threads, unreadable ones left out."""
 
 from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,13 @@ import numpy as np
 from PIL import Image
 
 from ctf.errors import InputError
-from ctf.images.crop import center_crop
+from ctf.images.crop import Crop, center_crop
 from ctf.images.sources import Records, open_records
+
+MAX_ASPECT = 100  # longer by shorter side: a crop from a hair-thin image would first make it as long as it is thin
+MAX_SIZE = 8192
+# What Pillow warns of in an image, `decode` refuses or does not mind.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageSet:
@@ -32,23 +38,23 @@ class ImageSet:
         self.labels = records.labels
         self.class_names = records.class_names
         self._records = records
-        self._corrupt: dict[int, str] = {}
+        self._unreadable: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int, size: int | None = None) -> np.ndarray:
+    def read(self, index: int, size: int | None = None, crop: Crop = center_crop) -> np.ndarray:
         """Image `index`: uint8 (size, size, 3). `size` replaces the set's own, for crops that need a margin.
 
         Raises:
-            InputError: the image is corrupt. It is then in `skipped` too.
+            InputError: the image is damaged, or more than `decode` takes. It is then in `skipped` too.
         """
         try:
-            return decode(self._records.encoded(index), size or self.size)
+            return decode(self._records.encoded(index), size or self.size, crop)
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged bytes
-            self._corrupt[index] = self._records.name(index)
+            self._unreadable[index] = self._records.name(index)
             raise InputError(
-                f"{self.source}: {self._corrupt[index]} is not a readable image ({error}): mend or remove it"
+                f"{self.source}: {self._unreadable[index]} is not a readable image ({error}): fix or remove it"
             ) from None
 
     def batches(
@@ -56,11 +62,11 @@ class ImageSet:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """All images in order, decoded ahead in threads: (indices (b,), uint8 images (b, size, size, 3), labels (b,)).
 
-        Batches are cut at start + multiples of `batch_size`; corrupt images are left out of theirs, so b can be
+        Batches are cut at start + multiples of `batch_size`; unreadable images are left out of theirs, so b can be
         smaller, and are named in `skipped`.
 
         Args:
-            batch_size: images per batch, corrupt ones included.
+            batch_size: images per batch, unreadable ones included.
             start: index of the first image, to go on where an earlier run stopped.
             size: replaces the set's own.
             workers: decoding threads; by default one per core, at most 16.
@@ -86,16 +92,16 @@ class ImageSet:
                 if readable:
                     indices = np.array([index for index, _ in readable], dtype=np.int64)
                     yield indices, np.stack([image for _, image in readable]), self.labels[indices]
-        if len(self._corrupt) == len(self):
+        if len(self._unreadable) == len(self):
             raise InputError(f"{self.source}: not one image is readable. {self.report_skipped()}")
 
     @property
     def skipped(self) -> list[str]:
-        """Names of the corrupt images met so far, in the order of the set."""
-        return [self._corrupt[index] for index in sorted(self._corrupt)]
+        """Names of the unreadable images met so far, in the order of the set."""
+        return [self._unreadable[index] for index in sorted(self._unreadable)]
 
     def report_skipped(self, shown: int = 5) -> str:
-        """One line that counts the corrupt images met so far and names the first ones; "" if there were none."""
+        """One line that counts the unreadable images met so far and names the first ones; "" if there were none."""
         names = self.skipped
         if not names:
             return ""
@@ -103,12 +109,21 @@ class ImageSet:
         return f"Left out {len(names)} of {len(self)} images as unreadable: {', '.join(names[:shown])}{more}"
 
 
-def decode(encoded: bytes, size: int) -> np.ndarray:
-    """Bytes of an image file → uint8 (size, size, 3): transparency on white, then ADM's centre crop.
+def decode(encoded: bytes, size: int, crop: Crop = center_crop) -> np.ndarray:
+    """Bytes of an image file → uint8 (size, size, 3): transparency on white, then the crop, ADM's by default.
 
     Like ADM, turns nothing: an EXIF orientation is not applied.
+
+    Raises:
+        ValueError: more pixels than Pillow's `Image.MAX_IMAGE_PIXELS` (89 million unless it is changed), or sides of
+            more than 100 : 1: a small file of such an image takes gigabytes.
+        Exception: whatever Pillow raises on damaged bytes.
     """
     with Image.open(io.BytesIO(encoded)) as image:
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
+            raise ValueError(f"{image.width} × {image.height} pixels, at most {Image.MAX_IMAGE_PIXELS:,} are allowed")
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise ValueError(f"{image.width} × {image.height} pixels, sides of at most {MAX_ASPECT} : 1 are allowed")
         if "A" in image.getbands() or "transparency" in image.info:
             rgba = image.convert("RGBA")
             rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -116,7 +131,7 @@ def decode(encoded: bytes, size: int) -> np.ndarray:
             rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         else:
             rgb = image.convert("RGB")
-    return np.asarray(center_crop(rgb, size))
+    return np.asarray(crop(rgb, size))
 
 
 def open_images(source: str, split: str | None = None, size: int = 64) -> ImageSet:
@@ -136,8 +151,8 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
     Raises:
         InputError: nothing there, nothing in it, an unknown split, or labels outside the class names.
     """
-    if size < 1:
-        raise InputError(f"size={size}: images need at least one pixel per side")
+    if not 1 <= size <= MAX_SIZE:
+        raise InputError(f"size={size}: images have 1 to {MAX_SIZE} pixels per side")
     records = open_records(source, split)
     if not len(records.labels):
         raise InputError(f"{source} has no images" + (f" in its split {split!r}" if split else ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from glob import glob
@@ -22,6 +23,8 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif"
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test"})
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
 LABEL_COLUMNS = ("label", "cls", "labels")
+LAYOUTS = {".tar": "webdataset", ".parquet": "parquet"}
+MAX_CLASSES = 1 << 20  # a larger number in a label column is a mistake, and a list of that many names takes the memory
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Records:
     Attributes:
         labels: int64 (n,), each in [0, len(class_names)).
         class_names: one per label.
-        name: index → what to call that image in a message.
+        name: index → what to call that image in a message, in one line.
         encoded: index → the bytes of an image file. Called from several threads.
     """
 
@@ -47,8 +50,8 @@ def open_records(source: str, split: str | None) -> Records:
         return emoji_records(split)
     if source.startswith("hf://"):
         return dataset_records(source, split, source.removeprefix("hf://"))
-    for suffix, layout in ((".tar", "webdataset"), (".parquet", "parquet")):
-        if source.endswith(suffix):
+    for suffix, layout in LAYOUTS.items():
+        if source.endswith(suffix) and not Path(source).is_dir():
             if "://" not in source and not glob(source):
                 existing(source)
             return dataset_records(source, split, layout, data_files=source)
@@ -58,7 +61,7 @@ def open_records(source: str, split: str | None) -> Records:
         raise InputError(f"{source} is not a set of images: give a folder, .parquet, .tar, 'hf://name' or 'emoji'")
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         return dataset_records(source, split, None)
-    for suffix, layout in ((".tar", "webdataset"), (".parquet", "parquet")):
+    for suffix, layout in LAYOUTS.items():
         # Not a search of the whole tree, which may be a million images in class folders.
         if any(next((folder / place).glob(f"*{suffix}"), None) for place in (".", "data", *SPLIT_NAMES)):
             return dataset_records(source, split, layout, data_dir=source)
@@ -71,24 +74,18 @@ def emoji_records(split: str | None) -> Records:
 
     table = pq.read_table(EMOJI)
     labels, splits = table["label"].to_numpy().astype(np.int64), table["split"].to_numpy()
-    names = {label: f"{table['style'][row]} {table['category'][row]}" for row, label in first_rows(labels)}
     if split is not None and split not in splits:
         raise unknown_split("emoji", split, sorted(set(splits)))
     rows = np.arange(len(labels)) if split is None else np.flatnonzero(splits == split)
+    first_rows = np.unique(labels, return_index=True)[1].tolist()
     files = table["image"].combine_chunks()
     encoded, paths = files.field("bytes"), files.field("path")
     return Records(
         labels=labels[rows],
-        class_names=[names[label] for label in range(len(names))],
+        class_names=[f"{table['style'][row]} {table['category'][row]}" for row in first_rows],
         name=lambda index: paths[int(rows[index])].as_py(),
         encoded=lambda index: encoded[int(rows[index])].as_py(),
     )
-
-
-def first_rows(labels: np.ndarray) -> list[tuple[int, int]]:
-    """(row, label) of the first occurrence of each label, by label."""
-    values, rows = np.unique(labels, return_index=True)
-    return list(zip(rows.tolist(), values.tolist(), strict=True))
 
 
 def folder_records(folder: Path, split: str | None) -> Records:
@@ -110,8 +107,8 @@ def folder_records(folder: Path, split: str | None) -> Records:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}): is it the right folder?")
     return Records(
         labels=np.array([label for _, label in files], dtype=np.int64),
-        class_names=subfolders or ["image"],
-        name=lambda index: os.path.relpath(files[index][0], folder),
+        class_names=[printable(name) for name in subfolders] or ["image"],
+        name=lambda index: printable(os.path.relpath(files[index][0], folder)),
         encoded=lambda index: Path(files[index][0]).read_bytes(),
     )
 
@@ -126,17 +123,32 @@ def image_files(folder: Path, recursive: bool) -> list[str]:
     return sorted(found)
 
 
+def printable(name: str) -> str:
+    """A file's name with line breaks and bytes that are no UTF-8 as escapes: what JSON and a terminal can hold."""
+    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], name)
+
+
 def dataset_records(source: str, split: str | None, layout: str | None, **files: str) -> Records:
     """Anything that the `datasets` library opens: Parquet, WebDataset, a saved data set (layout None), the hub."""
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is raised too
     try:
         opened = datasets.load_from_disk(source) if layout is None else datasets.load_dataset(layout, **files)
         splits = opened if isinstance(opened, dict) else {str(opened.split or "train"): opened}
         if split is not None and split not in splits:
             raise unknown_split(source, split, list(splits))
         dataset = splits[split] if split else datasets.concatenate_datasets(list(splits.values()))
+        column = next((name for name in IMAGE_COLUMNS if name in dataset.column_names), None)
+        if column is None:
+            raise InputError(
+                f"{source} has columns {', '.join(dataset.column_names)}: "
+                f"name the one that holds the images {IMAGE_COLUMNS[0]!r}"
+            )
+        labels, class_names = dataset_labels(dataset, source)
+        # decode=False: the library would stop at the first damaged image; ImageSet skips it.
+        images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except InputError:
         raise
     except Exception as error:  # the library lets through whatever its readers of tar, Parquet and the hub raise
@@ -144,18 +156,9 @@ def dataset_records(source: str, split: str | None, layout: str | None, **files:
         reason = str(cause).strip().partition("\n")[0]
         raise InputError(f"{source} cannot be opened as a set of images: {type(cause).__name__}: {reason}") from None
 
-    column = next((name for name in IMAGE_COLUMNS if name in dataset.column_names), None)
-    if column is None:
-        raise InputError(
-            f"{source} has columns {', '.join(dataset.column_names)}: "
-            f"name the one that holds the images {IMAGE_COLUMNS[0]!r}"
-        )
-    labels, class_names = dataset_labels(dataset, source)
-    # decode=False: the library would stop at the first corrupt image; ImageSet skips it.
-    images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-
     def name(index: int) -> str:
-        return f"row {index}" + (f" ({path})" if (path := (images[index][column] or {}).get("path")) else "")
+        path = (images[index][column] or {}).get("path")
+        return f"row {index}" + (f" ({printable(path)})" if path else "")
 
     def encoded(index: int) -> bytes:
         image = images[index][column]
@@ -175,7 +178,7 @@ def dataset_labels(dataset: Dataset, source: str) -> tuple[np.ndarray, list[str]
     column = next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
     if column is not None:
         values: list[Any] = dataset[column][:]
-    elif "json" in dataset.column_names and "label" in (dataset["json"][0] or {}):
+    elif isinstance(dataset.features.get("json"), dict) and "label" in dataset.features["json"]:
         column, values = "json", [(row or {}).get("label") for row in dataset["json"][:]]
     else:
         return np.zeros(len(dataset), dtype=np.int64), ["image"]
@@ -186,19 +189,26 @@ def dataset_labels(dataset: Dataset, source: str) -> tuple[np.ndarray, list[str]
     for row, value in enumerate(values):
         if not isinstance(value, int):
             raise InputError(
-                f"{source}: row {row} has {value!r} in its label column {column!r}: give every row a number"
+                f"{source}: row {row} has {repr(value)[:40]} in its label column {column!r}: give every row a number"
             )
+    names = getattr(dataset.features[column], "names", None)
+    class_names = names or numbered_classes(max(values, default=0) + 1)
     labels = np.array(values, dtype=np.int64)
-    class_names = getattr(dataset.features[column], "names", None) or [
-        str(i) for i in range(max(values, default=0) + 1)
-    ]
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
-        row = int(np.argmax((labels < 0) | (labels >= len(class_names))))
+    outside = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(outside):
+        row = int(outside[0])
         raise InputError(
             f"{source}: row {row} has the label {labels[row]}, outside 0 to {len(class_names) - 1}: "
-            "choose a split that has labels, or mend the column"
+            "choose a split that has labels, or fix the column"
         )
     return labels, class_names
+
+
+def numbered_classes(count: int) -> list[str]:
+    """Names of classes that have none: "0", "1", … Raises InputError: more classes than can be meant."""
+    if count > MAX_CLASSES:
+        raise InputError(f"labels up to {count - 1:,}: number classes from 0, at most {MAX_CLASSES:,} of them")
+    return [str(label) for label in range(count)]
 
 
 def unknown_split(source: str, split: str, splits: list[str]) -> InputError:

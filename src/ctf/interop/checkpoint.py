@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,24 +28,24 @@ def read_state_dict(
     """The weights in `source` under their own names, on the CPU and in the stored dtype.
 
     Args:
-        source: a `torch.save` file, a safetensors file, "owner/name:file" on the Hugging Face Hub, or what such a
-            file holds: the weights bare or under one of `WRAPPERS`.
+        source: what `read_checkpoint` takes, or what such a file holds: the weights bare or under one of `WRAPPERS`.
         ema: take the moving average that LlamaGen's tokenizer training keeps beside the weights.
-        allow_namespace: accept `argparse.Namespace`, which training scripts store beside the weights. Everything
-            else that is not plain data stays refused.
+        allow_namespace: as for `read_checkpoint`.
 
     Raises:
-        InputError: no such file, truncated, objects that could run code, or no weights in it.
+        InputError: as `read_checkpoint`, or no weights in it.
     """
     where = name_of(source)
-    checkpoint = source if isinstance(source, Mapping) else _read(source, allow_namespace)
+    checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source, allow_namespace)
+    if not isinstance(checkpoint, Mapping):
+        raise InputError(f"{where} holds a {type(checkpoint).__name__}, not a dictionary of weights")
     wrapper = next((name for name in (("ema",) if ema else WRAPPERS) if name in checkpoint), None)
     if ema and wrapper is None:
         raise InputError(f"{where} holds no moving average (no 'ema' entry): load it without ema")
     weights = checkpoint if wrapper is None else checkpoint[wrapper]
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         raise InputError(f"{where} holds no weights: expected names and tensors, bare or under {', '.join(WRAPPERS)}")
-    return dict(weights)
+    return {str(name): tensor for name, tensor in weights.items()}
 
 
 def name_of(source: str | Path | Mapping[str, Any]) -> str:
@@ -52,7 +53,17 @@ def name_of(source: str | Path | Mapping[str, Any]) -> str:
     return "the state dict" if isinstance(source, Mapping) else str(source)
 
 
-def _read(source: str | Path, allow_namespace: bool) -> Mapping[str, Any]:
+def read_checkpoint(source: str | Path, allow_namespace: bool = False) -> Any:
+    """What a file holds, with tensors on the CPU, unpickled without running code.
+
+    Args:
+        source: a `torch.save` file, a safetensors file, or "owner/name:file" on the Hugging Face Hub.
+        allow_namespace: accept `argparse.Namespace`, which training scripts store beside the weights. Everything
+            else that is not plain data stays refused.
+
+    Raises:
+        InputError: no such file, truncated, or objects that could run code.
+    """
     path = Path(source)
     if not path.exists() and (match := re.fullmatch(r"([\w.-]+/[\w.-]+):([\w./-]+)", str(source))):
         path = _download(*match.groups())
@@ -62,16 +73,14 @@ def _read(source: str | Path, allow_namespace: bool) -> Mapping[str, Any]:
         return load_tensors(path)[0]
     allowed = torch.serialization.safe_globals([argparse.Namespace]) if allow_namespace else contextlib.nullcontext()
     try:
-        with allowed:
+        with allowed, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are then refused
             # Mapped, a checkpoint with optimizer state costs no more memory than its weights.
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise InputError(_refusal(path, error)) from None
     except Exception as error:  # damaged bytes fail in the unpickler with whatever they happen to hit
         raise InputError(f"{path} is truncated or not a PyTorch checkpoint ({_line(error)}): copy it again") from None
-    if not isinstance(checkpoint, Mapping):
-        raise InputError(f"{path} holds a {type(checkpoint).__name__}, not a dictionary of weights")
-    return checkpoint
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
@@ -81,7 +90,7 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     if found[1] == "argparse.Namespace":
         return (
             f"{path} holds an argparse.Namespace beside its weights, which safe unpickling refuses by default: "
-            "pass allow_namespace=True, which allows this one class and nothing else"
+            "pass allow_namespace=True (--allow_namespace), which allows this one class and nothing else"
         )
     return (
         f"{path} holds {found[1]}, which could run code when unpickled, and was not loaded: "

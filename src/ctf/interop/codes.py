@@ -9,20 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import atomic_path, existing, fingerprint
-from ctf.interop.tokenizers import open_codebook
+from ctf.files import atomic_path, existing, fingerprint, write_npy
+from ctf.images.sources import numbered_classes
 from ctf.progress import progress_bar
-from ctf.tokenizer.vq_tokenizer import square_grid
-from ctf.tokens.index import TokenIndex
-from ctf.tokens.token_set import TokenSet, check_range
+from ctf.tokenizer.interface import square_grid
+from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, read_integers, read_npy
 from ctf.tokens.tokenize import augmentation_names
-from ctf.tokens.writer import TokenWriter, write_token_set
+from ctf.tokens.writer import TokenWriter
 
 #: Of the ten-crop set, and of the second one that LlamaGen puts beside it.
 CROP_RANGES = (1.1, 1.05)
@@ -38,7 +36,6 @@ def import_codes(
     second: str | Path | None = None,
     count: int | None = None,
     num_classes: int = 1000,
-    grid: tuple[int, int] | None = None,
     codebook: Tensor | None = None,
     shard_size: int = 8192,
     progress: bool = True,
@@ -47,18 +44,9 @@ def import_codes(
 
     Started again after an interruption, it continues after the last whole shard.
 
-    Args:
-        folder: holds `imagenet{size}_codes` and `imagenet{size}_labels`.
-        out: where to write the token set.
-        size: pixels per side, which LlamaGen has in its folder names.
-        codebook_size: K; codes are in [0, K).
-        second: a folder like `folder` with the same images under another crop range (LlamaGen's
-            `ten_crop_105`). Its augmentations follow the first ones, so a uniform draw is LlamaGen's: a coin
-            for the set, then one of its crops.
-        count: n; by default all files. LlamaGen's extraction on several GPUs repeats images behind the
-            last to fill its last round: give the number of images to leave those out.
-        num_classes: labels are in [0, num_classes).
-        grid: (h, w) with h·w = N; a square by default.
+    Args: those of `ctf convert codes`, and
+
+        folder: its source.
         codebook: [K, d] of the tokenizer that made the codes, if at hand: the set then knows it from others.
         shard_size: images per shard.
         progress: show a bar with rate and remaining time.
@@ -70,14 +58,14 @@ def import_codes(
     roots = [Path(root) for root in (folder, second) if root is not None]
     folders = [existing(root / f"imagenet{size}_{kind}", "folder") for root in roots for kind in ("codes", "labels")]
     count = _check_numbers(folders, count)
-    shape = _read(folders[0] / "0.npy").shape
+    shape = read_npy(folders[0] / "0.npy").shape
     if len(shape) != 3 or shape[0] != 1:
         raise InputError(f"{folders[0] / '0.npy'} has the shape {list(shape)}: LlamaGen's codes are [1, A, N]")
     settings = TokenIndex(
         codebook_size=codebook_size,
-        grid=list(grid or square_grid(shape[2])),
+        grid=list(square_grid(shape[2])),
         augmentations=_augmentations(shape[1], len(roots)),
-        class_names=[str(label) for label in range(num_classes)],
+        class_names=numbered_classes(num_classes),
         shard_size=shard_size,
         codebook=None if codebook is None else fingerprint(codebook),
         source="LlamaGen codes",
@@ -107,11 +95,10 @@ def export_codes(
 ) -> None:
     """Write a token set as LlamaGen's codes: byte for byte the files that `import_codes` read.
 
-    Args:
+    Args: those of `ctf convert to-codes`, and
+
         token_set: what to write.
-        folder: where `imagenet{size}_codes` and `imagenet{size}_labels` are to be.
-        size: pixels per side, for the folder names; by default what the token set says.
-        second: where the second half of the augmentations goes, as LlamaGen keeps two crop ranges.
+        folder: its out.
         progress: show a bar with rate and remaining time.
 
     Raises:
@@ -120,6 +107,8 @@ def export_codes(
     size = size or token_set.index.image_size
     if size is None:
         raise InputError(f"{token_set.folder} does not know its image size: give size, for the folder names")
+    if size < 1:
+        raise InputError(f"size {size} must be at least 1: it names folders for images of so many pixels per side")
     roots = [Path(root) for root in (folder, second) if root is not None]
     if token_set.num_augmentations % len(roots):
         raise InputError(
@@ -139,50 +128,27 @@ def export_codes(
             labels.mkdir()
             images = (image for block in token_set.blocks(BLOCK) for image in block.numpy())
             for i, (image, label) in enumerate(zip(images, token_set.labels, strict=True)):
-                np.save(codes / f"{i}.npy", image[None, number * part : (number + 1) * part])  # [1, A, N]
-                np.save(labels / f"{i}.npy", label[None])
+                write_npy(codes / f"{i}.npy", image[None, number * part : (number + 1) * part])  # [1, A, N]
+                write_npy(labels / f"{i}.npy", label[None])
                 bar.update()
-
-
-def import_arrays(
-    out: str | Path,
-    tokens: str | Path,
-    labels: str | Path,
-    codebook_size: int,
-    grid: tuple[int, int] | None = None,
-    codebook: str | None = None,
-) -> TokenSet:
-    """Write a token set of two .npy files; `ctf.tokens.write_token_set` does the same from arrays in memory.
-
-    Args:
-        out: where to write the token set.
-        tokens: integers [n, A, N] or [n, N], memory-mapped.
-        labels: integers [n].
-        codebook_size: K.
-        grid: (h, w) with h·w = N; a square by default.
-        codebook: source of the codebook for `open_codebook`; without it the set knows only its size.
-
-    Raises:
-        InputError: a file is missing or damaged, or the arrays do not fit each other, K or the grid.
-    """
-    stored, classes = (_read(existing(path, ".npy file"), mmap_mode="r") for path in (tokens, labels))
-    matrix = open_codebook(codebook) if codebook else None
-    return write_token_set(out, stored, classes, codebook_size, grid, codebook=matrix, source=str(tokens))
 
 
 def _check_numbers(folders: Sequence[Path], count: int | None) -> int:
     """n, after making sure that every folder holds 0.npy … (n − 1).npy."""
     numbers = [
-        {int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"(0|[1-9]\d*)\.npy", path.name))}
+        {int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"(0|[1-9]\d{0,11})\.npy", path.name))}
         for folder in folders
     ]
-    count = count or max(max(found, default=0) for found in numbers) + 1
+    if count is not None and count < 1:
+        raise InputError(f"count {count}: import at least 1 image")
+    wanted = range(count or max(max(found, default=0) for found in numbers) + 1)
     for folder, found in zip(folders, numbers, strict=True):
-        if missing := set(range(count)) - found:
+        if missing := len(wanted) - sum(i in wanted for i in found):
+            first = next(i for i in wanted if i not in found)
             raise InputError(
-                f"{folder} lacks {min(missing)}.npy ({len(missing):,} of {count:,} missing): extract or copy them again"
+                f"{folder} lacks {first}.npy ({missing:,} of {len(wanted):,} missing): extract or copy them again"
             )
-    return count
+    return len(wanted)
 
 
 def _augmentations(each: int, sets: int) -> list[str]:
@@ -199,24 +165,14 @@ def _read_image(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image i: its codes [1, A, N] of all sets side by side, and its label [1]."""
     paths = [folder / f"{i}.npy" for folder in folders]
-    codes = [_check(path, shape, codebook_size, "codebook size") for path in paths[::2]]
-    labels = [_check(path, (1,), num_classes, "number of classes") for path in paths[1::2]]
+    codes = [_read(path, shape, codebook_size, "codebook size") for path in paths[::2]]
+    labels = [_read(path, (1,), num_classes, "number of classes") for path in paths[1::2]]
     if labels[0] != labels[-1]:
         raise InputError(f"{paths[-1]} has label {labels[-1][0]}, {paths[1]} has {labels[0][0]}: not the same images")
     return np.concatenate(codes, axis=1), labels[0]
 
 
-def _check(path: Path, shape: tuple[int, ...], limit: int, limit_name: str) -> np.ndarray:
-    array = _read(path)
-    if array.shape != shape or array.dtype.kind not in "iu":
-        raise InputError(f"{path} holds {array.dtype} {list(array.shape)}, expected integers {list(shape)}")
+def _read(path: Path, shape: tuple[int, ...], limit: int, limit_name: str) -> np.ndarray:
+    array = read_integers(path, shape)
     check_range(array, limit, f"values of {path}", limit_name)
-    return array
-
-
-def _read(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} is truncated or not an .npy file ({error}): extract or copy it again") from None
     return array

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ctf.errors import InputError
-from ctf.files import atomic_path, save_tensors
+from ctf.files import atomic_path, check_finite, save_tensors
 from ctf.interop.checkpoint import name_of, read_state_dict
 from ctf.models.config import MODEL_SIZES, TransformerConfig
 from ctf.models.rotary import rotary_table
-from ctf.models.transformer import Transformer
+from ctf.sampling.settings import Sampling
+from ctf.stages.autoregressive import Autoregressive
+from ctf.stages.stage import Stage
 from ctf.tokenizer.config import TokenizerConfig
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
@@ -47,6 +49,9 @@ TOKENIZER_NAMES = {
     r"^quantizer\.": "quantize.embedding.",
 }
 
+#: LlamaGen's own guidance where it is not 2 (its sampler's temperature is 1, without filters).
+CFG_SCALES = {"XL": 1.75}
+
 #: Entries that are no parameters: positions and caches of generation, and the record of recently used codewords.
 GPT_BUFFERS = re.compile(r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
 TOKENIZER_BUFFERS = re.compile(r"quantize\.codebook_used")
@@ -58,15 +63,17 @@ def load_gpt(
     num_heads: int | None = None,
     *,
     grid: tuple[int, int] = (16, 16),
+    name: str = "baseline",
     allow_namespace: bool = False,
-) -> Transformer:
-    """A class-conditional LlamaGen GPT as a causal `Transformer`, float32 and in evaluation mode.
+) -> Autoregressive:
+    """A class-conditional LlamaGen GPT as a stage, float32 and in evaluation mode, with LlamaGen's sampling settings.
 
     Args:
         path_or_state_dict: a `torch.save` or safetensors file, "owner/name:file" on the Hugging Face Hub, or a state
             dict; the weights lie bare or under "model", "module" or "state_dict", in float32, float16 or bfloat16.
         num_heads: attention heads; by default those of the size in `MODEL_SIZES` with this depth and width.
         grid: (rows, columns) of tokens: (16, 16) for 256 pixels, (24, 24) for 384 with VQ-16.
+        name: of the stage.
         allow_namespace: accept `argparse.Namespace` beside the weights, and nothing else that is not plain data.
 
     Raises:
@@ -75,12 +82,20 @@ def load_gpt(
     state = read_state_dict(path_or_state_dict, allow_namespace=allow_namespace)
     where = name_of(path_or_state_dict)
     _check_kind(state, "tok_embeddings.weight", "GPT", where)
+    config = _gpt_config(state, num_heads, grid, where)
+    sampling = Sampling(cfg_scale=CFG_SCALES.get(size_name(config), 2.0))
     with torch.device("meta"):  # the 3B model would take a minute to initialize, for nothing
-        model = Transformer(_gpt_config(state, num_heads, grid, where))
-    model.load_state_dict(_ours(model, state, GPT_NAMES, GPT_BUFFERS, where), assign=True)
-    c = model.config
-    model.rotary = rotary_table(c.grid, c.head_dim, c.rope_base)
-    return model.eval()
+        stage = Autoregressive(config, name=name, sampling=sampling)
+    transformer = stage.transformer
+    transformer.load_state_dict(_ours(transformer, state, GPT_NAMES, GPT_BUFFERS, where), assign=True)
+    transformer.rotary = rotary_table(config.grid, config.head_dim, config.rope_base)
+    return stage.eval()
+
+
+def size_name(config: TransformerConfig) -> str:
+    """The name in `MODEL_SIZES` of this depth and width; "custom" without one."""
+    sizes = {(layers, dim): name for name, (layers, _, dim) in MODEL_SIZES.items()}
+    return sizes.get((config.layers, config.dim), "custom")
 
 
 def load_tokenizer(
@@ -104,14 +119,16 @@ def load_tokenizer(
     return tokenizer.eval()
 
 
-def export_gpt(model: Transformer, path: str | Path) -> None:
-    """Write `model` in LlamaGen's layout: `{"model": state_dict}` for torch.load, bare for *.safetensors.
+def export_gpt(stage: Stage, path: str | Path) -> None:
+    """Write `stage` in LlamaGen's layout: `{"model": state_dict}` for torch.load, bare for *.safetensors.
 
     Raises:
-        InputError: the model has a setting that LlamaGen's GPT lacks.
+        InputError: the stage is of another kind, or has a setting that LlamaGen's GPT lacks.
     """
-    state = _theirs(model, GPT_NAMES)
-    c = model.config
+    if not isinstance(stage, Autoregressive):
+        raise InputError(f"stage {stage.name} is {stage.kind}: LlamaGen's layout holds autoregressive ones only")
+    state = _theirs(stage.transformer, GPT_NAMES)
+    c = stage.config
     held = _gpt_config(state, c.heads, c.grid, str(path))
     same = dataclasses.replace(c, dropout=held.dropout, class_dropout=held.class_dropout, kv_heads=held.kv_heads)
     _check_exportable(same, held)
@@ -157,6 +174,7 @@ def _ours(
                 raise InputError(f"{where}: {part} is {found}, the other shapes call for floats {list(shape)}")
         fused = torch.cat(parts) if len(parts) > 1 else parts[0]
         result[name] = fused.to(torch.float32, copy=True)  # never the caller's own tensors, nor a mapped file
+    check_finite(where, result)
     return result
 
 
@@ -174,8 +192,8 @@ def _gpt_config(
 ) -> TransformerConfig:
     vocab, dim = _shape(state, "tok_embeddings.weight", where)
     layers = _count(state, "layers.")
-    size = next((heads for depth, heads, width in MODEL_SIZES.values() if (depth, width) == (layers, dim)), None)
-    heads = num_heads or size
+    known = {(depth, width): heads for depth, heads, width in MODEL_SIZES.values()}
+    heads = num_heads or known.get((layers, dim))
     if heads is None:
         raise InputError(
             f"{where} has {layers} layers of width {dim}, which is none of LlamaGen's sizes, and the number of heads "
@@ -246,8 +264,8 @@ def _write(state: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def _shape(state: Mapping[str, Tensor], name: str, where: str) -> torch.Size:
-    """The shape of an entry that has at least two axes."""
-    if name not in state or state[name].ndim < 2:
+    """The shape of an entry that has at least two axes, all of at least 1."""
+    if name not in state or state[name].ndim < 2 or not state[name].numel():
         raise InputError(f"{where} lacks {name}: it is incomplete or not in LlamaGen's layout")
     return state[name].shape
 

@@ -1,4 +1,4 @@
-"""One Transformer for baseline, coarse and fine; its sizes; the support of stage 2."""
+"""One Transformer, for training and for cached, packed sampling; its sizes; the head that knows its support."""
 
 import lazy_loader
 

@@ -6,36 +6,35 @@ codewords in 512 clusters, 1/512 of the full head's products.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ctf.codebook.coarse_map import CoarseMap
 
 
-@dataclass(frozen=True)
-class ClusterMembers:
-    """What the head needs of a CoarseMap, on the model's device."""
+class ClusterMembers(nn.Module):
+    """Which labels lie in each cluster, on the model's device.
 
-    sizes: list[int]  # members per cluster
-    order: Tensor  # (K,) tokens, cluster by cluster
-    table: Tensor  # (M, S) tokens of each cluster, S the largest cluster, padded
-    index: Tensor  # (K,) position of a token among its cluster's members
+    Args:
+        relation: from the labels that are predicted to the clusters that are given.
+    """
 
-    @classmethod
-    def of(cls, coarse_map: CoarseMap, device: torch.device | str = "cpu") -> ClusterMembers:
-        return cls(
-            sizes=coarse_map.sizes.tolist(),
-            order=coarse_map.order.to(device),
-            table=coarse_map.member_table.to(device),
-            index=coarse_map.index_in_cluster.to(device),
-        )
+    order: Tensor  # (K,) labels, cluster by cluster
+    table: Tensor  # (M, S) labels of each cluster, S the largest cluster, padded
+    index: Tensor  # (K,) position of a label among its cluster's members
 
-    def tokens(self, coarse: Tensor, choice: Tensor) -> Tensor:
-        """Member number `choice` of cluster `coarse`, elementwise: fine tokens."""
+    def __init__(self, relation: CoarseMap) -> None:
+        super().__init__()
+        self.sizes: list[int] = relation.sizes.tolist()
+        self.register_buffer("order", relation.order, persistent=False)
+        self.register_buffer("table", relation.member_table, persistent=False)
+        self.register_buffer("index", relation.index_in_cluster, persistent=False)
+
+    def labels(self, coarse: Tensor, choice: Tensor) -> Tensor:
+        """Member number `choice` of cluster `coarse`, elementwise."""
         return self.table[coarse, choice]
 
 
@@ -45,20 +44,20 @@ def member_logits(hidden: Tensor, weight: Tensor, coarse: Tensor, members: Clust
     Positions are sorted by cluster, so that each cluster is one small matrix product.
 
     Args:
-        hidden: (B, N, dim) states before the head.
+        hidden: (…, dim) states before the head.
         weight: (K, dim) the head's weight, a row per fine token.
-        coarse: int64 (B, N) cluster of each position.
+        coarse: int64 (…) cluster of each position.
         members: the clusters.
 
     Returns:
-        (B, N, S), S the size of the largest cluster: column j is the j-th member in `members.table`;
+        (…, S), S the size of the largest cluster: column j is the j-th member in `members.table`;
         columns beyond a cluster's size are -inf.
     """
     flat = coarse.flatten()
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=len(members.sizes)).tolist()
     with torch.autocast(hidden.device.type, enabled=False):  # rounding would cost more here than it saves
-        logits = GroupedProduct.apply(hidden.flatten(0, 1)[order], weight[members.order], counts, members.sizes)
+        logits = GroupedProduct.apply(hidden.flatten(0, -2)[order], weight[members.order], counts, members.sizes)
     return logits[order.argsort()].view(*coarse.shape, -1)
 
 

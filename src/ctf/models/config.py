@@ -1,11 +1,15 @@
-"""Sizes and settings of the Transformer, free of heavy imports so that `--help` stays fast."""
+"""Sizes of the Transformer, and how to compute with it; free of heavy imports so that `--help` stays fast."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ctf.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 #: name: (layers, heads, dim). B to 3B are LlamaGen's; the rest are for small grids and CPUs.
 MODEL_SIZES: dict[str, tuple[int, int, int]] = {
@@ -20,26 +24,31 @@ MODEL_SIZES: dict[str, tuple[int, int, int]] = {
     "3B": (24, 32, 3200),  # 3.1 B
 }
 
+Dtype = Literal["float32", "bfloat16"]
+#: How weights are stored for sampling, other than as they are: 8-bit integers with a scale per output.
+Quantize = Literal["int8"]
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """One architecture for the three models: baseline, coarse and fine.
+    """One architecture for every kind of stage that is a Transformer.
 
     Attributes:
-        input_vocab: number of input tokens: K for the baseline, M for the coarse and the fine model.
-        output_vocab: number of output tokens: K for the baseline and the fine model, M for the coarse one.
+        input_vocab: number of different tokens that the model reads; 0 for none.
+        output_vocab: number of different tokens that it predicts.
         grid: (rows, columns) of tokens; N = rows · columns.
         num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
         layers: Transformer blocks.
         heads: attention heads.
         dim: width of the residual stream.
         kv_heads: key and value heads for grouped-query attention; None means as many as `heads`.
-        attention: "causal" predicts token i from the label and tokens < i; "full" sees all tokens.
+        attention: "causal" predicts token i from the label and tokens < i; "full" sees all positions.
         rope_base: base of the 2-D rotary embedding.
         norm_eps: epsilon of RMSNorm.
         ffn_multiple: the feed-forward width is ⌊8/3 · dim⌋ rounded up to a multiple of this.
         dropout: probability on embeddings, attention output and feed-forward output, in training.
         class_dropout: probability of replacing the label by the unconditional one, in training.
+        given_vocab: number of different labels of a coarser level that the model is given; 0 for none.
     """
 
     input_vocab: int
@@ -56,11 +65,13 @@ class TransformerConfig:
     ffn_multiple: int = 256
     dropout: float = 0.1
     class_dropout: float = 0.1
+    given_vocab: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
-        sizes = (self.input_vocab, self.output_vocab, self.num_classes, self.layers, self.heads, self.dim, *self.grid)
-        if min(*sizes, self.ffn_multiple) < 1 or (self.kv_heads is not None and self.kv_heads < 1):
+        sizes = (self.output_vocab, self.num_classes, self.layers, self.heads, self.dim, *self.grid, self.ffn_multiple)
+        inputs = self.input_vocab, self.given_vocab
+        if min(sizes) < 1 or min(inputs) < 0 or not any(inputs) or (self.kv_heads is not None and self.kv_heads < 1):
             raise InputError(f"model: every size must be positive, got {self}")
         if not (0 <= self.dropout <= 1 and 0 <= self.class_dropout <= 1):
             raise InputError(f"model: dropout {self.dropout} and class_dropout {self.class_dropout} must be in [0, 1]")
@@ -78,7 +89,7 @@ class TransformerConfig:
             )
 
     @classmethod
-    def of_size(cls, size: str, **settings: object) -> TransformerConfig:
+    def of_size(cls, size: str, **settings: Any) -> TransformerConfig:
         """A named size from `MODEL_SIZES` with the remaining settings given by keyword.
 
         Raises:
@@ -87,7 +98,7 @@ class TransformerConfig:
         if size not in MODEL_SIZES:
             raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(MODEL_SIZES)}")
         layers, heads, dim = MODEL_SIZES[size]
-        return cls(layers=layers, heads=heads, dim=dim, **settings)  # type: ignore[arg-type]
+        return cls(layers=layers, heads=heads, dim=dim, **settings)
 
     @property
     def num_tokens(self) -> int:
@@ -106,3 +117,55 @@ class TransformerConfig:
     def ffn_dim(self) -> int:
         hidden = 2 * (4 * self.dim) // 3
         return -(-hidden // self.ffn_multiple) * self.ffn_multiple
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of all blocks' products: attention and feed-forward."""
+        attention = self.dim * (2 * self.heads + 2 * self.num_kv_heads) * self.head_dim
+        return self.layers * (attention + 3 * self.dim * self.ffn_dim)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How to compute samples. The weights of a model stay as they are; sampling converts them.
+
+    Attributes:
+        dtype: of the stages' products and caches: "float32", "bfloat16", or "auto", which is bfloat16 on a GPU and
+            float32 on a CPU. Norms, guidance and draws are always float32.
+        quantize: "int8" weights in every stage, on a CPU.
+        compile: on a CPU, compile a decoding step: about 30 s of warm-up and a C++ compiler; saves a few % (float32),
+            20 % (int8). A GPU always compiles.
+        decoder_dtype: of the tokenizer's convolutions: published figures are those of a float32 decoder.
+
+    Raises:
+        InputError: no such choice.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Quantize | None = None
+    compile: bool = False
+    decoder_dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        choices = {"dtype": ("auto", *get_args(Dtype)), "quantize": (None, "int8"), "decoder_dtype": get_args(Dtype)}
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise InputError(f"{name} {value!r} does not exist: choose one of {', '.join(map(str, allowed))}")
+
+    def on(self, device: torch.device) -> Compute:
+        """The same with a dtype in place of "auto"."""
+        if self.dtype != "auto":
+            return self
+        return dataclasses.replace(self, dtype="bfloat16" if device.type == "cuda" else "float32")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of the stages; "auto" must have been resolved by `on`."""
+        import torch
+
+        return getattr(torch, self.dtype)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of one weight of a product."""
+        return 1 if self.quantize == "int8" else self.torch_dtype.itemsize

@@ -1,15 +1,15 @@
-"""The Transformer of all three models: LlamaGen's, with causal or full attention (paper, sections 4.2 and 5.1)."""
+"""The Transformer: LlamaGen's, with causal or full attention (paper, sections 4.2 and 5.1)."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctf.files import load_module, save_module
-from ctf.models.cluster_head import ClusterMembers, member_logits
+from ctf.models.cache import KeyValueCache, attend_cached
 from ctf.models.config import TransformerConfig
 from ctf.models.rotary import rotary_table, rotate
 
@@ -21,25 +21,27 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:  # the same bits in one call
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
 
 
 class Attention(nn.Module):
+    """The products around attention; what attends to what is the block's business."""
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.qkv = nn.Linear(config.dim, (config.heads + 2 * config.num_kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:  # (B, n, dim)
+    def forward(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, n, dim) → rotated queries (B, heads, n, head_dim) and keys, values (B, kv_heads, n, head_dim)."""
         c = self.config
         qkv = self.qkv(x).unflatten(-1, (-1, c.head_dim))  # (B, n, heads + 2·kv_heads, head_dim)
-        q, k, v = qkv.split([c.heads, c.num_kv_heads, c.num_kv_heads], dim=2)
-        q, k, v = rotate(q, rotary).transpose(1, 2), rotate(k, rotary).transpose(1, 2), v.transpose(1, 2)
-        y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=c.attention == "causal", enable_gqa=c.num_kv_heads != c.heads
-        )
-        return self.out(y.transpose(1, 2).flatten(2))
+        qk, v = qkv.split([c.heads + c.num_kv_heads, c.num_kv_heads], dim=2)
+        q, k = rotate(qk, rotary).split([c.heads, c.num_kv_heads], dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -51,30 +53,55 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
+    def gate_and_up(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.w1(x), self.w3(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, up = self.gate_and_up(x)
+        gate = F.silu(gate)
+        return self.w2(gate * up if torch.is_grad_enabled() else gate.mul_(up))  # in place where no gradient needs it
 
 
 class Block(nn.Module):
+    """The block of training and of sampling: the latter replaces its products by packed ones and brings a cache."""
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
+        self.config = config
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+    def forward(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
+        """(B, n, dim) → the same; `attend` (q, k, v → as q) is attention over a cache in place of that over x."""
+        q, k, v = self.before(x, rotary)
+        if attend is None:
+            c = self.config
+            causal, grouped = c.attention == "causal", c.num_kv_heads != c.heads
+            return self.after(x, F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped))
+        return self.after(x, attend(q, k, v))
+
+    def before(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention takes."""
+        return self.attention(self.attention_norm(x), rotary)
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        """The block's input (B, n, dim) and its attention (B, heads, n, head_dim) → its output."""
+        y = self.attention.out(y.transpose(1, 2).flatten(2))
+        x = x + (self.dropout(y) if self.training else y)
+        y = self.ffn(self.ffn_norm(x))
+        return x + (self.dropout(y) if self.training else y)
 
 
 class Transformer(nn.Module):
-    """Tokens and class labels in, logits out.
+    """Tokens, labels of a coarser level, and class labels in; logits out.
 
     The class label is position 0 of the sequence. A causal model (eqs. 3 and 8) is given whole sequences
-    and shifts them itself: its logits at i depend on the label and tokens < i. A full model (eq. 10) sees
-    the label and all tokens: its logits at i predict fine token i.
+    and shifts them itself: its logits at i depend on the label, tokens < i, and given labels ≤ i. A full
+    model (eq. 10) sees all positions: its logits at i predict token i. A given label is added to the input
+    that predicts its position.
     """
 
     rotary: Tensor
@@ -83,7 +110,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.label_embedding = nn.Embedding(config.num_classes + 1, config.dim)
-        self.token_embedding = nn.Embedding(config.input_vocab, config.dim)
+        if config.input_vocab:
+            self.token_embedding = nn.Embedding(config.input_vocab, config.dim)
+        if config.given_vocab:
+            self.given_embedding = nn.Embedding(config.given_vocab, config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -97,48 +127,62 @@ class Transformer(nn.Module):
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
 
-    def forward(self, tokens: Tensor, labels: Tensor, members: ClusterMembers | None = None) -> Tensor:
-        """Logits for whole sequences.
+    def forward(self, tokens: Tensor | None, labels: Tensor, given: Tensor | None = None) -> Tensor:
+        """Logits for whole sequences: (B, N), (B,) and (B, N) → (B, N, output_vocab); see `hidden`."""
+        return self.head(self.hidden(tokens, labels, given))
+
+    def hidden(self, tokens: Tensor | None, labels: Tensor, given: Tensor | None = None) -> Tensor:
+        """Normalised states before the head.
 
         Args:
-            tokens: int64 (B, N) in [0, input_vocab).
+            tokens: int64 (B, N) in [0, input_vocab); None for a full model that reads none.
             labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional. In training mode
                 each label is replaced by it with probability `class_dropout`.
-            members: for a fine model: compute the logits of the members of each token's cluster only
-                (`support="cluster"`).
+            given: int64 (B, N) in [0, given_vocab), where the model is given labels.
 
         Returns:
-            (B, N, output_vocab), or with `members` (B, N, size of the largest cluster), see `member_logits`.
+            (B, N, dim).
         """
-        hidden = self.hidden(tokens, labels)
-        return self.head(hidden) if members is None else member_logits(hidden, self.head.weight, tokens, members)
-
-    def hidden(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Normalised states before the head: (B, N) and (B,) → (B, N, dim)."""
-        if self.training and self.config.class_dropout > 0:
-            dropped = torch.rand(labels.shape, device=labels.device) < self.config.class_dropout
-            labels = labels.masked_fill(dropped, self.config.num_classes)
-        causal = self.config.attention == "causal"
-        tokens = self.token_embedding(tokens[:, :-1] if causal else tokens)
-        x = torch.cat([self.label_embedding(labels)[:, None], tokens], dim=1)
-        x, rotary = self.dropout(x), self.rotary[: x.shape[1]]
+        c = self.config
+        if self.training and c.class_dropout > 0:
+            dropped = torch.rand(labels.shape, device=labels.device) < c.class_dropout
+            labels = labels.masked_fill(dropped, c.num_classes)
+        x = self.dropout(self._embed(tokens, labels, given))
+        rotary = self.rotary[: x.shape[1]]
         for block in self.blocks:
             x = block(x, rotary)
         x = self.norm(x)
-        return x if causal else x[:, 1:]
+        return x if c.attention == "causal" else x[:, 1:]
+
+    def _embed(self, tokens: Tensor | None, labels: Tensor, given: Tensor | None) -> Tensor:
+        """(B, N, dim) for a causal model, whose last token predicts nothing; (B, 1 + N, dim) for a full one."""
+        first = self.label_embedding(labels)[:, None]
+        if self.config.attention == "causal":
+            assert tokens is not None
+            x = torch.cat([first, self.token_embedding(tokens[:, :-1])], dim=1)
+            return x if given is None else x + self.given_embedding(given)
+        if given is None:
+            return torch.cat([first, self.token_embedding(tokens)], dim=1)
+        x = self.given_embedding(given)
+        return torch.cat([first, x if tokens is None else x + self.token_embedding(tokens)], dim=1)
+
+    def step(self, x: Tensor, cache: KeyValueCache, position: int) -> Tensor:
+        """One position of a causal model: embeddings (rows, dim) → normalised states (rows, dim).
+
+        Position 0 takes `label_embedding` of the labels, each later one `token_embedding` of the tokens before it;
+        both plus `given_embedding` of what is given at the position.
+        """
+        return self._step(x, cache.keys, cache.values, position)
+
+    #: What stores a position in the cache and attends over it.
+    attend = staticmethod(attend_cached)
+
+    def _step(self, x: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], position: int) -> Tensor:
+        rotary = self.rotary[position : position + 1]
+        x = x[:, None]
+        for i, block in enumerate(self.blocks):
+            x = block(x, rotary, partial(self.attend, keys=keys[i], values=values[i], position=position))
+        return self.norm(x)[:, 0]
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
-
-    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write weights, as `dtype`, and settings to one safetensors file."""
-        save_module(path, self, "transformer", self.config, dtype)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Transformer:
-        """Read what `save` wrote, in float32 and evaluation mode.
-
-        Raises:
-            InputError: missing, truncated, or not a Transformer file.
-        """
-        return load_module(path, "transformer", lambda config: cls(TransformerConfig(**config)))

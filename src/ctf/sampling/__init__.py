@@ -1,4 +1,4 @@
-"""From logits to tokens: random numbers, filters, guidance, the decoding engine, the fine pass."""
+"""What every stage draws with: settings, random numbers, filters, guidance; what sampling takes."""
 
 import lazy_loader
 

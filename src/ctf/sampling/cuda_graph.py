@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class ReplayedLoop:
-    """`loop(model, settings, labels, uniform)`, recorded once and replayed on other labels and numbers.
+class RecordedLoop:
+    """`loop(*inputs)`, recorded once and replayed on other inputs of the same shapes or of fewer images.
 
     The recorded steps are those that the CPU runs: attention over exactly the filled part of the cache, no masks,
-    since each position has kernels of its own in the graph.
+    since each position has kernels of its own in the graph. Its buffers belong to one caller at a time.
 
     Args:
-        loop: uses its tensors only, never their values on the host.
-        model: its first argument.
-        settings: its second; fixed in the recording.
-        labels: an example: int64 (rows,).
-        uniform: an example: float64 (B, N).
+        loop: uses its tensors only, never their values on the host; what it returns begins with an axis of images.
+        warm_up: the same over a few steps; runs first, so that compilers and libraries do what they do once.
+        inputs: examples on the device, each (images, …).
     """
 
-    def __init__(self, loop: Callable[..., Tensor], model: Any, settings: Any, labels: Tensor, uniform: Tensor) -> None:
-        self.settings = settings
-        self.labels, self.uniform = labels.to(model.device, copy=True), uniform.to(model.device, copy=True)
-        side = torch.cuda.Stream(model.device)
-        side.wait_stream(torch.cuda.current_stream(model.device))
-        with torch.cuda.stream(side):  # compiles, and lets libraries allocate, before anything is recorded
-            loop(model, settings, self.labels, self.uniform[:, :2])
-        torch.cuda.current_stream(model.device).wait_stream(side)
+    def __init__(self, loop: Callable[..., Tensor], warm_up: Callable[..., object], inputs: list[Tensor]) -> None:
+        self.inputs, device = [tensor.clone() for tensor in inputs], inputs[0].device
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            warm_up(*self.inputs)
+        torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.tokens = loop(model, settings, self.labels, self.uniform)
+            self.result = loop(*self.inputs)
 
-    def serves(self, settings: Any, batch: int) -> bool:
-        """Whether the recording has these settings and room for that many images."""
-        return settings == self.settings and batch <= len(self.uniform)
-
-    def __call__(self, labels: Tensor, uniform: Tensor) -> Tensor:
-        """Tokens int64 (b, N) for b ≤ B images, in a buffer that the next call overwrites."""
-        batch, count = len(self.uniform), len(uniform)
-        self.labels.view(-1, batch)[:, :count] = labels.view(-1, count).to(self.labels.device)
-        self.uniform[:count] = uniform.to(self.uniform.device)
+    def __call__(self, inputs: list[Tensor]) -> Tensor:
+        """The result for b images, no more than were recorded: (b, …), a copy."""
+        for buffer, tensor in zip(self.inputs, inputs, strict=True):
+            buffer[: len(tensor)] = tensor
         self.graph.replay()
-        return self.tokens[:count]
+        return self.result[: len(inputs[0])].clone()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ctf.errors import InputError
+from ctf.sampling.settings import Sampling
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -32,39 +30,21 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     """Draw a token by inverting the cumulative distribution.
 
     Args:
-        logits: (…, V).
-        uniform: float64 (…), in [0, 1), one number per draw: see `uniforms`.
-        temperature: divides the logits; 0 takes the largest logit and ignores the rest.
-        top_k: see `filter_logits`.
-        top_p: see `filter_logits`.
+        logits: (…, V), guided where guidance is wanted.
+        uniform: float64 (…), in [0, 1), one number per draw: see `Random`.
+        sampling: temperature and filters.
 
     Returns:
         int64 (…): the first token whose cumulative probability exceeds `uniform`. A token of
         probability 0 is never drawn.
     """
-    if temperature == 0:
+    if sampling.temperature == 0:
         return logits.argmax(-1)
-    logits = filter_logits(logits.float() / temperature, top_k, top_p)
+    logits = filter_logits(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p)
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     target = uniform[..., None] * cumulative[..., -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-
-
-def check_sampling(cfg_scale: float, temperature: float, top_k: int, top_p: float) -> None:
-    """Refuse settings that have no meaning.
-
-    Raises:
-        InputError: names the setting and its range.
-    """
-    if not 0 <= cfg_scale < math.inf:
-        raise InputError(f"cfg_scale {cfg_scale} must be at least 0 and finite (1 is no guidance)")
-    if not 0 <= temperature < math.inf:
-        raise InputError(f"temperature {temperature} must be at least 0 and finite (0 is greedy)")
-    if top_k < 0:
-        raise InputError(f"top_k {top_k} must be at least 0 (0 keeps all)")
-    if not 0 < top_p <= 1:
-        raise InputError(f"top_p {top_p} must be in (0, 1] (1 keeps all)")

@@ -8,12 +8,8 @@ from torch import Tensor
 from ctf.errors import InputError
 
 
-def guidance_labels(labels: Tensor, num_classes: int, cfg_scale: float) -> Tensor:
-    """The labels of one decoding batch: (B,) → (B,), or (2B,) with the unconditional branch behind.
-
-    Raises:
-        InputError: a label is outside [0, num_classes].
-    """
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise InputError unless `labels` are (B,) with B > 0, each in [0, num_classes]."""
     if labels.ndim != 1 or not labels.numel():
         raise InputError(f"labels of shape {tuple(labels.shape)}: one label per image is needed, at least one")
     if int(labels.min()) < 0 or int(labels.max()) > num_classes:
@@ -21,6 +17,10 @@ def guidance_labels(labels: Tensor, num_classes: int, cfg_scale: float) -> Tenso
             f"labels range from {int(labels.min())} to {int(labels.max())}, the model has the classes "
             f"0 … {num_classes - 1} ({num_classes} is unconditional)"
         )
+
+
+def both_branches(labels: Tensor, num_classes: int, cfg_scale: float) -> Tensor:
+    """The labels of one batch: (B,) → (B,), or (2B,) with the unconditional branch behind."""
     return labels if cfg_scale == 1 else torch.cat([labels, torch.full_like(labels, num_classes)])
 
 

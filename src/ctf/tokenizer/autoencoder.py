@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,11 +42,10 @@ class AttentionBlock(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
-        batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H·W, 3·C)
         q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, H·W, C) each
         y = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        return x + self.proj(y.transpose(1, 2).reshape(batch, channels, height, width))
+        return x + self.proj(y.transpose(1, 2).reshape(x.shape))
 
 
 class Downsample(nn.Module):
@@ -100,18 +98,12 @@ class Encoder(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         widths = [config.base_channels * m for m in (1, *config.channel_multipliers)]
-        last = len(config.channel_multipliers) - 1
         self.patch_size = config.patch_size
         self.conv_in = nn.Conv2d(3 * config.patch_size**2, widths[0], 3, padding=1)
+        last = len(config.channel_multipliers) - 1
         self.levels = nn.ModuleList(
-            Level(
-                widths[i],
-                widths[i + 1],
-                config.encoder_blocks,
-                attention=i == last,
-                resize=nn.Identity() if i == last else Downsample(widths[i + 1]),
-            )
-            for i in range(last + 1)
+            Level(a, b, config.encoder_blocks, i == last, nn.Identity() if i == last else Downsample(b))
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.middle = middle(widths[-1])
         self.norm_out = group_norm(widths[-1])
@@ -129,21 +121,14 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        widths = [config.base_channels * m for m in config.channel_multipliers][::-1]
-        widths = [widths[0], *widths]
-        last = len(config.channel_multipliers) - 1
+        widths = [config.base_channels * m for m in (*config.channel_multipliers, config.channel_multipliers[-1])][::-1]
         self.patch_size = config.patch_size
         self.conv_in = nn.Conv2d(config.z_channels, widths[0], 3, padding=1)
         self.middle = middle(widths[0])
+        last = len(config.channel_multipliers) - 1
         self.levels = nn.ModuleList(
-            Level(
-                widths[i],
-                widths[i + 1],
-                config.decoder_blocks,
-                attention=i == 0,
-                resize=nn.Identity() if i == last else Upsample(widths[i + 1]),
-            )
-            for i in range(last + 1)
+            Level(a, b, config.decoder_blocks, i == 0, nn.Identity() if i == last else Upsample(b))
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3 * config.patch_size**2, 3, padding=1)
@@ -158,13 +143,3 @@ class Decoder(nn.Module):
         for level in self.levels:
             x = level(x)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch_size)
-
-
-def to_grid(vectors: Tensor, height: int, width: int) -> Tensor:
-    """(B, h·w, d) → (B, d, h, w)."""
-    return vectors.transpose(1, 2).reshape(vectors.shape[0], vectors.shape[2], height, width)
-
-
-def from_grid(features: Tensor) -> Tensor:
-    """(B, d, h, w) → (B, h·w, d), row by row: the order of tokens everywhere in `ctf`."""
-    return torch.flatten(features, 2).transpose(1, 2)

@@ -9,8 +9,8 @@ from ctf.errors import InputError
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
 from ctf.progress import progress_bar
+from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.quantizer import perplexity, usage
-from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
 WINDOW, SIGMA = 11, 1.5  # pixels, of SSIM's Gaussian
 STABILIZERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -63,7 +63,7 @@ def _blur(maps: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def measure_tokenizer(
-    tokenizer: VQTokenizer, images: ImageSet, batch_size: int = 128, progress: bool = True
+    tokenizer: Tokenizer, images: ImageSet, batch_size: int = 128, progress: bool = True
 ) -> dict[str, float]:
     """Encode and decode every image, in 8 bits as a viewer sees it.
 
@@ -76,15 +76,14 @@ def measure_tokenizer(
         images: how many were readable.
     """
     device = next(tokenizer.parameters()).device
-    counts = torch.zeros(tokenizer.config.codebook_size, dtype=torch.int64)
+    counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
     psnrs, ssims = [], []
     with progress_bar(len(images), "measure", "image", hidden=not progress) as bar:
         for _, batch, _ in images.batches(batch_size):
             tokens = tokenizer.encode(to_tensor(batch).to(device))
-            grid = tuple(side // tokenizer.config.downsampling for side in batch.shape[1:3])
-            painted = to_bytes(tokenizer.decode(tokens, grid))
+            decoded = to_bytes(tokenizer.decode(tokens, tokenizer.grid_of(batch.shape[1:3])))
             counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
-            pair = torch.from_numpy(batch), torch.from_numpy(painted)
+            pair = torch.from_numpy(batch), torch.from_numpy(decoded)
             psnrs.append(psnr(*pair))
             ssims.append(ssim(*pair))
             bar.update(len(batch))

@@ -31,7 +31,7 @@ class Quantizer(nn.Module):
     def __init__(self, size: int, dim: int, l2_normalize: bool = True) -> None:
         super().__init__()
         self.l2_normalize = l2_normalize
-        self.weight = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
+        self.weight = nn.Parameter(self.project(torch.empty(size, dim).uniform_(-1 / size, 1 / size)))
         self.register_buffer("age", torch.zeros(size, dtype=torch.int64), persistent=False)
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -63,18 +63,12 @@ class Quantizer(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             z = self.project(features.float())
             tokens = self.nearest(z)
-            e = F.embedding(tokens, self.weight)
-            e = self.project(e)
+            e = self.project(F.embedding(tokens, self.weight))
             if self.training:
                 self.age += 1
                 self.age[tokens.flatten()] = 0
-            return Quantized(
-                vectors=z + (e - z).detach(),
-                tokens=tokens,
-                features=z.detach(),
-                codebook_loss=F.mse_loss(e, z.detach()),
-                commitment_loss=F.mse_loss(z, e.detach()),
-            )
+            losses = F.mse_loss(e, z.detach()), F.mse_loss(z, e.detach())
+            return Quantized(z + (e - z).detach(), tokens, z.detach(), *losses)
 
     def bypass(self, features: Tensor) -> Quantized:
         """Features (…, d) projected but not quantised; the losses are 0 and touch every parameter, as DDP asks."""

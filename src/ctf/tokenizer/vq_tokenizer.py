@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.errors import InputError
-from ctf.files import load_module, save_module
-from ctf.tokenizer.autoencoder import Decoder, Encoder, from_grid, to_grid
+from ctf.tokenizer.autoencoder import Decoder, Encoder
 from ctf.tokenizer.config import TokenizerConfig
+from ctf.tokenizer.decode import decoded_together
+from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.quantizer import Quantized, Quantizer
 
 
-class VQTokenizer(nn.Module):
-    """Encoder, codebook and decoder (paper, section 2.1).
+class VQTokenizer(Tokenizer):
+    """Encoder, codebook and decoder of a convolutional VQGAN (paper, section 2.1)."""
 
-    Images are float (B, 3, H, W) in [-1, 1] with H and W multiples of `config.downsampling`; tokens are
-    int64 (B, h·w), row by row.
-    """
+    family = "vq"
+    config_type = TokenizerConfig
+    config: TokenizerConfig
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -40,16 +38,29 @@ class VQTokenizer(nn.Module):
         coarse maps and token sets know their codebook by its hash.
         """
         weight = self.quantizer.weight.detach()
-        return self.quantizer.project(weight.cpu().double()).float().to(weight.device)
+        return self.project(weight.cpu().double()).float().to(weight.device)
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    @property
+    def downsampling(self) -> int:
+        return self.config.downsampling
+
+    def project(self, vectors: Tensor) -> Tensor:
+        return self.quantizer.project(vectors)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.quantizer.codebook)
 
     def features(self, images: Tensor) -> Tensor:
-        """Encoder output before quantisation: (B, 3, H, W) → (B, h·w, d)."""
-        return from_grid(self.quant_conv(self.encoder(images)))
+        """Encoder output before quantisation: (B, 3, H, W) → (B, N, d)."""
+        return self.quant_conv(self.encoder(images)).flatten(2).transpose(1, 2)
 
-    def paint(self, vectors: Tensor, height: int, width: int) -> Tensor:
-        """Decode codeword vectors (B, h·w, d) on a grid of `height` × `width` tokens to (B, 3, H, W)."""
-        grid = to_grid(vectors, height, width).to(self.post_quant_conv.weight.dtype)
-        return self.decoder(self.post_quant_conv(grid))
+    def decode_embeddings(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
+        features = vectors.transpose(1, 2).unflatten(2, grid)  # (B, d, rows, columns)
+        return self.decoder(self.post_quant_conv(features.to(self.post_quant_conv.weight.dtype)))
 
     def forward(self, images: Tensor, quantize: bool = True) -> tuple[Tensor, Quantized]:
         """Reconstruct with gradients, for training: (B, 3, H, W) → the same, and the quantisation.
@@ -58,71 +69,25 @@ class VQTokenizer(nn.Module):
         """
         features = self.features(images)
         quantized = self.quantizer(features) if quantize else self.quantizer.bypass(features)
-        f = self.config.downsampling
-        return self.paint(quantized.vectors, images.shape[2] // f, images.shape[3] // f), quantized
+        return self.decode_embeddings(quantized.vectors, self.grid_of(images.shape[2:])), quantized
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → int64 tokens (B, h·w).
+        if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+            raise InputError(f"images of shape {tuple(images.shape)}: the tokenizer takes (B, 3, H, W), B positive")
+        self.grid_of(images.shape[2:])
+        return self.quantizer.nearest(self.project(self.features(images).float()))
 
-        Raises:
-            InputError: the shape is not (B, 3, H, W) with sides that are multiples of the downsampling.
-        """
-        f = self.config.downsampling
-        sides = images.shape[2:]
-        if images.ndim != 4 or images.shape[1] != 3 or any(side % f for side in sides) or not images.numel():
-            raise InputError(
-                f"images of shape {tuple(images.shape)}: the tokenizer takes (B, 3, H, W), B positive, "
-                f"H and W multiples of {f}"
-            )
-        return self.quantizer.nearest(self.quantizer.project(self.features(images).float()))
+    def decoder_parts(self) -> list[nn.Module]:
+        return [self.post_quant_conv, self.decoder]
 
-    @torch.no_grad()
-    def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """int64 tokens (B, h·w) → float (B, 3, H, W), not clamped.
-
-        Args:
-            tokens: token indices in [0, K).
-            grid: (h, w); a square by default.
-
-        Raises:
-            InputError: a token is out of range, or the tokens do not fill the grid.
-        """
-        if tokens.ndim != 2 or not tokens.numel():
-            raise InputError(f"tokens of shape {tuple(tokens.shape)}: decode takes (B, h·w), B positive")
-        tokens = tokens.long()
-        height, width = grid or square_grid(tokens.shape[1])
-        if height * width != tokens.shape[1] or height < 1:
-            raise InputError(f"{tokens.shape[1]} tokens do not fill a grid of {height} × {width}")
-        size = self.config.codebook_size
-        if int(tokens.min()) < 0 or int(tokens.max()) >= size:
-            raise InputError(f"tokens range from {int(tokens.min())} to {int(tokens.max())}, the codebook has {size}")
-        return self.paint(F.embedding(tokens, self.quantizer.codebook), height, width)
-
-    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write weights, as `dtype`, and settings to one safetensors file.
-
-        Half precision rounds the codebook too: it becomes another codebook, with another fingerprint.
-        """
-        save_module(path, self, "tokenizer", self.config, dtype)
-
-    @classmethod
-    def load(cls, path: str | Path) -> VQTokenizer:
-        """Read what `save` wrote; weights stored in half precision are widened to float32.
-
-        Raises:
-            InputError: missing, truncated, or not a tokenizer file.
-        """
-        return load_module(path, "tokenizer", lambda config: cls(TokenizerConfig(**config)))
-
-
-def square_grid(count: int) -> tuple[int, int]:
-    """The side of a square grid of `count` tokens, twice.
-
-    Raises:
-        InputError: `count` is not a square.
-    """
-    side = math.isqrt(count)
-    if side * side != count:
-        raise InputError(f"{count} tokens are not a square grid: say the grid (height, width)")
-    return side, side
+    def decoding_memory(self, batch: int, grid: tuple[int, int], device_type: str, dtype: torch.dtype) -> int:
+        """Bytes: activations of the decoder at full resolution, and the images of the batch."""
+        c, (height, width) = self.config, self.image_size(grid)
+        # A residual block at full resolution holds four tensors: its input, the first half's output, and two of the
+        # second; two more are what a convolution reorders on a CPU, or its workspace on a GPU. A CPU's allocator keeps
+        # some more.
+        tensors = 8.5 if device_type == "cpu" else 6
+        widest = c.base_channels * c.channel_multipliers[0] // c.patch_size**2
+        together = min(batch, decoded_together(device_type))
+        return int(together * height * width * tensors * widest * dtype.itemsize) + 3 * batch * height * width

@@ -1,5 +1,4 @@
-from .index import TokenIndex as TokenIndex
-from .token_set import TokenBatches as TokenBatches
+from .token_set import TokenIndex as TokenIndex
 from .token_set import TokenSet as TokenSet
 from .tokenize import tokenize_images as tokenize_images
 from .writer import TokenWriter as TokenWriter

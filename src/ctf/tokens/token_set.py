@@ -1,10 +1,21 @@
-"""TokenSet: the tokens of n images × A augmentations, memory-mapped; TokenBatches: what training sees of them."""
+"""TokenSet: the tokens of n images × A augmentations, memory-mapped from a folder.
+
+    index.json           a `TokenIndex`
+    tokens-00000.npy     [n_i, A, N], the smallest unsigned integers that hold K − 1
+    labels-00000.npy     [n_i] int64
+    tokens-00001.npy     …
+
+The index lists whole shards only: a shard's two files are there before the index names it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,9 +23,100 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import fingerprint
+from ctf.files import existing, fingerprint, read_json, write_json
 from ctf.tokenizer.quantizer import perplexity, usage
-from ctf.tokens.index import TokenIndex, labels_path, tokens_path
+
+FORMAT = "ctf tokens"
+VERSION = 1
+PROGRESS = ("shards", "skipped", "complete")
+LARGEST_CODEBOOK = 1 << 24
+
+
+@dataclass
+class TokenIndex:
+    """Settings of a token set, and how far its writing has come.
+
+    Attributes:
+        codebook_size: K; tokens are in [0, K).
+        grid: [h, w] with N = h·w tokens per image, row by row.
+        augmentations: A names, e.g. ["none", "flip"] or "1.1/top-left", …
+        class_names: the name of each label.
+        shard_size: images after which a shard is written.
+        codebook: `ctf.files.fingerprint` of the tokenizer's codebook; None for tokens from elsewhere.
+        source: where the images came from, in words; None if not known.
+        split: which part of the source, e.g. "train"; None if it has no parts.
+        image_size: pixels per side; None if not known.
+        inputs: images in the source, unreadable ones included: a source that grew is another one.
+        shards: the whole shards in order: {"stem": "00000", "count": n_i}.
+        skipped: names of the input images that could not be read, among those that the shards cover.
+        complete: False while the set is being written or after an interruption.
+
+    Raises:
+        InputError: a size below 1, or values that no writer writes.
+    """
+
+    codebook_size: int
+    grid: list[int]
+    augmentations: list[str]
+    class_names: list[str]
+    shard_size: int
+    codebook: str | None = None
+    source: str | None = None
+    split: str | None = None
+    image_size: int | None = None
+    inputs: int | None = None
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = self.codebook_size, self.shard_size, *self.grid, *(shard["count"] for shard in self.shards)
+        names = *self.augmentations, *self.class_names, *self.skipped, *(shard["stem"] for shard in self.shards)
+        if not all(isinstance(size, int) for size in sizes) or not all(isinstance(name, str) for name in names):
+            raise InputError("sizes are whole numbers, and names are strings")
+        if min(sizes) < 1 or len(self.grid) != 2 or self.codebook_size > LARGEST_CODEBOOK:
+            raise InputError(
+                f"codebook size {self.codebook_size}, grid {self.grid}, shard size {self.shard_size}: "
+                f"give whole numbers from 1, and a codebook size of at most {LARGEST_CODEBOOK:,}"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """N = h·w."""
+        return math.prod(self.grid)
+
+    @property
+    def num_images(self) -> int:
+        return sum(shard["count"] for shard in self.shards)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the progress of writing."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in PROGRESS}
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / "index.json", {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> TokenIndex:
+        """Read `folder`/index.json.
+
+        Raises:
+            InputError: no such folder, not a token set, damaged, or one of a newer version.
+        """
+        existing(folder, "token set")
+        path = folder / "index.json"
+        if not path.exists():
+            raise InputError(f"{folder} is not a token set (it has no index.json): make one with `ctf tokenize`")
+        values = read_json(path)
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise InputError(f"{path} is not the index of a token set: make one with `ctf tokenize`")
+        if (version := values.pop("version", None)) != VERSION:
+            raise InputError(f"{path} is of version {version}, this ctf reads version {VERSION}: update ctf")
+        try:
+            return cls(**values)
+        except (TypeError, KeyError, InputError) as error:
+            raise InputError(f"{path} is damaged ({error}): restore it or tokenize again") from None
 
 
 class TokenSet:
@@ -44,7 +146,7 @@ class TokenSet:
 
     @classmethod
     def open(cls, folder: str | Path) -> TokenSet:
-        """Open a token set. Labels are read; tokens stay on disk until asked for and are not scanned (`verify` does).
+        """Open a token set. Labels are read; tokens stay on disk, and are checked when they are asked for.
 
         Raises:
             InputError: no such folder, not a token set, still incomplete, or a shard that is missing,
@@ -57,9 +159,11 @@ class TokenSet:
                 f"{folder} is incomplete ({index.num_images:,} images so far): "
                 "run the command that writes it once more and it continues from there"
             )
+        if not index.shards:
+            raise InputError(f"{folder} has no images: delete it and tokenize again")
         shape = (len(index.augmentations), index.num_tokens)
-        tokens = [_read(tokens_path(folder, s["stem"]), (s["count"], *shape)) for s in index.shards]
-        labels = [_read(labels_path(folder, s["stem"]), (s["count"],)) for s in index.shards]
+        tokens = [read_integers(tokens_path(folder, s["stem"]), (s["count"], *shape), "r") for s in index.shards]
+        labels = [read_integers(labels_path(folder, s["stem"]), (s["count"],)) for s in index.shards]
         token_set = cls(folder, index, tokens, np.concatenate(labels).astype(np.int64))
         check_range(token_set.labels, token_set.num_classes, f"labels of {folder}", "number of classes")
         return token_set
@@ -67,9 +171,11 @@ class TokenSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __str__(self) -> str:
+        return f"{self.folder}: {len(self):,} images × {self.num_augmentations} × {self.num_tokens} tokens"
+
     def __repr__(self) -> str:
-        shape = f"{len(self)} images × {self.num_augmentations} augmentations × {self.num_tokens} tokens"
-        return f"TokenSet({str(self.folder)!r}: {shape}, K = {self.codebook_size})"
+        return f"TokenSet({self})"
 
     @property
     def num_tokens(self) -> int:
@@ -86,7 +192,11 @@ class TokenSet:
         return len(self.class_names)
 
     def gather(self, indices: ArrayLike, augmentations: ArrayLike = 0) -> Tensor:
-        """Tokens of images `indices` [b] in [0, n) under `augmentations` [b], or one for all: int64 [b, N]."""
+        """Tokens of images `indices` [b] in [0, n) under `augmentations` [b], or one for all: int64 [b, N].
+
+        Raises:
+            InputError: a shard holds a token that is not below K; the message names it.
+        """
         indices = np.asarray(indices)
         augmentations = np.broadcast_to(augmentations, indices.shape)
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
@@ -94,13 +204,23 @@ class TokenSet:
         for shard in np.unique(shard_of):
             rows = np.flatnonzero(shard_of == shard)
             tokens[rows] = self._shards[shard][indices[rows] - self._starts[shard], augmentations[rows]]
+        if not in_range(tokens, self.codebook_size):  # once a batch, since batches of large sets touch many shards
+            for shard in np.unique(shard_of):
+                self._check(shard, tokens[shard_of == shard])
         return torch.from_numpy(tokens)
 
     def blocks(self, block_size: int = 1024) -> Iterator[Tensor]:
-        """All tokens in the order of `labels`, as int64 [b, A, N] with b ≤ `block_size`."""
-        for shard in self._shards:
+        """All tokens in the order of `labels`, as int64 [b, A, N] with b ≤ `block_size`. Raises as `gather` does."""
+        for number, shard in enumerate(self._shards):
             for start in range(0, len(shard), block_size):
-                yield torch.from_numpy(shard[start : start + block_size].astype(np.int64))
+                block = shard[start : start + block_size].astype(np.int64)
+                self._check(number, block)
+                yield torch.from_numpy(block)
+
+    def _check(self, shard: int, tokens: np.ndarray) -> None:
+        """Refuse tokens of a shard that are out of range."""
+        path = tokens_path(self.folder, self.index.shards[shard]["stem"])
+        check_range(tokens, self.codebook_size, f"tokens of {path}", "codebook size")
 
     def token_counts(self) -> Tensor:
         """How often each codeword occurs, over all images and augmentations: int64 [K]. Reads the whole set."""
@@ -115,30 +235,21 @@ class TokenSet:
         Raises:
             InputError: they belong to another codebook.
         """
+        found = fingerprint(codebook)
         if len(codebook) != self.codebook_size:
-            raise InputError(
-                f"{self.folder} holds tokens of a codebook of {self.codebook_size}, this codebook has {len(codebook)}: "
-                "tokenize again, or use the tokenizer that made the tokens"
-            )
-        if self.fingerprint_of_codebook not in (None, found := fingerprint(codebook)):
-            raise InputError(
-                f"{self.folder} was made with another codebook (fingerprint {self.fingerprint_of_codebook}, "
-                f"this one has {found}): tokenize again, or use the tokenizer that made the tokens"
-            )
-
-    def verify(self) -> None:
-        """Read every token.
-
-        Raises:
-            InputError: a token is not below K; the message names the shard.
-        """
-        for record, shard in zip(self.index.shards, self._shards, strict=True):
-            check_range(shard, self.codebook_size, str(tokens_path(self.folder, record["stem"])), "codebook size")
+            problem = f"holds tokens of a codebook of {self.codebook_size}, this codebook has {len(codebook)}"
+        elif self.fingerprint_of_codebook not in (None, found):
+            known = self.fingerprint_of_codebook
+            problem = f"was made with another codebook (fingerprint {known}, this one has {found})"
+        else:
+            return
+        raise InputError(f"{self.folder} {problem}: tokenize again, or use the tokenizer that made the tokens")
 
     def describe(self) -> dict[str, Any]:
         """What the set holds, ready for JSON. Reads every token, for the codebook's usage and perplexity."""
         counts = self.token_counts()
         per_class = np.bincount(self.labels, minlength=self.num_classes)
+        known = ("augmentations", "grid", "codebook_size", "codebook", "source", "split", "image_size")
         return {
             "images": len(self),
             "classes": self.num_classes,
@@ -147,93 +258,60 @@ class TokenSet:
                 "median": float(np.median(per_class)),
                 "max": int(per_class.max()),
             },
-            "augmentations": self.augmentations,
-            "grid": list(self.grid),
-            "codebook_size": self.codebook_size,
+            **{name: getattr(self.index, name) for name in known},
             "codebook_usage": usage(counts),
             "codebook_perplexity": perplexity(counts),
-            "codebook": self.fingerprint_of_codebook,
-            "source": self.index.source,
-            "split": self.index.split,
-            "image_size": self.index.image_size,
             "skipped": len(self.index.skipped),
             "shards": len(self._shards),
             "bytes": sum(shard.nbytes for shard in self._shards),
         }
 
 
-class TokenBatches:
-    """Endless training batches with random access: `batches[step]` is (tokens int64 [b, N], labels int64 [b]).
+def tokens_path(folder: Path, stem: str) -> Path:
+    return folder / f"tokens-{stem}.npy"
 
-    Batch `step` depends on the arguments and `step` alone, so a run resumed at step s sees what an
-    uninterrupted one sees. The images form one endless stream, epoch after epoch, each in an order drawn
-    from (seed, epoch), with one augmentation drawn uniformly per image; batch s of B images is the s-th
-    cut of B. No image is left out or repeated within an epoch: a batch may end one epoch and begin the next.
 
-    Args:
-        token_set: what to draw from.
-        batch_size: B, over all ranks together.
-        seed: of the order and the augmentations, ≥ 0.
-        rank: this process; it gets the `rank`-th of `world` equal parts of each batch.
-        world: number of processes.
+def labels_path(folder: Path, stem: str) -> Path:
+    return folder / f"labels-{stem}.npy"
 
-    Raises:
-        InputError: `batch_size` is not a positive multiple of `world`.
-    """
 
-    def __init__(self, token_set: TokenSet, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        if batch_size < 1 or batch_size % world:
-            raise InputError(
-                f"batch size {batch_size} cannot be split over {world} processes: use a multiple of {world}"
-            )
-        self.token_set = token_set
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        part = self.batch_size // self.world
-        positions = step * self.batch_size + self.rank * part + np.arange(part)
-        epochs, offsets = np.divmod(positions, len(self.token_set))
-        images, augmentations = np.empty_like(positions), np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            now = epochs == epoch
-            order, augmentation = self._epoch(int(epoch))
-            images[now], augmentations[now] = order[offsets[now]], augmentation[offsets[now]]
-        return self.token_set.gather(images, augmentations), torch.from_numpy(self.token_set.labels[images])
-
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Order of the images and augmentation at each position, int64 [n] both; this and the last epoch are kept."""
-        if epoch not in self._epochs:
-            generator = np.random.default_rng([self.seed, epoch])
-            n = len(self.token_set)
-            drawn = generator.permutation(n), generator.integers(self.token_set.num_augmentations, size=n)
-            self._epochs = {known: v for known, v in self._epochs.items() if known == epoch - 1} | {epoch: drawn}
-        return self._epochs[epoch]
+def in_range(values: np.ndarray, limit: int) -> bool:
+    """Whether all integer `values` are in [0, limit)."""
+    return not values.size or bool(values.min() >= 0 and values.max() < limit)
 
 
 def check_range(values: np.ndarray, limit: int, what: str, limit_name: str) -> None:
     """InputError unless all integer `values` are in [0, limit)."""
-    if values.size and (values.min() < 0 or values.max() >= limit):
+    if not in_range(values, limit):
         raise InputError(
             f"{what} range from {values.min()} to {values.max()}: the {limit_name} is {limit}, "
             f"so they must lie in 0 to {limit - 1}"
         )
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Memory-map integers of the shape that the index promises."""
+def read_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """The array in an .npy file, without unpickling.
+
+    Raises:
+        InputError: missing, truncated, or not such a file.
+    """
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: restore it or tokenize again") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} is truncated or not an .npy file ({error}): restore it or tokenize again") from None
+        raise InputError(f"{path} is missing: restore it or make it again") from None
+    except Exception as error:  # a damaged header fails with whatever it happens to hit
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path} is truncated or not an .npy file ({reason}): copy or make it again") from None
+    if not isinstance(array, np.ndarray):  # a zip file of arrays
+        raise InputError(f"{path} is not an .npy file but an archive of arrays: give one array")
+    return array
+
+
+def read_integers(path: Path, shape: tuple[int, ...], mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """The integers in an .npy file. Raises InputError as `read_npy`, or where they are not of this shape."""
+    array = read_npy(path, mmap_mode)
     if array.shape != shape or array.dtype.kind not in "iu":
         raise InputError(
-            f"{path} holds {array.dtype} {list(array.shape)}, index.json says integers {list(shape)}: "
-            "restore the shard that belongs to this set or tokenize again"
+            f"{path} holds {array.dtype} {list(array.shape)}, expected integers {list(shape)}: copy or make it again"
         )
     return array

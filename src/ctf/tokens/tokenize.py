@@ -14,20 +14,20 @@ from ctf.errors import InputError
 from ctf.files import fingerprint
 from ctf.images import ImageSet, ten_crop, to_tensor
 from ctf.progress import progress_bar
-from ctf.tokenizer import VQTokenizer
-from ctf.tokens.index import TokenIndex
-from ctf.tokens.token_set import TokenSet
+from ctf.tokenizer.interface import Tokenizer
+from ctf.tokens.token_set import TokenIndex, TokenSet
 from ctf.tokens.writer import TokenWriter
 
 Augmentation = Literal["none", "flip", "ten-crop"]
 
 #: In the order of `ctf.images.ten_crop`.
 CROPS = ["top-left", "top-right", "bottom-left", "bottom-right", "center"]
+LARGEST_RANGE = 4.0  # of a crop; LlamaGen's are 1.1 and 1.05
 
 
 def tokenize_images(
     images: ImageSet,
-    tokenizer: VQTokenizer,
+    tokenizer: Tokenizer,
     folder: str | Path,
     augmentation: Augmentation = "flip",
     crop_ranges: Sequence[float] = (1.1,),
@@ -43,33 +43,28 @@ def tokenize_images(
     an uninterrupted run would have had from there, so the files come out the same. A folder that is
     complete is left as it is.
 
-    Args:
+    Args: those of `ctf tokenize`, and
+
         images: the images; unreadable ones are left out and named in the index.
         tokenizer: used as a copy in eval mode; the original is not moved or changed.
         folder: where to write the token set.
-        augmentation: "none": A = 1; "flip": the image and its mirror image, A = 2; "ten-crop": four corners,
-            centre and their mirror images from a centre crop of `int(size × crop_range)`, A = 10 per crop range.
-        crop_ranges: the crop ranges of "ten-crop", each ≥ 1. LlamaGen trains with 1.1, or 1.1 and 1.05.
         split: the split that `images` was opened with, for the record.
-        batch_size: images that the encoder sees at once.
-        shard_size: images per file; unless it is a multiple of `batch_size`, shards are a little larger.
-        device: where to encode.
         progress: show a bar with rate and remaining time.
 
     Raises:
-        InputError: the image size does not fit the tokenizer, a crop range is below 1, no image is readable,
+        InputError: the image size does not fit the tokenizer, a number is out of range, no image is readable,
             or the folder holds a token set with other settings.
     """
-    if images.size % (downsampling := tokenizer.config.downsampling):
-        raise InputError(f"images of {images.size} pixels: the tokenizer takes multiples of {downsampling}")
-    if augmentation == "ten-crop" and min(crop_ranges, default=0) < 1:
-        raise InputError(f"crop ranges {list(crop_ranges)}: give one or more, each at least 1, e.g. 1.1")
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: encode at least 1 image at a time")
+    if augmentation == "ten-crop" and not (crop_ranges and all(1 <= r <= LARGEST_RANGE for r in crop_ranges)):
+        raise InputError(f"crop ranges {list(crop_ranges)}: give one or more, from 1 to {LARGEST_RANGE:g}, e.g. 1.1")
 
     # On the CPU, whatever the tokenizer's device: normalising elsewhere may round the codebook differently.
     encoder = copy.deepcopy(tokenizer).cpu().float().eval()
     settings = TokenIndex(
-        codebook_size=tokenizer.config.codebook_size,
-        grid=[images.size // downsampling] * 2,
+        codebook_size=tokenizer.codebook_size,
+        grid=list(tokenizer.grid_of((images.size, images.size))),
         augmentations=augmentation_names(augmentation, crop_ranges),
         class_names=list(images.class_names),
         shard_size=shard_size,
@@ -116,7 +111,7 @@ def augmented(pixels: np.ndarray, size: int, augmentation: Augmentation) -> np.n
 
 
 @torch.inference_mode()
-def encode(tokenizer: VQTokenizer, views: list[np.ndarray], device: str | torch.device) -> np.ndarray:
+def encode(tokenizer: Tokenizer, views: list[np.ndarray], device: str | torch.device) -> np.ndarray:
     """A views, each uint8 (b, size, size, 3) → int64 tokens [b, A, N]; one view at a time, to bound memory."""
     tokens = [tokenizer.encode(to_tensor(torch.from_numpy(view).to(device))) for view in views]
     return torch.stack(tokens, dim=1).cpu().numpy()

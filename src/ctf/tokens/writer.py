@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import atomic_path, fingerprint
-from ctf.tokenizer.vq_tokenizer import square_grid
-from ctf.tokens.index import TokenIndex, labels_path, tokens_path
-from ctf.tokens.token_set import TokenSet, check_range
+from ctf.files import atomic_path, check_writable, fingerprint, write_npy
+from ctf.images.sources import numbered_classes
+from ctf.tokenizer.interface import square_grid
+from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, labels_path, tokens_path
 
 
 class TokenWriter:
@@ -30,11 +30,11 @@ class TokenWriter:
         writer.close()
 
     Args:
-        folder: where to write; made if missing.
+        folder: where to write; made with the first shard if missing.
         settings: an index of which only the settings count.
 
     Raises:
-        InputError: the folder holds a token set with other settings; the message names them.
+        InputError: the folder cannot be written, or holds a token set with other settings; the message names them.
     """
 
     def __init__(self, folder: str | Path, settings: TokenIndex) -> None:
@@ -47,7 +47,7 @@ class TokenWriter:
             self.index = TokenIndex.load(self.folder)
             check_same_settings(self.folder, self.index, settings)
         else:
-            self.index.save(self.folder)
+            check_writable(self.folder, "folder")
 
     @property
     def complete(self) -> bool:
@@ -114,8 +114,8 @@ class TokenWriter:
         tokens, labels = np.concatenate(self._tokens), np.concatenate(self._labels)
         stem = f"{len(self.index.shards):05d}"
         for path, array in (tokens_path(self.folder, stem), tokens), (labels_path(self.folder, stem), labels):
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, array)
+            with atomic_path(path) as temporary:
+                write_npy(temporary, array)
         self.index.shards.append({"stem": stem, "count": len(labels)})
         self.index.skipped = self.skipped
         self.index.save(self.folder)
@@ -154,7 +154,7 @@ def write_token_set(
     image_size: int | None = None,
     shard_size: int = 8192,
 ) -> TokenSet:
-    """Write tokens from elsewhere as a token set.
+    """Write tokens from elsewhere as a token set; what is not said here is as in `TokenIndex`.
 
     Args:
         folder: where to write; must not hold a token set.
@@ -163,33 +163,30 @@ def write_token_set(
         codebook_size: K.
         grid: (h, w) with h·w = N; a square by default.
         class_names: by default "0", "1", … up to the largest label.
-        augmentations: A names; by default "none", or "0", "1", … if A > 1.
+        augmentations: by default "none", or "0", "1", … if A > 1.
         codebook: [K, d], if known: `TokenSet.check_codebook` then tells it from others.
-        source: where the tokens came from, in words.
-        split: which part of the source.
-        image_size: pixels per side of the images.
-        shard_size: images per shard.
 
     Raises:
         InputError: the folder holds a token set; shapes, types or ranges are wrong; no images.
     """
-    folder = Path(folder)
+    folder, labels = Path(folder), np.asarray(labels)
     if (folder / "index.json").exists():
         raise InputError(f"{folder} already holds a token set: choose another folder or delete this one")
-    if tokens.ndim not in (2, 3) or len(tokens) != len(labels):
+    if tokens.ndim not in (2, 3) or labels.shape != tokens.shape[:1] or labels.dtype.kind not in "iu":
         raise InputError(
-            f"tokens {list(tokens.shape)} with labels {list(labels.shape)}: give [n, A, N] or [n, N] and [n]"
+            f"tokens {list(tokens.shape)} with labels {labels.dtype} {list(labels.shape)}: "
+            "give [n, A, N] or [n, N], and integers [n]"
         )
+    if codebook is not None and len(codebook) != codebook_size:
+        raise InputError(f"a codebook of {len(codebook)} for a codebook size of {codebook_size}: give the tokens' own")
     tokens = tokens if tokens.ndim == 3 else tokens[:, None]
     if augmentations is None:
         augmentations = ["none"] if tokens.shape[1] == 1 else [str(a) for a in range(tokens.shape[1])]
-    if class_names is None:
-        class_names = [str(label) for label in range(int(np.max(np.asarray(labels), initial=0)) + 1)]
     settings = TokenIndex(
         codebook_size=codebook_size,
         grid=list(grid or square_grid(tokens.shape[2])),
         augmentations=list(augmentations),
-        class_names=list(class_names),
+        class_names=list(class_names or numbered_classes(int(labels.max(initial=0)) + 1)),
         shard_size=shard_size,
         codebook=None if codebook is None else fingerprint(codebook),
         source=source,

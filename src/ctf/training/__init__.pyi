@@ -1,12 +1,11 @@
+from .config import BaselineTraining as BaselineTraining
 from .config import CoarseTraining as CoarseTraining
 from .config import FineTraining as FineTraining
 from .config import LoopConfig as LoopConfig
 from .config import OptimizerConfig as OptimizerConfig
+from .config import StageTraining as StageTraining
 from .config import TokenizerTraining as TokenizerTraining
-from .config import TokenTraining as TokenTraining
 from .loop import train as train
 from .objective import Objective as Objective
-from .runs import train_baseline as train_baseline
-from .runs import train_coarse as train_coarse
-from .runs import train_fine as train_fine
+from .runs import train_stage as train_stage
 from .runs import train_tokenizer as train_tokenizer

@@ -14,17 +14,13 @@ from torch.optim import Optimizer
 
 from ctf.errors import InputError
 from ctf.files import load_tensors, save_tensors
+from ctf.model_folder import RUN_CHECKPOINTS
 
 Part = nn.Module | Optimizer
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:08d}.safetensors"
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder."""
-    return max((run / "checkpoints").glob("step-*.safetensors"), default=None)
+    return run / RUN_CHECKPOINTS / f"step-{step:08d}.safetensors"
 
 
 def save_checkpoint(run: Path, step: int, parts: Mapping[str, Part], keep: int) -> Path:
@@ -50,8 +46,8 @@ def load_checkpoint(path: Path, parts: Mapping[str, Part]) -> int:
         InputError: truncated, or of a run with other settings.
     """
     tensors, metadata = load_tensors(path)
-    if metadata.get("ctf") != "checkpoint":
-        raise InputError(f"{path} is not a checkpoint")
+    if metadata.get("ctf") != "checkpoint" or "step" not in metadata:
+        raise InputError(f"{path} is not a checkpoint: restore or delete it")
     for name, part in parts.items():
         prefix = f"{name}/"
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -86,6 +82,8 @@ def _restore_module(module: nn.Module, state: dict[str, Tensor]) -> None:
     for key, tensor in own.items():
         if tensor.shape != state[key].shape:
             raise ValueError(f"{key} is {list(state[key].shape)} there and {list(tensor.shape)} here")
+        if key in ("predicts_table", "given_table") and not torch.equal(tensor.cpu(), state[key]):
+            raise ValueError("another coarse map")
         tensor.copy_(state[key])
 
 

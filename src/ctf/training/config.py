@@ -6,20 +6,34 @@ The defaults are the paper's recipe (section 5.1). Every run folder holds the se
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ctf.errors import InputError
+from ctf.sampling.settings import Sampling
 from ctf.tokenizer.config import TokenizerConfig
+
+
+def check_settings(config: Any, section: str, names: Iterable[str], wanted: str, fits: Callable[[float], bool]) -> None:
+    """Make sure that settings, or each of a setting's values, fit; NaN never does.
+
+    Raises:
+        InputError: the first that does not, called `section` + name.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not all(map(fits, value if isinstance(value, (tuple, list)) else [value])):
+            raise InputError(f"{section}{name} is {value}: it must be {wanted}")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a cosine schedule.
+    """AdamW with a cosine schedule; without weight decay AdamW is plain Adam.
 
     Attributes:
         learning_rate: peak learning rate.
-        final_learning_rate: where the cosine ends.
+        final_learning_rate: where the cosine ends; the peak's value makes the rate constant.
         warmup_steps: linear warm-up from 0.
         betas: AdamW's β₁ and β₂.
         weight_decay: on matrices only, not on norms and biases.
@@ -33,6 +47,11 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     clip: float = 1.0
 
+    def __post_init__(self) -> None:
+        names = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "clip")
+        check_settings(self, "optimizer.", names, "at least 0 and finite", lambda x: 0 <= x < math.inf)
+        check_settings(self, "optimizer.", ("betas",), "at least 0 and below 1", lambda x: 0 <= x < 1)
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -45,7 +64,7 @@ class LoopConfig:
         accumulate: split each batch into this many forward passes.
         precision: "auto" is bfloat16 where the device computes it natively, else float32.
         ema: decay of the exponential moving average of the weights, reached gradually; 0 keeps none. With
-            it, the averaged weights are evaluated and delivered.
+            it, the averaged weights are evaluated and saved as the model.
         compile: pass the model through torch.compile.
         seed: fixes initial weights, order of the data, augmentation and dropout.
         log_every: steps between lines in log.jsonl.
@@ -74,13 +93,13 @@ class LoopConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "accumulate", "log_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise InputError(f"loop.{name} is {getattr(self, name)}: it must be at least 1")
+        counts = ("batch_size", "epochs", "accumulate", "log_every", "keep_checkpoints")
+        check_settings(self, "loop.", counts, "at least 1", lambda x: x >= 1)
+        check_settings(self, "loop.", ("evaluate_every", "checkpoint_every"), "at least 0", lambda x: x >= 0)
+        check_settings(self, "loop.", ("seed",), "from 0 to 2^32 − 1", lambda x: 0 <= x < 2**32)
+        check_settings(self, "loop.", ("ema",), "at least 0 and below 1", lambda x: 0 <= x < 1)
         if self.steps is not None and self.steps < 1:
             raise InputError(f"loop.steps is {self.steps}: it must be at least 1, or null to count in epochs")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"loop.ema is {self.ema}: it must be at least 0 and below 1")
 
     def total_steps(self, num_images: int) -> int:
         """Length of a run over `num_images` images."""
@@ -89,7 +108,9 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class TokenizerTraining:
-    """Train a VQ tokenizer on images (paper, section 2.1; LlamaGen's recipe).
+    """Train a VQ tokenizer. The defaults suit own images; configs/vq16.yaml and vq8.yaml are LlamaGen's recipe.
+
+    By default the codebook starts from k-means and dead codewords restart, which small sets of images need.
 
     Attributes:
         out: run folder.
@@ -97,20 +118,24 @@ class TokenizerTraining:
         split: which part of `images`, where it has several.
         held_out: images to evaluate on; none without it.
         held_out_split: which part of `held_out`.
-        image_size: pixels per side after the centre crop.
+        image_size: pixels per side after the crop.
         flip: mirror half of the training images.
+        random_crop: resize the shorter side of training images to a random size from image_size to
+            image_size / random_crop, then crop at random (LlamaGen: 0.8); 0 takes the centre crop.
         model: the tokenizer's architecture.
+        kmeans_start: start the codebook from k-means over features (LlamaGen: false, from random vectors).
         warmup_without_codebook: first steps that train encoder and decoder without quantisation, so that
             the codebook starts from k-means over features that mean something.
         codebook_weight: weight of the codebook loss.
         commitment_weight: weight of the commitment loss.
-        restart_after: codewords unused for this many steps restart on random features; 0 never.
+        restart_after: codewords unused for this many steps restart on random features; 0 never (LlamaGen).
         restart_until: fraction of the run after which no codeword restarts, so that all settle.
         discriminator_weight: weight of the PatchGAN's hinge loss; 0 is none (LlamaGen: 0.5).
-        discriminator_start: step at which the PatchGAN begins.
+        discriminator_start: step, counted from 1, at which the PatchGAN begins.
+        adaptive_weight: multiply discriminator_weight by VQGAN's ratio of gradient norms (LlamaGen: false).
         perceptual_weight: weight of LPIPS; 0 is none (LlamaGen: 1).
         perceptual_source: folder, file or hub id with the VGG and LPIPS weights.
-        optimizer: AdamW and its schedule.
+        optimizer: AdamW and its schedule, of the tokenizer and of the PatchGAN.
         loop: length, precision, checkpoints.
     """
 
@@ -121,7 +146,9 @@ class TokenizerTraining:
     held_out_split: str | None = None
     image_size: int = 64
     flip: bool = True
+    random_crop: float = 0.0
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    kmeans_start: bool = True
     warmup_without_codebook: int = 0
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
@@ -129,26 +156,35 @@ class TokenizerTraining:
     restart_until: float = 0.8
     discriminator_weight: float = 0.0
     discriminator_start: int = 20_000
+    adaptive_weight: bool = True
     perceptual_weight: float = 0.0
     perceptual_source: str | None = None
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(betas=(0.9, 0.95), weight_decay=0.05, final_learning_rate=1e-4)
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(final_learning_rate=1e-4))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(batch_size=128, epochs=40))
+
+    def __post_init__(self) -> None:
+        steps = ("warmup_without_codebook", "restart_after", "discriminator_start")
+        weights = ("codebook_weight", "commitment_weight", "discriminator_weight", "perceptual_weight")
+        check_settings(self, "", ("image_size",), "at least 1", lambda x: x >= 1)
+        check_settings(self, "", steps + weights, "at least 0 and finite", lambda x: 0 <= x < math.inf)
+        check_settings(self, "", ("restart_until",), "from 0 to 1", lambda x: 0 <= x <= 1)
+        check_settings(self, "", ("random_crop",), "0, or from 0.1 to 1", lambda x: x == 0 or 0.1 <= x <= 1)
 
 
 @dataclass(frozen=True)
 class TokenTraining:
-    """Train a one-stage model over stored tokens (paper, eq. 4); also what coarse and fine have in common.
+    """What training any stage over stored tokens needs.
 
     Attributes:
         out: run folder.
         tokens: folder of training tokens, from `ctf tokenize`.
         held_out: folder of tokens to evaluate on; none without it.
+        kind: how the stage generates: "autoregressive", one label after another, or "masked", all at once.
         size: a named size, see `ctf info sizes`.
         dropout: on embeddings, attention output and feed-forward output.
         class_dropout: how often the label is dropped, for classifier-free guidance.
-        tokenizer: the tokenizer that made the tokens: paints contact sheets during training.
+        sampling: settings that are stored with the weights and used unless others are given.
+        tokenizer: the tokenizer that made the tokens: decodes contact sheets during training.
         optimizer: AdamW and its schedule.
         loop: length, precision, checkpoints.
     """
@@ -156,12 +192,38 @@ class TokenTraining:
     out: str
     tokens: str
     held_out: str | None = None
+    kind: str = "autoregressive"
     size: str = "B"
     dropout: float = 0.1
     class_dropout: float = 0.1
+    sampling: Sampling = field(default_factory=Sampling)
     tokenizer: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def task(self) -> StageTask:
+        """What the stage is to do."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """Name, paths of the maps of the levels that a stage predicts and is given, and its support."""
+
+    name: str
+    predicts: str | None = None
+    given: str | None = None
+    support: Literal["cluster", "full"] = "cluster"
+
+
+@dataclass(frozen=True)
+class BaselineTraining(TokenTraining):
+    """Train a one-stage model over all tokens of the codebook (paper, eq. 4); it samples as LlamaGen does."""
+
+    sampling: Sampling = field(default_factory=lambda: Sampling(cfg_scale=2.0))
+
+    def task(self) -> StageTask:
+        return StageTask("baseline")
 
 
 @dataclass(frozen=True)
@@ -172,7 +234,11 @@ class CoarseTraining(TokenTraining):
         coarse_map: the clusters, from `ctf cluster`.
     """
 
+    sampling: Sampling = field(default_factory=lambda: Sampling(cfg_scale=2.0, temperature=1.1))
     coarse_map: str = ""
+
+    def task(self) -> StageTask:
+        return StageTask("coarse", predicts=self.coarse_map)
 
 
 @dataclass(frozen=True)
@@ -185,6 +251,31 @@ class FineTraining(TokenTraining):
             logits only; "full" is the paper's softmax over all K.
     """
 
+    kind: str = "masked"
     size: str = "L"
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.1))
     coarse_map: str = ""
     support: Literal["cluster", "full"] = "cluster"
+
+    def task(self) -> StageTask:
+        return StageTask("fine", given=self.coarse_map, support=self.support)
+
+
+@dataclass(frozen=True)
+class StageTraining(TokenTraining):
+    """Train any stage: from any level, or none, to any finer one.
+
+    Attributes:
+        name: what settings and reports call the stage, such as middle.
+        predicts: coarse map of the level that the stage predicts; the codebook's own tokens without it.
+        given: coarse map of the level that the stage is given; nothing but the class label without it.
+        support: with `given`, normalise over the labels in the given cluster, or over all ("full").
+    """
+
+    name: str = "stage"
+    predicts: str | None = None
+    given: str | None = None
+    support: Literal["cluster", "full"] = "cluster"
+
+    def task(self) -> StageTask:
+        return StageTask(self.name, self.predicts, self.given, self.support)

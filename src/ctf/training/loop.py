@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ctf.errors import InputError
-from ctf.files import write_json
+from ctf.files import check_writable, write_json
 from ctf.images.sheet import save_png
+from ctf.model_folder import CONFIG, RUN_MODEL, latest_checkpoint, run_settings
 from ctf.progress import progress_bar
 from ctf.training.accelerator import build_accelerator
-from ctf.training.checkpoint import Part, latest_checkpoint, load_checkpoint, not_finite, save_checkpoint
+from ctf.training.checkpoint import Part, load_checkpoint, not_finite, save_checkpoint
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.interrupt import interruptible
-from ctf.training.log import Log
-from ctf.training.meter import Meter
+from ctf.training.log import Log, Meter
 from ctf.training.objective import Batch, Objective
 from ctf.training.optimizer import build_optimizer, learning_rate
 
@@ -29,9 +29,9 @@ from ctf.training.optimizer import build_optimizer, learning_rate
 def train(
     objective: Objective, out: str | Path, optimizer_config: OptimizerConfig, config: LoopConfig, settings: Any
 ) -> dict[str, float]:
-    """Train until the last step and deliver `out/model.safetensors`.
+    """Train until the last step and write `out/model.safetensors`.
 
-    The run folder also gets `config.json`, `log.jsonl`, `checkpoints/` and, where the objective can paint,
+    The run folder also gets `config.json`, `log.jsonl`, `checkpoints/` and, where the objective can show any,
     `samples/`. Under `torchrun` each process takes its part of every batch (DDP); the first one writes, and
     logs the loss of its own part.
 
@@ -46,23 +46,26 @@ def train(
         The last evaluation.
 
     Raises:
-        InputError: the folder holds a run and `resume` is off; the checkpoint to resume from is damaged or of
-            other settings; loss or weights are no longer finite (the message names the last good checkpoint);
-            settings that do not go together.
+        InputError: the folder holds a run and `resume` is off, or something else; it cannot be written; the
+            checkpoint to resume from is damaged or of other settings; loss or weights are no longer finite (the
+            message names the last good checkpoint); settings that do not go together.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     run = Path(out)
-    if not config.resume and (latest_checkpoint(run) or (run / "model.safetensors").exists()):
+    check_writable(run, "folder")
+    if (run / CONFIG).exists() and run_settings(run) is None:
+        raise InputError(f"{run} holds something else than a run: choose another --out")
+    if not config.resume and (latest_checkpoint(run) or (run / RUN_MODEL).exists()):
         raise InputError(f"{run} already holds a run: continue it with --loop.resume true, or choose another --out")
     trainer = _Trainer(objective, run, optimizer_config, config)
-    if trainer.lead:
-        write_json(run / "config.json", dataclasses.asdict(settings))
-    with Log(run, trainer.done, config.tensorboard, silent=not trainer.lead) as log:
-        figures = trainer.run_steps(log)
-        if trainer.lead:
-            objective.deliver(trainer.best, run / "model.safetensors")
+    if trainer.is_main_process:
+        write_json(run / CONFIG, dataclasses.asdict(settings))
+    with Log(run, trainer.done, config.tensorboard, silent=not trainer.is_main_process) as log:
+        metrics = trainer.run_steps(log)
+        if trainer.is_main_process:
+            objective.save(trainer.best, run / RUN_MODEL)
         trainer.accelerator.wait_for_everyone()
-    return figures
+    return metrics
 
 
 class _Trainer:
@@ -71,14 +74,14 @@ class _Trainer:
     Attributes:
         done: steps before this start.
         steps: number of the last step.
-        best: what is evaluated and delivered: the averaged weights where there are any.
-        lead: whether this process writes the files.
+        best: what is evaluated and saved as the model: the averaged weights where there are any.
+        is_main_process: whether this process writes the files.
     """
 
     def __init__(self, objective: Objective, run: Path, optimizer_config: OptimizerConfig, config: LoopConfig) -> None:
         self.objective, self.run, self.optimizer_config, self.config = objective, run, optimizer_config, config
         self.accelerator = build_accelerator(config)
-        self.lead = self.accelerator.is_main_process
+        self.is_main_process = self.accelerator.is_main_process
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         if config.batch_size % (config.accumulate * self.world):
             raise InputError(
@@ -107,7 +110,7 @@ class _Trainer:
         c = self.config
         batches = self.objective.batches(c.batch_size, c.seed, self.rank, self.world, self.done)
         self.module.train()
-        bar = progress_bar(self.steps, self.run.name, "step", self.done, hidden=not self.lead)
+        bar = progress_bar(self.steps, self.run.name, "step", self.done, hidden=not self.is_main_process)
         with interruptible() as interrupted, bar:
             for step in range(self.done, self.steps):
                 rate = self._step(next(batches), step)
@@ -119,7 +122,8 @@ class _Trainer:
                     line = self.meter.line()
                     epoch = now * c.batch_size / self.objective.num_images
                     log.write(now, {"learning_rate": rate, "epoch": epoch, **line})
-                    bar.set_postfix(loss=f"{line['loss']:.3f}")
+                    # Not redrawn at once: a bar that is not on the screen yet would stay behind without its line end.
+                    bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
                 stop = self._anywhere(interrupted())
                 if finished or stop or _due(now, c.checkpoint_every):
                     self._save(now)
@@ -158,24 +162,24 @@ class _Trainer:
         return rate
 
     def _report(self, step: int, log: Log) -> dict[str, float]:
-        """Evaluate and paint a sheet, on the lead process."""
-        if not self.lead:
+        """Evaluate and make a contact sheet, on the main process."""
+        if not self.is_main_process:
             return {}
         was_training = self.best.training
         self.best.eval()
         with torch.no_grad():
-            figures = self.objective.evaluate(self.best)
+            metrics = self.objective.evaluate(self.best)
             sheet = self.objective.sheet(self.best)
         self.best.train(was_training)
         if sheet is not None:
             save_png(self.run / "samples" / f"step-{step:08d}.png", sheet)
-        if figures:
-            log.write(step, figures)
-        return figures
+        if metrics:
+            log.write(step, metrics)
+        return metrics
 
     def _save(self, step: int) -> None:
         self._check_finite(self.meter.not_finite() or not_finite(self.parts), step)
-        if self.lead:
+        if self.is_main_process:
             save_checkpoint(self.run, step, self.parts, self.config.keep_checkpoints)
 
     def _check_finite(self, culprit: str | None, step: int) -> None:
@@ -195,8 +199,8 @@ class _Trainer:
         return bool(flags)
 
     def _stop(self, step: int) -> None:
-        self.accelerator.wait_for_everyone()  # else torchrun would end the lead process while it writes
-        if self.lead:
+        self.accelerator.wait_for_everyone()  # else torchrun would end the main process while it writes
+        if self.is_main_process:
             where = latest_checkpoint(self.run)
             print(f"Stopped after step {step}; continue with --loop.resume true ({where})", file=sys.stderr)
         raise KeyboardInterrupt

@@ -44,12 +44,12 @@ class Objective(ABC):
 
     @abstractmethod
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Figures of a module in evaluation mode, named "held_out/…" or "train/…"; empty without held-out data."""
+        """Metrics of a module in evaluation mode, named "held_out/…" or "train/…"; empty without held-out data."""
 
     def sheet(self, module: nn.Module) -> Image.Image | None:
-        """A contact sheet of what the module can do, if it can be painted."""
+        """A contact sheet of what the module can do, if it can be shown."""
         return None
 
-    @abstractmethod
-    def deliver(self, module: Any, path: Path) -> None:
+    def save(self, module: Any, path: Path) -> None:
         """Write the trained module to one file."""
+        module.save(path)

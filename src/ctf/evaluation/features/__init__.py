@@ -1,4 +1,4 @@
-"""Networks that turn images into what distances between sets of images are computed from."""
+"""Feature extractors for FID and related metrics."""
 
 import lazy_loader
 

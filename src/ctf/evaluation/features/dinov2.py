@@ -7,17 +7,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ctf.device import usable_device
 from ctf.errors import InputError
-from ctf.evaluation.features.extractor import Features, check_images, weights_fingerprint
+from ctf.evaluation.features.extractor import FeatureExtractor, Features, import_optional
 
 MODEL = "facebook/dinov2-large"
 SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
-class DINOv2Features:
-    """The class token behind the last norm, of images brought to 224 × 224 by Pillow's bicubic filter.
+class DINOv2Features(FeatureExtractor):
+    """The class token after the last norm, of images resized to 224 × 224 by Pillow's bicubic filter.
 
     transformers interpolates the position embeddings to 224 pixels in its own way, so values differ slightly from
     those of the authors' repository. What is tested here is the wiring; the published weights have not been run
@@ -33,35 +32,22 @@ class DINOv2Features:
 
     name = "dinov2"
     distance = "FD-DINOv2"
-    image_size = None
 
     def __init__(self, weights: str | None, device: str) -> None:
-        self._device = usable_device(device)
-        self._network = load_network(weights or MODEL).to(self._device)
-        self.fingerprint = weights_fingerprint(self._network)
+        self._place(load_network(weights or MODEL), device)
 
-    @torch.inference_mode()
-    def __call__(self, images: np.ndarray) -> Features:
-        check_images(images)
-        pixels = torch.from_numpy(np.stack([resize(image) for image in images])).to(self._device).float() / 255
+    def _extract(self, images: np.ndarray) -> Features:
+        resized = (Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in images)
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).to(self._device).float() / 255
         pixels = (pixels - pixels.new_tensor(MEAN)) / pixels.new_tensor(STD)
         return Features(self._network(pixels.permute(0, 3, 1, 2)).pooler_output.float().cpu().numpy())
 
 
-def resize(image: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) → (224, 224, 3)."""
-    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-
-
 def load_network(source: str) -> nn.Module:
-    try:
-        from transformers import AutoModel
-    except ImportError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"transformers does not import ({reason}): pip install 'ctf[eval]'") from None
+    package = import_optional("transformers")
     try:
         # Safetensors only, because other weights are pickles, which can run code.
-        network, loaded = AutoModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+        network, loaded = package.AutoModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # the library lets through whatever the hub, JSON and safetensors raise
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         raise InputError(f"{source} does not open as DINOv2 ({reason}): give a local folder or a hub id") from None

@@ -1,4 +1,4 @@
-"""A small classifier of the embedded emoji, so that a Fréchet distance can be had offline and on one core."""
+"""A small classifier of the embedded emoji: a Fréchet distance offline and on one core."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from ctf.device import usable_device
-from ctf.errors import InputError
-from ctf.evaluation.features.extractor import Features, check_images, weights_fingerprint
+from ctf.evaluation.features.extractor import FeatureExtractor, Features
 from ctf.files import load_module
 from ctf.images.pixels import to_tensor
 
 WEIGHTS = Path(__file__).parents[2] / "assets" / "emoji_features.safetensors"
 KIND = "emoji features"
-SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs))
 
 
-class EmojiFeatures:
+class EmojiFeatures(FeatureExtractor):
     """128 features and 54 class probabilities (design and category) of 64 × 64 images.
 
     Made for comparing models of the embedded emoji with one another. It is not FID and says nothing about other
@@ -82,21 +78,11 @@ class EmojiFeatures:
 
     name = "emoji"
     distance = "Fréchet distance, emoji features"
-    image_size = SIZE
+    image_size = 64
 
     def __init__(self, weights: str | None, device: str) -> None:
-        self._device = usable_device(device)
-        network = load_module(weights or WEIGHTS, KIND, lambda settings: EmojiNet(EmojiNetConfig(**settings)))
-        self.fingerprint = weights_fingerprint(network)
-        self._network = network.to(self._device)
+        self._place(load_module(weights or WEIGHTS, KIND, lambda config: EmojiNet(EmojiNetConfig(**config))), device)
 
-    @torch.inference_mode()
-    def __call__(self, images: np.ndarray) -> Features:
-        check_images(images)
-        if images.shape[1:3] != (SIZE, SIZE):
-            height, width = images.shape[1:3]
-            raise InputError(
-                f"emoji features are for 64 × 64 images, and these are {height} × {width}: choose inception or dinov2"
-            )
+    def _extract(self, images: np.ndarray) -> Features:
         pooled, logits = self._network(to_tensor(images).to(self._device))
         return Features(pooled.cpu().numpy(), probabilities=logits.softmax(dim=1).cpu().numpy())

@@ -1,16 +1,18 @@
-"""What every feature extractor is: bytes of images in, features out."""
+"""What every feature extractor is: uint8 images in, features out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import nn
 
+from ctf.device import usable_device
 from ctf.errors import InputError
-from ctf.files import fingerprint
+from ctf.samples.manifest import joint_fingerprint
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Features:
     probabilities: np.ndarray | None = None
 
 
-class FeatureExtractor(Protocol):
+class FeatureExtractor:
     """Maps uint8 images (n, H, W, 3) to `Features`. All n go through the network at once, so callers batch.
 
     Attributes:
@@ -38,26 +40,41 @@ class FeatureExtractor(Protocol):
         image_size: the side of the images that it takes, in pixels; None if it takes any size.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def distance(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def image_size(self) -> int | None: ...
+    name: str
+    distance: str
+    fingerprint: str
+    image_size: int | None = None
 
-    def __call__(self, images: np.ndarray) -> Features: ...
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> Features:
+        """Raises InputError unless `images` is uint8 (n, H, W, 3) of a size that the network takes."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise InputError(
+                f"features are those of uint8 images (n, H, W, 3), not {images.dtype} {images.shape}: "
+                "convert them first"
+            )
+        height, width = images.shape[1:3]
+        if self.image_size not in (None, height) or self.image_size not in (None, width):
+            raise InputError(
+                f"{self.name} features are for {self.image_size} × {self.image_size} images, and these are "
+                f"{height} × {width}: choose inception or dinov2"
+            )
+        return self._extract(images)
+
+    def _extract(self, images: np.ndarray) -> Features:
+        raise NotImplementedError
+
+    def _place(self, network: nn.Module, device: str) -> None:
+        """Move the extractor's network to `device`. The fingerprint covers parameters and running statistics."""
+        self._device = usable_device(device)
+        self._network = network.to(self._device)
+        self.fingerprint = joint_fingerprint(network.state_dict().values())
 
 
-def check_images(images: np.ndarray) -> None:
-    """Raise InputError unless `images` is uint8 (n, H, W, 3)."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise InputError(
-            f"features are those of uint8 images (n, H, W, 3), not {images.dtype} {images.shape}: convert them first"
-        )
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """The fingerprint of all that a network computes with: parameters and running statistics, in order."""
-    return fingerprint(torch.cat([tensor.detach().flatten().float() for tensor in module.state_dict().values()]))
+def import_optional(package: str) -> ModuleType:
+    """A package of the extra `eval`. Raises InputError where it does not import."""
+    try:
+        return import_module(package)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{package} does not import ({reason}): pip install 'ctf[eval]'") from None

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctf.device import usable_device
 from ctf.errors import InputError
-from ctf.evaluation.features.extractor import Features, check_images, weights_fingerprint
+from ctf.evaluation.features.extractor import FeatureExtractor, Features, import_optional
 from ctf.files import existing
 
 SPATIAL_CHANNELS = 7  # of 192, on a grid of 17 × 17: 2023 values, about as many as `pool` has
 
 
-class InceptionFeatures:
+class InceptionFeatures(FeatureExtractor):
     """The features that ADM's evaluation uses: `pool_3`, 7 channels of `mixed_6/conv`, softmax without the bias.
 
     `mixed_6/conv` of the graph, behind its batch norm and ReLU, is `Mixed_6d.branch1x1` of the port.
@@ -34,21 +33,16 @@ class InceptionFeatures:
 
     name = "inception"
     distance = "FID"
-    image_size = None
 
     def __init__(self, weights: str | None, device: str) -> None:
-        self._device = usable_device(device)
-        self._network = load_network(weights).to(self._device)
+        self._place(load_network(weights), device)
         self._spatial: Tensor | None = None
         self._network.get_submodule("Mixed_6d.branch1x1").register_forward_hook(self._keep_spatial)
-        self.fingerprint = weights_fingerprint(self._network)
 
     def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self._spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # TensorFlow's order: y, x, channel
 
-    @torch.inference_mode()
-    def __call__(self, images: np.ndarray) -> Features:
-        check_images(images)
+    def _extract(self, images: np.ndarray) -> Features:
         pool, logits = self._network(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
         assert self._spatial is not None
         arrays = [tensor.float().cpu().numpy() for tensor in (pool, self._spatial, logits.softmax(dim=1))]
@@ -58,13 +52,9 @@ class InceptionFeatures:
 def load_network(weights: str | None) -> nn.Module:
     if weights is not None:
         check_pickle(existing(weights, "file of Inception weights"))
+    package = import_optional("torch_fidelity")
     try:
-        from torch_fidelity import FeatureExtractorInceptionV3
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"torch-fidelity does not import ({reason}): pip install 'ctf[eval]'") from None
-    try:
-        return FeatureExtractorInceptionV3(
+        return package.FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=weights
         ).eval()
     except OSError as error:

@@ -1,15 +1,26 @@
-"""Feature extractors by name."""
+"""Feature extractors by name, or a function of the user's."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
 
 from ctf.errors import InputError
-from ctf.evaluation.features.custom import CustomFeatures
 from ctf.evaluation.features.dinov2 import DINOv2Features
 from ctf.evaluation.features.emoji import EmojiFeatures
-from ctf.evaluation.features.extractor import FeatureExtractor
+from ctf.evaluation.features.extractor import FeatureExtractor, Features
 from ctf.evaluation.features.inception import InceptionFeatures
+from ctf.files import existing
 
 EXTRACTORS: dict[str, Callable[[str | None, str], FeatureExtractor]] = {
     "inception": InceptionFeatures,
@@ -38,3 +49,65 @@ def open_features(name: str = "inception", weights: str | None = None, device: s
     if name not in EXTRACTORS:
         raise InputError(f"no features {name!r}: there are {', '.join(EXTRACTORS)} and your own file.py:function")
     return EXTRACTORS[name](weights, device)
+
+
+class CustomFeatures(FeatureExtractor):
+    """What a function makes of images: "file.py:function" or "package.module:function".
+
+    The function gets uint8 images (n, H, W, 3) and returns an array or tensor (n, d), or `Features`. The
+    fingerprint is that of the source file, so it does not see changes to weights that the function reads.
+
+    Raises:
+        InputError: there is no such file, module or function, or importing it fails.
+    """
+
+    def __init__(self, name: str) -> None:
+        source, _, function = name.rpartition(":")
+        module = import_source(source)
+        if not callable(found := getattr(module, function, None)):
+            raise InputError(f"{source} has no function {function!r}: name one that takes images and returns features")
+        if not (file := getattr(module, "__file__", None)):
+            raise InputError(f"{source} has no source file to take the fingerprint of: write the function in a file")
+        self.name = name
+        self.distance = f"Fréchet distance, {Path(source).name}:{function}"
+        self.fingerprint = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        self._function: Callable[[np.ndarray], Any] = found
+
+    def _extract(self, images: np.ndarray) -> Features:
+        try:
+            result = self._function(images)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise InputError(f"{self.name} failed on {len(images)} images ({reason}): fix it") from error
+        if isinstance(result, Features):
+            return dataclasses.replace(result, pool=self._matrix(result.pool, len(images)))
+        return Features(self._matrix(result, len(images)))
+
+    def _matrix(self, values: Any, count: int) -> np.ndarray:
+        try:
+            matrix = torch.as_tensor(values).detach().float().cpu().numpy()
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"{self.name} returned a {type(values).__name__}: return an array (n, d)") from None
+        if matrix.ndim != 2 or len(matrix) != count:
+            raise InputError(f"{self.name} returned {matrix.shape} for {count} images: return ({count}, d)")
+        return matrix
+
+
+def import_source(source: str) -> ModuleType:
+    """The module in a file that ends in .py, or the one of that name."""
+    try:
+        if not source.endswith(".py"):
+            return importlib.import_module(source)
+        path = existing(source, "file")
+        spec = importlib.util.spec_from_file_location(f"ctf_features_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module.__name__] = module  # dataclasses look their module up here
+        spec.loader.exec_module(module)
+        return module
+    except InputError:
+        raise
+    except Exception as error:  # the user's code fails in any way
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(f"{source} cannot be imported ({reason}): fix it or name another") from None

@@ -1,0 +1,5 @@
+"""How fast sampling and training are, beside what the machine gives."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

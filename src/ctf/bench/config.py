@@ -1,0 +1,95 @@
+"""Options of the benchmarks, free of heavy imports so that `--help` stays fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ctf.errors import InputError
+from ctf.models.config import MODEL_SIZES, Dtype, Quantize
+
+Method = Literal["baseline", "coarse-to-fine"]
+Preset = Literal["baseline", "coarse", "fine-cluster", "fine-full"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What both benchmarks share.
+
+    Attributes:
+        sizes: of the (first) stage, see `ctf info sizes`.
+        grid: rows and columns of tokens.
+        vocabulary: K, tokens of the codebook.
+        clusters: M.
+        device: where to run; auto is a GPU where there is one.
+        json: a file for all metrics.
+    """
+
+    sizes: tuple[str, ...] = ("B",)
+    grid: tuple[int, int] = (16, 16)
+    vocabulary: int = 16_384
+    clusters: int = 512
+    device: str = "auto"
+    json: str | None = None
+
+
+@dataclass(frozen=True)
+class SamplingBenchmark(Benchmark):
+    """Speed of sampling with random weights.
+
+    Attributes:
+        methods: the paper's two systems: one stage, or a coarse and a fine one.
+        batch_sizes: images at a time.
+        fine_size: of the second stage.
+        tokenizer: vq16 or vq8 with random weights, or what `ctf tokenize` takes.
+        cfg_scale: classifier-free guidance of the first stage; 1 is none.
+        dtype: to compute the stages in; auto is float32 on a CPU and bfloat16 on a GPU.
+        quantize: int8 weights in all stages, on a CPU.
+        compile: as for `ctf sample`; the first call shows what it takes.
+        decoder_dtype: to decode pixels in.
+        runs: batches that each median is of, after a first one.
+    """
+
+    methods: tuple[Method, ...] = get_args(Method)
+    batch_sizes: tuple[int, ...] = (4, 64)
+    fine_size: str = "L"
+    tokenizer: str = "vq16"
+    cfg_scale: float = 2.0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Quantize | None = None
+    compile: bool = False
+    decoder_dtype: Dtype = "float32"
+    runs: int = 3
+
+    def __post_init__(self) -> None:
+        check_settings((*self.sizes, self.fine_size), grid=self.grid, batch_sizes=self.batch_sizes, runs=(self.runs,))
+
+
+@dataclass(frozen=True)
+class TrainingBenchmark(Benchmark):
+    """Speed of training steps on random tokens.
+
+    Attributes:
+        stages: of the paper; fine-cluster and fine-full are the two supports of the fine one.
+        batch_size: images per step.
+        steps: that each median is of, after two.
+        precision: auto is bfloat16 where the device computes it natively, else float32.
+    """
+
+    stages: tuple[Preset, ...] = get_args(Preset)
+    batch_size: int = 16
+    steps: int = 5
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_settings(self.sizes, grid=self.grid, batch_size=(self.batch_size,), steps=(self.steps,))
+
+
+def check_settings(sizes: tuple[str, ...], **counts: tuple[int, ...]) -> None:
+    """Refuse at once what would fail after the first rows have taken their time."""
+    for size in sizes:
+        if size not in MODEL_SIZES:
+            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(MODEL_SIZES)}")
+    for name, values in counts.items():
+        if min(values, default=1) < 1:
+            raise InputError(f"{name} {', '.join(map(str, values))} must be at least 1")

@@ -1,0 +1,93 @@
+"""What a machine gives: how fast it reads memory and multiplies matrices, measured on the spot."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from ctf.device import device_name, synchronize
+from ctf.models.config import Quantize
+from ctf.models.linear import pack_linear
+from ctf.sampling.cost import Work
+
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine as a result must name it.
+
+    Attributes:
+        name: of the processor or GPU.
+        threads: of PyTorch, on the CPU.
+        memory_bandwidth: bytes per second, reading.
+        matrix_rate: operations per second in large products, two per multiply-add.
+        products: what they were measured in: a dtype, or "int8".
+        software: versions.
+        date: of the measurement, YYYY-MM-DD.
+    """
+
+    name: str
+    threads: int
+    memory_bandwidth: float
+    matrix_rate: float
+    products: str
+    software: str
+    date: str
+
+    def __str__(self) -> str:
+        unit = "GOP/s" if self.products == "int8" else "GFLOP/s"
+        return (
+            f"{self.name}, {self.threads} CPU thread(s), {self.software}, {self.date}: reads "
+            f"{self.memory_bandwidth / 1e9:,.1f} GB/s, multiplies at {self.matrix_rate / 1e9:,.0f} {unit} "
+            f"in {self.products}"
+        )
+
+    def roofline(self, steps: Iterable[Work]) -> float:
+        """Seconds that the steps take at least: Σ max(bytes / bandwidth, operations / rate)."""
+        return sum(max(step.bytes / self.memory_bandwidth, step.operations / self.matrix_rate) for step in steps)
+
+
+def measure_machine(
+    device: str | torch.device = "cpu", dtype: str = "float32", quantize: Quantize | None = None
+) -> Machine:
+    """Measure `device` in about a second, best of five.
+
+    Bandwidth: the maximum of a tensor that no cache holds, 512 MiB on a CPU and 4 GiB on a GPU. Matrix rate: one
+    product, 1024 × 2048 × 2048 on a CPU and 8192 × 8192 × 8192 on a GPU, by what sampling multiplies with.
+
+    Args:
+        device: which.
+        dtype: of the product: "float32" or "bfloat16".
+        quantize: "int8" weights in the product, on a CPU.
+
+    Raises:
+        InputError: int8 on a device or build without it.
+    """
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
+    # Filled, since pages that were never written are all the same page of zeros.
+    memory = torch.full((2**30 if on_gpu else 2**27,), 1.0, device=device)
+    bandwidth = memory.nbytes / min(seconds(memory.amax, device) for _ in range(REPEATS))
+    del memory
+    rows, side = (8192, 8192) if on_gpu else (1024, 2048)
+    x, weight = (torch.randn(n, side, device=device).to(getattr(torch, dtype)) for n in (rows, side))
+    product = pack_linear(weight, quantize)
+    rate = 2 * rows * side * side / min(seconds(lambda: product(x), device) for _ in range(REPEATS))
+    software = f"torch {torch.__version__}, ctf {version('ctf')}, Python {platform.python_version()}"
+    date = datetime.date.today().isoformat()
+    return Machine(device_name(device), torch.get_num_threads(), bandwidth, rate, quantize or dtype, software, date)
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock time of one call, until `device` has done its work."""
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start

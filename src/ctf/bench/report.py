@@ -1,0 +1,63 @@
+"""What every benchmark prints: the command that repeats it, the machine, and a Markdown table row by row."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ctf.bench.config import Benchmark
+from ctf.bench.machine import Machine
+from ctf.files import check_writable, write_json
+from ctf.progress import progress_bar
+
+
+def report(
+    verb: str,
+    config: Benchmark,
+    machines: Iterable[Machine],
+    task: str,
+    columns: list[str],
+    cases: list[tuple[Any, ...]],
+    measure: Callable[..., tuple[dict[str, Any], list[str]]],
+    **more: Any,
+) -> Iterator[str]:
+    """A page, line by line; the file `config.json` is rewritten after each row.
+
+    `machines` are what the rows are compared with, `task` says what the `columns` do not. `measure` turns each case
+    into metrics for the file, which also gets `more`, and cells for the table.
+    """
+    if config.json:
+        check_writable(config.json)
+    machines, rows = list(machines), list[dict[str, Any]]()
+    yield from (f"    {command_line(verb, asdict(config))}", "", *map(str, machines), "", task, "")
+    yield from table_head(columns)
+    with progress_bar(len(cases), "bench", "row") as bar:
+        for case in cases:
+            metrics, cells = measure(*case)
+            rows.append(metrics)
+            if config.json:
+                page = {"machines": [asdict(machine) for machine in machines], "settings": asdict(config)}
+                write_json(config.json, {**page, "rows": rows, **more})
+            bar.update()
+            yield table_row(cells)
+
+
+def command_line(verb: str, settings: Mapping[str, Any]) -> str:
+    """The command that runs `verb` with these settings, all of them spelled out but for those that are None."""
+    words = [f"ctf {verb}"]
+    for name, value in settings.items():
+        if value is not None:
+            text = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+            words.append(f"--{name} {shlex.quote(text)}")
+    return " ".join(words)
+
+
+def table_head(names: list[str]) -> list[str]:
+    """The first two lines of a table; all columns but the first are numbers."""
+    return [table_row(names), "|---" + "|---:" * (len(names) - 1) + "|"]
+
+
+def table_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

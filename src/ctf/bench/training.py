@@ -1,0 +1,111 @@
+"""Tokens per second of training steps, and model-FLOPs utilisation."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ctf.bench.config import Preset, TrainingBenchmark
+from ctf.bench.machine import Machine, measure_machine, seconds
+from ctf.bench.presets import CLASS_NAMES, random_stage
+from ctf.bench.report import report
+from ctf.codebook.clustering import cluster_codebook
+from ctf.stages import Stage
+from ctf.tokens.token_set import TokenSet
+from ctf.tokens.writer import write_token_set
+from ctf.training.accelerator import build_accelerator, native_precision
+from ctf.training.config import LoopConfig, OptimizerConfig
+from ctf.training.optimizer import build_optimizer
+from ctf.training.token_objective import TokenObjective
+
+#: The first steps make the optimizer's state and let libraries allocate.
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """One stage.
+
+    Attributes:
+        parameters: of the model.
+        step_seconds: median of the steps.
+        tokens_per_second: image tokens, the label not counted.
+        operations_per_token: of a step: three times `Stage.forward_operations`, since the backward pass multiplies
+            twice for each product of the forward pass. For an autoregressive stage that is PaLM's 6·P +
+            12·layers·dim·N, where P are the parameters of blocks and head; embeddings do not multiply.
+        utilisation: MFU, the share of the machine's matrix rate that these operations make up.
+    """
+
+    parameters: int
+    step_seconds: float
+    tokens_per_second: float
+    operations_per_token: float
+    utilisation: float
+
+
+def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: int, machine: Machine) -> TrainingSpeed:
+    """Time steps as the training loop takes them, with the paper's optimizer."""
+    objective = TokenObjective(stage, tokens)
+    accelerator, config = build_accelerator(loop), OptimizerConfig()
+    model: Any = objective.module.to(accelerator.device)
+    module, optimizer = accelerator.prepare(model, build_optimizer(model, config))
+    module.train()
+    batches = objective.batches(loop.batch_size, seed=0, rank=0, world=1, start=0)
+
+    def step() -> None:
+        batch = tuple(tensor.to(accelerator.device) for tensor in next(batches))
+        loss, _ = objective.loss(module, batch, 0)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(module.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    median = statistics.median([seconds(step, accelerator.device) for _ in range(WARM_UP + steps)][WARM_UP:])
+    rate = loop.batch_size * stage.num_tokens / median
+    operations = 3 * stage.forward_operations() / stage.num_tokens
+    return TrainingSpeed(stage.num_parameters(), median, rate, operations, operations * rate / machine.matrix_rate)
+
+
+def training_report(config: TrainingBenchmark) -> Iterator[str]:
+    """Measure, and give the page line by line, as Markdown; the file `config.json` is rewritten after each row.
+
+    Raises:
+        InputError: no such device, or one that cannot train in the precision.
+    """
+    precision = native_precision(config.device) if config.precision == "auto" else config.precision
+    loop = LoopConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
+    coarse_map = cluster_codebook(torch.randn(config.vocabulary, 1), config.clusters, "random")
+    machine = measure_machine(build_accelerator(loop).device, precision)
+    rows, columns = config.grid
+
+    def measure(size: str, preset: Preset) -> tuple[dict[str, Any], list[str]]:
+        stage = random_stage(preset, size, coarse_map, config.grid)
+        speed = measure_training(stage, tokens, loop, config.steps, machine)
+        return {"size": size, "stage": preset, **asdict(speed)}, [
+            f"{size}, {preset}",
+            f"{speed.parameters / 1e6:.0f}M",
+            f"{speed.step_seconds:.3g}",
+            f"{speed.tokens_per_second:,.0f}",
+            f"{speed.operations_per_token / 1e6:,.0f}",
+            f"{speed.utilisation:.0%}",
+        ]
+
+    task = (
+        f"Random tokens of {config.vocabulary:,}, {config.clusters:,} clusters, {rows} × {columns} tokens an image, "
+        f"{config.batch_size} images a step: loss, backward pass, clipping and AdamW, not compiled. Median of "
+        f"{config.steps} steps after {WARM_UP}. MFU: operations of the model, recomputation not counted and causal "
+        "attention counted in full (PaLM, appendix B), over the rate of large products."
+    )
+    titles = ["model", "parameters", "step (s)", "tokens/s", "MFLOP/token", "MFU"]
+    cases = [*itertools.product(config.sizes, config.stages)]
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = torch.randint(config.vocabulary, (config.batch_size, rows * columns))
+        labels = torch.arange(config.batch_size) % len(CLASS_NAMES)
+        tokens = write_token_set(folder, drawn, labels, config.vocabulary, config.grid, CLASS_NAMES)
+        yield from report("bench training", config, [machine], task, titles, cases, measure)

@@ -1,0 +1,39 @@
+"""The verb of codebooks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+def cluster(
+    out: str,
+    codebook: str = "emoji",
+    num_clusters: int = 512,
+    method: Literal["kmeans", "balanced", "random"] = "kmeans",
+    seed: int = 0,
+    finer: str | None = None,
+    allow_namespace: bool = False,
+) -> None:
+    """Cluster a codebook and write the coarse map.
+
+    Example:
+        ctf cluster --codebook emoji --num_clusters 512 --out runs/map.safetensors
+
+    Args:
+        out: the coarse map, a safetensors file.
+        codebook: a tokenizer ("emoji", a file, a folder, LlamaGen's .pt file), or a matrix in .npy, .pt or
+            .safetensors ("file:key" where it holds several), or an implicit one: lfq:18, bsq:18, fsq:8,8,8,5,5,5.
+        num_clusters: M.
+        method: k-means; equal cluster sizes; or a random partition, the paper's control.
+        seed: of the clustering.
+        finer: a map of this codebook whose clusters are kept whole, for a hierarchy of stages.
+        allow_namespace: accept an argparse.Namespace beside the weights of a .pt file.
+    """
+    from ctf.codebook import CoarseMap, cluster_codebook, describe, format_description
+    from ctf.interop.tokenizers import open_codebook
+
+    matrix = open_codebook(codebook, allow_namespace)
+    parts = CoarseMap.load(finer) if finer else None
+    coarse_map = cluster_codebook(matrix, num_clusters, method, seed, parts)
+    coarse_map.save(out)
+    print(f"{out}: {format_description(describe(matrix, coarse_map))}")

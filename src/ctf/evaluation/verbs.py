@@ -1,0 +1,119 @@
+"""The verbs `ctf evaluate …`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from ctf.errors import InputError
+
+
+def tokenizer(
+    tokenizer: str = "emoji",
+    images: str = "emoji",
+    splits: list[str] | None = None,
+    image_size: int = 64,
+    features: str | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    allow_namespace: bool = False,
+) -> None:
+    """Measure a tokenizer: PSNR of its reconstructions, usage and perplexity of its codebook.
+
+    Example:
+        ctf evaluate tokenizer --tokenizer emoji --images emoji --splits '[test]' --features emoji
+
+    Args:
+        tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
+        images: as for `ctf tokenize`.
+        splits: one line each; all images at once without it.
+        image_size: pixels per side after the centre crop.
+        features: add the Fréchet distance between images and reconstructions, as for `ctf evaluate samples`.
+        weights: of the features.
+        device: where to compute; auto is a GPU where there is one.
+        allow_namespace: accept argparse.Namespace, which training scripts store, beside the weights of a .pt file.
+    """
+    from ctf.device import usable_device
+    from ctf.evaluation.features import open_features
+    from ctf.evaluation.reconstruction import reconstruction_distance
+    from ctf.images.image_set import open_images
+    from ctf.interop.tokenizers import open_tokenizer
+    from ctf.tokenizer.measure import measure_tokenizer
+
+    opened = open_tokenizer(tokenizer, allow_namespace).to(usable_device(device))
+    extractor = open_features(features, weights, device) if features else None
+    for split in splits or [None]:  # type: ignore[list-item]
+        measured = open_images(images, split, image_size)
+        distance = reconstruction_distance(opened, measured, extractor) if extractor else {}
+        metrics = {"images": images, "split": split, **measure_tokenizer(opened, measured), **distance}
+        print(json.dumps(metrics, ensure_ascii=False))
+        if note := measured.report_skipped():
+            print(note, file=sys.stderr)
+
+
+def likelihood(tokens: str, model: str = "emoji", device: str = "auto") -> None:
+    """Bits per token of a model on a token set: exact, or an upper bound with support "full"; comparable.
+
+    Example:
+        ctf evaluate likelihood --model emoji --tokens runs/tokens/test
+
+    Args:
+        tokens: folder of a token set that the model was not trained on.
+        model: "emoji", a model folder or a hub id.
+        device: where to compute; auto is a GPU where there is one.
+    """
+    from ctf.evaluation.likelihood import bits_per_token
+    from ctf.model_folder import Pipeline
+    from ctf.tokens.token_set import TokenSet
+
+    print(json.dumps(bits_per_token(Pipeline.from_pretrained(model, device), TokenSet.open(tokens)), indent=2))
+
+
+def samples(
+    samples: str,
+    reference: str,
+    out: str,
+    split: str | None = None,
+    features: str = "inception",
+    weights: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    cache: str | None = None,
+) -> None:
+    """Compare samples with a reference: FID and its companions, beside the paper's Table 1.
+
+    Example:
+        ctf evaluate samples --samples runs/samples --reference emoji --split test --features emoji
+            --out runs/evaluation
+
+    Args:
+        samples: an .npz with `arr_0`, or a folder of PNGs.
+        reference: ADM's reference batch (an .npz), another set of samples, or images as for `ctf tokenize`, which are
+            cropped to the size of the samples.
+        out: folder for result.json, table.txt, table.md and plot.png.
+        split: which part of the reference images.
+        features: inception (FID), dinov2, emoji, or a function of yours, file.py:function.
+        weights: of the features; by default the published ones, which are downloaded once, or the embedded ones.
+        batch_size: images at a time.
+        device: where to compute the features; auto is a GPU where there is one.
+        cache: folder for features of references; $CTF_CACHE or ~/.cache/ctf without it.
+    """
+    import shlex
+
+    from ctf.evaluation.features import open_features
+    from ctf.evaluation.protocol import check_samples, evaluate_samples
+    from ctf.evaluation.reference import open_reference
+    from ctf.evaluation.table import write_comparison
+    from ctf.files import check_writable
+    from ctf.samples.sample_set import SampleSet
+
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size} must be at least 1")
+    check_writable(out, "folder")
+    opened = SampleSet.open(samples)
+    check_samples(opened, samples)
+    extractor = open_features(features, weights, device)
+    compared = open_reference(reference, extractor, split, opened.image_size, batch_size, cache)
+    command = shlex.join(sys.argv)
+    evaluation = evaluate_samples(opened, compared, extractor, samples, batch_size, command=command)
+    print(write_comparison(out, evaluation), end="")

@@ -1,0 +1,91 @@
+"""A Transformer made ready for sampling: the same blocks, their products packed once."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctf.device import return_freed_memory
+from ctf.errors import InputError
+from ctf.models.cache import KeyValueCache, attend_opaque
+from ctf.models.config import Compute
+from ctf.models.linear import pack_linear
+from ctf.models.transformer import Block, FeedForward, Transformer
+
+
+class PackedTransformer(Transformer):
+    """The weights of a `Transformer` at one moment, for any number of rows.
+
+    Threads may share it. It holds no state of a call: caches belong to their callers.
+
+    Args:
+        model: stays as it is; where nothing is converted, its weights are shared.
+        compute: dtype (not "auto"), quantisation, compilation.
+        head: pack the head too. Without it the head stays in float32, for `member_logits`.
+
+    Raises:
+        InputError: int8 on a device or build without it; at the first step, nothing to compile with.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Transformer, compute: Compute, head: bool = True) -> None:
+        nn.Module.__init__(self)
+        # Modules of its own around the same weights. A new model on "meta" would do, but initialising it imports sympy.
+        shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+        self.__dict__.update(copy.deepcopy(model, shared | {id(model.rotary): model.rotary}).__dict__)
+        self.eval()
+        self.dtype, self.device = compute.torch_dtype, model.head.weight.device
+        pack = partial(self._pack, compute=compute)
+        blocks: Any = self.blocks
+        for block in blocks:
+            block.attention.qkv, block.attention.out = pack(block.attention.qkv), pack(block.attention.out)
+            block.ffn = PackedFeedForward(block.ffn, pack)
+            return_freed_memory()
+        if head:
+            self.head = pack(self.head)
+        self._compiled: Any = None
+        if self.device.type == "cuda":
+            # One compilation serves all blocks: their weights are inputs of the compiled graph.
+            before, after = torch.compile(Block.before), torch.compile(Block.after)
+            for block in blocks:
+                block.before, block.after = partial(before, block), partial(after, block)
+        elif compute.compile:
+            self.attend = attend_opaque
+            self._compiled = torch.compile(self._step, dynamic=True)
+
+    @staticmethod
+    def _pack(*linears: Any, compute: Compute) -> Any:
+        """One product in place of several with the same input."""
+        weights = [linear.weight.to(compute.torch_dtype) for linear in linears]
+        return pack_linear(torch.cat(weights) if len(weights) > 1 else weights[0], compute.quantize)
+
+    def step(self, x: Tensor, cache: KeyValueCache, position: int) -> Tensor:
+        if self._compiled is None or position < 2:  # Dynamo specialises on 0 and 1
+            return self._step(x, cache.keys, cache.values, position)
+        from torch._inductor import config, exc
+
+        # Frozen, packed weights are constants of the compiled function; inputs could not have such a layout.
+        with config.patch(freezing=True):
+            try:
+                return self._compiled(x, cache.keys, cache.values, position)
+            except exc.InductorError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(
+                    f"compile does not work here ({reason}): install a C++ compiler, or leave it out"
+                ) from None
+
+
+class PackedFeedForward(FeedForward):
+    """`FeedForward` with its two first products as one."""
+
+    def __init__(self, ffn: FeedForward, pack: Any) -> None:
+        nn.Module.__init__(self)
+        self.w13, self.w2 = pack(ffn.w1, ffn.w3), pack(ffn.w2)
+
+    def gate_and_up(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = self.w13(x).chunk(2, dim=-1)
+        return gate, up

@@ -1,0 +1,192 @@
+"""Manifest: everything that fixes a set of samples, in a file beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctf.device import device_name
+from ctf.errors import InputError
+from ctf.files import fingerprint, read_json, write_json
+from ctf.pipeline import StagePipeline
+from ctf.tokens.writer import shorten
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What determines the images, by which two manifests are compared, and how they came about.
+
+    Attributes:
+        count: number of images.
+        image_size: (height, width) in pixels, as they are decoded.
+        weights: a fingerprint of each part of the pipeline, by its name; a stage's covers its maps.
+        stages: name, kind and support of each stage, in order.
+        sampling: guidance, temperature and filters of each stage, by its name, the model's defaults included.
+        compute: dtype, quantization and compilation of the stages, and the dtype of the decoder.
+        label_policy: "balanced" (image i has label i modulo the number of classes), "uniform" (drawn with the seed)
+            or "given" (the given labels, repeated as often as needed).
+        given_labels: class indices, none but with the policy "given".
+        labels: fingerprint of the labels of all images, int64 (count,).
+        seed: of image 0.
+        batch_size: images computed together; batch k holds the images from k · batch_size on.
+        model: the pipeline as it was asked for.
+        device: what it ran on. This and the following are of the command that finished the set.
+        processes: that shared the work.
+        threads: of each process on the CPU.
+        versions: of ctf, torch, numpy and Python.
+        command: as a shell line.
+        date: when that began, UTC.
+        seed_rule: the seeds of the other images.
+        resize: never resized after decoding.
+    """
+
+    count: int
+    image_size: tuple[int, int]
+    weights: dict[str, str]
+    stages: list[dict[str, str]]
+    sampling: dict[str, dict[str, Any]]
+    compute: dict[str, Any]
+    label_policy: str
+    given_labels: list[int]
+    labels: str
+    seed: int
+    batch_size: int
+    model: str = field(compare=False)
+    device: str = field(compare=False)
+    processes: int = field(compare=False)
+    threads: int = field(compare=False)
+    versions: dict[str, str] = field(compare=False)
+    command: str = field(compare=False)
+    date: str = field(compare=False)
+    seed_rule: str = "image i uses seed + i"
+    resize: None = None
+
+    @classmethod
+    def of(
+        cls, pipeline: StagePipeline, labels: Sequence[int], overrides: Mapping[str, Any], processes: int, **asked: Any
+    ) -> Manifest:
+        """The manifest of what `pipeline` is about to sample here and now.
+
+        Args:
+            pipeline: the model, on its device.
+            labels: of all images.
+            overrides: of the model's sampling settings, see `StagePipeline.sampling`.
+            processes: that share the work.
+            asked: `label_policy`, `given_labels`, `seed`, `batch_size` and `model`.
+
+        Raises:
+            InputError: settings that no stage has, or without meaning.
+        """
+        return cls(
+            count=len(labels),
+            image_size=pipeline.image_size,
+            weights={name: part_fingerprint(part) for name, part in pipeline.parts().items()},
+            stages=[{key: getattr(stage, key) for key in ("name", "kind", "support")} for stage in pipeline.stages],
+            sampling={name: dataclasses.asdict(used) for name, used in pipeline.sampling(**overrides).items()},
+            compute=dataclasses.asdict(pipeline.compute),
+            labels=fingerprint(torch.tensor(labels, dtype=torch.int64)),
+            device=device_name(pipeline.device),
+            processes=processes,
+            threads=torch.get_num_threads(),
+            versions=versions(),
+            command=shlex.join(sys.argv),
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **asked,
+        )
+
+    def differences(self, other: Manifest) -> list[str]:
+        """What determines the images and is another `there`, in `other`, than `here`, each in words."""
+        here, there = dict(_settings(self._determining())), dict(_settings(other._determining()))
+        return [
+            f"{name} is {shorten(there.get(name))} there and {shorten(here.get(name))} here"
+            for name in sorted({*here, *there})
+            if here.get(name) != there.get(name)
+        ]
+
+    def check_equal(self, path: Path, where: str, remedy: str) -> None:
+        """Raise InputError, "`where` samples with other settings …: `remedy`", if the manifest in `path` differs."""
+        if found := self.differences(Manifest.load(path)):
+            raise InputError(f"{where} samples with other settings: {'; '.join(found)}: {remedy}")
+
+    def _determining(self) -> dict[str, Any]:
+        values = {column.name: getattr(self, column.name) for column in dataclasses.fields(self) if column.compare}
+        return values | {"stages": {stage["name"]: stage for stage in self.stages}}
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, {"ctf": "samples", "format": FORMAT, **dataclasses.asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: missing, not a manifest, or of another version.
+        """
+        values = read_json(path)
+        if not isinstance(values, dict) or values.pop("ctf", None) != "samples":
+            raise InputError(f"{path} is not the manifest of a sample set: restore it, or delete it and sample again")
+        types = {name: get_origin(hint) or hint for name, hint in get_type_hints(cls).items()}
+        if values.pop("format", None) != FORMAT or values.keys() != types.keys():
+            raise InputError(f"{path} is not of format {FORMAT}, which this version of ctf reads: sample again")
+        if isinstance(values["image_size"], list):
+            values["image_size"] = tuple(values["image_size"])
+        for name, value in values.items():
+            if not isinstance(value, types[name]):
+                raise InputError(f"{path}: {name} is {shorten(value)}: restore the file, or sample again")
+        return cls(**values)
+
+
+def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting by its full name, such as "sampling.coarse.top_k"."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def versions() -> dict[str, str]:
+    """Of ctf, torch, numpy and Python, as they run here."""
+    return {
+        "ctf": version("ctf"),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def manifest_path(samples: str | Path) -> Path:
+    """Where the manifest of a sample set is: in the folder, or `x.manifest.json` beside `x.npz`."""
+    samples = Path(samples)
+    return samples.with_suffix(".manifest.json") if samples.suffix == ".npz" else samples / "manifest.json"
+
+
+def part_fingerprint(part: nn.Module) -> str:
+    """16 hexadecimal digits of a module's parameters and, for a stage, of the maps it predicts and is given."""
+    maps = [relation for name in ("predicts", "given") if (relation := getattr(part, name, None)) is not None]
+    return joint_fingerprint([*part.parameters(), *(relation.fine_to_coarse for relation in maps)])
+
+
+def joint_fingerprint(tensors: Iterable[Tensor]) -> str:
+    """`ctf.files.fingerprint` of the concatenated values as float32, without concatenating them."""
+    tensors = list(tensors)
+    digest = hashlib.sha256(repr((sum(tensor.numel() for tensor in tensors),)).encode())
+    for tensor in tensors:
+        digest.update((tensor.detach().cpu().to(torch.float32).contiguous() + 0).numpy().data)  # −0 is 0
+    return digest.hexdigest()[:16]

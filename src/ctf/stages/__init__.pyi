@@ -1,0 +1,9 @@
+from .autoregressive import Autoregressive as Autoregressive
+from .masked import Masked as Masked
+from .registry import KINDS as KINDS
+from .registry import generate_tokens as generate_tokens
+from .registry import load_stage as load_stage
+from .registry import new_stage as new_stage
+from .registry import register_kind as register_kind
+from .stage import Stage as Stage
+from .stage import bits as bits

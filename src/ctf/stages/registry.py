@@ -1,0 +1,137 @@
+"""The kinds of stages, and stages from files, sizes and labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctf.codebook.coarse_map import CoarseMap
+from ctf.errors import InputError
+from ctf.files import check_finite, load_tensors, unreadable
+from ctf.models.config import Compute
+from ctf.sampling.random import Random, image_seeds
+from ctf.sampling.settings import Sampling
+from ctf.stages.autoregressive import Autoregressive
+from ctf.stages.masked import Masked
+from ctf.stages.stage import Stage
+
+#: By the word that files and `--kind` know them by.
+KINDS: dict[str, type[Stage]] = {kind.kind: kind for kind in (Autoregressive, Masked)}
+
+
+def register_kind(kind: type[Stage]) -> type[Stage]:
+    """Make a kind known by its `kind`; a class decorator."""
+    KINDS[kind.kind] = kind
+    return kind
+
+
+def find_kind(name: str) -> type[Stage]:
+    """The kind called `name`. Raises InputError if there is none."""
+    if name not in KINDS:
+        raise InputError(f"kind {name!r} of stage does not exist: choose one of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def new_stage(
+    kind: str,
+    size: str,
+    *,
+    name: str,
+    grid: tuple[int, int],
+    num_classes: int,
+    codebook_size: int,
+    predicts: CoarseMap | None = None,
+    given: CoarseMap | None = None,
+    support: Any = "cluster",
+    sampling: Sampling | None = None,
+    codebook: str | None = None,
+    **settings: Any,
+) -> Stage:
+    """A stage with random weights, of a named size; `settings` are the kind's own, such as `dropout`.
+
+    Raises:
+        InputError: no such kind or size, or parts that do not belong together.
+    """
+    for coarse_map in (predicts, given):
+        if coarse_map is not None and coarse_map.num_fine != codebook_size:
+            raise InputError(
+                f"the tokens are of a codebook of {codebook_size}, the coarse map is for {coarse_map.num_fine}: "
+                "cluster the codebook that made the tokens"
+            )
+    chosen = find_kind(kind)
+    config = chosen.configure(
+        size,
+        vocabulary=codebook_size if predicts is None else predicts.num_coarse,
+        given=0 if given is None else given.num_coarse,
+        grid=grid,
+        num_classes=num_classes,
+        **settings,
+    )
+    facts: dict[str, Any] = {"predicts": predicts, "given": given, "support": support, "sampling": sampling}
+    return chosen(config, name=name, codebook=codebook, **facts)
+
+
+def load_stage(path: str | Path) -> Stage:
+    """Read what `Stage.save` wrote, of any kind; float32 weights, in evaluation mode.
+
+    Raises:
+        InputError: missing, truncated, not a stage, of an unknown kind, with NaN in it, or written by an incompatible
+            version.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("ctf") != "stage":
+        raise InputError(f"{path} is not a ctf stage (it says {metadata.get('ctf', 'nothing')!r}): give another file")
+    check_finite(path, tensors)
+    try:
+        kind = find_kind(metadata["kind"])
+        maps = {}
+        for level in ("predicts", "given"):
+            if level in tensors:
+                made = json.loads(metadata[level])
+                maps[level] = CoarseMap(tensors.pop(level), made["method"], made["seed"], metadata["codebook"])
+        stage = kind(
+            kind.Config(**json.loads(metadata["config"])),
+            name=metadata["name"],
+            support=metadata["support"],  # type: ignore[arg-type]
+            sampling=Sampling.of(json.loads(metadata["sampling"])),
+            codebook=metadata["codebook"] or None,
+            **maps,
+        )
+        stage.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise unreadable(path, "stage", error) from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return stage.eval()
+
+
+def generate_tokens(
+    stage: Stage,
+    labels: Tensor,
+    seeds: Sequence[int] | Tensor | None = None,
+    given: Tensor | None = None,
+    place: int = 0,
+    **sampling: Any,
+) -> Tensor:
+    """Generate the labels of a stage's level: (B,) class labels → int64 (B, N).
+
+    Args:
+        stage: of any kind. To generate several batches, pack it once: `stage.pack(Compute())`.
+        labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional.
+        seeds: one integer per image; fresh ones from torch's global generator when None.
+        given: int64 (B, N), for a stage that is given labels of a coarser level.
+        place: of the stage in its pipeline, from 0: stages draw different numbers with the same seeds.
+        sampling: fields of `Sampling`; those that are left out filter and guide nothing.
+
+    Raises:
+        InputError: a label out of range, seeds or given labels that do not match, or a setting without meaning.
+    """
+    settings = Sampling.of(sampling)
+    random = Random(image_seeds(seeds, len(labels)), place)
+    packed = stage.pack(Compute("float32"))
+    return torch.as_tensor(packed.generate(labels, random, settings, given))

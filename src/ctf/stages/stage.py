@@ -1,0 +1,312 @@
+"""Stage: the interface of every kind, with what all of them share: levels, loss, likelihood, files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ctf.codebook.coarse_map import CoarseMap
+from ctf.errors import InputError
+from ctf.files import save_tensors
+from ctf.models.cluster_head import ClusterMembers
+from ctf.models.config import Compute
+from ctf.sampling.cost import StageMemory, Work
+from ctf.sampling.guidance import check_labels
+from ctf.sampling.random import Random
+from ctf.sampling.settings import Sampling
+
+Support = Literal["cluster", "full"]
+OnStep = Callable[[int, Tensor], None]
+
+
+class Stage(nn.Module, ABC):
+    """Turns a class label, and the labels of a coarser level where it is given some, into the labels of its level.
+
+    A level is a CoarseMap φ, whose labels are φ(tokens), or None: the codebook's own tokens. A kind of stage is a
+    subclass with `kind`, `Config`, `logits`, `steps` and `configure`, registered by `register_kind`. The maps, the
+    support and the sampling defaults are stored with the weights.
+
+    Args:
+        config: the kind's settings: a dataclass with at least `output_vocab`, `grid` and `num_classes`.
+        name: what settings, files and reports call the stage; a Python identifier other than tokenizer.
+        predicts: φ of the level that the stage predicts; None for the codebook's own tokens.
+        given: φ of the coarser level whose labels the stage is given; None for nothing but the class label.
+        support: with `given`, normalise over the labels that lie in the given cluster ("cluster"), or over all, as
+            the paper does ("full").
+        sampling: settings that suit the weights.
+        codebook: fingerprint of the codebook whose tokens the stage was trained on, if known.
+
+    Raises:
+        InputError: maps, vocabulary and support that do not belong together.
+    """
+
+    kind: ClassVar[str]
+    Config: ClassVar[type]
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        name: str,
+        predicts: CoarseMap | None = None,
+        given: CoarseMap | None = None,
+        support: Support = "cluster",
+        sampling: Sampling | None = None,
+        codebook: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not name.isidentifier() or name == "tokenizer":
+            raise InputError(f"a stage cannot be called {name!r}: take letters, digits and _, such as coarse")
+        if support not in get_args(Support):
+            raise InputError(f"support {support!r} does not exist: choose one of {', '.join(get_args(Support))}")
+        self.config, self.name = config, name
+        self.predicts, self.given, self.support = predicts, given, support
+        self.sampling = sampling or Sampling()
+        maps = [m for m in (predicts, given) if m is not None]
+        known = [m.codebook_fingerprint for m in maps] + [codebook] * (codebook is not None)
+        if len(set(known)) > 1 or len({m.num_fine for m in maps}) > 1:
+            raise InputError(f"stage {name}: its maps and tokens belong to different codebooks: cluster again")
+        self.codebook = known[0] if known else None
+        self.codebook_size: int = maps[0].num_fine if maps else config.output_vocab
+        labels = self.codebook_size if predicts is None else predicts.num_coarse
+        if config.output_vocab != labels:
+            raise InputError(f"stage {name} predicts {config.output_vocab} labels, its level has {labels}")
+        self.members: ClusterMembers | None = None
+        if given is not None and support == "cluster":
+            relation = given if predicts is None else predicts.coarsened_by(given)
+            if relation is None:
+                raise InputError(
+                    f"stage {name}: what it is given is no coarsening of what it predicts: make nested maps "
+                    "(`ctf cluster --finer`), or take support full"
+                )
+            self.members = ClusterMembers(relation)
+        for level in ("predicts", "given"):
+            if (coarse_map := getattr(self, level)) is not None:
+                self.register_buffer(f"{level}_table", coarse_map.fine_to_coarse, persistent=False)
+
+    @classmethod
+    def configure(
+        cls, size: str, *, vocabulary: int, given: int, grid: tuple[int, int], num_classes: int, **settings: Any
+    ) -> Any:
+        """A `Config` of a named size: predicts `vocabulary` labels from `given` ones of a coarser level (0 for none).
+
+        Raises:
+            InputError: no such size.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no named sizes")
+
+    @abstractmethod
+    def logits(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Logits of each position under the stage's schedule, given the right answers that the schedule lets it see.
+
+        Args:
+            tokens: the codebook's own, int64 (B, N) in [0, K).
+            labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional.
+
+        Returns:
+            (B, N, vocabulary); with support "cluster" of given labels (B, N, size of the largest cluster), the
+            members of each position's cluster in order, see `member_logits`.
+        """
+
+    @abstractmethod
+    def steps(self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None) -> Iterator[Tensor]:
+        """Draw in as many steps as the kind takes; after each the labels so far, int64 (B, N), −1 where unknown.
+
+        Arguments as those of `generate`, checked and on the stage's device.
+        """
+
+    # What a kind may leave as it is
+
+    @property
+    def vocabulary(self) -> int:
+        """How many labels the predicted level has."""
+        return self.config.output_vocab
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of tokens."""
+        return self.config.grid
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens per image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def num_steps(self, sampling: Sampling) -> int:
+        """How many steps `steps` takes."""
+        return 1
+
+    def levels(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The codebook's own tokens (B, N) → the labels to predict, and those that are given, (B, N) both."""
+        return (
+            tokens if self.predicts is None else self.predicts_table[tokens],  # type: ignore[index]
+            None if self.given is None else self.given_table[tokens],  # type: ignore[index]
+        )
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """The training loss, −log P of each position's label in nats (eqs. 4, 9, 10): float32 (B, N).
+
+        Arguments as those of `logits`. A label outside its given cluster cannot occur: both come from one token.
+        """
+        return self._compare(tokens, labels)[0]
+
+    def log_prob(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
+        """Exact log P of what the stage predicts of `tokens`, given what it is given: float32 (B, N), in nats.
+
+        It is that of sampling at temperature 1 without guidance and filters, under the schedule of `sampling`. With
+        support "full" probability is spent on labels outside the given cluster too.
+        """
+        return -self.forward(tokens, labels)
+
+    def scores(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob`, and whether the most probable label is the right one: float32 and bool, (B, N) each."""
+        losses, logits, columns = self._compare(tokens, labels)
+        return -losses, logits.argmax(-1) == columns
+
+    def _compare(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        targets, _ = self.levels(tokens)
+        columns = targets if self.members is None else self.members.index[targets]
+        logits = self.logits(tokens, labels).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), columns.flatten(), reduction="none")
+        return losses.view(targets.shape), logits, columns
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        labels: Tensor,
+        random: Random,
+        sampling: Sampling | None = None,
+        given: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Generate the labels of the stage's level. An image depends on its own seed and labels, not on its batch.
+
+        The stage should be in evaluation mode: dropout drops in training mode.
+
+        Args:
+            labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional.
+            random: a seed per image.
+            sampling: the stage's own settings when None.
+            given: int64 (B, N), labels of the level that the stage is given.
+            on_step: called after each step with its number and the labels so far, int64 (B, N), −1 where unknown;
+                they are overwritten by the next step.
+
+        Returns:
+            int64 (B, N) in [0, vocabulary).
+
+        Raises:
+            InputError: labels out of range, seeds or given labels that do not match.
+        """
+        labels, given = self._checked(labels, random, given)
+        tokens = self._draw_all(labels, random, sampling or self.sampling, given, on_step)
+        with torch.inference_mode(False):  # an ordinary tensor, which may go into a training step
+            return tokens.clone()
+
+    @torch.no_grad()
+    def stepwise(
+        self, labels: Tensor, random: Random, sampling: Sampling | None = None, given: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Like `generate`, one step at a time: yields what `on_step` is called with."""
+        labels, given = self._checked(labels, random, given)
+        yield from self.steps(labels, random, sampling or self.sampling, given)
+
+    def _draw_all(
+        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, on_step: OnStep | None
+    ) -> Tensor:
+        for number, tokens in enumerate(self.steps(labels, random, sampling, given)):
+            if on_step is not None:
+                on_step(number, tokens)
+        return tokens
+
+    def _checked(self, labels: Tensor, random: Random, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Labels and given labels on the stage's device. Raises InputError as `generate` does."""
+        check_labels(labels, self.num_classes)
+        if len(random.seeds) != len(labels):
+            raise InputError(f"{len(random.seeds)} seeds for {len(labels)} labels: one per image is needed")
+        self._check_given(given, len(labels))
+        return labels.to(self.device), None if given is None else given.to(self.device)
+
+    def _check_given(self, given: Tensor | None, images: int) -> None:
+        if (given is None) != (self.given is None):
+            need = "labels of a coarser level: give them" if given is None else "the class label alone"
+            raise InputError(f"stage {self.name} is given {need}")
+        if given is None or self.given is None:
+            return
+        if given.shape != (images, self.num_tokens):
+            raise InputError(
+                f"given labels of shape {tuple(given.shape)} for {images} class labels: "
+                f"{self.num_tokens} per image are needed"
+            )
+        if not 0 <= int(given.min()) <= int(given.max()) < self.given.num_coarse:
+            raise InputError(
+                f"given labels range from {int(given.min())} to {int(given.max())}, their level has "
+                f"{self.given.num_coarse}"
+            )
+
+    #: Whether this is a copy made by `pack`.
+    packed = False
+
+    def pack(self, compute: Compute) -> Stage:
+        """The stage for sampling: its weights at this moment, converted once, in evaluation mode.
+
+        Raises:
+            InputError: what `compute` asks for does not exist on the stage's device.
+        """
+        return self
+
+    def memory(self, batch: int, sampling: Sampling, compute: Compute) -> StageMemory:
+        """Bytes that a batch adds to the loaded stage; here those of the logits of all positions, drawn at once."""
+        return StageMemory(0, batch * self.num_tokens * self.vocabulary * 20)
+
+    def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
+        """What each step reads and computes at least; here the weights, once a step, for every position."""
+        weights = sum(p.nbytes for p in self.parameters())
+        operations = batch * self.forward_operations() * (1 + sampling.guided)
+        return [Work(weights, operations)] * self.num_steps(sampling)
+
+    def forward_operations(self) -> float:
+        """Operations of one image through the stage, two per multiply-add; here by its number of parameters."""
+        return 2.0 * self.num_tokens * self.num_parameters()
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write weights, as `dtype`, maps and settings to one safetensors file; `load_stage` reads it."""
+        tensors = {name: tensor.to(dtype) for name, tensor in self.state_dict().items()}
+        metadata = {
+            "ctf": "stage",
+            "kind": self.kind,
+            "name": self.name,
+            "support": self.support,
+            "codebook": self.codebook or "",
+            "sampling": json.dumps(dataclasses.asdict(self.sampling)),
+            "config": json.dumps(dataclasses.asdict(self.config)),
+        }
+        for level in ("predicts", "given"):
+            if (coarse_map := getattr(self, level)) is not None:
+                tensors[level] = coarse_map.fine_to_coarse.to(torch.int32)
+                metadata[level] = json.dumps({"method": coarse_map.method, "seed": coarse_map.seed})
+        save_tensors(path, tensors, metadata)
+
+
+def bits(nats: float) -> float:
+    """Nats to bits."""
+    return nats / math.log(2)

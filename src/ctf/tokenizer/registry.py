@@ -1,0 +1,56 @@
+"""Tokenizers by family and by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ctf.errors import InputError
+from ctf.files import read_metadata
+from ctf.tokenizer.interface import Family, Tokenizer
+from ctf.tokenizer.vq_tokenizer import VQTokenizer
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+#: The class of each family, by its tag in a file.
+TOKENIZERS: dict[str, type[Tokenizer]] = {}
+
+
+def register_tokenizer(tokenizer: type[Family]) -> type[Family]:
+    """Make a family known to `load_tokenizer`; a decorator of its class."""
+    TOKENIZERS[tokenizer.family] = tokenizer
+    return tokenizer
+
+
+register_tokenizer(VQTokenizer)
+
+
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """A tokenizer in evaluation mode: "emoji" (embedded), a safetensors file, or a folder that holds one.
+
+    Raises:
+        InputError: nothing there, not a tokenizer, or one of a family that is not registered.
+    """
+    path = _path(source)
+    family = read_metadata(path).get("family", VQTokenizer.family)  # files from before there were families are "vq"
+    if family not in TOKENIZERS:
+        raise InputError(
+            f"{path} is a tokenizer of the family {family!r}, not one of {', '.join(TOKENIZERS)}: "
+            "import the module that registers it"
+        )
+    return TOKENIZERS[family].load(path)
+
+
+def is_tokenizer(source: str | Path) -> bool:
+    """Whether `load_tokenizer` is the one to open `source`: "emoji", a folder, or a file that says so."""
+    path = _path(source)
+    return path.name == "tokenizer.safetensors" or (
+        path.suffix == ".safetensors" and path.exists() and read_metadata(path).get("ctf") == "tokenizer"
+    )
+
+
+def _path(source: str | Path) -> Path:
+    path = ASSETS / "emoji" if str(source) == "emoji" else Path(source)
+    if not path.is_dir():
+        return path
+    names = [path / name for name in ("tokenizer.safetensors", "model.safetensors")]
+    return next((name for name in names if name.exists()), names[0])

@@ -1,0 +1,51 @@
+"""The verb of token sets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+def tokenize(
+    out: str,
+    images: str = "emoji",
+    split: str | None = None,
+    image_size: int = 64,
+    tokenizer: str = "emoji",
+    augmentation: Literal["none", "flip", "ten-crop"] = "flip",
+    crop_ranges: tuple[float, ...] = (1.1,),
+    batch_size: int = 64,
+    shard_size: int = 8192,
+    device: str = "auto",
+    allow_namespace: bool = False,
+) -> None:
+    """Turn images into a stored token set. An interrupted run continues where it stopped.
+
+    Example:
+        ctf tokenize --images emoji --split test --augmentation none --out runs/tokens/test
+
+    Args:
+        out: folder of the token set.
+        images: "emoji", a folder with a sub-folder per class, Parquet, WebDataset shards or "hf://name".
+        split: which part, where the images have several.
+        image_size: pixels per side after the centre crop.
+        tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
+        augmentation: what is stored of each image; training draws one at random. Nothing else; the mirror image; or
+            four corners, centre and their mirror images per crop range.
+        crop_ranges: of ten-crop, from 1 to 4: the centre crop is this much larger than image_size. LlamaGen trains
+            with 1.1, or 1.1 and 1.05.
+        batch_size: images encoded at a time.
+        shard_size: images per file; unless it is a multiple of batch_size, files are a little larger.
+        device: where to encode: auto (a GPU where there is one), cpu, cuda, cuda:1, …
+        allow_namespace: accept an argparse.Namespace beside the weights of a .pt file.
+    """
+    from ctf.device import usable_device
+    from ctf.images.image_set import open_images
+    from ctf.interop.tokenizers import open_tokenizer
+    from ctf.tokens.tokenize import tokenize_images
+
+    where = usable_device(device)
+    opened = open_images(images, split, image_size)
+    encoder = open_tokenizer(tokenizer, allow_namespace)
+    print(tokenize_images(opened, encoder, out, augmentation, crop_ranges, split, batch_size, shard_size, where))
+    if note := opened.report_skipped():
+        print(note)

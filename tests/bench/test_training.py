@@ -1,0 +1,108 @@
+import json
+import time
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ctf.bench import Machine, TrainingBenchmark, measure_training, training_report
+from ctf.bench.config import Preset
+from ctf.bench.presets import CLASS_NAMES, random_stage
+from ctf.bench.report import command_line
+from ctf.bench.training import WARM_UP
+from ctf.codebook import cluster_codebook
+from ctf.errors import InputError
+from ctf.tokens import write_token_set
+from ctf.training.config import LoopConfig
+
+PRESETS = Preset.__args__
+SMALL = {
+    "sizes": ("nano",),
+    "grid": (2, 2),
+    "vocabulary": 24,
+    "clusters": 6,
+    "device": "cpu",
+    "json": None,
+    "stages": PRESETS,
+    "batch_size": 2,
+    "steps": 1,
+    "precision": "float32",
+}
+MACHINE = Machine("", 1, memory_bandwidth=1.0, matrix_rate=1e9, products="", software="", date="")
+
+
+@pytest.fixture
+def measure(tmp_path):
+    """A stage of the paper at size nano, and the speed of its training steps."""
+    tokens = write_token_set(tmp_path, torch.randint(24, (2, 4)), torch.arange(2), 24, (2, 2), CLASS_NAMES)
+    coarse_map = cluster_codebook(torch.randn(24, 2), 6, "balanced")
+    loop = LoopConfig(batch_size=2, precision="float32", device="cpu")
+
+    def measure(preset, steps=1, slower_by=0.0):
+        stage = random_stage(preset, "nano", coarse_map, (2, 2))
+        stage.register_forward_pre_hook(lambda *_: time.sleep(slower_by))
+        return stage, measure_training(stage, tokens, loop, steps, MACHINE)
+
+    return measure
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_speed_is_tokens_over_the_seconds_of_a_step(measure, preset):
+    start = time.monotonic()
+    _, speed = measure(preset, steps=3, slower_by=0.05)
+    assert 0.05 <= speed.step_seconds <= time.monotonic() - start
+    assert speed.tokens_per_second * speed.step_seconds == pytest.approx(2 * 4)
+    assert speed.utilisation == pytest.approx(speed.operations_per_token * speed.tokens_per_second / 1e9)
+
+
+def test_operations_are_palms(measure):
+    """6 per parameter that multiplies, and 12 · layers · dim · N."""
+    stage, speed = measure("baseline")
+    multiply = sum(p.numel() for name, p in stage.named_parameters() if p.ndim == 2 and "embedding" not in name)
+    assert speed.operations_per_token == 6 * multiply + 12 * 4 * 128 * 4
+
+
+@pytest.mark.parametrize("preset", ["baseline", "fine-full"])
+def test_forward_and_backward_products_are_those_that_pytorch_counts(measure, preset):
+    """Embeddings are no products but all other gradients are. Attention computes its weights again, uncounted."""
+    stage, speed = measure(preset)
+    with FlopCounterMode(display=False) as counter:
+        stage(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)).sum().backward()
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    positions = 4 + (preset == "fine-full")
+    assert 4 * speed.operations_per_token == products + 12 * 4 * 128 * positions**2
+
+
+def test_stages_differ_by_the_outputs_of_the_head(measure):
+    """24 tokens in 6 clusters of 4."""
+    operations = {preset: measure(preset)[1].operations_per_token for preset in PRESETS}
+    assert operations["baseline"] - operations["coarse"] == 6 * 128 * (24 - 6)
+    assert operations["fine-full"] - operations["fine-cluster"] == 6 * 128 * (24 - 4)
+
+
+def test_the_page_names_command_machine_and_method(tmp_path):
+    config = TrainingBenchmark(**SMALL | {"json": str(tmp_path / "metrics.json")})
+    lines = list(training_report(config))
+    page = json.loads((tmp_path / "metrics.json").read_text())
+    assert lines[0] == f"    {command_line('bench training', SMALL | {'json': config.json})}"
+    assert lines[2] == str(Machine(**page["machines"][0]))
+    assert f"after {WARM_UP}" in lines[4]
+    assert [line.split(" | ")[0] for line in lines[-4:]] == [f"| nano, {preset}" for preset in PRESETS]
+    assert [(row["size"], row["stage"]) for row in page["rows"]] == [("nano", preset) for preset in PRESETS]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sizes": ("nano", "huge")}, "'huge' does not exist"),
+        ({"steps": 0}, "steps 0"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"grid": (0, 4)}, "grid 0, 4"),
+        ({"device": "abacus"}, "'abacus' does not exist"),
+        ({"clusters": 24}, "24 clusters"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        list(training_report(TrainingBenchmark(**SMALL | change)))

@@ -1,0 +1,157 @@
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from ctf.errors import InputError
+from ctf.models import Compute, PackedTransformer
+from ctf.models.cache import attend_by_products
+from ctf.models.linear import Linear, PackedLinear
+from ctf.models.transformer import Block
+
+FLOAT32 = Compute("float32")
+LABELS = torch.tensor([0, 5, 2])  # 5 is unconditional
+HEADS = pytest.mark.parametrize("kv_heads", [None, 2])
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(11, (3, 6), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def given():
+    return torch.randint(4, (3, 6), generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+@HEADS
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("given_vocab", [0, 4])
+def test_steps_equal_the_whole_sequence(make_model, stepwise, tokens, given, kv_heads, rows, given_vocab):
+    model = make_model(kv_heads=kv_heads, given_vocab=given_vocab)
+    repeats = -(-rows // 3)
+    inputs = [x.repeat(repeats, *[1] * (x.ndim - 1))[:rows] for x in (tokens, LABELS, given)][: 3 if given_vocab else 2]
+    steps = stepwise(PackedTransformer(model, FLOAT32), *inputs)
+    torch.testing.assert_close(steps, model(*inputs), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@HEADS
+@pytest.mark.parametrize("attention", ["causal", "full"])
+def test_whole_sequences_equal_the_transformer(make_model, tokens, kv_heads, attention):
+    model = make_model(attention=attention, kv_heads=kv_heads)
+    packed = PackedTransformer(model, FLOAT32)
+    torch.testing.assert_close(packed(tokens, LABELS), model(tokens, LABELS), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_without_its_head_a_packed_model_keeps_the_heads_weight(make_model, tokens):
+    model = make_model(attention="full")
+    packed = PackedTransformer(model, Compute("bfloat16"), head=False)
+    assert torch.equal(packed.head.weight, model.head.weight)
+    assert isinstance(packed.blocks[0].ffn.w13, PackedLinear)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("compute", "tolerance"),
+    [(Compute("bfloat16"), 0.03), (Compute("float32", "int8"), 0.05), (Compute("bfloat16", "int8"), 0.06)],
+    ids=str,
+)
+def test_cheaper_weights_are_close(make_model, stepwise, tokens, compute, tolerance):
+    model = make_model()
+    packed, exact = PackedTransformer(model, compute), model(tokens, LABELS)
+    for logits in (stepwise(packed, tokens, LABELS), packed(tokens, LABELS).float()):
+        assert 1e-4 < (logits - exact).norm() / exact.norm() < tolerance
+
+
+@torch.no_grad()
+def test_a_model_in_training_is_packed_without_dropout_and_goes_on_training(make_model, tokens):
+    model = make_model(dropout=0.5, class_dropout=0.5)
+    expected = model(tokens, LABELS)
+    packed = PackedTransformer(model.train(), FLOAT32)
+    torch.testing.assert_close(packed(tokens, LABELS), expected, rtol=1e-4, atol=1e-5)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_weights_that_are_not_converted_are_shared_and_none_change(make_model, tokens):
+    model = make_model(given_vocab=4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    packed = PackedTransformer(model, FLOAT32)
+    for name in ("token_embedding", "given_embedding", "label_embedding", "norm"):
+        assert getattr(packed, name).weight.data_ptr() == getattr(model, name).weight.data_ptr()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert isinstance(model.blocks[0].attention.qkv, nn.Linear)
+
+
+@torch.no_grad()
+def test_a_packed_model_holds_the_weights_of_its_moment(make_model, tokens):
+    model = make_model()
+    packed = PackedTransformer(model, FLOAT32)
+    before = packed(tokens, LABELS)
+    for block in model.blocks:
+        block.attention.qkv.weight.mul_(2)
+    assert torch.equal(packed(tokens, LABELS), before)
+
+
+def test_threads_may_step_one_packed_model(make_model, stepwise):
+    packed = PackedTransformer(make_model(grid=(8, 8)), FLOAT32)
+    sequences = torch.randint(11, (4, 3, 64), generator=torch.Generator().manual_seed(0))
+    expected = [stepwise(packed, tokens, LABELS) for tokens in sequences]
+    found, together = [None] * 4, threading.Barrier(4)
+
+    def work(number):
+        together.wait()
+        found[number] = stepwise(packed, sequences[number], LABELS)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_compiled_steps_are_the_same_steps(make_model, stepwise, tokens, quantize):
+    model = make_model(layers=1, kv_heads=2)
+    eager, compiled = (PackedTransformer(model, Compute("float32", quantize, compile=c)) for c in (False, True))
+    for rows in (3, 2):  # another number of rows, the same function
+        logits = stepwise(compiled, tokens[:rows], LABELS[:rows])
+        torch.testing.assert_close(logits, stepwise(eager, tokens[:rows], LABELS[:rows]), rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_to_compile_with(make_model, stepwise, tokens, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    torch.compiler.reset()
+    with pytest.raises(InputError, match="install a C"):
+        stepwise(PackedTransformer(make_model(layers=1), Compute("float32", compile=True)), tokens, LABELS)
+
+
+def test_attention_by_products_is_the_fused_kernel():
+    q, keys, values = torch.randn(6, 4, 8), torch.randn(6, 5, 8), torch.randn(6, 5, 8)
+    fused = nn.functional.scaled_dot_product_attention(q, keys, values)
+    torch.testing.assert_close(attend_by_products(q, keys, values), fused)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("half", ["before", "after"])
+def test_blocks_share_one_compilation(monkeypatch, make_model, half):
+    """Packed as for a GPU: weights are inputs of the compiled graph."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    packed = PackedTransformer(make_model(), FLOAT32)
+    assert isinstance(packed.blocks[0].ffn.w2, Linear)
+    counter = CompileCounter()
+    torch.compiler.reset()
+    compiled = torch.compile(getattr(Block, half), fullgraph=True, backend=counter)
+    x = torch.randn(2, 1, 32)
+    for position in range(3):
+        other = packed.rotary[position : position + 1] if half == "before" else torch.randn(2, 4, 1, 8)
+        for block in packed.blocks:
+            torch.testing.assert_close(compiled(block, x, other), getattr(block, half)(x, other))
+    assert counter.frame_count == 1

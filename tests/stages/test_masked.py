@@ -1,0 +1,130 @@
+"""A round against the logits of all labels: guidance on logits, those outside the given cluster masked."""
+
+import pytest
+import torch
+
+from ctf.errors import InputError
+from ctf.models import Compute
+from ctf.sampling import Random, Sampling, draw
+from ctf.stages import generate_tokens
+from ctf.stages.masked import TOGETHER
+
+LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
+SEEDS = [3, 0, 2**63, 7, 3]
+KIND = "masked"
+GIVEN = ["fine", "fine, full", "middle", "middle, full"]
+
+
+def some_coarse(count):
+    return torch.randint(6, (count, 8), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def coarse():
+    return some_coarse(5)
+
+
+@pytest.mark.parametrize("task", GIVEN)
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.0}, {"temperature": 1.5}, {"top_k": 2}, {"top_p": 0.5}, {"top_k": 4, "top_p": 0.8}],
+    ids=str,
+)
+def test_against_guided_logits_of_all_labels(make, guided_logits, coarse, task, cfg_scale, settings):
+    stage = make(KIND, task)
+    expected = draw(
+        guided_logits(stage, None, LABELS, coarse, cfg_scale), Random(SEEDS, 1).uniform(8), Sampling(**settings)
+    )
+    tokens = generate_tokens(stage, LABELS, SEEDS, coarse, place=1, cfg_scale=cfg_scale, **settings)
+    assert torch.equal(tokens, expected)
+
+
+@pytest.mark.parametrize("task", ["all tokens", "coarse"])
+@pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
+def test_given_nothing_every_hidden_label_is_the_same_vector(make, guided_logits, task, cfg_scale):
+    stage = make(KIND, task)
+    hidden = torch.zeros(5, 8, dtype=torch.int64)
+    expected = draw(guided_logits(stage, hidden, LABELS, None, cfg_scale), Random(SEEDS).uniform(8), Sampling())
+    assert torch.equal(generate_tokens(stage, LABELS, SEEDS, cfg_scale=cfg_scale), expected)
+
+
+def test_tokens_stay_in_their_clusters(make, coarse_map):
+    coarse, labels = some_coarse(1250), torch.arange(1250) % 6
+    tokens = generate_tokens(make(KIND, "fine"), labels, range(1250), coarse, temperature=3.0)
+    assert torch.equal(coarse_map.to_coarse(tokens), coarse)
+    assert len(tokens.unique()) == 30
+
+
+@pytest.mark.parametrize("task", ["coarse", *GIVEN])
+def test_an_image_depends_on_its_seed_and_labels_only(make, task):
+    stage, count = make(KIND, task), TOGETHER + 6
+    labels, seeds = torch.arange(count) % 6, torch.arange(count) // 2
+    coarse = None if stage.given is None else some_coarse(count)
+
+    def generate(images):
+        given = None if coarse is None else coarse[images]
+        return generate_tokens(stage, labels[images], seeds[images], given, cfg_scale=2.0)
+
+    together = generate(torch.arange(count))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(generate(order), together[order])
+    for i in range(0, count, 7):
+        assert torch.equal(generate(torch.tensor([i]))[0], together[i])
+
+
+def test_the_place_in_a_pipeline_changes_the_numbers(make, coarse):
+    stage = make(KIND, "fine, full")
+    first, second = (generate_tokens(stage, LABELS, SEEDS, coarse, place=place) for place in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_one_step_shows_everything(make, coarse):
+    stage, seen = make(KIND, "fine"), []
+    tokens = stage.generate(
+        LABELS, Random(SEEDS), given=coarse, on_step=lambda number, now: seen.append((number, now.clone()))
+    )
+    assert [number for number, _ in seen] == list(range(stage.num_steps(Sampling()))) == [0]
+    assert torch.equal(seen[0][1], tokens)
+
+
+@pytest.mark.parametrize("task", ["fine", "fine, full"])
+def test_packing_once_is_packing_each_time(make, coarse, task):
+    stage = make(KIND, task, dropout=0.5).train()
+    packed = stage.pack(Compute("float32"))
+    assert torch.equal(generate_tokens(packed, LABELS, SEEDS, coarse), generate_tokens(stage, LABELS, SEEDS, coarse))
+    assert stage.training
+
+
+@pytest.mark.parametrize("compute", [Compute("bfloat16"), Compute("float32", "int8")], ids=str)
+def test_cheaper_weights_draw_nearly_the_same(make, coarse_map, compute):
+    stage, coarse, labels = make(KIND, "fine"), some_coarse(60), torch.arange(60) % 6
+    exact = generate_tokens(stage, labels, range(60), coarse)
+    tokens = generate_tokens(stage.pack(compute), labels, range(60), coarse)
+    assert torch.equal(coarse_map.to_coarse(tokens), coarse)
+    assert 0.95 < (tokens == exact).double().mean() < 1
+
+
+def test_tokens_are_an_ordinary_tensor(make, coarse):
+    assert not generate_tokens(make(KIND, "fine"), LABELS, SEEDS, coarse).is_inference()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": torch.tensor([0, 1, 2, 3, 6])}, "labels range from 0 to 6"),
+        ({"labels": torch.tensor([0, 1])}, "5 seeds for 2 labels"),
+        ({"labels": torch.tensor([0, 1]), "seeds": [1, 2]}, "given labels of shape"),
+        ({"given": None}, "stage stage is given labels of a coarser level: give them"),
+        ({"given": torch.zeros(5, 7, dtype=torch.int64)}, "8 per image are needed"),
+        ({"given": torch.full((5, 8), 6)}, "given labels range from 6 to 6"),
+        ({"given": torch.full((5, 8), -1)}, "given labels range from -1 to -1"),
+        ({"seeds": [1]}, "1 seeds for 5 labels"),
+        ({"seeds": [1, 2, 3, 4, -5]}, "seed -5"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(make, coarse, wrong, message):
+    with pytest.raises(InputError, match=message):
+        generate_tokens(make(KIND, "fine"), **{"labels": LABELS, "seeds": SEEDS, "given": coarse, **wrong})

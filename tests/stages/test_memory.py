@@ -1,0 +1,108 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctf.errors import InputError
+from ctf.models import Compute, KeyValueCache
+from ctf.models.linear import Int8Linear, Linear, PackedLinear
+from ctf.sampling import Sampling
+from ctf.sampling.cost import LIBRARIES, SamplingMemory, StageMemory
+
+BATCH = 5
+GUIDED = Sampling(cfg_scale=2.0)
+
+
+def test_predicted_peak_is_within_a_tenth_of_the_measured_one():
+    script = Path(__file__).with_name("peak_memory.py")
+    done = subprocess.run([sys.executable, script, "64", "2"], capture_output=True, text=True, check=True)
+    peak = json.loads(done.stdout.splitlines()[-1])
+    assert peak["predicted"] == pytest.approx(peak["measured"], rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sampling", [Sampling(), GUIDED], ids=str)
+@pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full"])
+def test_decoding_keeps_a_cache_and_the_logits_of_a_step(make, task, sampling, dtype):
+    stage, compute = make("autoregressive", task, heads=4, kv_heads=2), Compute(dtype)
+    rows = BATCH * (2 if sampling is GUIDED else 1)
+    cache = KeyValueCache(stage.config, rows, torch.device("cpu"), compute.torch_dtype)
+    logits = torch.empty(
+        BATCH, {"coarse": 6, "fine": 12}.get(task, 30), dtype=compute.torch_dtype
+    )  # 12: largest cluster
+    kept = [logits, logits.float(), logits.float(), logits.double()]  # logits, filtered, probabilities, their sums
+    predicted = stage.memory(BATCH, sampling, compute)
+    assert predicted.activations == sum(tensor.nbytes for tensor in (*cache.keys, *cache.values, *kept))
+
+
+@pytest.mark.parametrize("compute", [Compute("float32"), Compute("bfloat16"), Compute("float32", "int8")], ids=str)
+@pytest.mark.parametrize(("kind", "task"), [("autoregressive", "coarse"), ("masked", "fine"), ("masked", "fine, full")])
+def test_packed_weights_are_what_the_products_hold(make, kind, task, compute):
+    stage = make(kind, task)
+    products = [m for m in stage.pack(compute).modules() if isinstance(m, (Linear, PackedLinear, Int8Linear))]
+    held = sum(module.weight.numel() for module in products) * compute.weight_bytes
+    assert stage.memory(BATCH, Sampling(), compute).weights == held
+
+
+def test_a_masked_stage_takes_most_in_a_feed_forward_layer(make):
+    stage = make("masked", "fine", layers=1, dim=64, ffn_multiple=1024)
+    memory = [stage.memory(batch, Sampling(), Compute("float32")).activations for batch in (1, 64, 65)]
+    assert memory[0] < memory[1] == memory[2]  # at most 64 images at a time
+    with torch.inference_mode():
+        held = 0
+        network = stage.pack(Compute("float32")).transformer
+        x = torch.zeros(64, 9, 64)
+        gate, up = network.blocks[0].ffn.gate_and_up(x)
+        activated = torch.nn.functional.silu(gate)
+        for tensor in (x, gate, up, activated, activated * up):
+            held += tensor.nbytes
+    assert memory[1] == pytest.approx(held, rel=0.05)
+
+
+def test_stages_follow_each_other_and_a_recorded_loop_keeps_its_memory():
+    stages = [StageMemory(100, 70), StageMemory(10, 40)]
+    assert SamplingMemory(stages, decoding=50).peak == LIBRARIES + 110 + 70
+    assert SamplingMemory(stages, decoding=90).peak == LIBRARIES + 110 + 90
+    stages[0] = StageMemory(100, 70, stays=True)
+    assert SamplingMemory(stages, decoding=50).peak == LIBRARIES + 110 + 70 + 50
+
+
+def test_a_pipeline_adds_up_its_parts(make_pipeline):
+    pipeline = make_pipeline("cluster")
+    memory = pipeline.memory(7, cfg_scale=1.5, fine_cfg_scale=3.0)
+    settings = [Sampling(cfg_scale=1.5), Sampling(cfg_scale=3.0)]
+    expected = [stage.memory(7, s, pipeline.compute) for stage, s in zip(pipeline.stages, settings, strict=True)]
+    assert memory.stages == expected
+    assert memory.decoding == pipeline.tokenizer.decoding_memory(7, pipeline.grid, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("room", [1, 16, 64, 1000])
+def test_largest_batch_takes_at_most_four_fifths_of_what_is_free(monkeypatch, make_pipeline, room):
+    pipeline = make_pipeline("cluster", grid=(16, 16))
+
+    def share(batch):
+        return pipeline.memory(batch, cfg_scale=1.5).peak / free
+
+    free = 1.26 * pipeline.memory(room, cfg_scale=1.5).peak
+    monkeypatch.setattr("ctf.pipeline.available_memory", lambda device: free)
+    batch = pipeline.largest_batch(cfg_scale=1.5)
+    assert batch in {2**n for n in range(9)}
+    assert batch >= min(room, 256)
+    assert share(batch) <= 0.8
+    assert batch == 256 or share(2 * batch) > 0.8
+
+
+def test_no_room_for_one_image(monkeypatch, make_pipeline):
+    pipeline = make_pipeline("cluster")
+    monkeypatch.setattr("ctf.pipeline.available_memory", lambda device: 1.24 * pipeline.memory(1).peak)
+    with pytest.raises(InputError, match=r"one image takes 0\.0 GiB and 0\.0 GiB are free"):
+        pipeline.largest_batch()
+
+
+def test_guidance_leaves_room_for_fewer_images(monkeypatch, make_pipeline):
+    pipeline = make_pipeline("baseline", grid=(16, 16))
+    monkeypatch.setattr("ctf.pipeline.available_memory", lambda device: 1.26 * pipeline.memory(64, cfg_scale=1.0).peak)
+    assert pipeline.largest_batch(cfg_scale=1.0) > pipeline.largest_batch(cfg_scale=2.0)

@@ -1,0 +1,181 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from ctf.errors import InputError
+from ctf.files import load_tensors, read_metadata, save_tensors
+from ctf.sampling import Sampling
+from ctf.stages import KINDS, Masked, load_stage, new_stage, register_kind
+
+BOTH = pytest.mark.parametrize("kind", ["autoregressive", "masked"])
+OWN = Sampling(cfg_scale=2.5, temperature=0.9, top_k=7, top_p=0.8)
+TOKENS = torch.randint(30, (3, 8), generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 4, 5])
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "stage.safetensors"
+
+
+@BOTH
+@pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle", "middle, full"])
+def test_everything_survives(make, path, kind, task):
+    stage = make(kind, task, name="mine", sampling=OWN, kv_heads=1, class_dropout=0.2).train()
+    stage.save(path)
+    loaded = load_stage(path)
+    assert type(loaded) is KINDS[kind]
+    for name in ("name", "config", "predicts", "given", "support", "sampling", "codebook"):
+        assert getattr(loaded, name) == getattr(stage, name), name
+    assert not loaded.training
+    assert torch.equal(loaded(TOKENS, LABELS), stage.eval()(TOKENS, LABELS))
+
+
+def test_maps_keep_how_they_were_made(make, path, coarse_map):
+    other = dataclasses.replace(coarse_map, method="balanced", seed=9)
+    make("masked", given=other).save(path)
+    loaded = load_stage(path).given
+    assert (loaded.method, loaded.seed, loaded.codebook_fingerprint) == ("balanced", 9, "none")
+    assert torch.equal(loaded.fine_to_coarse, coarse_map.fine_to_coarse)
+
+
+@pytest.mark.parametrize("codebook", [None, "0123456789abcdef"])
+def test_a_stage_over_all_tokens_knows_its_codebook_if_anyone_does(path, codebook):
+    task = {"name": "a", "grid": (2, 4), "num_classes": 5, "codebook_size": 30}
+    new_stage("autoregressive", "nano", codebook=codebook, **task).save(path)
+    assert load_stage(path).codebook == codebook
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_half_the_bytes_and_opens_as_float32(make, tmp_path, dtype):
+    stage = make("masked", "fine", dim=64)
+    stage.save(tmp_path / "whole")
+    stage.save(tmp_path / "half", dtype)
+    loaded = load_stage(tmp_path / "half")
+    for parameter, original in zip(loaded.parameters(), stage.parameters(), strict=True):
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, original.to(dtype).float())
+    assert (tmp_path / "half").stat().st_size < 0.55 * (tmp_path / "whole").stat().st_size
+    assert torch.equal(loaded.given.fine_to_coarse, stage.given.fine_to_coarse)
+
+
+def test_equal_stages_are_equal_bytes(make, tmp_path):
+    for name in "ab":
+        make("masked", "middle").save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("length", [0, 5, 400, -100])
+def test_a_truncated_file(make, path, length):
+    make("masked", "fine").save(path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"stage\.safetensors is truncated or not a safetensors file"):
+        load_stage(path)
+
+
+def test_a_missing_file(path):
+    with pytest.raises(InputError, match="no such safetensors file"):
+        load_stage(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"ctf": "tokenizer"}])
+def test_a_file_of_something_else(path, metadata):
+    save_tensors(path, {"a": torch.ones(1)}, metadata)
+    with pytest.raises(InputError, match=r"stage\.safetensors is not a ctf stage"):
+        load_stage(path)
+
+
+def changed(path, metadata=None, tensors=None):
+    """The same file with other metadata or tensors; a value of None removes one."""
+    old_tensors, old_metadata = load_tensors(path)
+    new = [old_tensors | (tensors or {}), old_metadata | (metadata or {})]
+    save_tensors(path, *({key: value for key, value in part.items() if value is not None} for part in new))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"kind": "diffusion"}, "kind 'diffusion' of stage does not exist: choose one of autoregressive, masked"),
+        ({"kind": None}, "this version of ctf cannot read this stage"),
+        ({"config": '{"depth": 3}'}, "this version of ctf cannot read this stage"),
+        ({"config": "{"}, "this version of ctf cannot read this stage"),
+        ({"config": "[]"}, "this version of ctf cannot read this stage"),
+        ({"sampling": '{"temperature": -1}'}, "temperature -1 must be"),
+        ({"sampling": '{"seed": 1}'}, "no sampling setting 'seed'"),
+        ({"sampling": "null"}, "this version of ctf cannot read this stage"),
+        ({"support": "clusters"}, "support 'clusters' does not exist"),
+        ({"given": None}, "this version of ctf cannot read this stage"),
+        ({"given": "3"}, "this version of ctf cannot read this stage"),
+    ],
+)
+def test_a_file_that_another_version_may_have_written(make, path, metadata, message):
+    make("masked", "fine").save(path)
+    changed(path, metadata)
+    with pytest.raises(InputError, match=rf"stage\.safetensors: {message}") as error:
+        load_stage(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"given": torch.arange(29) % 6}, "predicts 30 labels, its level has 29"),
+        ({"given": torch.arange(30) % 7}, "reads 6 given labels, their level has 7"),
+        ({"given": torch.full((30,), 2)}, "labels must be 0"),
+        ({"transformer.head.weight": torch.zeros(30, 17)}, "cannot read this stage"),
+        ({"transformer.head.weight": None}, "cannot read this stage"),
+        ({"more": torch.zeros(1)}, "cannot read this stage"),
+    ],
+)
+def test_tensors_that_do_not_fit(make, path, tensors, message):
+    make("masked", "fine").save(path)
+    changed(path, tensors=tensors)
+    with pytest.raises(InputError, match=message) as error:
+        load_stage(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_registered_kind_is_made_and_loaded_by_its_word(monkeypatch, path):
+    monkeypatch.setattr("ctf.stages.registry.KINDS", dict(KINDS))
+
+    @register_kind
+    class Mine(Masked):
+        kind = "mine"
+
+    stage = new_stage("mine", "nano", name="a", grid=(2, 4), num_classes=5, codebook_size=30)
+    assert type(stage) is Mine
+    stage.save(path)
+    assert read_metadata(path)["kind"] == "mine"
+    assert json.loads(read_metadata(path)["config"])["output_vocab"] == 30
+    assert type(load_stage(path)) is Mine
+
+
+TASK = {"name": "a", "grid": (2, 4), "num_classes": 5, "codebook_size": 30}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "diffusion"}, "kind 'diffusion' of stage does not exist: choose one of autoregressive, masked"),
+        ({"size": "G"}, "model size 'G' does not exist"),
+        ({"name": "stage 1"}, "a stage cannot be called 'stage 1'"),
+        ({"support": "none"}, "support 'none' does not exist: choose one of cluster, full"),
+        ({"codebook_size": 31}, "codebook of 31, the coarse map is for 30"),
+        ({"codebook": "0123456789abcdef"}, "belong to different codebooks"),
+        ({"predicts": "unrelated"}, "is no coarsening of what it predicts: make nested maps"),
+    ],
+)
+def test_a_stage_that_cannot_be(coarse_map, wrong, message):
+    if wrong.get("predicts"):
+        unrelated = torch.arange(30) % 10
+        wrong = {"predicts": dataclasses.replace(coarse_map, fine_to_coarse=unrelated)}
+    with pytest.raises(InputError, match=message):
+        new_stage(**{"kind": "masked", "size": "nano", "given": coarse_map, **TASK, **wrong})
+
+
+def test_with_full_support_maps_need_not_be_nested(coarse_map):
+    unrelated = dataclasses.replace(coarse_map, fine_to_coarse=torch.arange(30) % 10)
+    stage = new_stage("masked", "nano", predicts=unrelated, given=coarse_map, support="full", **TASK)
+    assert stage(TOKENS, LABELS).shape == (3, 8)

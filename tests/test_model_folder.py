@@ -1,0 +1,362 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ctf.codebook import cluster_codebook, codebook_fingerprint
+from ctf.errors import InputError
+from ctf.model_folder import Pipeline, assemble, describe, open_stage
+from ctf.sampling import Sampling
+from ctf.tokens import write_token_set
+from ctf.training import CoarseTraining, LoopConfig, train_stage
+
+KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
+LABELS = [0, 1, 2, 3, 3, 1, 0]
+SEEDS = [5, 0, 7, 7, 8, 2**40, 6]
+
+
+def equal(images, others):
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(images, others, strict=True))
+
+
+# Saved and opened
+
+
+@KINDS
+def test_saved_and_loaded_it_gives_the_same_images(make_pipeline, tmp_path, kind):
+    pipeline = make_pipeline(kind)
+    pipeline.save_pretrained(tmp_path / "model")
+    loaded = Pipeline.from_pretrained(tmp_path / "model")
+    assert loaded.class_names == pipeline.class_names
+    assert [stage.support for stage in loaded.stages] == [stage.support for stage in pipeline.stages]
+    assert [stage.predicts for stage in loaded.stages] == [stage.predicts for stage in pipeline.stages]
+    assert equal(loaded(LABELS, SEEDS), pipeline(LABELS, SEEDS))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_half_precision_rounds_the_stages_only(make_pipeline, tmp_path):
+    pipeline = make_pipeline("cluster")
+    for name, dtype in (("half", torch.float16), ("full", torch.float32)):
+        pipeline.save_pretrained(tmp_path / name, dtype)
+    with torch.no_grad():
+        for parameter in (p for stage in pipeline.stages for p in stage.parameters()):
+            parameter.copy_(parameter.half())
+    loaded = Pipeline.from_pretrained(tmp_path / "half")
+    assert next(loaded.stages[0].parameters()).dtype == torch.float32
+    assert equal(loaded(LABELS, SEEDS), pipeline(LABELS, SEEDS))
+    sizes = {name: (tmp_path / name / "fine.safetensors").stat().st_size for name in ("half", "full")}
+    assert sizes["half"] < 0.7 * sizes["full"]
+
+
+def test_the_model_card_says_what_the_model_is(make_pipeline, tmp_path):
+    make_pipeline("cluster").save_pretrained(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "8 × 12 pixels" in card
+    assert "4 classes; 2 × 3 tokens of a codebook of 24" in card
+    assert "| coarse | autoregressive | 5 clusters (kmeans) of 24 tokens |" in card
+    assert "| fine | masked | 24 tokens |" in card
+
+
+def test_overwriting_replaces_the_whole_folder(make_pipeline, tmp_path):
+    make_pipeline("cluster").save_pretrained(tmp_path / "model")
+    make_pipeline("baseline").save_pretrained(tmp_path / "model")
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert names == [
+        "README.md",
+        "baseline.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.safetensors",
+    ]
+
+
+def test_a_failed_overwrite_leaves_what_was_there(make_pipeline, tmp_path):
+    pipeline = make_pipeline("cluster")
+    pipeline.save_pretrained(tmp_path / "model")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    pipeline.class_names = [object()]  # what JSON cannot hold: fails after the weights are written
+    with pytest.raises(TypeError):
+        pipeline.save_pretrained(tmp_path / "model")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_other_peoples_files_are_not_replaced(make_pipeline, tmp_path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    pipeline = make_pipeline("baseline")
+    (folder / "thesis.tex").write_text("years")
+    (folder / "config.json").write_text('{"loop": {}}')  # that of a run, for example
+    for path in (folder, folder / "thesis.tex"):
+        with pytest.raises(InputError, match="is not a model folder"):
+            pipeline.save_pretrained(path)
+    assert (folder / "thesis.tex").read_text() == "years"
+    (tmp_path / "empty").mkdir()
+    pipeline.save_pretrained(tmp_path / "empty")
+
+
+def test_no_stages(make_tokenizer):
+    with pytest.raises(InputError, match="at least one stage"):
+        Pipeline(make_tokenizer(), [], [])
+
+
+def test_parts_that_do_not_belong_together(make_parts, make_tokenizer, make_stage):
+    parts, baseline = make_parts("cluster"), make_parts("baseline")
+    coarse, fine = parts["stages"]
+    other = cluster_codebook(make_tokenizer(seed=1).codebook, 5)
+    shuffled = cluster_codebook(parts["tokenizer"].codebook, 5, "random")
+    level = {"given": coarse.predicts, "name": "fine"}
+    unlike = [
+        (parts, {"stages": [coarse]}, "a finer stage is missing"),
+        (parts, {"stages": [fine]}, "fine must be given nothing but the class label"),
+        (parts, {"stages": [fine, coarse]}, "fine must be given nothing"),
+        (parts, {"stages": [*baseline["stages"], fine]}, "fine must be given nothing"),
+        (parts, {"stages": [coarse, make_stage("masked", given=shuffled, name="fine")]}, "what coarse predicts"),
+        (parts, {"stages": [make_stage(predicts=other), make_stage("masked", given=other, name="b")]}, "of another"),
+        (parts, {"tokenizer": make_tokenizer(25)}, "for a codebook of 24, the tokenizer has 25"),
+        (parts, {"tokenizer": make_tokenizer(seed=1)}, "tokens of another codebook"),
+        (parts, {"stages": [coarse, make_stage("masked", grid=(3, 2), **level)]}, "differ in grid"),
+        (parts, {"stages": [coarse, make_stage("masked", num_classes=5, **level)]}, "number of classes"),
+        (parts, {"stages": [coarse, make_stage("masked", **level | {"name": "coarse"})]}, "stages of one name"),
+        (parts, {"class_names": ["cat"]}, "1 class names for a model of 4 classes"),
+        (baseline, {"tokenizer": make_tokenizer(25)}, "codebook of 24, the tokenizer has 25"),
+        (baseline, {"class_names": ["cat"] * 5}, "5 class names for a model of 4 classes"),
+    ]
+    for whole, change, message in unlike:
+        with pytest.raises(InputError, match=message):
+            Pipeline(**whole | change)
+
+
+def test_settings_of_the_folder_are_the_models_own(make_pipeline, tmp_path):
+    pipeline = make_pipeline("cluster")
+    pipeline.stages[0].sampling = Sampling(cfg_scale=3.0, temperature=0.9)
+    pipeline.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    assert json.loads(path.read_text())["coarse"] == {"cfg_scale": 3.0, "temperature": 0.9, "top_k": 0, "top_p": 1.0}
+    assert Pipeline.from_pretrained(tmp_path / "model").sampling() == pipeline.sampling()
+    path.write_text('{"fine": {"temperature": 0.5}}')
+    changed = Pipeline.from_pretrained(tmp_path / "model").sampling()
+    assert changed == {"coarse": Sampling(cfg_scale=3.0, temperature=0.9), "fine": Sampling(temperature=0.5)}
+
+
+def test_a_part_that_is_missing_two_settings(make_pipeline, tmp_path):
+    make_pipeline("cluster").save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    for text, message in (
+        ("[]", "does not hold settings by stage"),
+        ('{"fine": {"temprature": 1}}', "generation_config.json, fine: no sampling setting 'temprature'"),
+        ('{"fine": {"top_p": 2}}', r"generation_config.json, fine: top_p 2 must be in \(0, 1\]"),
+        ('{"fine": {"top_k": "many"}}', "top_k 'many' must be a whole number"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            Pipeline.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "coarse", "fine"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_damaged_parts(make_pipeline, tmp_path, name, damage):
+    make_pipeline("cluster").save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / f"{name}.safetensors"
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=rf"{name}\.safetensors.*(no such|truncated)") as error:
+        Pipeline.from_pretrained(tmp_path / "model")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "is not a model folder"),
+        ("{", "not valid JSON"),
+        ("[]", "is not a model folder"),
+        ('{"model_type": "bert"}', "is not a model folder"),
+        ('{"ctf": "pipeline", "format": 1}', "model folders of format 2"),
+        ('{"ctf": "pipeline", "format": 2}', "model folders of format 2"),
+    ],
+)
+def test_not_a_model_folder(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        Pipeline.from_pretrained(tmp_path)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(InputError, match="no such model folder"):
+        Pipeline.from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_hub_id_without_a_network(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="nobody/nothing is neither a folder here nor a model that the Hub gives") as e:
+        Pipeline.from_pretrained("nobody/nothing")
+    assert "\n" not in str(e.value)
+
+
+def test_a_device_that_is_not_here(make_pipeline, tmp_path):
+    make_pipeline("baseline").save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="device 'abacus' cannot be used here"):
+        Pipeline.from_pretrained(tmp_path / "model", "abacus")
+
+
+def test_the_embedded_model():
+    pipeline = Pipeline.from_pretrained("emoji")
+    assert "noto animals" in pipeline.class_names
+    image, *_ = pipeline(["noto animals"], seed=0)
+    assert image.size == (64, 64)
+    assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 16  # not one flat colour
+
+
+# Described and assembled
+
+
+@pytest.fixture
+def files(make_parts, tmp_path):
+    """The parts of a pipeline of each kind, saved, with a token set: a function from name to path."""
+    parts = make_parts("cluster")
+    for stage in (*parts["stages"], *make_parts("baseline")["stages"]):
+        stage.save(tmp_path / f"{stage.name}.safetensors")
+    parts["tokenizer"].save(tmp_path / "tokenizer.safetensors")
+    parts["stages"][0].predicts.save(tmp_path / "coarse_map.safetensors")
+    tokens = np.random.default_rng(0).integers(0, 24, (12, 1, 6))
+    write_token_set(
+        tmp_path / "tokens",
+        tokens,
+        np.arange(12) % 4,
+        24,
+        (2, 3),
+        parts["class_names"],
+        codebook=parts["tokenizer"].codebook,
+    )
+    return lambda name: str(tmp_path / (name if name == "tokens" else f"{name}.safetensors"))
+
+
+def two_stage(files, **changes):
+    parts = {"tokenizer": files("tokenizer"), "stages": [files("coarse"), files("fine")], "classes": files("tokens")}
+    return parts | changes
+
+
+def test_describe_a_token_set(files):
+    facts = describe(files("tokens"))
+    assert (facts["kind"], facts["images"], facts["classes"], facts["grid"]) == ("token set", 12, 4, [2, 3])
+
+
+def test_describe_a_coarse_map(files):
+    facts = describe(files("coarse_map"))
+    assert (facts["kind"], facts["num_fine"], facts["num_coarse"]) == ("coarse map", "24", "5")
+    assert facts["cluster_sizes"]["min"] >= 1
+
+
+def test_describe_a_tokenizer(files):
+    facts = describe(files("tokenizer"))
+    assert (facts["kind"], facts["family"], facts["config"]["codebook_size"]) == ("tokenizer", "vq", 24)
+    assert facts["bytes"] == Path(files("tokenizer")).stat().st_size
+
+
+def test_describe_a_stage(files):
+    facts = describe(files("fine"))
+    assert (facts["kind"], facts["name"], facts["kind_of_stage"]) == ("stage", "fine", "masked")
+    assert (facts["predicts"], facts["given"]) == ("24 tokens", "5 clusters (kmeans) of 24 tokens")
+    assert (facts["support"], facts["sampling"]["temperature"]) == ("cluster", 1.0)
+
+
+def test_describe_a_run_and_open_it_as_a_stage(files, tmp_path):
+    loop = LoopConfig(batch_size=4, steps=2, log_every=1, device="cpu", precision="float32")
+    common = {"tokens": files("tokens"), "coarse_map": files("coarse_map"), "size": "nano", "loop": loop}
+    train_stage(CoarseTraining(out=str(tmp_path / "run"), held_out=files("tokens"), **common))
+    facts = describe(str(tmp_path / "run"))
+    assert (facts["kind"], facts["finished"], facts["last"]["step"]) == ("run", True, 2)
+    assert facts["last"]["held_out/loss"] > 0
+    assert facts["settings"]["loop"]["batch_size"] == 4
+    assert facts["checkpoint"].endswith("step-00000002.safetensors")
+    stage = open_stage(tmp_path / "run")
+    assert (stage.name, stage.kind, stage.vocabulary) == ("coarse", "autoregressive", 5)
+    assert stage.sampling == Sampling(cfg_scale=2.0, temperature=1.1)  # the paper's
+    (tmp_path / "run" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="run that has not finished: continue it"):
+        open_stage(tmp_path / "run")
+
+
+def test_describe_model_folders(files, tmp_path):
+    assemble(tmp_path / "two", **two_stage(files))
+    assemble(tmp_path / "one", files("tokenizer"), [files("baseline")], files("tokens"))
+    two, one = describe(str(tmp_path / "two")), describe(str(tmp_path / "one"))
+    assert [stage["name"] for stage in two["stages"]] == ["coarse", "fine"]
+    assert [stage["name"] for stage in one["stages"]] == ["baseline"]
+    assert one["image_size"] == two["image_size"] == [8, 12]
+    fine = Pipeline.from_pretrained(tmp_path / "two").stage("fine")
+    assert two["stages"][1]["parameters"] == len(torch.nn.utils.parameters_to_vector(fine.parameters()))
+
+
+def test_describe_sizes():
+    assert describe("sizes")["B"] == {"layers": 12, "heads": 12, "dim": 768}
+
+
+def test_describe_the_embedded_model():
+    facts = describe("emoji")
+    assert (facts["kind"], facts["image_size"]) == ("pipeline", [64, 64])
+    assert [stage["kind_of_stage"] for stage in facts["stages"]] == ["autoregressive", "masked"]
+    assert len(facts["class_names"]) == 54
+
+
+def test_describe_refuses_what_is_not_ours(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "config.json").write_text("[]")
+    (tmp_path / "text.txt").write_text("text")
+    for name in ("foreign.safetensors", "bert", "list", "text.txt", "nowhere", "."):
+        with pytest.raises(InputError) as error:
+            describe(str(tmp_path / name))
+        assert "\n" not in str(error.value)
+
+
+def test_assemble_gives_what_the_parts_give(files, make_pipeline, tmp_path):
+    written = assemble(tmp_path / "model", **two_stage(files))
+    opened = Pipeline.from_pretrained(tmp_path / "model")
+    labels = torch.arange(4)
+    expected = make_pipeline("cluster").generate_tokens(labels, range(4))
+    assert written.stages[0].codebook == codebook_fingerprint(written.tokenizer.codebook)
+    assert torch.equal(written.generate_tokens(labels, range(4)), expected)
+    assert torch.equal(opened.generate_tokens(labels, range(4)), expected)
+    assert opened.class_names == ["cat", "red fox", "dog", "owl"]
+
+
+def test_assemble_in_half_precision(files, tmp_path):
+    for half in (True, False):
+        assemble(tmp_path / str(half), **two_stage(files), half=half)
+    sizes = {half: (tmp_path / str(half) / "fine.safetensors").stat().st_size for half in (True, False)}
+    assert sizes[True] < 0.7 * sizes[False]
+
+
+def test_assemble_refuses(files, make_tokenizer, make_stage, tmp_path):
+    make_tokenizer(seed=1).save(tmp_path / "other_tokenizer.safetensors")
+    other = cluster_codebook(make_tokenizer().codebook, 5, "random")
+    make_stage("masked", given=other, name="fine").save(tmp_path / "other_fine.safetensors")
+    names = {"grid": (3, 2), "class_names": ["cat", "red fox", "dog", "owl"]}
+    write_token_set(tmp_path / "upright", np.zeros((1, 6), int), np.zeros(1, int), 24, **names)
+    cases = [
+        ({"stages": [files("coarse"), files("other_fine")]}, "must be given what coarse predicts"),
+        ({"stages": [files("fine"), files("coarse")]}, "must be given nothing"),
+        ({"stages": [files("coarse")]}, "a finer stage is missing"),
+        ({"stages": []}, "at least one stage"),
+        ({"stages": [files("coarse"), files("nowhere")]}, "no such safetensors file"),
+        ({"stages": [files("coarse"), files("tokenizer")]}, "not a ctf stage"),
+        ({"stages": [files("coarse"), files("coarse_map")]}, "not a ctf stage"),
+        ({"classes": str(tmp_path / "upright")}, r"grid of \(3, 2\)"),
+        ({"tokenizer": files("other_tokenizer")}, "another codebook"),
+        ({"stages": [files("baseline")], "tokenizer": files("other_tokenizer")}, "another codebook"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(InputError, match=message):
+            assemble(tmp_path / "model", **two_stage(files, **changes))
+    assert not (tmp_path / "model").exists()
