@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctf.errors import InputError
@@ -196,7 +196,7 @@ def test_a_fingerprint_depends_on_values_not_on_storage(values):
     assert expected != fingerprint(tensor[None])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(floats, floats)
 def test_other_values_have_another_fingerprint(a, b):
     assert (fingerprint(torch.tensor(a)) == fingerprint(torch.tensor(b))) == (a == b)
