@@ -53,6 +53,7 @@ def swap(
 
     from ctf.errors import InputError
     from ctf.experiments.swap import swap_generated, swap_images
+    from ctf.files import check_writable
     from ctf.images.image_set import open_images
     from ctf.images.sheet import save_png
     from ctf.interop.tokenizers import open_tokenizer
@@ -60,6 +61,7 @@ def swap(
 
     if num < 1:
         raise InputError(f"num {num}: at least one image must be asked for")
+    check_writable(out)
     note = ""
     if model is not None:
         result = swap_generated(Pipeline.from_pretrained(model), num, cluster_counts, seed=seed)

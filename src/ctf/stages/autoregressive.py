@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctf.models.cache import KeyValueCache
-from ctf.models.config import Compute, TransformerConfig
+from ctf.models.config import Compute
 from ctf.sampling.cost import StageMemory, Work
 from ctf.sampling.cuda_graph import RecordedLoop
 from ctf.sampling.draw import draw
@@ -25,22 +24,11 @@ from ctf.stages.transformer_stage import TransformerStage
 class Autoregressive(TransformerStage):
     """LlamaGen's GPT: label i given the class, the labels before it, and given labels up to i."""
 
-    kind = "autoregressive"
+    kind, attention = "autoregressive", "causal"
 
     @classmethod
-    def configure(
-        cls, size: str, *, vocabulary: int, given: int, grid: tuple[int, int], num_classes: int, **settings: Any
-    ) -> TransformerConfig:
-        return TransformerConfig.of_size(
-            size,
-            input_vocab=vocabulary,
-            output_vocab=vocabulary,
-            given_vocab=given,
-            grid=grid,
-            num_classes=num_classes,
-            attention="causal",
-            **settings,
-        )
+    def inputs(cls, vocabulary: int, given: int) -> int:
+        return vocabulary
 
     def logits(self, tokens: Tensor, labels: Tensor) -> Tensor:
         targets, given = self.levels(tokens)

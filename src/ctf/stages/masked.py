@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctf.models.config import Compute, TransformerConfig
+from ctf.models.config import Compute
 from ctf.sampling.cost import StageMemory, Work
 from ctf.sampling.draw import draw
 from ctf.sampling.guidance import both_branches, guide
@@ -24,22 +23,11 @@ TOGETHER = 64
 class Masked(TransformerStage):
     """Full attention, one round: every label is hidden, and all are predicted from the class and the given labels."""
 
-    kind = "masked"
+    kind, attention = "masked", "full"
 
     @classmethod
-    def configure(
-        cls, size: str, *, vocabulary: int, given: int, grid: tuple[int, int], num_classes: int, **settings: Any
-    ) -> TransformerConfig:
-        return TransformerConfig.of_size(
-            size,
-            input_vocab=0 if given else 1,  # hidden labels are all alike: where nothing is given, one vector is read
-            output_vocab=vocabulary,
-            given_vocab=given,
-            grid=grid,
-            num_classes=num_classes,
-            attention="full",
-            **settings,
-        )
+    def inputs(cls, vocabulary: int, given: int) -> int:
+        return 0 if given else 1  # hidden labels are all alike: where nothing is given, one vector is read
 
     def logits(self, tokens: Tensor, labels: Tensor) -> Tensor:
         _, given = self.levels(tokens)

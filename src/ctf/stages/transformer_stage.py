@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class TransformerStage(Stage):
 
     Config = TransformerConfig
     config: TransformerConfig
+    attention: ClassVar[Literal["causal", "full"]]
 
     def __init__(self, config: TransformerConfig, **facts: Any) -> None:
         super().__init__(config, **facts)
@@ -28,6 +30,19 @@ class TransformerStage(Stage):
         if config.given_vocab != labels:
             raise InputError(f"stage {self.name} reads {config.given_vocab} given labels, their level has {labels}")
         self.transformer = Transformer(config)
+
+    @classmethod
+    def configure(
+        cls, size: str, *, vocabulary: int, given: int, grid: tuple[int, int], num_classes: int, **settings: Any
+    ) -> TransformerConfig:
+        facts: dict[str, Any] = {"grid": grid, "num_classes": num_classes, "attention": cls.attention, **settings}
+        inputs = cls.inputs(vocabulary, given)
+        return TransformerConfig.of_size(size, input_vocab=inputs, output_vocab=vocabulary, given_vocab=given, **facts)
+
+    @classmethod
+    @abstractmethod
+    def inputs(cls, vocabulary: int, given: int) -> int:
+        """How many different tokens the network reads, beside the given labels."""
 
     def head(self, hidden: Tensor, given: Tensor | None) -> Tensor:
         """States (…, dim) → float32 logits of all labels, or of the members of each given cluster."""
