@@ -1245,31 +1245,39 @@ def test_names_beyond_what_the_system_takes(place, capsys):
 # Folders that may not be written
 
 
-@pytest.fixture
-def closed(good, monkeypatch):
-    """A copy of `good` with a folder "closed" that this process may not write to, nor anything else beside it."""
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary) / "place"
-        shutil.copytree(good, place)
-        (place / "closed").mkdir()
-        for folder in (place / "closed", place, Path(temporary)):
-            folder.chmod(0o555)
-        monkeypatch.chdir(place)
-        user = os.geteuid()
+@contextmanager
+def closed(*folders):
+    """Nobody may write to these."""
+    user = os.geteuid()
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
         if user == 0:  # who may write everywhere
             os.seteuid(65534)
-        yield place
+        yield
+    finally:
         os.seteuid(user)
-        for folder in (Path(temporary), place):
+        for folder in folders:
             folder.chmod(0o755)
 
 
-@pytest.mark.parametrize("out", ["closed", "closed/x", "closed/deep/x"])
-def test_a_folder_that_may_not_be_written(closed, capsys, out):
-    before = contents()
-    for line in (TOKENIZE, CLUSTER, COARSE, ASSEMBLE, SAMPLE, EVALUATE_SAMPLES, SWAP, LLAMAGEN, CODES, TO_CODES, HALF):
-        assert "cannot be written" in fails(capsys, [*shlex.split(line), "--out", out])
-    assert contents() == before
+def test_a_folder_that_may_not_be_written(good, tmp_path, monkeypatch, capsys):
+    lines = [TOKENIZE, CLUSTER, COARSE, ASSEMBLE, SAMPLE, EVALUATE_SAMPLES, SWAP, LLAMAGEN, CODES, TO_CODES, HALF]
+    with tempfile.TemporaryDirectory() as temporary:  # whose way down is open to all, unlike that to tmp_path
+        place = Path(temporary) / "place"
+        shutil.copytree(good, place)
+        (place / "closed").mkdir()
+        monkeypatch.chdir(place)
+        for line in lines:  # what they import may be as closed
+            assert main([*shlex.split(line), "--out", str(tmp_path / line.split(" --")[0])]) == 0
+        capsys.readouterr()
+        with closed(Path(temporary), place, place / "closed"):
+            before = contents()
+            for line in lines:
+                for out in ("closed/x", "closed/deep/x"):
+                    assert "cannot be written" in fails(capsys, [*shlex.split(line), "--out", out])
+            assert contents() == before
+        monkeypatch.undo()
 
 
 # A terminal
