@@ -35,7 +35,10 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         raise InputError(f"ctf train {task.name} needs --coarse_map: make one with `ctf cluster`")
     tokens = TokenSet.open(config.tokens)
     predicts, given = (CoarseMap.load(path) if path else None for path in (task.predicts, task.given))
+    held_out = TokenSet.open(config.held_out) if config.held_out else None
     torch.manual_seed(config.loop.seed)
+    # In this order: opening a tokenizer draws random numbers, and every published run began with that.
+    tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
     stage = new_stage(
         config.kind,
         config.size,
@@ -51,7 +54,5 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         dropout=config.dropout,
         class_dropout=config.class_dropout,
     )
-    held_out = TokenSet.open(config.held_out) if config.held_out else None
-    tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
     objective = TokenObjective(stage, tokens, held_out, tokenizer)
     return train(objective, config.out, config.optimizer, config.loop, config)
