@@ -1,0 +1,37 @@
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctf.device import available_memory, device_name, usable_device
+from ctf.errors import InputError
+
+
+def test_auto_is_a_gpu_where_there_is_one():
+    assert usable_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert usable_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["abacus", "cuda:77", "meta"])
+def test_devices_that_cannot_compute_here(name):
+    with pytest.raises(InputError, match=f"device '{name}' cannot be used here"):
+        usable_device(name)
+
+
+@pytest.mark.gpu
+def test_torchrun_gives_each_process_its_own_gpu(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert usable_device("cuda") == usable_device("auto") == torch.device("cuda:0")
+
+
+def test_name_is_what_the_system_calls_the_processor():
+    cpuinfo = Path("/proc/cpuinfo")
+    said = cpuinfo.read_text() if cpuinfo.exists() else " ".join(platform.uname())
+    assert device_name(torch.device("cpu")) in said
+
+
+def test_available_memory_is_less_than_there_is():
+    import psutil
+
+    assert 0 < available_memory(torch.device("cpu")) < psutil.virtual_memory().total
