@@ -100,9 +100,9 @@ class Stage(nn.Module, ABC):
         """A `Config` of a named size: predicts `vocabulary` labels from `given` ones of a coarser level (0 for none).
 
         Raises:
-            InputError: no such size.
+            InputError: no such size; here none at all.
         """
-        raise NotImplementedError(f"{cls.__name__} has no named sizes")
+        raise InputError(f"stages of kind {cls.kind} have no named sizes: make one from its Config")
 
     @abstractmethod
     def logits(self, tokens: Tensor, labels: Tensor) -> Tensor:
