@@ -214,11 +214,10 @@ class StagePipeline:
             sampling = settings[stage.name]
             count = stage.num_steps(sampling)
             every = math.ceil(count / max(1, previews))
-            show = partial(self._preview, stage)
             steps = stage.stepwise(indices, Random(seeds, place), sampling, given)
             for number, tokens in enumerate(steps, start=1):
                 if number == count or number % every == 0:
-                    yield Preview(stage.name, number, count, show(tokens))
+                    yield Preview(stage.name, number, count, self._preview(stage, tokens))
             given = tokens.clone()
 
     def _images(self, labels: Sequence[int | str], seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:

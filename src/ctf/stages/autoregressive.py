@@ -102,7 +102,8 @@ class Autoregressive(TransformerStage):
         rows = batch * (1 + sampling.guided)
         cache = 2 * c.layers * rows * c.num_kv_heads * c.num_tokens * c.head_dim * size
         outputs = self.vocabulary if self.members is None else max(self.members.sizes)
-        return self.stage_memory(compute, cache + batch * outputs * (size + 4 + 4 + 8), self.device.type == "cuda")
+        activations = cache + batch * outputs * (size + 4 + 4 + 8)
+        return StageMemory(self.packed_memory(compute), activations, stays=self.device.type == "cuda")
 
     def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
         """With W weights in the blocks, V outputs, L layers, R = 2·batch rows with guidance and R = batch without,

@@ -62,7 +62,7 @@ class Masked(TransformerStage):
         c, size = self.config, compute.on(self.device).torch_dtype.itemsize
         positions = min(batch, TOGETHER) * (1 + sampling.guided) * (c.num_tokens + 1)
         activations = positions * (4 * c.dim + 4 * c.ffn_dim * size) + 4 * c.output_vocab * c.dim
-        return self.stage_memory(compute, activations)
+        return StageMemory(self.packed_memory(compute), activations)
 
     def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
         """One pass, the head over the members of each position's cluster. With the names of `Autoregressive.work`,

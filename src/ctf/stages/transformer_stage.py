@@ -13,7 +13,6 @@ from ctf.models.cluster_head import member_logits
 from ctf.models.config import Compute, TransformerConfig
 from ctf.models.packed import PackedTransformer
 from ctf.models.transformer import Transformer
-from ctf.sampling.cost import StageMemory
 from ctf.stages.stage import Stage
 
 
@@ -92,6 +91,3 @@ class TransformerStage(Stage):
             return 0
         head = 0 if self.members is not None else self.config.dim * self.vocabulary
         return compute.weight_bytes * (self.config.block_weights + head)
-
-    def stage_memory(self, compute: Compute, activations: int, stays: bool = False) -> StageMemory:
-        return StageMemory(self.packed_memory(compute), activations, stays)
