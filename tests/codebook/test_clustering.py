@@ -6,15 +6,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
-from ctf.codebook import CoarseMap, cluster_codebook, codebook_fingerprint
+from ctf.cli import main
+from ctf.codebook import CoarseMap, cluster_codebook, codebook_fingerprint, fsq_codebook, lfq_codebook
 from ctf.codebook.balanced import auction, balanced_kmeans
 from ctf.codebook.clustering import by_first_member, fill_empty, standardized
+from ctf.codebook.ward import nearest_clusters, ward_tree
 from ctf.errors import InputError
+from ctf.tokens import write_token_set
 
-METHODS = ["kmeans", "balanced", "random"]
+METHODS = ["kmeans", "balanced", "ward", "random"]
+EQUAL_SIZES = ["balanced", "random"]
+WEIGHTED = ["kmeans", "ward"]
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -42,12 +48,12 @@ def test_every_codebook_gives_m_clusters(data):
     assert cm.members(0)[0] == 0
     firsts = cm.member_table[:, 0]
     assert torch.equal(firsts, firsts.sort().values)  # numbered by the lowest member
-    if method != "kmeans":
+    if method in EQUAL_SIZES:
         assert set(cm.sizes.tolist()) <= {len(codebook) // num_clusters, -(-len(codebook) // num_clusters)}
     cm.check_codebook(codebook)
 
 
-@pytest.mark.parametrize("method", ["kmeans", "balanced"])
+@pytest.mark.parametrize("method", ["kmeans", "balanced", "ward"])
 def test_separate_blobs_are_found(method):
     blobs = torch.arange(12).repeat(10)
     codebook = torch.eye(12)[blobs] * 10 + 0.1 * randn(120, 12)
@@ -68,7 +74,7 @@ def test_kmeans_goes_on_until_nothing_changes(monkeypatch, iterations):
     """In several runs of few iterations, as in one that may take as many as it needs."""
     codebook = randn(600, 4)
     settings = {"n_init": 1, "algorithm": "lloyd", "tol": 0, "max_iter": 10_000, "random_state": 5}
-    whole = KMeans(30, **settings).fit(standardized(codebook).numpy())
+    whole = KMeans(30, **settings).fit(standardized(codebook).float().numpy())
     assert 10 < whole.n_iter_ < 10_000
     monkeypatch.setattr("ctf.codebook.clustering.ITERATIONS", iterations)
     found = cluster_codebook(codebook, 30, seed=5).fine_to_coarse
@@ -132,7 +138,7 @@ def test_the_same_seed_gives_the_same_clusters(method):
     second = cluster_codebook(codebook.double(), 10, method, seed=3)
     other = cluster_codebook(codebook, 10, method, seed=4)
     assert torch.equal(first.fine_to_coarse, second.fine_to_coarse)
-    assert not torch.equal(first.fine_to_coarse, other.fine_to_coarse)
+    assert torch.equal(first.fine_to_coarse, other.fine_to_coarse) == (method == "ward")
     assert first.codebook_fingerprint == codebook_fingerprint(codebook)
 
 
@@ -150,6 +156,66 @@ def test_empty_clusters_take_the_farthest_codewords():
     assert sorted(labels.tolist()) == [0, 1, 2, 3]
 
 
+# --- Ward's method ---
+
+
+def scipy_ward(points: torch.Tensor, num_clusters: int) -> torch.Tensor:
+    """An independent implementation, with K²/2 distances in memory."""
+    tree = linkage(points.double().numpy(), "ward")
+    return by_first_member(torch.from_numpy(fcluster(tree, num_clusters, "maxclust")).long())
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (500, 1), (500, 3), (300, 64)])
+def test_ward_agrees_with_scipy(shape):
+    codebook = randn(*shape) ** 3  # long tails: clusters of very different sizes
+    for num_clusters in {1, shape[0] // 10, shape[0] // 2, shape[0] - 1} - {0}:
+        found = cluster_codebook(codebook, num_clusters, "ward").fine_to_coarse
+        assert torch.equal(found, scipy_ward(codebook, num_clusters))
+
+
+def test_costs_of_wards_mergers_are_those_of_scipy():
+    points = randn(200, 4).double().numpy()
+    first, second, costs = ward_tree(points, np.ones(200))
+    expected = linkage(points, "ward")[:, 2] ** 2 / 2  # scipy's: √(2 · what is added to the sum of squares)
+    np.testing.assert_allclose(np.sort(costs), expected, rtol=1e-9)
+    assert len({*first, *second}) == 200
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (7, 16), (64, 4096)])
+def test_the_nearest_cluster_is_that_of_all_pairs(monkeypatch, tile):
+    monkeypatch.setattr("ctf.codebook.ward.TILE", tile)
+    centers, masses = randn(50, 3).double(), 1 + randn(50, seed=1).double().exp()
+    costs = torch.cdist(centers, centers).square() * masses * masses[:, None] / (masses + masses[:, None])
+    rows = torch.arange(0, 50, 3)
+    expected = costs.fill_diagonal_(torch.inf)[rows].argmin(1)
+    assert nearest_clusters(centers.numpy(), masses.numpy(), rows.numpy()).tolist() == expected.tolist()
+
+
+def test_ward_keeps_equal_codewords_together():
+    codebook = randn(40, 3)[torch.from_numpy(np.random.default_rng(1).integers(0, 40, 400))]
+    different, inverse = codebook.unique(dim=0, return_inverse=True)
+    cm = cluster_codebook(codebook, len(different), "ward")
+    assert torch.equal(cm.fine_to_coarse, by_first_member(inverse))
+    assert torch.equal(cluster_codebook(codebook, 10, "ward").fine_to_coarse, scipy_ward(codebook, 10))
+
+
+@pytest.mark.parametrize(
+    "codebook",
+    [lfq_codebook(10), fsq_codebook([1000]), torch.ones(1000, 2), torch.cat([torch.zeros(800, 4), randn(200, 4)])],
+    ids=["lfq", "line", "equal", "dead"],
+)
+def test_ward_takes_few_rounds_where_distances_are_equal(monkeypatch, codebook):
+    """Not one for each merger. Ties may be broken otherwise than by scipy, with clusters that are as tight."""
+    rounds = []
+    monkeypatch.setattr(
+        "ctf.codebook.ward.nearest_clusters", lambda *clusters: rounds.append(1) or nearest_clusters(*clusters)
+    )
+    cm = cluster_codebook(codebook, 32, "ward")
+    assert len(rounds) < 100
+    theirs = CoarseMap(scipy_ward(codebook, 32), "ward", 0, "") if len(codebook.unique(dim=0)) >= 32 else cm
+    assert mean_squared_distance(codebook, cm) <= 1.01 * mean_squared_distance(codebook, theirs)
+
+
 # --- of finer clusters ---
 
 
@@ -161,7 +227,7 @@ def test_finer_clusters_stay_whole(method):
     assert (coarser.num_fine, coarser.num_coarse, coarser.method, coarser.seed) == (300, 6, method, 2)
     parts = [set(finer.fine_to_coarse[coarser.members(m)].tolist()) for m in range(6)]
     assert sum(map(len, parts)) == 40  # none in two of them
-    if method != "kmeans":
+    if method in EQUAL_SIZES:
         assert {len(part) for part in parts} == {6, 7}
     coarser.check_codebook(codebook)
 
@@ -185,6 +251,14 @@ def test_kmeans_weighs_finer_clusters_by_their_codewords():
     assert torch.equal(nearest[finer.fine_to_coarse], coarser.fine_to_coarse)
 
 
+@pytest.mark.parametrize("weights", [None, torch.arange(300) % 7])
+def test_ward_of_a_finer_cut_is_the_same_tree(weights):
+    codebook = randn(300, 4)
+    finer = cluster_codebook(codebook, 40, "ward", weights=weights)
+    direct = cluster_codebook(codebook, 6, "ward", weights=weights)
+    assert cluster_codebook(codebook, 6, "ward", finer=finer, weights=weights) == direct
+
+
 def test_finer_clusters_that_do_not_fit_are_refused():
     codebook = randn(20, 2)
     finer = cluster_codebook(codebook, 5)
@@ -192,6 +266,68 @@ def test_finer_clusters_that_do_not_fit_are_refused():
         cluster_codebook(codebook, 5, finer=finer)
     with pytest.raises(InputError, match="another codebook"):
         cluster_codebook(codebook + 1, 2, finer=finer)
+
+
+# --- weights ---
+
+
+def test_weighted_kmeans_leaves_every_codeword_at_its_nearest_weighted_centre():
+    codebook, counts = randn(600, 2), torch.arange(600) % 3 * 100
+    cm = cluster_codebook(codebook, 20, weights=counts)
+    assert cm.method == "kmeans, weighted"
+    centers = [codebook[cm.members(m)].T @ (counts[cm.members(m)] + 1.0) for m in range(20)]
+    centers = torch.stack([x / (counts[cm.members(m)] + 1.0).sum() for m, x in enumerate(centers)])
+    assert torch.equal(torch.cdist(codebook, centers).argmin(1), cm.fine_to_coarse)
+
+
+def test_weighted_ward_is_that_of_repeated_codewords():
+    codebook, counts = randn(80, 3), torch.arange(80) % 5
+    cm = cluster_codebook(codebook, 12, "ward", weights=counts)
+    assert cm.method == "ward, weighted"
+    copies = torch.arange(80).repeat_interleave(counts + 1)
+    assert torch.equal(cm.fine_to_coarse[copies], scipy_ward(codebook[copies], 12))
+
+
+@pytest.mark.parametrize("method", WEIGHTED)
+def test_tokens_that_never_occur_are_clustered_as_without_weights(method):
+    codebook = randn(200, 4)
+    assert cluster_codebook(codebook, 20, method, weights=torch.zeros(200).long()) == cluster_codebook(
+        codebook, 20, method
+    )
+
+
+@pytest.mark.parametrize("method", WEIGHTED)
+def test_weights_make_clusters_tighter_where_tokens_occur(method):
+    codebook = randn(1000, 4)
+    counts = (20 * (2 * randn(1000, seed=1)).exp()).long()
+    error = []
+    for weights in (None, counts):
+        labels = cluster_codebook(codebook, 30, method, weights=weights).fine_to_coarse
+        sizes = labels.bincount(counts)
+        means = torch.zeros(30, 4).index_add_(0, labels, codebook * counts[:, None]) / sizes[:, None]
+        error.append(float(((codebook - means[labels]).square().sum(1) * counts).sum()))
+    assert error[1] < 0.95 * error[0]
+
+
+def test_the_verb_counts_tokens_of_all_shards_and_augmentations(tmp_path):
+    codebook = randn(30, 2)
+    np.save(tmp_path / "codebook.npy", codebook.numpy())
+    tokens = np.random.default_rng(0).geometric(0.2, (50, 2, 9)).clip(max=30) - 1
+    write_token_set(
+        tmp_path / "tokens",
+        tokens,
+        np.zeros(50, int),
+        30,
+        codebook=codebook,
+        augmentations=["none", "flip"],
+        shard_size=20,
+    )
+    command = f"cluster --codebook {tmp_path}/codebook.npy --num_clusters 6 --method ward"
+    assert main([*command.split(), "--weights", f"{tmp_path}/tokens", "--out", f"{tmp_path}/map"]) == 0
+    found = CoarseMap.load(tmp_path / "map", codebook)
+    counts = torch.from_numpy(np.bincount(tokens.flatten(), minlength=30))
+    assert found == cluster_codebook(codebook, 6, "ward", weights=counts) != cluster_codebook(codebook, 6, "ward")
+    assert found.method == "ward, weighted"
 
 
 # --- errors ---
@@ -204,8 +340,15 @@ def test_finer_clusters_that_do_not_fit_are_refused():
         (torch.ones(4, 0), {}, "matrix"),
         (torch.ones(4, 2), {"num_clusters": 4}, "less than"),
         (torch.ones(4, 2), {"num_clusters": 0}, "at least 1"),
-        (torch.ones(4, 2), {"num_clusters": 2, "method": "spectral"}, "choose one of kmeans, balanced, random"),
+        (torch.ones(4, 2), {"num_clusters": 2, "method": "spectral"}, "choose one of kmeans, balanced, ward, random"),
         (torch.ones(4, 2), {"num_clusters": 2, "seed": -1}, "seed"),
+        (torch.ones(4, 2), {"num_clusters": 2, "weights": torch.ones(3).long()}, r"4 integers, not torch.int64 \[3\]"),
+        (torch.ones(4, 2), {"num_clusters": 2, "weights": torch.ones(4) / 4}, "not torch.float32"),
+        (torch.ones(4, 2), {"num_clusters": 2, "weights": torch.tensor([1, 0, -1, 2])}, "not -1"),
+        *(
+            (torch.ones(4, 2), {"num_clusters": 2, "weights": torch.ones(4).long(), "method": method}, "no weights")
+            for method in EQUAL_SIZES
+        ),
         (torch.tensor([[1.0], [math.nan], [math.inf]]), {"num_clusters": 2}, "2 of 3 codewords"),
     ],
 )

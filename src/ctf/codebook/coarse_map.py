@@ -24,7 +24,8 @@ class CoarseMap:
 
     Attributes:
         fine_to_coarse: (K,) int64, φ; every label in [0, M) occurs.
-        method: how the clusters were made: "kmeans", "balanced", "random", or any other word.
+        method: how the clusters were made: "kmeans", "balanced", "ward", "random", "kmeans, weighted", or any
+            other words.
         seed: the seed that they were made with.
         codebook_fingerprint: `codebook_fingerprint` of the codebook that was clustered.
 
@@ -221,10 +222,11 @@ class CoarseMap:
         return tokens
 
 
-def cluster_means(points: Tensor, labels: Tensor) -> Tensor:
-    """(K, d), (K,) labels of M non-empty clusters → (M, d), summed in float64."""
-    sizes = labels.bincount()
-    sums = torch.zeros(len(sizes), points.shape[1], dtype=torch.float64).index_add_(0, labels, points.double())
+def cluster_means(points: Tensor, labels: Tensor, masses: Tensor | None = None) -> Tensor:
+    """(K, d), (K,) labels of M non-empty clusters, (K,) masses or equal ones → (M, d), summed in float64."""
+    weighted = points.double() if masses is None else points.double() * masses[:, None]
+    sizes = labels.bincount(masses)
+    sums = torch.zeros(len(sizes), points.shape[1], dtype=torch.float64).index_add_(0, labels, weighted)
     return (sums / sizes[:, None]).to(points.dtype)
 
 

@@ -9,9 +9,10 @@ def cluster(
     out: str,
     codebook: str = "emoji",
     num_clusters: int = 512,
-    method: Literal["kmeans", "balanced", "random"] = "kmeans",
+    method: Literal["kmeans", "balanced", "ward", "random"] = "kmeans",
     seed: int = 0,
     finer: str | None = None,
+    weights: str | None = None,
     allow_namespace: bool = False,
 ) -> None:
     """Cluster a codebook and write the coarse map.
@@ -24,16 +25,24 @@ def cluster(
         codebook: a tokenizer ("emoji", a file, a folder, LlamaGen's .pt file), or a matrix in .npy, .pt or
             .safetensors ("file:key" where it holds several), or an implicit one: lfq:18, bsq:18, fsq:8,8,8,5,5,5.
         num_clusters: M.
-        method: k-means; equal cluster sizes; or a random partition, the paper's control.
+        method: k-means; equal cluster sizes; Ward's agglomerative clustering; or a random partition, the paper's
+            control.
         seed: of the clustering.
         finer: a map of this codebook whose clusters are kept whole, for a hierarchy of stages.
+        weights: a folder of tokens; kmeans and ward then count each codeword as often as it occurs there, plus once.
         allow_namespace: accept an argparse.Namespace beside the weights of a .pt file.
     """
     from ctf.codebook import CoarseMap, cluster_codebook, describe, format_description
     from ctf.interop.tokenizers import open_codebook
+    from ctf.tokens import TokenSet
 
     matrix = open_codebook(codebook, allow_namespace)
     parts = CoarseMap.load(finer) if finer else None
-    coarse_map = cluster_codebook(matrix, num_clusters, method, seed, parts)
+    counts = None
+    if weights:
+        token_set = TokenSet.open(weights)
+        token_set.check_codebook(matrix)
+        counts = token_set.token_counts()
+    coarse_map = cluster_codebook(matrix, num_clusters, method, seed, parts, counts)
     coarse_map.save(out)
     print(f"{out}: {format_description(describe(matrix, coarse_map))}")
