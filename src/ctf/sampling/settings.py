@@ -7,9 +7,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ctf.errors import InputError
+
+#: Which positions a step takes: fixed before anything is drawn, or the most confident draws.
+FixedOrder = Literal["raster", "random", "halton", "locality"]
+Order = Literal[FixedOrder, "confidence"]
+#: How the number of known positions grows with the steps.
+Schedule = Literal["cosine", "arccos", "uniform"]
+CfgSchedule = Literal["constant", "linear"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,11 @@ class Sampling:
         temperature: divides the guided logits; 0 is greedy.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the most probable tokens up to cumulative probability p; 1 keeps all.
+        cfg_schedule: guidance at every step alike, or growing from 1 to cfg_scale with the share of known positions.
+        steps: in how many the stage draws; None is the kind's own choice.
+        order: of the positions; None is the kind's own choice.
+        schedule: how many positions each step takes, see `group_sizes`.
+        order_seed: of the orders random and locality; all images share one order.
 
     Raises:
         InputError: a setting without meaning; the message names it and its range.
@@ -30,13 +42,33 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    cfg_schedule: CfgSchedule = "constant"
+    steps: int | None = None
+    order: Order | None = None
+    schedule: Schedule = "cosine"
+    order_seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            whole = isinstance(field.default, int)
-            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-                raise InputError(f"{field.name} {value!r} must be {'a whole number' if whole else 'a number'}")
+        for name, kind, what in (
+            *((name, Integral, "a whole number") for name in ("top_k", "steps", "order_seed")),
+            *((name, Real, "a number") for name in ("cfg_scale", "temperature", "top_p")),
+        ):
+            value = getattr(self, name)
+            if not (name == "steps" and value is None) and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise InputError(f"{name} {value!r} must be {what}")
+        choices = {
+            "cfg_schedule": get_args(CfgSchedule),
+            "order": (None, *get_args(Order)),
+            "schedule": get_args(Schedule),
+        }
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                words = ", ".join(word for word in allowed if word)
+                raise InputError(f"{name} {value!r} does not exist: choose one of {words}")
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"steps {self.steps} must be at least 1")
+        if not 0 <= self.order_seed < 2**32:
+            raise InputError(f"order_seed {self.order_seed} must be from 0 to 2^32 − 1")
         if not 0 <= self.cfg_scale < math.inf:
             raise InputError(f"cfg_scale {self.cfg_scale} must be at least 0 and finite (1 is no guidance)")
         if not 0 <= self.temperature < math.inf:
@@ -50,6 +82,10 @@ class Sampling:
     def guided(self) -> bool:
         """Whether every image takes two rows, one of them unconditional."""
         return self.cfg_scale != 1
+
+    def cfg_scale_at(self, known: float) -> float:
+        """Guidance where a share `known` of the positions is known."""
+        return self.cfg_scale if self.cfg_schedule == "constant" else 1 + (self.cfg_scale - 1) * known
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Sampling:
