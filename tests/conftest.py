@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -9,7 +10,6 @@ from ctf.codebook import cluster_codebook
 from ctf.images import ImageSet
 from ctf.images.sources import Records
 from ctf.model_folder import Pipeline
-from ctf.models import TransformerConfig
 from ctf.stages import KINDS
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
@@ -46,17 +46,16 @@ def make_stage():
         sampling=None,
         **settings,
     ):
-        vocabulary = codebook_size if predicts is None else predicts.num_coarse
-        causal = kind == "autoregressive"
-        config = TransformerConfig(
-            input_vocab=vocabulary if causal else int(given is None),
-            output_vocab=vocabulary,
-            given_vocab=0 if given is None else given.num_coarse,
+        own = {"rounds": settings.pop("rounds", "one")} if kind == "masked" else {}
+        config = KINDS[kind].configure(
+            "nano",
+            vocabulary=codebook_size if predicts is None else predicts.num_coarse,
+            given=0 if given is None else given.num_coarse,
             grid=grid,
             num_classes=num_classes,
-            attention="causal" if causal else "full",
-            **{"layers": 2, "heads": 2, "dim": 16, "ffn_multiple": 8, **settings},
+            **own,
         )
+        config = dataclasses.replace(config, **{"layers": 2, "heads": 2, "dim": 16, "ffn_multiple": 8, **settings})
         facts = {"predicts": predicts, "given": given, "support": support, "sampling": sampling}
         stage = KINDS[kind](config, name=name, **facts).eval()
         generator = torch.Generator().manual_seed(seed)

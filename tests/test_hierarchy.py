@@ -27,7 +27,7 @@ def emoji():
     return tokenizer, middle, cluster_codebook(tokenizer.codebook, 64, finer=middle)
 
 
-@pytest.mark.parametrize("kind", ["autoregressive", "masked"])
+@pytest.mark.parametrize("kind", ["autoregressive", "masked", "any_order"])
 def test_64_to_512_to_16384(emoji, tmp_path, kind):
     tokenizer, middle, top = emoji
     middle.save(tmp_path / "512.safetensors")
@@ -74,7 +74,7 @@ def random_of(seed, count, stage):
     return Random(range(seed, seed + count), stage)
 
 
-@pytest.mark.parametrize("kind", ["autoregressive", "masked"])
+@pytest.mark.parametrize("kind", ["autoregressive", "masked", "any_order"])
 def test_a_middle_level_is_a_distribution_over_its_cluster(make_stage, kind):
     """Over all pairs of the labels in the given clusters the probabilities sum to one."""
     finer = CoarseMap(torch.arange(12) % 6, "test", 0, "none")

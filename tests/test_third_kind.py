@@ -34,7 +34,7 @@ class Independent(Stage):
     def configure(cls, size, *, vocabulary, given, grid, num_classes):
         return Table(vocabulary, grid, num_classes)
 
-    def logits(self, tokens, labels):
+    def logits(self, tokens, labels, sampling=None):
         return self.table[labels]
 
     def steps(self, labels, random, sampling, given):

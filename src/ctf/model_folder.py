@@ -228,7 +228,7 @@ def describe_stage(stage: Stage) -> dict[str, Any]:
         "given": "class label" if stage.given is None else _level(stage.given, stage.codebook_size),
         **({} if stage.given is None else {"support": stage.support}),
         "parameters": stage.num_parameters(),
-        "sampling": dataclasses.asdict(stage.sampling),
+        "sampling": dataclasses.asdict(stage.resolved()),
         "codebook": stage.codebook,
         "config": dataclasses.asdict(stage.config),
     }
@@ -244,7 +244,7 @@ def model_card(pipeline: StagePipeline) -> str:
     """The README.md of a model folder."""
     rows = "\n".join(
         f"| {stage.name} | {stage.kind} | {_level(stage.predicts, stage.codebook_size)} | "
-        f"{stage.num_parameters() / 1e6:.1f} M | {_settings(stage.sampling)} |"
+        f"{stage.num_parameters() / 1e6:.1f} M | {_settings(stage.resolved())} |"
         for stage in pipeline.stages
     )
     height, width = pipeline.image_size
@@ -262,7 +262,8 @@ def model_card(pipeline: StagePipeline) -> str:
 
 
 def _settings(sampling: Sampling) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(sampling).items())
+    values = dataclasses.asdict(sampling).items()
+    return ", ".join(f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}" for name, value in values)
 
 
 def is_model(folder: Path) -> bool:

@@ -137,9 +137,11 @@ class StagePipeline:
         """The settings of each stage by its name: its own, with `overrides` in place of single ones.
 
         A setting alone is that of the first stage (`temperature=0.9`), with a stage's name before it that stage's
-        (`fine_temperature=0.7`). Raises InputError: no such setting, or a value without meaning.
+        (`fine_temperature=0.7`). Steps and order are always said. Raises InputError: no such setting, or a value
+        without meaning, or that the stage cannot take.
         """
-        return overridden([(stage.name, stage.sampling) for stage in self.stages], overrides)
+        settings = overridden([(stage.name, stage.sampling) for stage in self.stages], overrides)
+        return {stage.name: stage.resolved(settings[stage.name]) for stage in self.stages}
 
     def __call__(
         self,
@@ -212,7 +214,8 @@ class StagePipeline:
         settings, given = self.sampling(**overrides), None
         for place, stage in enumerate(self.packed()):
             sampling = settings[stage.name]
-            count = stage.num_steps(sampling)
+            assert sampling.steps is not None
+            count = sampling.steps
             every = math.ceil(count / max(1, previews))
             steps = stage.stepwise(indices, Random(seeds, place), sampling, given)
             for number, tokens in enumerate(steps, start=1):

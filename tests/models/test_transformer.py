@@ -184,3 +184,50 @@ def test_evaluation_is_deterministic_and_training_drops(make_model, tokens, labe
     assert torch.equal(model(tokens, labels), model(tokens, labels))
     model.train()
     assert not torch.equal(model(tokens, labels), model(tokens, labels))
+
+
+# --- groups of positions ---
+
+
+POSITIONS, SIZES = torch.tensor([4, 0, 5, 2, 3, 1]), [1, 2, 3]
+
+
+@pytest.mark.parametrize("given_vocab", [0, 4])
+def test_images_may_have_orders_of_their_own(make_model, tokens, labels, given, given_vocab):
+    model = make_model(attention="groups", given_vocab=given_vocab)
+    given = given if given_vocab else None
+    orders = torch.stack([POSITIONS, POSITIONS.flip(0), POSITIONS.sort().values])
+    together = model.hidden_in_groups(tokens, labels, given, orders, SIZES)
+    for i in range(3):
+        one = slice(i, i + 1)
+        here = None if given is None else given[one]
+        alone = model.hidden_in_groups(tokens[one], labels[one], here, orders[i], SIZES)
+        torch.testing.assert_close(together[one], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", range(6))
+def test_a_query_ignores_tokens_of_its_own_group_and_later_ones(make_model, tokens, labels, given, changed):
+    """But sees given labels of the positions of its group."""
+    model = make_model(attention="groups", given_vocab=4)
+    group = [0, 1, 1, 2, 2, 2]
+    position = POSITIONS[changed]
+    other_tokens, other_given = tokens.clone(), given.clone()
+    other_tokens[:, position] = (tokens[:, position] + 1) % 11
+    other_given[:, position] = (given[:, position] + 1) % 4
+
+    def difference(tokens_now, given_now):
+        first = model.hidden_in_groups(tokens, labels, given, POSITIONS, SIZES)
+        return (first - model.hidden_in_groups(tokens_now, labels, given_now, POSITIONS, SIZES)).abs().amax(-1)
+
+    by_token, by_given = difference(other_tokens, given), difference(tokens, other_given)  # (B, N), in order
+    for i in range(6):
+        assert (by_token[:, i] > 1e-4).all() if group[i] > group[changed] else (by_token[:, i] < 1e-5).all()
+        assert (by_given[:, i] > 1e-4).all() if group[i] == group[changed] else (by_given[:, i] < 1e-5).all()
+
+
+def test_class_dropout_in_groups(make_model, tokens, labels):
+    model = make_model(attention="groups", dropout=0.0, class_dropout=1.0)
+    expected = model.hidden_in_groups(tokens, torch.full_like(labels, 5), None, POSITIONS, SIZES)
+    assert not torch.allclose(model.hidden_in_groups(tokens, labels, None, POSITIONS, SIZES), expected)
+    found = model.train().hidden_in_groups(tokens, labels, None, POSITIONS, SIZES)
+    torch.testing.assert_close(found, expected)

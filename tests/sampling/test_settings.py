@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -27,6 +28,13 @@ STAGES = [("coarse", Sampling(cfg_scale=2.0, temperature=1.1)), ("fine", Samplin
         ("cfg_scale", True),
         ("top_k", 2.5),
         ("top_k", False),
+        ("steps", 0),
+        ("steps", 2.0),
+        ("steps", True),
+        ("steps", "8"),
+        ("order_seed", -1),
+        ("order_seed", 2**32),
+        ("order_seed", None),
     ],
 )
 def test_settings_without_meaning_are_refused(setting, value):
@@ -34,14 +42,47 @@ def test_settings_without_meaning_are_refused(setting, value):
         Sampling(**{setting: value})
 
 
-def test_the_edges_are_allowed():
-    edges = Sampling(cfg_scale=0, temperature=0, top_k=10**9, top_p=1)
-    assert Sampling.of({"cfg_scale": 0, "temperature": 0, "top_k": 10**9, "top_p": 1}) == edges
+@pytest.mark.parametrize(
+    ("setting", "value", "choices"),
+    [
+        ("order", "zigzag", "raster, random, halton, locality, confidence"),
+        ("order", 3, "raster, random, halton, locality, confidence"),
+        ("schedule", "linear", "cosine, arccos, uniform"),
+        ("schedule", None, "cosine, arccos, uniform"),
+        ("cfg_schedule", "cosine", "constant, linear"),
+    ],
+)
+def test_a_choice_that_does_not_exist_lists_those_that_do(setting, value, choices):
+    with pytest.raises(InputError, match=f"^{setting} {value!r} does not exist: choose one of {choices}$"):
+        Sampling(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        {"cfg_scale": 0, "temperature": 0, "top_k": 10**9, "top_p": 1},
+        {"steps": 1, "order": None, "order_seed": 2**32 - 1},
+        {"steps": None, "order": "confidence", "order_seed": 0},
+    ],
+)
+def test_the_edges_are_allowed(edges):
+    assert dataclasses.asdict(Sampling.of(edges)).items() >= edges.items()
 
 
 @pytest.mark.parametrize(("cfg_scale", "guided"), [(1, False), (1.0, False), (0.0, True), (2.5, True)])
 def test_guidance_takes_two_rows_but_for_a_scale_of_one(cfg_scale, guided):
-    assert Sampling(cfg_scale=cfg_scale).guided is guided
+    for schedule in ("constant", "linear"):
+        assert Sampling(cfg_scale=cfg_scale, cfg_schedule=schedule).guided is guided
+
+
+@pytest.mark.parametrize(("schedule", "scales"), [("constant", [3.0, 3.0, 3.0, 3.0]), ("linear", [1.0, 1.5, 2.0, 3.0])])
+def test_guidance_at_a_share_of_known_positions(schedule, scales):
+    sampling = Sampling(cfg_scale=3.0, cfg_schedule=schedule)
+    assert [sampling.cfg_scale_at(known) for known in (0.0, 0.25, 0.5, 1.0)] == scales
+
+
+def test_linear_guidance_below_one_falls():
+    assert Sampling(cfg_scale=0.0, cfg_schedule="linear").cfg_scale_at(0.75) == 0.25
 
 
 @pytest.mark.parametrize("name", ["fine_temperature", "seed"])
@@ -63,6 +104,15 @@ def test_a_name_alone_is_the_first_stages_and_a_prefix_tells_the_stage():
     }
 
 
+def test_steps_and_orders_of_later_stages():
+    changed = overridden(STAGES, {"steps": 8, "fine_order": "halton", "fine_steps": 3, "finest_cfg_schedule": "linear"})
+    assert changed == {
+        "coarse": Sampling(cfg_scale=2.0, temperature=1.1, steps=8),
+        "fine": Sampling(top_k=5, order="halton", steps=3),
+        "finest": Sampling(cfg_schedule="linear"),
+    }
+
+
 def test_a_stage_whose_name_begins_like_another_or_like_a_setting():
     stages = [("top", Sampling()), ("top_p", Sampling())]
     changed = overridden(stages, {"top_p": 0.5, "top_top_k": 2, "top_p_top_k": 3})
@@ -76,6 +126,8 @@ def test_a_stage_whose_name_begins_like_another_or_like_a_setting():
         ({"fine_": 1}, "no sampling setting 'fine_'"),
         ({"temperature": -1.0}, "^temperature -1.0 must be"),
         ({"fine_temperature": -1.0}, "^fine_temperature -1.0 must be"),
+        ({"fine_steps": 0}, "^fine_steps 0 must be at least 1"),
+        ({"fine_order": "zigzag"}, "^fine_order 'zigzag' does not exist"),
     ],
 )
 def test_an_override_without_meaning_is_named_as_it_was_given(overrides, message):
@@ -84,5 +136,5 @@ def test_an_override_without_meaning_is_named_as_it_was_given(overrides, message
 
 
 def test_a_pipeline_of_one_stage_offers_no_prefix():
-    with pytest.raises(InputError, match=r"top_p$"):
+    with pytest.raises(InputError, match=r"there are cfg_scale, temperature, .*, order_seed$"):
         overridden([("baseline", Sampling())], {"fine_top_k": 1})

@@ -28,7 +28,10 @@ def middle_map(coarse_map):
 
 @pytest.fixture
 def make(make_stage, coarse_map, middle_map):
-    """make(kind, task): a random stage over 30 tokens on a grid of 2 × 4, for 5 classes."""
+    """make(kind, task): a random stage over 30 tokens on a grid of 2 × 4, for 5 classes.
+
+    A kind may be "masked, any": trained for any number of rounds. A task may end in ", full", which is its support.
+    """
     tasks = {
         "all tokens": {},
         "coarse": {"predicts": coarse_map},
@@ -37,10 +40,11 @@ def make(make_stage, coarse_map, middle_map):
     }
 
     def make(kind, task="all tokens", **settings):
-        """A task may end in ", full", which is its support."""
+        kind, _, rounds = kind.partition(", ")
         task, _, support = task.partition(", ")
-        own = {**tasks[task], "support": support or "cluster", **settings}
-        return make_stage(kind, codebook_size=K, grid=GRID, num_classes=NUM_CLASSES, **own)
+        sizes = {"codebook_size": K, "grid": GRID, "num_classes": NUM_CLASSES}
+        own = {**tasks[task], "support": support or "cluster", **({"rounds": rounds} if rounds else {})}
+        return make_stage(kind, **{**sizes, **own, **settings})
 
     return make
 

@@ -11,14 +11,14 @@ from ctf.pipeline import StagePipeline
 from ctf.stages import new_stage
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
-batch, cfg_scale = int(sys.argv[1]), float(sys.argv[2])
+kind, batch, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 tokenizer = VQTokenizer(TokenizerConfig(base_channels=32, channel_multipliers=(1, 1, 2), codebook_size=2048)).eval()
-stage = new_stage("autoregressive", "mini", name="a", grid=(8, 8), num_classes=2, codebook_size=2048)
+stage = new_stage(kind, "mini", name="a", grid=(8, 8), num_classes=2, codebook_size=2048)
 pipeline = StagePipeline(tokenizer, ["a", "b"], [stage.eval()])
 
 before = psutil.Process().memory_info().rss
-for _ in pipeline.generate([0] * batch, batch_size=batch, cfg_scale=cfg_scale):
+for _ in pipeline.generate([0] * batch, batch_size=batch, **settings):
     pass
 # Of this program alone: what `getrusage` says begins with the process that started it.
 peak = 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])
-print(json.dumps({"predicted": pipeline.memory(batch, cfg_scale=cfg_scale).peak, "measured": peak - before}))
+print(json.dumps({"predicted": pipeline.memory(batch, **settings).peak, "measured": peak - before}))

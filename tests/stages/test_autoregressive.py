@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctf.errors import InputError
 from ctf.models import Compute
-from ctf.models.linear import Linear
 from ctf.sampling import Random, Sampling
 from ctf.stages import generate_tokens
 
@@ -20,7 +17,6 @@ SETTINGS = [
     {"top_p": 0.6},
     {"temperature": 0.8, "top_k": 6, "top_p": 0.7},
 ]
-ALL_FILTERS = Sampling(cfg_scale=2.0, temperature=0.8, top_k=6, top_p=0.7)
 LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
 SEEDS = [3, 0, 2**63, 7, 3]
 KIND = "autoregressive"
@@ -40,15 +36,19 @@ def filtered_probabilities(logits, temperature, top_k, top_p):
     return probabilities / probabilities.sum()
 
 
+def scale_at(known, cfg_scale=1.0, cfg_schedule="constant"):
+    return cfg_scale if cfg_schedule == "constant" else (1 - known) + known * cfg_scale
+
+
 @pytest.fixture
 def naive_tokens(guided_logits):
     """One image after another."""
 
-    def naive(stage, label, seed, given, place=0, cfg_scale=1.0, temperature=1.0, top_k=0, top_p=1.0):
+    def naive(stage, label, seed, given, place=0, temperature=1.0, top_k=0, top_p=1.0, **guidance):
         uniform = Random([seed], place).uniform(stage.num_tokens)[0].tolist()
         tokens = torch.zeros(1, stage.num_tokens, dtype=torch.int64)
         for i in range(stage.num_tokens):
-            logits = guided_logits(stage, tokens, label[None], given, cfg_scale)[0, i]
+            logits = guided_logits(stage, tokens, label[None], given, scale_at(i / 8, **guidance))[0, i]
             if temperature == 0:
                 tokens[0, i] = logits.argmax()
                 continue
@@ -72,12 +72,13 @@ def coarse():
     return torch.randint(6, (5, 8), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("cfg_scale", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize(
+    "guidance", [*({"cfg_scale": s} for s in (0.0, 1.0, 2.5)), {"cfg_scale": 2.5, "cfg_schedule": "linear"}], ids=str
+)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_against_naive_decoding(make, naive_tokens, cfg_scale, settings):
-    stage = make(KIND)
-    expected = naive_tokens(stage, LABELS, SEEDS, cfg_scale=cfg_scale, **settings)
-    settings = {"cfg_scale": cfg_scale, **settings}
+def test_against_naive_decoding(make, naive_tokens, guidance, settings):
+    stage, settings = make(KIND), {**guidance, **settings}
+    expected = naive_tokens(stage, LABELS, SEEDS, **settings)
     assert torch.equal(generate_tokens(stage, LABELS, SEEDS, **settings), expected)
     assert torch.equal(generate_tokens(stage, LABELS[:1], SEEDS[:1], **settings), expected[:1])
 
@@ -126,7 +127,7 @@ def test_steps_show_the_labels_so_far(make):
     stage, seen = make(KIND), []
     random = Random(SEEDS)
     tokens = stage.generate(LABELS, random, on_step=lambda number, so_far: seen.append((number, so_far.clone())))
-    assert [number for number, _ in seen] == list(range(8)) == list(range(stage.num_steps(Sampling())))
+    assert [number for number, _ in seen] == list(range(8)) == list(range(stage.resolved(Sampling()).steps))
     for i, so_far in seen:
         assert torch.equal(so_far[:, : i + 1], tokens[:, : i + 1])
         assert (so_far[:, i + 1 :] == -1).all()
@@ -196,75 +197,3 @@ def test_tokens_can_be_trained_on(make):
 def test_what_cannot_be_generated_is_refused(make, wrong, message):
     with pytest.raises(InputError, match=message):
         generate_tokens(make(KIND), **{"labels": LABELS, **wrong})
-
-
-class Synchronisations(TorchDispatchMode):
-    """Collects operations that would make the host wait for a GPU: values read, or shapes that depend on values."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "bincount")
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.operations = [], 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        boolean_index = name.startswith("index") and any(
-            isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8)
-            for i in (args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else [])
-        )
-        if boolean_index or any(word in name for word in self.NAMES):
-            self.found.append(name)
-        self.operations += 1
-        return function(*args, **(kwargs or {}))
-
-
-def test_the_counter_of_synchronisations_counts():
-    x = torch.arange(3.0)
-    with Synchronisations() as counter:
-        x.sum().item()
-        x[x > 1]
-        x.nonzero()
-        bool(x[0] > 0)
-    assert len(counter.found) == 4
-
-
-LOOPS = pytest.mark.parametrize("sampling", [ALL_FILTERS, Sampling(temperature=0.0), Sampling(cfg_scale=2.0)], ids=str)
-#: Those that a GPU records as one graph; members of clusters are sorted on the host.
-RECORDED = pytest.mark.parametrize("task", ["all tokens", "coarse", "fine, full"])
-
-
-@LOOPS
-@RECORDED
-def test_the_loop_never_waits_for_the_device(make, coarse, task, sampling):
-    packed = make(KIND, task).pack(Compute("float32"))
-    given = None if packed.given is None else coarse[:3]
-    with torch.inference_mode(), Synchronisations() as counter:
-        for _ in packed._loop(sampling, LABELS[:3], torch.rand(3, 8, dtype=torch.float64), given):
-            pass
-    assert counter.found == []
-    assert counter.operations > 8 * 2 * 10  # it saw the steps of the loop
-
-
-@LOOPS
-@RECORDED
-def test_the_gpu_path_on_tensors_without_values(monkeypatch, make, coarse, task, sampling):
-    """Plain products and fused attention, as on a GPU; reading any value raises."""
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    stage = make(KIND, task, kv_heads=1)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
-        packed = stage.pack(Compute("float32"))
-        assert isinstance(packed.transformer.head, Linear)
-        given = None if packed.given is None else mode.from_tensor(coarse[:3])
-        labels = torch.zeros(3, dtype=torch.int64)
-        *_, tokens = packed._loop(sampling, labels, torch.rand(3, 8, dtype=torch.float64), given)
-    assert tokens.shape == (3, 8)
-
-
-@pytest.mark.gpu
-@LOOPS
-def test_a_recorded_loop_draws_what_the_steps_draw(make, sampling):
-    packed = make(KIND).to("cuda").pack(Compute("float32"))
-    for labels, seeds in ((LABELS, SEEDS), (LABELS.flip(0), SEEDS[::-1])):
-        *_, expected = packed.stepwise(labels, Random(seeds), sampling)
-        assert torch.equal(packed.generate(labels, Random(seeds), sampling), expected)

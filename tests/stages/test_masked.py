@@ -84,7 +84,7 @@ def test_one_step_shows_everything(make, coarse):
     tokens = stage.generate(
         LABELS, Random(SEEDS), given=coarse, on_step=lambda number, now: seen.append((number, now.clone()))
     )
-    assert [number for number, _ in seen] == list(range(stage.num_steps(Sampling()))) == [0]
+    assert [number for number, _ in seen] == list(range(stage.resolved(Sampling()).steps)) == [0]
     assert torch.equal(seen[0][1], tokens)
 
 

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +15,29 @@ from ctf.sampling import Sampling
 from ctf.sampling.cost import LIBRARIES, SamplingMemory, StageMemory
 
 BATCH = 5
+PACKED = [
+    ("autoregressive", "coarse"),
+    ("any_order", "all tokens"),
+    ("masked", "fine"),
+    ("masked", "fine, full"),
+    ("masked, any", "coarse"),
+]
 GUIDED = Sampling(cfg_scale=2.0)
 
 
-def test_predicted_peak_is_within_a_tenth_of_the_measured_one():
-    script = Path(__file__).with_name("peak_memory.py")
-    done = subprocess.run([sys.executable, script, "64", "2"], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    ("kind", "settings", "environment"),
+    [
+        ("autoregressive", {}, {}),
+        # Tensors of different sizes leave holes in glibc's heap, about a third more; they are not predicted.
+        ("any_order", {"steps": 8}, {"MALLOC_MMAP_THRESHOLD_": "131072"}),
+        ("masked", {"steps": 2}, {"MALLOC_MMAP_THRESHOLD_": "131072"}),
+    ],
+)
+def test_predicted_peak_is_within_a_tenth_of_the_measured_one(kind, settings, environment):
+    script, settings = Path(__file__).with_name("peak_memory.py"), json.dumps({"cfg_scale": 2.0, **settings})
+    command = [sys.executable, script, kind, "64", settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
     peak = json.loads(done.stdout.splitlines()[-1])
     assert peak["predicted"] == pytest.approx(peak["measured"], rel=0.1)
 
@@ -39,7 +58,7 @@ def test_decoding_keeps_a_cache_and_the_logits_of_a_step(make, task, sampling, d
 
 
 @pytest.mark.parametrize("compute", [Compute("float32"), Compute("bfloat16"), Compute("float32", "int8")], ids=str)
-@pytest.mark.parametrize(("kind", "task"), [("autoregressive", "coarse"), ("masked", "fine"), ("masked", "fine, full")])
+@pytest.mark.parametrize(("kind", "task"), PACKED)
 def test_packed_weights_are_what_the_products_hold(make, kind, task, compute):
     stage = make(kind, task)
     products = [m for m in stage.pack(compute).modules() if isinstance(m, (Linear, PackedLinear, Int8Linear))]
@@ -47,18 +66,42 @@ def test_packed_weights_are_what_the_products_hold(make, kind, task, compute):
     assert stage.memory(BATCH, Sampling(), compute).weights == held
 
 
+def bytes_of_feed_forward(stage, compute, *shape):
+    """The residual stream, both halves, one activated, and their product."""
+    with torch.inference_mode():
+        x = torch.zeros(*shape, stage.config.dim)
+        gate, up = stage.pack(compute).transformer.blocks[0].ffn.gate_and_up(x)
+        activated = torch.nn.functional.silu(gate)
+        return sum(tensor.nbytes for tensor in (x, gate, up, activated, activated * up))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sampling", [Sampling(), GUIDED], ids=str)
+@pytest.mark.parametrize(("steps", "largest"), [(1, 8), (3, 4)])
+def test_groups_keep_a_cache_and_a_feed_forward_layer_or_logits(make, sampling, dtype, steps, largest):
+    """Of the largest group: tokens of one before and queries, or what a draw keeps."""
+    compute, rows = Compute(dtype), BATCH * (2 if sampling is GUIDED else 1)
+    sampling = dataclasses.replace(sampling, steps=steps)
+
+    def beside_the_cache(stage):
+        cache = KeyValueCache(stage.config, rows, torch.device("cpu"), compute.torch_dtype)
+        assert len(cache.keys[0][0]) == 9  # the label, tokens, queries
+        held = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
+        return stage.memory(BATCH, sampling, compute).activations - held
+
+    wide = make("any_order", dim=64, ffn_multiple=1024)
+    assert beside_the_cache(wide) == bytes_of_feed_forward(wide, compute, rows, 2 * largest)
+    many = make("any_order", codebook_size=4000)
+    logits = torch.empty(BATCH, largest, 4000, dtype=compute.torch_dtype)
+    kept = [logits, logits.float(), logits.float(), logits.double()]
+    assert beside_the_cache(many) == sum(tensor.nbytes for tensor in kept)
+
+
 def test_a_masked_stage_takes_most_in_a_feed_forward_layer(make):
     stage = make("masked", "fine", layers=1, dim=64, ffn_multiple=1024)
     memory = [stage.memory(batch, Sampling(), Compute("float32")).activations for batch in (1, 64, 65)]
     assert memory[0] < memory[1] == memory[2]  # at most 64 images at a time
-    with torch.inference_mode():
-        held = 0
-        network = stage.pack(Compute("float32")).transformer
-        x = torch.zeros(64, 9, 64)
-        gate, up = network.blocks[0].ffn.gate_and_up(x)
-        activated = torch.nn.functional.silu(gate)
-        for tensor in (x, gate, up, activated, activated * up):
-            held += tensor.nbytes
+    held = bytes_of_feed_forward(stage, Compute("float32"), 64, 9)
     assert memory[1] == pytest.approx(held, rel=0.05)
 
 

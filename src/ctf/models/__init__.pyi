@@ -4,5 +4,7 @@ from .cluster_head import member_logits as member_logits
 from .config import MODEL_SIZES as MODEL_SIZES
 from .config import Compute as Compute
 from .config import TransformerConfig as TransformerConfig
+from .loss import ClusterLoss as ClusterLoss
+from .loss import linear_cross_entropy as linear_cross_entropy
 from .packed import PackedTransformer as PackedTransformer
 from .transformer import Transformer as Transformer

@@ -10,13 +10,15 @@ from ctf.models.config import TransformerConfig
 
 
 class KeyValueCache:
-    """Preallocated keys and values for step-by-step decoding, filled position by position.
+    """Preallocated keys and values for step-by-step decoding, filled from the front.
 
-    Of each layer two tensors (rows · kv_heads, N, head_dim). A cache belongs to one call.
+    Of each layer two tensors (rows · kv_heads, length, head_dim). A causal model reads the label and all tokens but
+    the last, so the length is N; one of groups has queries for the last, so it is N + 1. A cache belongs to one call.
     """
 
     def __init__(self, config: TransformerConfig, rows: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.layers, rows * config.num_kv_heads, config.num_tokens, config.head_dim)
+        length = config.num_tokens + (config.attention == "groups")
+        shape = (config.layers, rows * config.num_kv_heads, length, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype).unbind()
         self.values = torch.empty(shape, device=device, dtype=dtype).unbind()
 
@@ -37,10 +39,38 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor,
     """
     keys[:, position] = k.flatten(0, 2)
     values[:, position] = v.flatten(0, 2)
-    seen = slice(position + 1)
-    grouped = q.reshape(len(keys), -1, q.shape[-1])  # (rows · kv_heads, group, head_dim)
+    return _attend(q, keys[:, : position + 1], values[:, : position + 1])
+
+
+def attend_cached_group(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: int, tokens: int
+) -> Tensor:
+    """Store tokens and the queries behind them, and let them attend: tokens over all stored tokens, queries over those
+    and each other.
+
+    The next group's tokens take the place of the queries.
+
+    Args:
+        q: (rows, heads, n, head_dim).
+        k, v: (rows, kv_heads, n, head_dim).
+        keys, values: (rows · kv_heads, length, head_dim), filled below `position`.
+        position: of the first new one.
+        tokens: how many of the n are tokens.
+
+    Returns:
+        As q.
+    """
+    whole = position + q.shape[2]
+    keys[:, position:whole] = k.flatten(0, 1)
+    values[:, position:whole] = v.flatten(0, 1)
+    parts = ((q[:, :, :tokens], position + tokens), (q[:, :, tokens:], whole))
+    return torch.cat([_attend(part, keys[:, :seen], values[:, :seen]) for part, seen in parts], dim=2)
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    grouped = q.reshape(len(keys), -1, q.shape[-1])  # (rows · kv_heads, group · n, head_dim)
     by = attend_by_products if q.device.type == "cpu" else F.scaled_dot_product_attention
-    return by(grouped, keys[:, seen], values[:, seen]).view(q.shape)
+    return by(grouped, keys, values).view(q.shape)
 
 
 def attend_by_products(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ class TransformerConfig:
         heads: attention heads.
         dim: width of the residual stream.
         kv_heads: key and value heads for grouped-query attention; None means as many as `heads`.
-        attention: "causal" predicts token i from the label and tokens < i; "full" sees all positions.
+        attention: "causal" predicts token i from the label and tokens < i; "full" sees all positions; "groups" predicts
+            groups of positions, in any order, from the label and the groups before.
         rope_base: base of the 2-D rotary embedding.
         norm_eps: epsilon of RMSNorm.
         ffn_multiple: the feed-forward width is ⌊8/3 · dim⌋ rounded up to a multiple of this.
@@ -59,7 +60,7 @@ class TransformerConfig:
     heads: int
     dim: int
     kv_heads: int | None = None
-    attention: Literal["causal", "full"] = "causal"
+    attention: Literal["causal", "full", "groups"] = "causal"
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
     ffn_multiple: int = 256
@@ -75,17 +76,18 @@ class TransformerConfig:
             raise InputError(f"model: every size must be positive, got {self}")
         if not (0 <= self.dropout <= 1 and 0 <= self.class_dropout <= 1):
             raise InputError(f"model: dropout {self.dropout} and class_dropout {self.class_dropout} must be in [0, 1]")
-        if self.attention not in ("causal", "full"):
-            raise InputError(f"model: attention {self.attention!r} does not exist: choose causal or full")
+        if self.attention not in ("causal", "full", "groups"):
+            raise InputError(f"model: attention {self.attention!r} does not exist: choose causal, full or groups")
         if self.dim % self.heads or self.head_dim % 4:
             raise InputError(
                 f"model: dim {self.dim} over {self.heads} heads must be a multiple of 4 per head (2-D rotary embedding)"
             )
         if self.heads % self.num_kv_heads:
             raise InputError(f"model: {self.heads} heads are not a multiple of {self.num_kv_heads} kv_heads")
-        if self.attention == "causal" and self.input_vocab != self.output_vocab:
+        if self.attention != "full" and self.input_vocab != self.output_vocab:
             raise InputError(
-                "model: a causal model reads what it writes, so input_vocab and output_vocab must be equal"
+                f"model: one with {self.attention} attention reads what it writes, so input_vocab and output_vocab "
+                "must be equal"
             )
 
     @classmethod

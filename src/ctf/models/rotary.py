@@ -25,8 +25,8 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn adjacent pairs (x[2i], x[2i+1]) of x (B, n, heads, head_dim) by table (n, 2, head_dim)."""
-    cos, sin = table[:, :, None].unbind(1)  # (n, 1, head_dim) each
+    """Turn adjacent pairs (x[2i], x[2i+1]) of x (B, n, heads, head_dim) by table (n, 2, head_dim), or one per image."""
+    cos, sin = table.unsqueeze(-2).unbind(-3)  # (n, 1, head_dim) each
     values = x.float()
     swapped = values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return (values * cos + swapped * sin).type_as(x)

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctf.models.cache import KeyValueCache, attend_cached
+from ctf.models.attention import attend as attend_whole
+from ctf.models.attention import group_attention
+from ctf.models.cache import KeyValueCache, attend_cached, attend_cached_group
 from ctf.models.config import TransformerConfig
 from ctf.models.rotary import rotary_table, rotate
 
@@ -76,12 +78,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
         """(B, n, dim) → the same; `attend` (q, k, v → as q) is attention over a cache in place of that over x."""
-        q, k, v = self.before(x, rotary)
-        if attend is None:
-            c = self.config
-            causal, grouped = c.attention == "causal", c.num_kv_heads != c.heads
-            return self.after(x, F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped))
-        return self.after(x, attend(q, k, v))
+        attend = attend or partial(attend_whole, causal=self.config.attention == "causal")
+        return self.after(x, attend(*self.before(x, rotary)))  # q, k and v are freed before the feed-forward layer
 
     def before(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What attention takes."""
@@ -95,13 +93,19 @@ class Block(nn.Module):
         return x + (self.dropout(y) if self.training else y)
 
 
+def take(x: Tensor, positions: Tensor) -> Tensor:
+    """x (B, N) at positions (n,), the same of all rows, or (B, n): (B, n)."""
+    return x[:, positions] if positions.ndim == 1 else x.gather(1, positions)
+
+
 class Transformer(nn.Module):
     """Tokens, labels of a coarser level, and class labels in; logits out.
 
     The class label is position 0 of the sequence. A causal model (eqs. 3 and 8) is given whole sequences
     and shifts them itself: its logits at i depend on the label, tokens < i, and given labels ≤ i. A full
-    model (eq. 10) sees all positions: its logits at i predict token i. A given label is added to the input
-    that predicts its position.
+    model (eq. 10) sees all positions: its logits at i predict token i. A model of groups has a query for each
+    position, one learned vector turned by the position, and predicts a group of them from the groups before. A given
+    label is added to the input that predicts its position.
     """
 
     rotary: Tensor
@@ -114,6 +118,8 @@ class Transformer(nn.Module):
             self.token_embedding = nn.Embedding(config.input_vocab, config.dim)
         if config.given_vocab:
             self.given_embedding = nn.Embedding(config.given_vocab, config.dim)
+        if config.attention == "groups":
+            self.query_embedding = nn.Embedding(1, config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -143,20 +149,57 @@ class Transformer(nn.Module):
         Returns:
             (B, N, dim).
         """
+        x = self._embed(tokens, labels, given)
+        x = self._run(x, self.rotary[: x.shape[1]])
+        return x if self.config.attention == "causal" else x[:, 1:]
+
+    def hidden_in_groups(
+        self, tokens: Tensor, labels: Tensor, given: Tensor | None, positions: Tensor, sizes: list[int]
+    ) -> Tensor:
+        """Normalised states of all queries: each knows the label, the groups before its own, and its own given labels.
+
+        The sequence is the label, the tokens of all groups but the last, and the queries of all groups (LPD, arXiv
+        2507.01957, section 3.2).
+
+        Args:
+            tokens, labels, given: as those of `hidden`.
+            positions: int64 (N,), or (B, N) where images differ: raster indices in the order of generation.
+            sizes: of the groups that the order is cut into.
+
+        Returns:
+            (B, N, dim), in the order of `positions`.
+        """
+        known = self.config.num_tokens - sizes[-1]
+        before, table = positions[..., :known], self.rotary[1 + positions]
+        start = self.rotary[:1].expand(*table.shape[:-3], -1, -1, -1)
+        rotary = torch.cat([start, table[..., :known, :, :], table], dim=-3)
+        queries = self.queries(positions, None if given is None else take(given, positions))
+        parts = [self._first(labels), self.token_embedding(take(tokens, before)), queries.expand(len(labels), -1, -1)]
+        return self._run(torch.cat(parts, dim=1), rotary, group_attention(sizes, tokens.device))[:, 1 + known :]
+
+    def queries(self, positions: Tensor, given: Tensor | None) -> Tensor:
+        """Inputs that ask for positions: (n,) → (1, n, dim), with given labels (B, n), or for (B, n), → (B, n, dim)."""
+        heads = self.query_embedding.weight.view(1, 1, self.config.heads, -1)
+        queries = rotate(heads, self.rotary[1 + positions]).flatten(-2)
+        return queries if given is None else queries + self.given_embedding(given)
+
+    def _run(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, rotary, attend)
+        return self.norm(x)
+
+    def _first(self, labels: Tensor) -> Tensor:
+        """Class labels (B,) → (B, 1, dim); in training some become unconditional."""
         c = self.config
         if self.training and c.class_dropout > 0:
             dropped = torch.rand(labels.shape, device=labels.device) < c.class_dropout
             labels = labels.masked_fill(dropped, c.num_classes)
-        x = self.dropout(self._embed(tokens, labels, given))
-        rotary = self.rotary[: x.shape[1]]
-        for block in self.blocks:
-            x = block(x, rotary)
-        x = self.norm(x)
-        return x if c.attention == "causal" else x[:, 1:]
+        return self.label_embedding(labels)[:, None]
 
     def _embed(self, tokens: Tensor | None, labels: Tensor, given: Tensor | None) -> Tensor:
         """(B, N, dim) for a causal model, whose last token predicts nothing; (B, 1 + N, dim) for a full one."""
-        first = self.label_embedding(labels)[:, None]
+        first = self._first(labels)
         if self.config.attention == "causal":
             assert tokens is not None
             x = torch.cat([first, self.token_embedding(tokens[:, :-1])], dim=1)
@@ -183,6 +226,16 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, rotary, partial(self.attend, keys=keys[i], values=values[i], position=position))
         return self.norm(x)[:, 0]
+
+    def step_group(self, x: Tensor, rotary: Tensor, cache: KeyValueCache, position: int, tokens: int) -> Tensor:
+        """One group: inputs (rows, n, dim), `tokens` of them known and the rest queries → states of the queries.
+
+        Known are first the label, later the tokens of the group before; they go to the cache from `position` on.
+        """
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            attend = partial(attend_cached_group, keys=keys, values=values, position=position, tokens=tokens)
+            x = block(x, rotary, attend)
+        return self.norm(x[:, tokens:])
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

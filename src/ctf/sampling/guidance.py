@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ctf.errors import InputError
+from ctf.sampling.settings import Sampling
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -19,18 +20,18 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def both_branches(labels: Tensor, num_classes: int, cfg_scale: float) -> Tensor:
-    """The labels of one batch: (B,) → (B,), or (2B,) with the unconditional branch behind."""
-    return labels if cfg_scale == 1 else torch.cat([labels, torch.full_like(labels, num_classes)])
+def both_branches(labels: Tensor, num_classes: int, sampling: Sampling) -> Tensor:
+    """The labels of one batch: (B,) → (B,), or with guidance (2B,), the unconditional branch behind."""
+    return torch.cat([labels, torch.full_like(labels, num_classes)]) if sampling.guided else labels
 
 
-def guide(hidden: Tensor, cfg_scale: float) -> Tensor:
-    """uncond + s · (cond − uncond) on the states before the head: (2B, …) → (B, …).
+def guide(hidden: Tensor, sampling: Sampling, known: float = 0.0) -> Tensor:
+    """uncond + s · (cond − uncond) on the states before the head: with guidance (2B, …) → (B, …).
 
     The head is linear, so guiding its input is guiding its output, at half the head's cost and without
-    the -inf of logits outside a cluster.
+    the -inf of logits outside a cluster. `known` is the share of positions that are known.
     """
-    if cfg_scale == 1:
+    if not sampling.guided:
         return hidden
     cond, uncond = hidden.chunk(2)
-    return uncond + cfg_scale * (cond - uncond)
+    return uncond + sampling.cfg_scale_at(known) * (cond - uncond)

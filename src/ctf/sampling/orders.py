@@ -53,7 +53,13 @@ def group_sizes(count: int, steps: int, schedule: Schedule = "cosine") -> list[i
 
 
 @lru_cache
-def order_groups(order: FixedOrder, grid: tuple[int, int], sizes: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:
+def order_groups(
+    order: FixedOrder,
+    grid: tuple[int, int],
+    sizes: tuple[int, ...],
+    seed: int = 0,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> tuple[Tensor, ...]:
     """The positions that each step draws. They depend on these arguments only, never on what is drawn.
 
     Args:
@@ -62,6 +68,7 @@ def order_groups(order: FixedOrder, grid: tuple[int, int], sizes: tuple[int, ...
         grid: (height, width) of the image in tokens.
         sizes: of the groups, see `group_sizes`.
         seed: of random and locality; the others ignore it.
+        device: where the positions are wanted.
 
     Returns:
         One int64 (size,) per group, raster indices; each position of the grid is in exactly one group. The tensors
@@ -84,7 +91,7 @@ def order_groups(order: FixedOrder, grid: tuple[int, int], sizes: tuple[int, ...
     else:
         raise InputError(f"no order {order!r}: there are {', '.join(get_args(FixedOrder))}")
     with torch.inference_mode(False):  # cached tensors are for training too
-        return torch.from_numpy(positions).split(list(sizes))
+        return torch.from_numpy(positions).to(device).split(list(sizes))
 
 
 def _permutation(count: int, seed: int, step: int = 0) -> np.ndarray:

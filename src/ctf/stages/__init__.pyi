@@ -1,3 +1,4 @@
+from .any_order import AnyOrder as AnyOrder
 from .autoregressive import Autoregressive as Autoregressive
 from .masked import Masked as Masked
 from .registry import KINDS as KINDS

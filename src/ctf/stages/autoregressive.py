@@ -2,108 +2,52 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ctf.models.cache import KeyValueCache
 from ctf.models.config import Compute
-from ctf.sampling.cost import StageMemory, Work
-from ctf.sampling.cuda_graph import RecordedLoop
-from ctf.sampling.draw import draw
-from ctf.sampling.guidance import both_branches, guide
-from ctf.sampling.random import Random
+from ctf.sampling.cost import Work
+from ctf.sampling.guidance import guide
 from ctf.sampling.settings import Sampling
-from ctf.stages.stage import OnStep
-from ctf.stages.transformer_stage import TransformerStage
+from ctf.stages.cached import CachedStage
 
 
-class Autoregressive(TransformerStage):
+class Autoregressive(CachedStage):
     """LlamaGen's GPT: label i given the class, the labels before it, and given labels up to i."""
 
     kind, attention = "autoregressive", "causal"
 
-    @classmethod
-    def inputs(cls, vocabulary: int, given: int) -> int:
-        return vocabulary
+    @property
+    def possible_steps(self) -> range:
+        return range(self.num_tokens, self.num_tokens + 1)
 
-    def logits(self, tokens: Tensor, labels: Tensor) -> Tensor:
+    def training_states(
+        self, targets: Tensor, labels: Tensor, given: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.transformer.hidden(targets, labels, given), targets, given
+
+    def logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
+        self.resolved(sampling)
         targets, given = self.levels(tokens)
         return self.head(self.transformer.hidden(targets, labels, given), given)
 
-    def num_steps(self, sampling: Sampling) -> int:
-        return self.num_tokens
-
-    def steps(self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None) -> Iterator[Tensor]:
-        uniform = random.uniform(self.num_tokens).to(labels.device)
-        return self._loop(sampling, labels, uniform, given)
-
-    def _loop(
+    def loop(
         self, sampling: Sampling, labels: Tensor, uniform: Tensor, given: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """The loop itself: everything stays on the device, and no shape depends on a value.
-
-        Both guidance branches are one batch: labels int64 (B,) and uniform numbers float64 (B, n ≤ N).
-        """
-        network = self.transformer
-        both = both_branches(labels, self.num_classes, sampling.cfg_scale)
+        network, cache, both = self.begin(sampling, labels)
         copies = len(both) // len(labels)
-        dtype = getattr(network, "dtype", torch.float32)  # a packed network has one
-        cache = KeyValueCache(self.config, len(both), labels.device, dtype)
-        tokens = torch.full((len(labels), self.num_tokens), -1, device=labels.device)
+        tokens = torch.full(uniform.shape, -1, device=labels.device)
         inputs = network.label_embedding(both)
-        for i in range(uniform.shape[1]):
+        for i in range(self.num_tokens):
             here = None if given is None else given[:, i]
             if here is not None:
                 inputs = inputs + network.given_embedding(here).repeat(copies, 1)
-            hidden = guide(network.step(inputs, cache, i), sampling.cfg_scale)
-            drawn = draw(self.head(hidden, here), uniform[:, i], sampling)
-            if self.members is not None and here is not None:
-                drawn = self.members.labels(here, drawn)
-            tokens[:, i] = drawn
+            hidden = guide(network.step(inputs, cache, i), sampling, i / self.num_tokens)
+            tokens[:, i] = self.draw(hidden, here, uniform[:, i], sampling)
             yield tokens
-            inputs = network.token_embedding(drawn).repeat(copies, 1)
-
-    def pack(self, compute: Compute) -> Autoregressive:
-        packed = super().pack(compute)
-        assert isinstance(packed, Autoregressive)
-        if packed is not self:
-            packed._recorded, packed._recording = None, threading.Lock()
-        return packed
-
-    #: Of a packed stage on a GPU: the loop for some settings, and who may use its buffers.
-    _recorded: tuple[Sampling, RecordedLoop] | None
-    _recording: threading.Lock
-
-    def _draw_all(
-        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, on_step: OnStep | None
-    ) -> Tensor:
-        if not self.packed or labels.device.type != "cuda" or on_step is not None or self.members is not None:
-            return super()._draw_all(labels, random, sampling, given, on_step)
-        inputs = [labels, random.uniform(self.num_tokens).to(labels.device), *([] if given is None else [given])]
-
-        def run(labels: Tensor, uniform: Tensor, *given: Tensor) -> Tensor:
-            return deque(self._loop(sampling, labels, uniform, *given), maxlen=1)[0]
-
-        with self._recording:  # the buffers of a recording belong to one caller at a time
-            recorded = self._recorded
-            if recorded is None or recorded[0] != sampling or len(recorded[1].inputs[0]) < len(labels):
-                self._recorded = None  # its memory goes first
-                recorded = sampling, RecordedLoop(run, lambda y, u, *g: run(y, u[:, :2], *g), inputs)
-                self._recorded = recorded
-            return recorded[1](inputs)
-
-    def memory(self, batch: int, sampling: Sampling, compute: Compute) -> StageMemory:
-        """The cache, and what a draw keeps: logits, probabilities (float32) and their sums (float64)."""
-        c, size = self.config, compute.on(self.device).torch_dtype.itemsize
-        rows = batch * (1 + sampling.guided)
-        cache = 2 * c.layers * rows * c.num_kv_heads * c.num_tokens * c.head_dim * size
-        outputs = self.vocabulary if self.members is None else max(self.members.sizes)
-        activations = cache + batch * outputs * (size + 4 + 4 + 8)
-        return StageMemory(self.packed_memory(compute), activations, stays=self.device.type == "cuda")
+            inputs = network.token_embedding(tokens[:, i]).repeat(copies, 1)
 
     def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
         """With W weights in the blocks, V outputs, L layers, R = 2·batch rows with guidance and R = batch without,

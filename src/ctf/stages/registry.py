@@ -16,12 +16,13 @@ from ctf.files import check_finite, load_tensors, unreadable
 from ctf.models.config import Compute
 from ctf.sampling.random import Random, image_seeds
 from ctf.sampling.settings import Sampling
+from ctf.stages.any_order import AnyOrder
 from ctf.stages.autoregressive import Autoregressive
 from ctf.stages.masked import Masked
 from ctf.stages.stage import Stage
 
 #: By the word that files and `--kind` know them by.
-KINDS: dict[str, type[Stage]] = {kind.kind: kind for kind in (Autoregressive, Masked)}
+KINDS: dict[str, type[Stage]] = {kind.kind: kind for kind in (Autoregressive, Masked, AnyOrder)}
 
 
 def register_kind(kind: type[Stage]) -> type[Stage]:

@@ -21,8 +21,9 @@ from ctf.models.cluster_head import ClusterMembers
 from ctf.models.config import Compute
 from ctf.sampling.cost import StageMemory, Work
 from ctf.sampling.guidance import check_labels
+from ctf.sampling.orders import group_sizes, order_groups
 from ctf.sampling.random import Random
-from ctf.sampling.settings import Sampling
+from ctf.sampling.settings import Order, Sampling
 
 Support = Literal["cluster", "full"]
 OnStep = Callable[[int, Tensor], None]
@@ -51,6 +52,8 @@ class Stage(nn.Module, ABC):
 
     kind: ClassVar[str]
     Config: ClassVar[type]
+    #: In which the kind can draw positions, its own choice first.
+    orders: ClassVar[tuple[Order, ...]] = ("raster",)
 
     def __init__(
         self,
@@ -105,23 +108,27 @@ class Stage(nn.Module, ABC):
         raise InputError(f"stages of kind {cls.kind} have no named sizes: make one from its Config")
 
     @abstractmethod
-    def logits(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Logits of each position under the stage's schedule, given the right answers that the schedule lets it see.
+    def logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
+        """Logits of each position, given the right answers of the steps before its own.
 
         Args:
             tokens: the codebook's own, int64 (B, N) in [0, K).
             labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional.
+            sampling: steps and order; the stage's own when None.
 
         Returns:
             (B, N, vocabulary); with support "cluster" of given labels (B, N, size of the largest cluster), the
             members of each position's cluster in order, see `member_logits`.
+
+        Raises:
+            InputError: steps or an order that the kind cannot take, or that depends on what is drawn.
         """
 
     @abstractmethod
     def steps(self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None) -> Iterator[Tensor]:
-        """Draw in as many steps as the kind takes; after each the labels so far, int64 (B, N), −1 where unknown.
+        """Draw in `sampling.steps` steps; after each the labels so far, int64 (B, N), −1 where unknown.
 
-        Arguments as those of `generate`, checked and on the stage's device.
+        Arguments as those of `generate`, checked and on the stage's device; `sampling` is `resolved`.
         """
 
     # What a kind may leave as it is
@@ -152,9 +159,49 @@ class Stage(nn.Module, ABC):
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-    def num_steps(self, sampling: Sampling) -> int:
-        """How many steps `steps` takes."""
-        return 1
+    @property
+    def possible_steps(self) -> range:
+        """In how many steps the kind can draw."""
+        return range(1, 2)
+
+    @property
+    def own_steps(self) -> int:
+        """In how many it draws where nothing is said."""
+        return self.possible_steps[0]
+
+    def resolved(self, sampling: Sampling | None = None) -> Sampling:
+        """`sampling`, or the stage's own, with steps and order said.
+
+        Raises:
+            InputError: steps or an order that the kind cannot take.
+        """
+        sampling = sampling or self.sampling
+        steps, order = sampling.steps or self.own_steps, sampling.order or self.orders[0]
+        if steps not in (possible := self.possible_steps):
+            can = f"{possible[0]}" if len(possible) == 1 else f"from {possible[0]} to {possible[-1]}"
+            raise InputError(f"stage {self.name} cannot draw in {steps} steps: it is {self.kind} and takes {can}")
+        if order not in self.orders:
+            can = ", ".join(self.orders)
+            raise InputError(f"stage {self.name} cannot draw in the order {order}: it is {self.kind} and takes {can}")
+        return dataclasses.replace(sampling, steps=steps, order=order)
+
+    def groups(self, sampling: Sampling) -> list[Tensor]:
+        """The positions that each step draws, int64 (n,) each.
+
+        Raises:
+            InputError: steps or an order that the kind cannot take, or that depends on what is drawn.
+        """
+        order, sizes = self.resolved(sampling).order, self.group_sizes(sampling)
+        if order is None or order == "confidence":
+            raise InputError(
+                f"stage {self.name}: the order confidence depends on what is drawn, so the likelihood of an image is "
+                "not known: choose another"
+            )
+        return list(order_groups(order, self.grid, tuple(sizes), sampling.order_seed, self.device))
+
+    def group_sizes(self, sampling: Sampling) -> list[int]:
+        """How many positions each step draws."""
+        return group_sizes(self.num_tokens, self.resolved(sampling).steps or 1, sampling.schedule)
 
     def levels(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The codebook's own tokens (B, N) → the labels to predict, and those that are given, (B, N) both."""
@@ -164,7 +211,8 @@ class Stage(nn.Module, ABC):
         )
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """The training loss, −log P of each position's label in nats (eqs. 4, 9, 10): float32 (B, N).
+        """The training loss, −log P of labels in nats (eqs. 4, 9, 10): float32 (B, N), or a number for each position
+        that the kind trains on.
 
         Arguments as those of `logits`. A label outside its given cluster cannot occur: both come from one token.
         """
@@ -173,20 +221,22 @@ class Stage(nn.Module, ABC):
     def log_prob(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
         """Exact log P of what the stage predicts of `tokens`, given what it is given: float32 (B, N), in nats.
 
-        It is that of sampling at temperature 1 without guidance and filters, under the schedule of `sampling`. With
-        support "full" probability is spent on labels outside the given cluster too.
+        It is that of sampling at temperature 1 without guidance and filters, in the steps and the order of `sampling`.
+        With support "full" probability is spent on labels outside the given cluster too. Raises InputError as `logits`.
         """
-        return -self.forward(tokens, labels)
+        return -self._compare(tokens, labels, sampling)[0]
 
-    def scores(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> tuple[Tensor, Tensor]:
         """`log_prob`, and whether the most probable label is the right one: float32 and bool, (B, N) each."""
-        losses, logits, columns = self._compare(tokens, labels)
+        losses, logits, columns = self._compare(tokens, labels, sampling)
         return -losses, logits.argmax(-1) == columns
 
-    def _compare(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _compare(
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         targets, _ = self.levels(tokens)
         columns = targets if self.members is None else self.members.index[targets]
-        logits = self.logits(tokens, labels).float()
+        logits = self.logits(tokens, labels, sampling).float()
         losses = F.cross_entropy(logits.flatten(0, 1), columns.flatten(), reduction="none")
         return losses.view(targets.shape), logits, columns
 
@@ -215,10 +265,11 @@ class Stage(nn.Module, ABC):
             int64 (B, N) in [0, vocabulary).
 
         Raises:
-            InputError: labels out of range, seeds or given labels that do not match.
+            InputError: labels out of range, seeds or given labels that do not match, steps or an order that the kind
+                cannot take.
         """
         labels, given = self._checked(labels, random, given)
-        tokens = self._draw_all(labels, random, sampling or self.sampling, given, on_step)
+        tokens = self._draw_all(labels, random, self.resolved(sampling), given, on_step)
         with torch.inference_mode(False):  # an ordinary tensor, which may go into a training step
             return tokens.clone()
 
@@ -228,7 +279,7 @@ class Stage(nn.Module, ABC):
     ) -> Iterator[Tensor]:
         """Like `generate`, one step at a time: yields what `on_step` is called with."""
         labels, given = self._checked(labels, random, given)
-        yield from self.steps(labels, random, sampling or self.sampling, given)
+        yield from self.steps(labels, random, self.resolved(sampling), given)
 
     def _draw_all(
         self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, on_step: OnStep | None
@@ -282,7 +333,7 @@ class Stage(nn.Module, ABC):
         """What each step reads and computes at least; here the weights, once a step, for every position."""
         weights = sum(p.nbytes for p in self.parameters())
         operations = batch * self.forward_operations() * (1 + sampling.guided)
-        return [Work(weights, operations)] * self.num_steps(sampling)
+        return [Work(weights, operations)] * len(self.group_sizes(sampling))
 
     def forward_operations(self) -> float:
         """Operations of one image through the stage, two per multiply-add; here by its number of parameters."""

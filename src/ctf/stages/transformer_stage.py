@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from abc import abstractmethod
+from itertools import repeat
 from typing import Any, ClassVar, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.models.cluster_head import member_logits
 from ctf.models.config import Compute, TransformerConfig
+from ctf.models.loss import ClusterLoss, linear_cross_entropy
 from ctf.models.packed import PackedTransformer
 from ctf.models.transformer import Transformer
+from ctf.sampling.draw import draw
+from ctf.sampling.settings import Sampling
 from ctf.stages.stage import Stage
+
+#: Logits that are drawn from at once.
+LOGITS = 1 << 22
 
 
 class TransformerStage(Stage):
@@ -21,7 +31,7 @@ class TransformerStage(Stage):
 
     Config = TransformerConfig
     config: TransformerConfig
-    attention: ClassVar[Literal["causal", "full"]]
+    attention: ClassVar[Literal["causal", "full", "groups"]]
 
     def __init__(self, config: TransformerConfig, **facts: Any) -> None:
         super().__init__(config, **facts)
@@ -34,14 +44,11 @@ class TransformerStage(Stage):
     def configure(
         cls, size: str, *, vocabulary: int, given: int, grid: tuple[int, int], num_classes: int, **settings: Any
     ) -> TransformerConfig:
-        facts: dict[str, Any] = {"grid": grid, "num_classes": num_classes, "attention": cls.attention, **settings}
-        inputs = cls.inputs(vocabulary, given)
-        return TransformerConfig.of_size(size, input_vocab=inputs, output_vocab=vocabulary, given_vocab=given, **facts)
-
-    @classmethod
-    @abstractmethod
-    def inputs(cls, vocabulary: int, given: int) -> int:
-        """How many different tokens the network reads, beside the given labels."""
+        if unknown := settings.keys() - {field.name for field in dataclasses.fields(TransformerConfig)}:
+            raise InputError(f"stages of kind {cls.kind} have no setting {min(unknown)}: leave it out")
+        facts: dict[str, Any] = {"grid": grid, "num_classes": num_classes, "attention": cls.attention}
+        settings = {"input_vocab": vocabulary, "output_vocab": vocabulary, "given_vocab": given, **facts, **settings}
+        return TransformerConfig.of_size(size, **settings)
 
     def head(self, hidden: Tensor, given: Tensor | None) -> Tensor:
         """States (…, dim) → float32 logits of all labels, or of the members of each given cluster."""
@@ -49,6 +56,45 @@ class TransformerStage(Stage):
             return self.transformer.head(hidden).float()
         assert given is not None
         return member_logits(hidden, self.transformer.head.weight, given, self.members)
+
+    def draw(self, hidden: Tensor, given: Tensor | None, uniform: Tensor, sampling: Sampling) -> Tensor:
+        """Guided states (B, dim) or (B, n, dim), given labels and uniform numbers of their shape → labels, int64."""
+        outputs = hidden[0].numel() // self.config.dim * self.vocabulary
+        # A few images at a time: the logits of a whole batch would be the largest tensor by far.
+        parts = [None if x is None else x.split(max(1, LOGITS // outputs)) for x in (hidden, uniform, given)]
+        hiddens, uniforms, givens = parts[0] or (), parts[1] or (), parts[2] or repeat(None)
+        drawn = []
+        for h, u, here in zip(hiddens, uniforms, givens, strict=False):
+            label = draw(self.head(h, here), u, sampling)
+            drawn.append(label if self.members is None or here is None else self.members.labels(here, label))
+        return torch.cat(drawn)
+
+    def drawing_memory(self, batch: int, positions: int, compute: Compute) -> int:
+        """Bytes that `draw` keeps: logits, those in float32, probabilities, and their sums in float64."""
+        outputs = positions * (self.vocabulary if self.members is None else max(self.members.sizes))
+        size = compute.on(self.device).torch_dtype.itemsize
+        return min(batch, max(1, LOGITS // outputs)) * outputs * (size + 4 + 4 + 8)
+
+    @abstractmethod
+    def training_states(
+        self, targets: Tensor, labels: Tensor, given: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the loss is of: states (…, dim), their targets and given labels, from those of the levels (B, N)."""
+
+    def forward(self, tokens: Tensor, labels: Tensor, cluster_loss: ClusterLoss | None = None) -> Tensor:
+        """The training loss of each position that the kind trains on, as `Stage.forward`; plus IAR's `cluster_loss`.
+
+        Raises:
+            InputError: `cluster_loss` for a stage whose support is that of clusters already.
+        """
+        targets, given = self.levels(tokens)
+        hidden, targets, given = self.training_states(targets, labels, given)
+        if self.members is None:
+            return linear_cross_entropy(hidden, self.transformer.head.weight, targets, cluster_loss)
+        if cluster_loss is not None:
+            raise InputError(f"stage {self.name} chooses within a cluster: a loss on clusters says nothing there")
+        logits = self.head(hidden, given).flatten(0, -2)
+        return F.cross_entropy(logits, self.members.index[targets].flatten(), reduction="none").view(targets.shape)
 
     def pack(self, compute: Compute) -> TransformerStage:
         if self.packed:
@@ -63,10 +109,11 @@ class TransformerStage(Stage):
         """2·n·W + 4·L·dim·n² + 2·N·dim·outputs, for one image.
 
         W weights in the blocks, L layers, n positions: N under causal attention, where the label takes the place of the
-        last token, N + 1 under full attention. Causal attention counts in full, as in PaLM's appendix B.
+        last token, N + 1 under full attention, up to 2·N where each position has a query. Attention counts in full, as
+        in PaLM's appendix B.
         """
         c = self.config
-        positions = c.num_tokens + (c.attention == "full")
+        positions = {"causal": c.num_tokens, "full": c.num_tokens + 1, "groups": 2 * c.num_tokens}[c.attention]
         attention = 4 * c.layers * c.dim * positions**2
         return 2 * positions * c.block_weights + attention + 2 * c.num_tokens * c.dim * self.mean_outputs
 

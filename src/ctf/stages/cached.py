@@ -1,0 +1,89 @@
+"""What the kinds that sample with a cache share: the cache, the recorded loop, and memory."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ctf.models.cache import KeyValueCache
+from ctf.models.config import Compute
+from ctf.models.transformer import Transformer
+from ctf.sampling.cost import StageMemory
+from ctf.sampling.cuda_graph import RecordedLoop
+from ctf.sampling.guidance import both_branches
+from ctf.sampling.random import Random
+from ctf.sampling.settings import Sampling
+from ctf.stages.stage import OnStep
+from ctf.stages.transformer_stage import TransformerStage
+
+
+class CachedStage(TransformerStage):
+    """A stage whose steps see what is before them through a cache; arguments as those of `Stage`."""
+
+    @abstractmethod
+    def loop(
+        self, sampling: Sampling, labels: Tensor, uniform: Tensor, given: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """The steps themselves: everything stays on the device, and no shape depends on a value.
+
+        Both guidance branches are one batch: labels int64 (B,) and uniform numbers float64 (B, N).
+        """
+
+    def begin(self, sampling: Sampling, labels: Tensor) -> tuple[Transformer, KeyValueCache, Tensor]:
+        """The network, an empty cache, and the labels of both guidance branches."""
+        both = both_branches(labels, self.num_classes, sampling)
+        dtype = getattr(self.transformer, "dtype", torch.float32)  # a packed network has one
+        return self.transformer, KeyValueCache(self.config, len(both), labels.device, dtype), both
+
+    def steps(self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None) -> Iterator[Tensor]:
+        return self.loop(sampling, labels, random.uniform(self.num_tokens).to(labels.device), given)
+
+    def pack(self, compute: Compute) -> CachedStage:
+        packed = super().pack(compute)
+        assert isinstance(packed, CachedStage)
+        if packed is not self:
+            packed._recorded, packed._recording = None, threading.Lock()
+        return packed
+
+    #: Of a packed stage on a GPU: the loop for some settings, and who may use its buffers.
+    _recorded: tuple[Sampling, RecordedLoop] | None
+    _recording: threading.Lock
+
+    def _draw_all(
+        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, on_step: OnStep | None
+    ) -> Tensor:
+        if not self.packed or labels.device.type != "cuda" or on_step is not None or self.members is not None:
+            return super()._draw_all(labels, random, sampling, given, on_step)
+        inputs = [labels, random.uniform(self.num_tokens).to(labels.device), *([] if given is None else [given])]
+
+        def run(*inputs: Tensor) -> Tensor:
+            return deque(self.loop(sampling, *inputs), maxlen=1)[0]
+
+        def warm_up(*inputs: Tensor) -> None:
+            deque(self.loop(sampling, *inputs), maxlen=0)  # all steps: blocks compile for groups of several sizes
+
+        with self._recording:  # the buffers of a recording belong to one caller at a time
+            recorded = self._recorded
+            if recorded is None or recorded[0] != sampling or len(recorded[1].inputs[0]) < len(labels):
+                self._recorded = None  # its memory goes first
+                recorded = sampling, RecordedLoop(run, warm_up, inputs)
+                self._recorded = recorded
+            return recorded[1](inputs)
+
+    def memory(self, batch: int, sampling: Sampling, compute: Compute) -> StageMemory:
+        """The cache; and of the largest step what a feed-forward layer keeps, which are the residual stream, its two
+        halves and the factors of their product, or a draw."""
+        c, size = self.config, compute.on(self.device).torch_dtype.itemsize
+        rows, group = batch * (1 + sampling.guided), max(self.group_sizes(sampling))
+        length = c.num_tokens + (c.attention == "groups")
+        cache = 2 * c.layers * rows * c.num_kv_heads * length * c.head_dim * size
+        states = 0 if group == 1 else 2 * rows * group * (4 * c.dim + 4 * c.ffn_dim * size)
+        stays = self.device.type == "cuda"
+        return StageMemory(
+            self.packed_memory(compute), cache + max(states, self.drawing_memory(batch, group, compute)), stays
+        )

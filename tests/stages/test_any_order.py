@@ -1,0 +1,211 @@
+"""Groups of positions against a network written out: the whole sequence anew for each group, no cache, no mask."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from ctf.models import Compute
+from ctf.sampling import Random, Sampling, draw
+from ctf.sampling.orders import group_sizes, order_groups
+
+KIND, GRID, N = "any_order", (2, 4), 8
+LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
+SEEDS = [3, 0, 2**63, 7, 3]
+TASKS = pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle", "middle, full"])
+WAYS = [
+    {"steps": 8, "order": "random", "order_seed": 5},
+    {"steps": 8, "order": "raster"},
+    {"steps": 5, "order": "halton"},
+    {"steps": 3, "order": "locality", "schedule": "arccos"},
+    {"steps": 2, "order": "random", "schedule": "uniform"},
+    {"steps": 1, "order": "raster"},
+]
+SETTINGS = [
+    {},
+    {"cfg_scale": 2.0},
+    {"cfg_scale": 2.0, "cfg_schedule": "linear"},
+    {"cfg_scale": 0.0, "top_k": 3},
+    {"temperature": 0.0},
+]
+
+
+@pytest.fixture
+def coarse():
+    return torch.randint(6, (5, N), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(30, (5, N), generator=torch.Generator().manual_seed(2))
+
+
+def groups_of(steps, order, schedule="cosine", order_seed=0):
+    return [g.tolist() for g in order_groups(order, GRID, tuple(group_sizes(N, steps, schedule)), order_seed)]
+
+
+def rotated(x, positions, config):
+    """x (B, n, heads, head_dim): a complex number per pair, turned by row and column; the class label's vanishes."""
+    quarter = config.head_dim // 4
+    speeds = torch.tensor([config.rope_base ** (-i / quarter) for i in range(quarter)], dtype=torch.float64)
+    turns = []
+    for position in positions:
+        row, column = divmod(position or 0, GRID[1])
+        angles = torch.cat([row * speeds, column * speeds])
+        turns.append(torch.polar(torch.full_like(angles, float(position is not None)), angles))
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.stack(turns)[:, None]
+    return torch.view_as_real(turned).flatten(-2)
+
+
+@torch.no_grad()
+def group_logits(stage, tokens, labels, given, groups, number):
+    """Logits of group `number` (B, n, vocabulary), in float64, from the tokens of the groups before.
+
+    The sequence is the label, those tokens, and a query for each position of the group; each of them sees what is
+    before the end of its group.
+    """
+    c, w = stage.config, {name: value.double() for name, value in stage.transformer.state_dict().items()}
+    known, asked = list(itertools.chain(*groups[:number])), groups[number]
+    positions = [None, *known, *asked]
+    lengths = [1, *map(len, groups[: number + 1])]
+    sees = [sum(lengths[: i + 1]) for i, length in enumerate(lengths) for _ in range(length)]
+
+    def norm(x, weight):
+        return x / (x.square().mean(-1, keepdim=True) + c.norm_eps).sqrt() * weight
+
+    heads = w["query_embedding.weight"].view(1, 1, c.heads, c.head_dim).expand(len(labels), len(asked), -1, -1)
+    queries = rotated(heads, asked, c).flatten(2)
+    if given is not None:
+        queries = queries + w["given_embedding.weight"][given[:, asked]]
+    first = w["label_embedding.weight"][labels][:, None]
+    x = torch.cat([first, w["token_embedding.weight"][tokens[:, known]], queries], 1)
+    for layer in range(c.layers):
+        p = {name.removeprefix(f"blocks.{layer}."): value for name, value in w.items()}
+        qkv = (norm(x, p["attention_norm.weight"]) @ p["attention.qkv.weight"].T).unflatten(2, (-1, c.head_dim))
+        q, k, v = qkv.split([c.heads, c.num_kv_heads, c.num_kv_heads], dim=2)
+        q, k = rotated(q, positions, c), rotated(k, positions, c)
+        k, v = (t.repeat_interleave(c.heads // c.num_kv_heads, dim=2) for t in (k, v))
+        mixed = []
+        for i, end in enumerate(sees):
+            scores = torch.einsum("bhd,bmhd->bhm", q[:, i], k[:, :end]) / math.sqrt(c.head_dim)
+            mixed.append(torch.einsum("bhm,bmhd->bhd", scores.softmax(-1), v[:, :end]).flatten(1))
+        x = x + torch.stack(mixed, 1) @ p["attention.out.weight"].T
+        y = norm(x, p["ffn_norm.weight"])
+        gate = y @ p["ffn.w1.weight"].T
+        x = x + (gate * gate.sigmoid() * (y @ p["ffn.w3.weight"].T)) @ p["ffn.w2.weight"].T
+    return norm(x[:, -len(asked) :], w["norm.weight"]) @ w["head.weight"].T
+
+
+@pytest.fixture
+def only_allowed(allowed):
+    """Logits (B, n, vocabulary), −inf outside the clusters of given labels (B, n)."""
+
+    def only_allowed(stage, logits, given):
+        if given is None:
+            return logits
+        inside = torch.stack([torch.stack([allowed(stage, g) for g in row]) for row in given])
+        return logits.masked_fill(~inside, -torch.inf)
+
+    return only_allowed
+
+
+@pytest.fixture
+def naive_tokens(only_allowed):
+    def naive(stage, labels, seeds, given, way, cfg_scale=1.0, cfg_schedule="constant", **filters):
+        uniform, groups = Random(seeds).uniform(N), groups_of(**way)
+        tokens = torch.full((len(labels), N), -1)
+        for number, group in enumerate(groups):
+            logits = group_logits(stage, tokens, labels, given, groups, number)
+            known = int((tokens[0] >= 0).sum()) / N
+            scale = cfg_scale if cfg_schedule == "constant" else 1 - known + known * cfg_scale
+            unconditional = group_logits(stage, tokens, torch.full_like(labels, 5), given, groups, number)
+            logits = unconditional + scale * (logits - unconditional)
+            logits = only_allowed(stage, logits, None if given is None else given[:, group])
+            tokens[:, group] = draw(logits, uniform[:, group], Sampling(**filters))
+        return tokens
+
+    return naive
+
+
+@TASKS
+@pytest.mark.parametrize("kv_heads", [None, 1])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_likelihood_against_groups_one_after_another(make, only_allowed, tokens, task, kv_heads, way):
+    stage, groups = make(KIND, task, kv_heads=kv_heads), groups_of(**way)
+    targets, given = stage.levels(tokens)
+    sampling, expected = Sampling(**way), torch.empty(5, N, dtype=torch.float64)
+    logits_of_stage = stage.logits(tokens, LABELS, sampling)
+    for number, group in enumerate(groups):
+        logits = group_logits(stage, targets, LABELS, given, groups, number)
+        if stage.members is None:
+            torch.testing.assert_close(logits_of_stage[:, group].double(), logits, rtol=1e-4, atol=1e-4)
+        logits = only_allowed(stage, logits, None if given is None else given[:, group])
+        expected[:, group] = logits.log_softmax(-1).gather(2, targets[:, group, None]).squeeze(2)
+    torch.testing.assert_close(stage.log_prob(tokens, LABELS, sampling).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@TASKS
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_cached_groups_draw_what_whole_sequences_draw(make, naive_tokens, coarse, task, settings, way):
+    stage = make(KIND, task, kv_heads=1 if way["steps"] % 2 else None)
+    given = None if stage.given is None else coarse
+    expected = naive_tokens(stage, LABELS, SEEDS, given, way, **settings)
+    sampling = Sampling(**way, **settings)
+    assert torch.equal(stage.generate(LABELS, Random(SEEDS), sampling, given), expected)
+    packed = stage.pack(Compute("float32"))
+    assert torch.equal(packed.generate(LABELS, Random(SEEDS), sampling, given), expected)
+    for i in range(5):  # alone: an image depends on its seed and labels only
+        one = slice(i, i + 1)
+        alone = packed.generate(LABELS[one], Random(SEEDS[one]), sampling, None if given is None else given[one])
+        assert torch.equal(alone, expected[one])
+
+
+def test_steps_show_the_groups_so_far(make):
+    stage, way = make(KIND), WAYS[3]
+    seen = [so_far.clone() for so_far in stage.stepwise(LABELS, Random(SEEDS), Sampling(**way))]
+    assert len(seen) == way["steps"]
+    hidden = torch.ones(N, dtype=torch.bool)
+    for so_far, group in zip(seen, groups_of(**way), strict=True):
+        hidden[group] = False
+        assert (so_far[:, hidden] == -1).all()
+        assert torch.equal(so_far[:, ~hidden], seen[-1][:, ~hidden])
+
+
+# --- training ---
+
+
+@TASKS
+def test_training_reaches_every_weight(make, tokens, task):
+    stage = make(KIND, task).train()
+    for seed in range(8):  # of one group, which reads no tokens, and of several
+        torch.manual_seed(seed)
+        losses = stage(tokens, LABELS)
+        assert losses.shape == (5, N)
+        assert losses.isfinite().all()
+        losses.mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in stage.parameters())
+
+
+@pytest.mark.parametrize("task", ["all tokens", "fine"])
+def test_a_training_loss_is_the_likelihood_in_an_order_of_its_own(make, task):
+    """Of two positions there are three ways: one before the other, the other way round, both at once."""
+    stage, labels = make(KIND, task, grid=(1, 2)), torch.zeros(40, dtype=torch.int64)
+    tokens = torch.tensor([[3, 17]]).repeat(40, 1)
+    shuffled = [Sampling(steps=2, order="random", order_seed=seed) for seed in range(9)]
+    orders = {tuple(torch.cat(stage.groups(way)).tolist()): way for way in shuffled}
+    ways = [orders[0, 1], orders[1, 0], Sampling(steps=1)]
+    possible = torch.stack([-stage.log_prob(tokens[:1], labels[:1], way).sum() for way in ways])
+    seen = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        distances, nearest = (stage(tokens, labels).sum(1)[:, None] - possible).abs().min(1)
+        assert distances.max() < 1e-5
+        seen.add(tuple(sorted(nearest.unique().tolist())))
+    assert seen == {(0, 1), (2,)}  # a batch shares its number of groups, its images have orders of their own
+
+
+def test_likelihood_is_deterministic(make, tokens):
+    stage = make(KIND, dropout=0.5, class_dropout=0.5)
+    assert torch.equal(stage.log_prob(tokens, LABELS), stage.log_prob(tokens, LABELS))

@@ -1,0 +1,79 @@
+"""Steps and order: what each kind draws with by itself, and what it cannot take."""
+
+import pytest
+import torch
+
+from ctf.errors import InputError
+from ctf.sampling import Random, Sampling
+
+N = 8
+ANY = ["locality", "halton", "random", "raster"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "steps", "orders"),
+    [
+        ("autoregressive", (8, "raster"), range(8, 9), ["raster"]),
+        ("masked", (1, "halton"), range(1, 2), [*ANY, "confidence"]),
+        ("masked, any", (1, "halton"), range(1, 9), [*ANY, "confidence"]),
+        ("any_order", (1, "locality"), range(1, 9), ANY),
+    ],
+)
+def test_what_a_kind_can_take(make, kind, own, steps, orders):
+    stage = make(kind)
+    resolved = stage.resolved(Sampling(top_k=3))
+    assert ((resolved.steps, resolved.order), resolved.top_k) == (own, 3)
+    assert stage.resolved(resolved) == resolved
+    for count in range(1, 10):
+        sampling = Sampling(steps=count)
+        if count in steps:
+            assert len(stage.group_sizes(sampling)) == len(stage.groups(sampling)) == count
+            continue
+        with pytest.raises(InputError, match=f"stage stage cannot draw in {count} steps"):
+            stage.resolved(sampling)
+    for order in [*ANY, "confidence"]:
+        if order in orders:
+            assert stage.resolved(Sampling(order=order)).order == order
+            continue
+        with pytest.raises(InputError, match=f"cannot draw in the order {order}"):
+            stage.resolved(Sampling(order=order))
+
+
+@pytest.mark.parametrize("kind", ["masked, any", "any_order"])
+def test_a_kind_takes_an_eighth_of_the_positions_as_steps(make, kind):
+    stage = make(kind, grid=(4, 8))
+    assert stage.resolved().steps == 4
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked, any"])
+def test_a_stage_has_the_steps_of_its_own_settings(make, kind):
+    own = Sampling(steps=8, order="raster", temperature=0.5)
+    stage = make(kind, sampling=own)
+    assert stage.resolved() == own
+    tokens, labels = torch.zeros(1, N, dtype=torch.int64), torch.tensor([2])
+    assert torch.equal(stage.log_prob(tokens, labels), stage.log_prob(tokens, labels, own))
+    assert len(list(stage.stepwise(labels, Random([0])))) == N
+
+
+def test_confidence_has_no_groups_known_beforehand(make):
+    with pytest.raises(InputError, match="confidence depends on what is drawn, so the likelihood of an image is not"):
+        make("masked, any").groups(Sampling(order="confidence"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("autoregressive", {"steps": 3}),
+        ("autoregressive", {"order": "halton"}),
+        ("masked", {"steps": 2}),
+        ("masked, any", {"steps": 9}),
+        ("any_order", {"steps": 9}),
+        ("any_order", {"order": "confidence"}),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_before_drawing(make, kind, wrong):
+    stage, labels = make(kind), torch.tensor([1])
+    with pytest.raises(InputError, match="cannot draw in"):
+        stage.generate(labels, Random([0]), Sampling(**wrong))
+    with pytest.raises(InputError, match="cannot draw in"):
+        next(stage.stepwise(labels, Random([0]), Sampling(**wrong)))
