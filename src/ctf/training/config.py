@@ -179,7 +179,11 @@ class TokenTraining:
         out: run folder.
         tokens: folder of training tokens, from `ctf tokenize`.
         held_out: folder of tokens to evaluate on; none without it.
-        kind: how the stage generates: "autoregressive", one label after another, or "masked", all at once.
+        kind: how the stage generates: "autoregressive", one label after another; "masked", hidden labels in rounds;
+            "any_order", groups of positions in any order and number of steps.
+        rounds: of kind masked, what to train for: "one" round, in which all labels are hidden, as in the paper's
+            stage 2, or "any" number of them, hiding a random share (MaskGIT); null is one where labels are given,
+            else any.
         size: a named size, see `ctf info sizes`.
         dropout: on embeddings, attention output and feed-forward output.
         class_dropout: how often the label is dropped, for classifier-free guidance.
@@ -193,6 +197,7 @@ class TokenTraining:
     tokens: str
     held_out: str | None = None
     kind: str = "autoregressive"
+    rounds: Literal["one", "any"] | None = None
     size: str = "B"
     dropout: float = 0.1
     class_dropout: float = 0.1
@@ -204,6 +209,10 @@ class TokenTraining:
     def task(self) -> StageTask:
         """What the stage is to do."""
         raise NotImplementedError
+
+    def cluster_loss(self) -> tuple[str, float] | None:
+        """The coarse map and the weight of an added loss on clusters."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -218,17 +227,32 @@ class StageTask:
 
 @dataclass(frozen=True)
 class BaselineTraining(TokenTraining):
-    """Train a one-stage model over all tokens of the codebook (paper, eq. 4); it samples as LlamaGen does."""
+    """Train a one-stage model over all tokens of the codebook (paper, eq. 4); it samples as LlamaGen does.
+
+    Attributes:
+        cluster_loss_weight: λ of IAR's loss on the cluster of each token, added to the loss on the token; IAR: 1.
+        coarse_map: the clusters of that loss; IAR's are balanced.
+    """
 
     sampling: Sampling = field(default_factory=lambda: Sampling(cfg_scale=2.0))
+    cluster_loss_weight: float = 0.0
+    coarse_map: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, "", ("cluster_loss_weight",), "at least 0 and finite", lambda x: 0 <= x < math.inf)
+        if (self.cluster_loss_weight > 0) != bool(self.coarse_map):
+            raise InputError("cluster_loss_weight and coarse_map belong together: give both, or neither")
 
     def task(self) -> StageTask:
         return StageTask("baseline")
 
+    def cluster_loss(self) -> tuple[str, float] | None:
+        return (self.coarse_map, self.cluster_loss_weight) if self.coarse_map else None
+
 
 @dataclass(frozen=True)
 class CoarseTraining(TokenTraining):
-    """Train stage 1: cluster labels one after another (paper, eq. 9).
+    """Train stage 1: cluster labels, one after another (paper, eq. 9) or as the kind says.
 
     Attributes:
         coarse_map: the clusters, from `ctf cluster`.
@@ -243,7 +267,7 @@ class CoarseTraining(TokenTraining):
 
 @dataclass(frozen=True)
 class FineTraining(TokenTraining):
-    """Train stage 2: all exact tokens at once from the cluster labels (paper, eq. 10).
+    """Train stage 2: all exact tokens from the cluster labels, at once (paper, eq. 10) or as the kind says.
 
     Attributes:
         coarse_map: the clusters, from `ctf cluster`.

@@ -8,6 +8,7 @@ from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.images.image_set import open_images
 from ctf.interop.tokenizers import open_tokenizer
+from ctf.models.loss import ClusterLoss
 from ctf.stages.registry import new_stage
 from ctf.tokens.token_set import TokenSet
 from ctf.training.config import TokenizerTraining, TokenTraining
@@ -39,6 +40,7 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
     torch.manual_seed(config.loop.seed)
     # In this order: opening a tokenizer draws random numbers, and every published run began with that.
     tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
+    own = {} if config.rounds is None else {"rounds": config.rounds}
     stage = new_stage(
         config.kind,
         config.size,
@@ -53,6 +55,13 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         codebook=tokens.fingerprint_of_codebook,
         dropout=config.dropout,
         class_dropout=config.class_dropout,
+        **own,
     )
-    objective = TokenObjective(stage, tokens, held_out, tokenizer)
+    cluster_loss = None
+    if added := config.cluster_loss():
+        clusters = CoarseMap.load(added[0])
+        if (clusters.num_fine, clusters.codebook_fingerprint) != (tokens.codebook_size, stage.codebook):
+            raise InputError(f"{added[0]} clusters another codebook than that of {config.tokens}: cluster again")
+        cluster_loss = ClusterLoss(clusters, added[1])
+    objective = TokenObjective(stage, tokens, held_out, tokenizer, cluster_loss)
     return train(objective, config.out, config.optimizer, config.loop, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ctf.errors import InputError
 from ctf.images.pixels import to_bytes
 from ctf.images.sheet import contact_sheet
+from ctf.models.loss import ClusterLoss
 from ctf.pipeline import level_embeddings
 from ctf.sampling.random import Random
 from ctf.stages.stage import Stage, bits
@@ -31,6 +33,7 @@ class TokenObjective(Objective):
         tokens: training tokens.
         held_out: tokens to evaluate on.
         tokenizer: decodes contact sheets.
+        cluster_loss: is added to the loss of a Transformer that predicts the codebook's own tokens.
 
     Raises:
         InputError: tokens, stage and tokenizer that do not belong together.
@@ -39,7 +42,12 @@ class TokenObjective(Objective):
     module: Stage
 
     def __init__(
-        self, stage: Stage, tokens: TokenSet, held_out: TokenSet | None = None, tokenizer: Tokenizer | None = None
+        self,
+        stage: Stage,
+        tokens: TokenSet,
+        held_out: TokenSet | None = None,
+        tokenizer: Tokenizer | None = None,
+        cluster_loss: ClusterLoss | None = None,
     ) -> None:
         for part in (tokens, held_out):
             if part is None:
@@ -61,6 +69,10 @@ class TokenObjective(Objective):
         self.module, self.tokens, self.held_out, self.tokenizer = stage, tokens, held_out, tokenizer
         self.num_images = len(tokens)
         self.extra = {}
+        self.cluster_loss = cluster_loss
+        own = stage.resolved()  # refuses now what the first evaluation would
+        # By confidence there is no likelihood: evaluated is then the kind's own order.
+        self.measured = dataclasses.replace(own, order=None) if own.order == "confidence" else own
 
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
         batches = TokenBatches(self.tokens, batch_size, seed, rank, world)
@@ -69,17 +81,19 @@ class TokenObjective(Objective):
             start += 1
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return module(*batch).mean(), {}
+        added = {} if self.cluster_loss is None else {"cluster_loss": self.cluster_loss.to(batch[0].device)}
+        return module(*batch, **added).mean(), {}
 
     def evaluate(self, module: Any) -> dict[str, float]:
-        """Mean loss in nats and bits per token of this stage, and token accuracy, without augmentation."""
+        """Mean loss in nats and bits per token of this stage, and token accuracy, without augmentation, in the steps
+        and the order that the stage samples in."""
         if self.held_out is None:
             return {}
         nats = hits = 0.0
         for start in range(0, len(self.held_out), 64):
             images = range(start, min(start + 64, len(self.held_out)))
             tokens, labels = self.held_out.gather(images), torch.from_numpy(self.held_out.labels[images])
-            log_prob, right = module.scores(tokens.to(module.device), labels.to(module.device))
+            log_prob, right = module.scores(tokens.to(module.device), labels.to(module.device), self.measured)
             nats -= log_prob.double().sum().item()
             hits += right.double().sum().item()
         count = len(self.held_out) * self.held_out.num_tokens

@@ -37,7 +37,7 @@ def baseline(config: BaselineTraining) -> None:
 
 
 def coarse(config: CoarseTraining) -> None:
-    """Train stage 1: cluster labels, one after another.
+    """Train stage 1: cluster labels, one after another or as the kind says.
 
     Example:
         ctf train coarse --tokens runs/tokens/test --coarse_map runs/map.safetensors --size nano --out runs/coarse
@@ -47,7 +47,7 @@ def coarse(config: CoarseTraining) -> None:
 
 
 def fine(config: FineTraining) -> None:
-    """Train stage 2: all exact tokens at once from the cluster labels.
+    """Train stage 2: all exact tokens from the cluster labels, at once or as the kind says.
 
     Example:
         ctf train fine --tokens runs/tokens/test --coarse_map runs/map.safetensors --size nano --out runs/fine
