@@ -49,6 +49,9 @@ TRAIN_TOKENIZER = (
 BASELINE = f"train baseline --out x --tokens tokens --size nano {LOOP}"
 COARSE = f"train coarse --out x --tokens tokens --coarse_map map.safetensors --size nano {LOOP}"
 FINE = f"train fine --out x --tokens tokens --coarse_map map.safetensors --size nano {LOOP}"
+IAR = f"{BASELINE} --coarse_map map.safetensors --cluster_loss_weight 1"
+ANY_ORDER = f"{COARSE} --kind any_order"
+ROUNDS = f"{FINE} --rounds any --sampling.order confidence"
 STAGE = f"train stage --out x --tokens tokens --kind masked --given map.safetensors --size nano {LOOP}"
 ASSEMBLE = "assemble --out x --tokenizer tokenizer.safetensors --stages '[coarse.safetensors, fine.safetensors]' "
 ASSEMBLE += "--classes tokens"
@@ -56,6 +59,7 @@ SAMPLE = "sample --device cpu --out x --model model --num 2"
 EVALUATE_TOKENIZER = "evaluate tokenizer --device cpu --tokenizer tokenizer.safetensors --images pictures "
 EVALUATE_TOKENIZER += "--image_size 16"
 LIKELIHOOD = "evaluate likelihood --device cpu --tokens tokens --model model"
+BY_STEPS = "evaluate likelihood --device cpu --tokens tokens --model any_order_model --steps [1,4] --out x"
 EVALUATE_SAMPLES = "evaluate samples --device cpu --out x --samples samples.npz --reference samples.npz "
 EVALUATE_SAMPLES += "--features emoji --cache cache"
 BENCH_SAMPLING = "bench sampling --device cpu --json x --sizes [nano] --fine_size nano --batch_sizes [1] --runs 1 "
@@ -78,11 +82,15 @@ WORKING = [
     BASELINE,
     COARSE,
     FINE,
+    IAR,
+    ANY_ORDER,
+    ROUNDS,
     STAGE,
     ASSEMBLE,
     SAMPLE,
     EVALUATE_TOKENIZER,
     LIKELIHOOD,
+    BY_STEPS,
     EVALUATE_SAMPLES,
     BENCH_SAMPLING,
     BENCH_TRAINING,
@@ -125,6 +133,9 @@ def good(tmp_path_factory, make_tokenizer, make_stage):
     for name, stage in stages.items():
         stage.save(place / f"{name}.safetensors")
     Pipeline(tokenizer, list("abcd"), [stages["coarse"], stages["fine"]]).save_pretrained(place / "model")
+    any_order = make_stage("any_order", name="coarse", predicts=maps["map"], grid=(2, 2))
+    rounds = make_stage("masked", name="fine", given=maps["map"], grid=(2, 2), rounds="any")
+    Pipeline(tokenizer, list("abcd"), [any_order, rounds]).save_pretrained(place / "any_order_model")
 
     tokens, labels = generator.integers(0, 24, (8, 1, 4)), np.arange(8) % 4
     write_token_set(place / "tokens", tokens, labels, 24, codebook=codebook, class_names=list("abcd"), shard_size=4)
@@ -352,7 +363,7 @@ COMMAND = [
     case("nothing for a whole number", f"{CLUSTER} --num_clusters ''", "num_clusters: expected int, got"),
     case("a list for a whole number", f"{CLUSTER} --num_clusters [5]", "num_clusters: expected int, got [5]"),
     case("a choice that is none", f"{CLUSTER} --method best",
-         "expected one of ['kmeans', 'balanced', 'random'], got best"),
+         "expected one of ['kmeans', 'balanced', 'ward', 'random'], got best"),
     case("a number for a flag", f"{SAMPLE} --compile 3", "compile: expected bool, got 3"),
     case("one number for a pair", f"{LLAMAGEN} --grid 16", "grid: expected tuple, got 16"),
     case("three numbers for a pair", f"{LLAMAGEN} --grid [4,4,4]", "expected tuple with 2 elements, got [4, 4, 4]"),
@@ -447,6 +458,18 @@ CODEBOOKS = [
          "5 clusters of 5 finer clusters"),
     case("a tokenizer for a finer map", f"{CLUSTER} --num_clusters 3 --finer tokenizer.safetensors",
          "not a coarse map (it says 'tokenizer')"),
+    case("weights that are missing", f"{CLUSTER} --weights nowhere", "nowhere: no such token set"),
+    case("weights that are no tokens", f"{CLUSTER} --weights empty", "empty is not a token set"),
+    case("weights of another codebook", f"{CLUSTER} --codebook other_tokenizer.safetensors --weights tokens",
+         "tokens was made with another codebook"),
+    case("weights of a larger codebook", f"{CLUSTER} --codebook small_tokenizer.safetensors --weights tokens",
+         "tokens holds tokens of a codebook of 24, this codebook has 16"),
+    case("weights with tokens out of range", f"{CLUSTER} --weights tokens", "the codebook size is 24",
+         array("tokens/tokens-00000.npy", np.full((4, 1, 4), 24))),
+    case("weights for balanced clusters", f"{CLUSTER} --method balanced --weights tokens",
+         "balanced clusters take no weights: leave them out, or choose kmeans or ward"),
+    case("weights for random clusters", f"{CLUSTER} --method random --weights tokens",
+         "random clusters take no weights"),
 ]
 
 PICTURES = [
@@ -597,6 +620,26 @@ TOKEN_SETS = [
          edited("tokens/index.json", class_names=list("abcde"))),
     case("likelihood under a model that is missing", f"{LIKELIHOOD} --model nowhere", "nowhere: no such model"),
     case("likelihood on no device", f"{LIKELIHOOD} --device abacus", "'abacus' cannot be used here"),
+    case("likelihood in more steps than positions", f"{BY_STEPS} --steps [1,5]",
+         "stage coarse cannot draw in 5 steps"),
+    case("likelihood in no steps", f"{BY_STEPS} --steps [0]", "steps 0 must be at least 1"),
+    case("likelihood without a number of steps", f"{BY_STEPS} --steps []", "give at least one number of steps"),
+    case("likelihood in a number of steps without a list", f"{BY_STEPS} --steps 4", "expected list"),
+    case("likelihood in half a step", f"{BY_STEPS} --steps [0.5]", "expected int, got 0.5"),
+    case("likelihood in steps of an autoregressive stage", f"{BY_STEPS} --model model",
+         "stage coarse cannot draw in 1 steps"),
+    case("likelihood in steps of a stage for one round", f"{BY_STEPS} --model model --stage fine",
+         "stage fine cannot draw in 4 steps"),
+    case("likelihood of a stage that is missing", f"{BY_STEPS} --stage middle", "no stage 'middle'"),
+    case("likelihood in no order", f"{BY_STEPS} --order sideways", "sideways"),
+    case("likelihood in an order that the stage cannot take", f"{LIKELIHOOD} --order halton",
+         "stage coarse cannot draw in the order halton"),
+    case("likelihood in the order of confidence", f"{BY_STEPS} --stage fine --order confidence",
+         "stage fine: the order confidence depends on what is drawn"),
+    case("likelihood in no schedule", f"{BY_STEPS} --schedule linear", "linear"),
+    case("likelihood with a negative seed of the order", f"{BY_STEPS} --order_seed -1", "order_seed -1"),
+    case("likelihood into a file", f"{BY_STEPS} --out codebook.npy", "is there already and is not a folder"),
+    case("likelihood into a file's inside", f"{LIKELIHOOD} --out codebook.npy/x", "codebook.npy/x cannot be written"),
     case("codes that are missing", f"{CODES} --source nowhere", "imagenet256_codes: no such folder"),
     case("codes of another size", f"{CODES} --size 384", "imagenet384_codes: no such folder"),
     case("no codes", CODES, "0.npy", lambda: [path.unlink() for path in Path("codes").rglob("*.npy")]),
@@ -665,6 +708,17 @@ TRAINING = [
     case("a map of a smaller codebook", f"{FINE} --coarse_map small_map.safetensors", "the coarse map is for 16"),
     case("a size that does not exist", f"{BASELINE} --size huge", "model size 'huge' does not exist"),
     case("a kind that does not exist", f"{BASELINE} --kind quantum", "kind 'quantum' of stage does not exist"),
+    case("a number of rounds to train for", f"{FINE} --rounds 4", "rounds"),
+    case("rounds of a kind without any", f"{COARSE} --rounds any", "autoregressive have no setting rounds"),
+    case("a loss on clusters without clusters", f"{BASELINE} --cluster_loss_weight 1", "belong together"),
+    case("clusters without a loss on them", f"{BASELINE} --coarse_map map.safetensors", "belong together"),
+    case("a negative loss on clusters", f"{IAR} --cluster_loss_weight -1", "cluster_loss_weight is -1.0"),
+    case("a loss on clusters of nan", f"{IAR} --cluster_loss_weight .nan", "cluster_loss_weight is nan"),
+    case("a loss on clusters of another codebook", f"{IAR} --coarse_map other_map.safetensors", "another codebook"),
+    case("a loss on clusters that are missing", f"{IAR} --coarse_map nowhere", "nowhere: no such safetensors file"),
+    case("a run to sample in fewer steps than it can", f"{COARSE} --sampling.steps 3", "cannot draw in 3 steps"),
+    case("a run to sample in an order that it cannot", f"{ANY_ORDER} --sampling.order confidence", "in the order conf"),
+    case("a run to sample in more steps than positions", f"{ANY_ORDER} --sampling.steps 5", "cannot draw in 5 steps"),
     case("a stage of an impossible name", f"{STAGE} --name '9 lives'", "cannot be called '9 lives'"),
     case("a stage without a name", f"{STAGE} --name ''", "cannot be called ''"),
     case("a stage called tokenizer", f"{STAGE} --name tokenizer", "tokenizer"),
@@ -903,6 +957,19 @@ SAMPLES = [
     case("a setting of a fraction", f"{SAMPLE} --top_k 1.5", "top_k 1.5 must be a whole number"),
     case("a setting of a flag", f"{SAMPLE} --temperature true", "temperature True must be a number"),
     case("a setting of a list", f"{SAMPLE} --temperature [1]", "temperature [1] must be a number"),
+    case("fewer steps than the stage can take", f"{SAMPLE} --steps 3", "stage coarse cannot draw in 3 steps"),
+    case("more steps than positions", f"{SAMPLE} --model any_order_model --steps 5", "cannot draw in 5 steps"),
+    case("no steps", f"{SAMPLE} --model any_order_model --steps 0", "steps 0 must be at least 1"),
+    case("half a step", f"{SAMPLE} --fine_steps 0.5", "fine_steps 0.5 must be a whole number"),
+    case("an order that does not exist", f"{SAMPLE} --order spiral", "order 'spiral' does not exist"),
+    case("an order that the stage cannot take", f"{SAMPLE} --order halton", "cannot draw in the order halton"),
+    case("a schedule that does not exist", f"{SAMPLE} --schedule linear", "schedule 'linear' does not exist"),
+    case("guidance by no schedule", f"{SAMPLE} --cfg_schedule cosine", "cfg_schedule 'cosine' does not exist"),
+    case("a negative seed of an order", f"{SAMPLE} --order_seed -1", "order_seed -1 must be from 0"),
+    case("a seed of an order that is a word", f"{SAMPLE} --order_seed one", "order_seed 'one' must be a whole number"),
+    case("a list of orders", f"{SAMPLE} --order [halton]", "order ['halton'] does not exist"),
+    case("default steps that the stage cannot take", SAMPLE, "cannot draw in 3 steps",
+         written("model/generation_config.json", '{"coarse": {"steps": 3}}')),
     case("a negative temperature", f"{SAMPLE} --temperature -1", "temperature -1"),
     case("a temperature that is no number", f"{SAMPLE} --temperature .nan", "temperature nan"),
     case("an infinite temperature", f"{SAMPLE} --temperature .inf", "temperature inf"),
@@ -1009,6 +1076,13 @@ SAMPLES = [
     case("no runs", f"{BENCH_SAMPLING} --runs 0", "runs 0 must be at least 1"),
     case("an unknown method", f"{BENCH_SAMPLING} --methods [diffusion]", "diffusion"),
     case("an unknown tokenizer to measure", f"{BENCH_SAMPLING} --tokenizer vq99", "vq99"),
+    case("an unknown kind to measure", f"{BENCH_SAMPLING} --kinds [gan]", "kind 'gan' of stage does not exist"),
+    case("no steps to measure sampling in", f"{BENCH_SAMPLING} --steps [0]", "steps 0 must be at least 1"),
+    case("sampling in more steps than positions", f"{BENCH_SAMPLING} --kinds [any_order] --steps [5]",
+         "cannot draw in 5 steps"),
+    case("an order that the kind to measure cannot take", f"{BENCH_SAMPLING} --kinds [any_order] --order confidence",
+         "cannot draw in the order confidence"),
+    case("an unknown order to measure", f"{BENCH_SAMPLING} --order sideways", "sideways"),
     case("negative guidance to measure", f"{BENCH_SAMPLING} --cfg_scale -1", "cfg_scale -1.0"),
     case("guidance of nan to measure", f"{BENCH_SAMPLING} --cfg_scale .nan", "cfg_scale nan"),
     case("as many clusters as tokens to measure", f"{BENCH_SAMPLING} --clusters 24", "24 clusters of 24"),
@@ -1122,6 +1196,7 @@ WRITING = {
     "sample a folder": SAMPLE,
     "sample an .npz": f"{SAMPLE} --out x.npz",
     "sample a sheet": f"{SAMPLE} --out x.png",
+    "evaluate likelihood": BY_STEPS,
     "evaluate samples": EVALUATE_SAMPLES,
     "bench sampling": BENCH_SAMPLING,
     "reproduce swap": SWAP,

@@ -6,10 +6,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ctf.bench import Machine, measure_sampling
+from ctf.bench import Machine, measure_sampling, measure_stage
 from ctf.bench.sampling import batch_parts, decoder_work, time_parts
+from ctf.models import Compute
 from ctf.sampling import Sampling
+from ctf.sampling.cost import LIBRARIES
+from ctf.stages import generate_tokens
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
+
+FLOAT32 = Compute("float32")
 
 
 def a_machine(bandwidth):
@@ -22,9 +27,9 @@ def a_machine(bandwidth):
 def test_the_parts_make_the_pipelines_images(make_pipeline, kind, cfg_scale):
     pipeline = make_pipeline(kind)
     pipeline.stages[0].sampling = Sampling(cfg_scale, temperature=1.1)
-    parts, result = batch_parts(pipeline, 3), None
-    assert list(parts) == [*(stage.name for stage in pipeline.stages), "decoding"]
-    for part in parts.values():
+    parts, result = batch_parts(pipeline.packed(), 3), None
+    assert list(parts) == [stage.name for stage in pipeline.stages]
+    for part in [*parts.values(), pipeline.decode]:
         result = part(result)
     assert np.array_equal(result, np.concatenate([*pipeline.generate([0, 1, 2], seed=[0, 1, 2])]))
 
@@ -77,6 +82,26 @@ def test_parameters_are_those_of_each_stage(make_pipeline):
     pipeline = make_pipeline("cluster")
     speed = measure_sampling(pipeline, 1, 1, a_machine(1.0), a_machine(1.0))
     assert speed.parameters == [sum(p.numel() for p in stage.parameters()) for stage in pipeline.stages]
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked"])
+def test_a_stage_alone_is_measured_in_its_own_steps(make_stage, kind):
+    settings = {} if kind == "autoregressive" else {"steps": 3}
+    sampling = Sampling(2.0, temperature=1.1, **settings)
+    stage = make_stage(kind, name="only", sampling=sampling, **({"rounds": "any"} if kind == "masked" else {}))
+    start = time.monotonic()
+    speed = measure_stage(stage, 4, 2, FLOAT32, a_machine(2.0))
+    wall = time.monotonic() - start
+    assert speed.seconds == dict.fromkeys(("only", "all"), speed.seconds["all"])
+    assert speed.first_call_seconds + speed.seconds["all"] <= wall
+    assert speed.images_per_second * speed.seconds["all"] == pytest.approx(4)
+    read = [step.bytes for step in stage.work(4, sampling, FLOAT32)]
+    assert len(read) == (6 if kind == "autoregressive" else 3)
+    assert speed.roofline_seconds == pytest.approx({"only": sum(read) / 2, "all": sum(read) / 2})
+    memory = stage.memory(4, sampling, FLOAT32)
+    assert speed.predicted_bytes == LIBRARIES + memory.weights + memory.activations
+    drawn = batch_parts([stage.pack(FLOAT32)], 4)["only"](None)
+    assert torch.equal(drawn, generate_tokens(stage, torch.arange(4), range(4), **vars(sampling)))
 
 
 @pytest.mark.parametrize(("multipliers", "patch_size"), [((1,), 4), ((1, 2), 1)])

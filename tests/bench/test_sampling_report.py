@@ -6,9 +6,14 @@ from contextlib import redirect_stdout
 import pytest
 import yaml
 
-from ctf.bench import SamplingBenchmark, sampling_report
+from ctf.bench import Machine, SamplingBenchmark, sampling_report
 from ctf.cli import main
+from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
+from ctf.models import Compute
+from ctf.sampling import Sampling
+from ctf.stages import new_stage
+from ctf.tokenizer import load_tokenizer
 
 SMALL = {
     "sizes": ("nano",),
@@ -36,8 +41,46 @@ def test_a_row_for_every_size_method_and_batch(page):
     rows = [("baseline", 1), ("baseline", 2), ("coarse-to-fine", 1), ("coarse-to-fine", 2)]
     assert [(row["method"], row["batch_size"]) for row in metrics["rows"]] == rows
     shown = [line.split(" | ") for line in lines if line.startswith("| nano, ")]
-    assert [(cells[0], cells[2]) for cells in shown] == [(f"| nano, {method}", str(batch)) for method, batch in rows]
-    assert [cells[5] for cells in shown[:2]] == ["-", "-"]  # a baseline has one stage
+    assert [(cells[0], cells[3]) for cells in shown] == [(f"| nano, {method}", str(batch)) for method, batch in rows]
+    assert {cells[1] for cells in shown} == {"autoregressive, 4 steps"}
+    assert [cells[6] for cells in shown[:2]] == ["-", "-"]  # a baseline has one stage
+
+
+KINDS = {"kinds": ("autoregressive", "any_order", "masked"), "steps": (3, 1), "order": "random"}
+FIRST = [("autoregressive", 4), ("any_order", 3), ("any_order", 1), ("masked", 3), ("masked", 1)]
+
+
+@pytest.fixture(scope="module")
+def first_stages(tmp_path_factory):
+    """The same of first stages of all kinds, alone and in a pipeline."""
+    path = tmp_path_factory.mktemp("bench") / "metrics.json"
+    settings = {**SMALL, **KINDS, "methods": ("coarse", "coarse-to-fine"), "batch_sizes": (2,)}
+    lines = list(sampling_report(SamplingBenchmark(**settings, json=str(path))))
+    return lines, json.loads(path.read_text())
+
+
+def test_a_row_for_every_kind_in_every_number_of_steps_that_it_can_take(first_stages):
+    lines, metrics = first_stages
+    rows = [(method, *first) for method in ("coarse", "coarse-to-fine") for first in FIRST]
+    assert [(row["method"], row["kind"], row["steps"]) for row in metrics["rows"]] == rows
+    assert [row["order"] for row in metrics["rows"]] == 2 * ["raster", *4 * ["random"]]
+    shown = [line.split(" | ") for line in lines if line.startswith("| nano, ")]
+    assert [(cells[0], cells[1]) for cells in shown] == [
+        (f"| nano, {method}", f"{kind}, {steps} steps") for method, kind, steps in rows
+    ]
+    assert all(cells[6:8] == ["-", "-"] and cells[5] == cells[8] for cells in shown[:5])  # no stage 2, no pixels
+
+
+def test_the_roofline_is_that_of_the_kind_in_its_steps(first_stages):
+    _, metrics = first_stages
+    machine = Machine(**metrics["machines"][0])
+    coarse_map = cluster_codebook(load_tokenizer("emoji").codebook, 512, "random")
+    for row in metrics["rows"]:
+        task = {"name": "a", "grid": (2, 2), "num_classes": 1000, "codebook_size": 16_384, "predicts": coarse_map}
+        stage = new_stage(row["kind"], "nano", **task)
+        steps = stage.work(2, Sampling(2.0, steps=row["steps"]), Compute("float32"))
+        assert len(steps) == row["steps"]
+        assert row["roofline_seconds"]["coarse"] == pytest.approx(machine.roofline(steps))
 
 
 def test_published_rows_stand_apart_with_their_machine(page):
@@ -87,6 +130,10 @@ def test_stages_and_decoder_have_the_roofline_of_their_own_products(change, prod
         ({"device": "abacus"}, "'abacus' cannot be used"),
         ({"tokenizer": "nowhere"}, "nowhere"),
         ({"clusters": 16_384}, "16384 clusters"),
+        ({"kinds": ("autoregressive", "gan")}, "kind 'gan' of stage does not exist"),
+        ({"steps": (0,)}, "steps 0"),
+        ({"kinds": ("any_order",), "steps": (4, 5)}, "cannot draw in 5 steps: .* from 1 to 4"),
+        ({"kinds": ("masked", "any_order"), "order": "confidence"}, "cannot draw in the order confidence"),
         ({"vocabulary": 100}, "codebook of 16384"),
     ],
     ids=str,

@@ -12,6 +12,7 @@ from ctf.bench.report import command_line
 from ctf.bench.training import WARM_UP
 from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
+from ctf.stages import new_stage
 from ctf.tokens import write_token_set
 from ctf.training.config import LoopConfig
 
@@ -28,6 +29,7 @@ SMALL = {
     "steps": 1,
     "precision": "float32",
 }
+MAP = cluster_codebook(torch.arange(24.0)[:, None], 6, "random")
 MACHINE = Machine("", 1, memory_bandwidth=1.0, matrix_rate=1e9, products="", software="", date="")
 
 
@@ -87,8 +89,24 @@ def test_the_page_names_command_machine_and_method(tmp_path):
     assert lines[0] == f"    {command_line('bench training', SMALL | {'json': config.json})}"
     assert lines[2] == str(Machine(**page["machines"][0]))
     assert f"after {WARM_UP}" in lines[4]
-    assert [line.split(" | ")[0] for line in lines[-4:]] == [f"| nano, {preset}" for preset in PRESETS]
-    assert [(row["size"], row["stage"]) for row in page["rows"]] == [("nano", preset) for preset in PRESETS]
+    kinds = ["autoregressive", "autoregressive", "masked", "masked"]
+    rows = list(zip(PRESETS, kinds, strict=True))
+    assert [line.split(" | ")[0] for line in lines[-4:]] == [f"| nano, {preset}, {kind}" for preset, kind in rows]
+    assert [(row["size"], row["stage"], row["kind"]) for row in page["rows"]] == [("nano", *row) for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["any_order", "masked"])
+def test_stages_of_another_kind(tmp_path, kind):
+    config = TrainingBenchmark(**SMALL | {"json": str(tmp_path / "metrics.json"), "kind": kind})
+    lines = list(training_report(config))
+    assert [line.split(" | ")[0] for line in lines[-4:]] == [f"| nano, {preset}, {kind}" for preset in PRESETS]
+    for row in json.loads((tmp_path / "metrics.json").read_text())["rows"]:
+        preset, _, support = row["stage"].partition("-")
+        level = {"baseline": {}, "coarse": {"predicts": MAP}, "fine": {"given": MAP, "support": support}}[preset]
+        task = {"name": "a", "grid": (2, 2), "num_classes": 1000, "codebook_size": 24}
+        stage = new_stage(kind, "nano", **task, **level)
+        assert row["operations_per_token"] == 3 * stage.forward_operations() / 4
+        assert row["parameters"] == stage.num_parameters()
 
 
 @pytest.mark.parametrize(
@@ -100,6 +118,7 @@ def test_the_page_names_command_machine_and_method(tmp_path):
         ({"grid": (0, 4)}, "grid 0, 4"),
         ({"device": "abacus"}, "'abacus' does not exist"),
         ({"clusters": 24}, "24 clusters"),
+        ({"kind": "gan"}, "kind 'gan' of stage does not exist"),
     ],
     ids=str,
 )

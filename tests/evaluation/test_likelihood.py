@@ -1,13 +1,21 @@
 import copy
 import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from ctf.cli import main
+from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
-from ctf.evaluation import bits_per_token
+from ctf.evaluation import bits_by_steps, bits_per_token
+from ctf.evaluation.steps_plot import plot_steps
+from ctf.model_folder import Pipeline
+from ctf.sampling import Sampling
+from ctf.sampling.orders import group_sizes, order_groups
 from ctf.tokens import write_token_set
 
 KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
@@ -114,3 +122,180 @@ def test_tokens_of_another_model(make_pipeline, tmp_path, settings, message):
     token_set = write(tmp_path / "set", pipeline, [[0] * 6], [0], **settings)
     with pytest.raises(InputError, match=message):
         bits_per_token(pipeline, token_set, progress=False)
+
+
+# In steps
+
+SEVERAL = pytest.mark.parametrize("kind", ["any_order", "masked"])
+SCHEDULE = {"order": "random", "schedule": "uniform", "order_seed": 7}
+
+
+@pytest.fixture
+def in_steps(make_tokenizer, make_stage):
+    """make(kind, fine_kind): a coarse and a fine stage that draw in up to 6 steps."""
+    tokenizer = make_tokenizer()
+    coarse_map = cluster_codebook(tokenizer.codebook, 5)
+
+    def make(kind="any_order", fine_kind="masked", support="cluster", **settings):
+        own = {kind: {"rounds": "any"} if kind == "masked" else {} for kind in (kind, fine_kind)}
+        coarse = make_stage(kind, name="coarse", predicts=coarse_map, **own[kind], **settings)
+        fine = make_stage(fine_kind, name="fine", given=coarse_map, support=support, seed=1, **own[fine_kind])
+        return Pipeline(tokenizer, ["cat", "red fox", "dog", "owl"], [coarse, fine])
+
+    return make
+
+
+@pytest.fixture
+def few(tmp_path):
+    """A function that writes 5 images for a pipeline: the token set, its tokens, its labels."""
+
+    def make(pipeline):
+        generator = np.random.default_rng(0)
+        tokens, labels = generator.integers(0, 24, (5, 6)), generator.integers(0, 4, 5)
+        return write(tmp_path / "set", pipeline, tokens, labels), tokens, labels
+
+    return make
+
+
+@torch.no_grad()
+def log_probability_in_steps(stage, tokens, label, steps, order, schedule, order_seed):
+    """log P of one sequence by the chain rule, in float64: each group from logits that cannot know what comes later."""
+    target, given = (None if level is None else level[0].tolist() for level in stage.levels(torch.tensor([tokens])))
+    sampling = Sampling(steps=steps, order=order, schedule=schedule, order_seed=order_seed)
+    unrestricted, label = copy.deepcopy(stage), torch.tensor([label])
+    unrestricted.members = None
+    known, total = [], 0.0
+    for group in order_groups(order, stage.grid, tuple(group_sizes(6, steps, schedule)), order_seed):
+        if stage.kind == "masked":  # one pass over the known labels and the word for a hidden one
+            shown = [target[i] if i in known else stage.vocabulary for i in range(6)]
+            conditions = None if given is None else torch.tensor([given])
+            logits = stage.transformer(torch.tensor([shown]), label, conditions)[0]
+        else:  # other tokens of the same given label where nothing is known
+            others = [stage.given.fine_to_coarse.tolist().index(g) for g in given] if given else [0] * 6
+            shown = [tokens[i] if i in known else others[i] for i in range(6)]
+            logits = unrestricted.logits(torch.tensor([shown]), label, sampling)[0]
+        for i in group.tolist():
+            row, allowed = logits[i].tolist(), range(stage.vocabulary)
+            if given is not None and stage.support == "cluster":
+                allowed = [k for k in allowed if int(stage.given.fine_to_coarse[k]) == given[i]]
+            total += row[target[i]] - math.log(sum(math.exp(row[k]) for k in allowed))
+        known += group.tolist()
+    return total
+
+
+@SEVERAL
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+@pytest.mark.parametrize(
+    "schedule",
+    [SCHEDULE, {"order": "locality", "schedule": "cosine", "order_seed": 0}],
+    ids=lambda schedule: schedule["order"],
+)
+def test_steps_against_the_chain_rule(in_steps, few, kind, stage, schedule):
+    pipeline = in_steps(kind, kind)
+    token_set, tokens, labels = few(pipeline)
+    overrides = {f"{stage}_{name}": value for name, value in schedule.items()}
+    found = bits_by_steps(pipeline, token_set, [6, 1, 3], stage, batch_size=2, progress=False, **overrides)
+    assert {name: found[name] for name in ("stage", "kind", *schedule)} == {"stage": stage, "kind": kind, **schedule}
+    assert [row["steps"] for row in found["rows"]] == [1, 3, 6]
+    rows = list(zip(tokens.tolist(), labels.tolist(), strict=True))
+    for row in found["rows"]:
+        nats = -sum(log_probability_in_steps(pipeline.stage(stage), *one, row["steps"], **schedule) for one in rows)
+        assert row[f"{stage}_bits_per_token"] == pytest.approx(nats / 30 / math.log(2), rel=1e-5)
+        assert row["bits_per_token"] == pytest.approx(row["coarse_bits_per_token"] + row["fine_bits_per_token"])
+
+
+@SEVERAL
+@pytest.mark.parametrize("support", ["cluster", "full"])
+def test_each_row_is_that_of_the_pipeline_in_these_steps(in_steps, few, kind, support):
+    pipeline = in_steps(kind, support=support)
+    token_set, *_ = few(pipeline)
+    rows = bits_by_steps(pipeline, token_set, (2, 4), progress=False, fine_steps=3, **SCHEDULE)["rows"]
+    for row in rows:
+        steps = row.pop("steps")
+        assert row == bits_per_token(pipeline, token_set, progress=False, steps=steps, fine_steps=3, **SCHEDULE)
+    assert rows[0] != rows[1]
+    assert [row.get("bound") for row in rows] == [None if support == "cluster" else "upper"] * 2
+
+
+def passes(stage):
+    """A list that grows by one whenever the stage's network runs."""
+    found = []
+    stage.transformer.blocks[0].register_forward_pre_hook(lambda *_: found.append(stage.name))
+    return found
+
+
+def test_the_other_stages_run_once(in_steps, few):
+    pipeline = in_steps()
+    token_set, *_ = few(pipeline)
+    coarse, fine = map(passes, pipeline.stages)
+    bits_by_steps(pipeline, token_set, [1, 2, 4, 6], batch_size=3, progress=False, fine_steps=1)
+    assert (len(coarse), len(fine)) == (2 * 4, 2)  # 5 images are two batches
+
+
+def test_the_models_own_schedule_counts_and_its_filters_do_not(in_steps, few):
+    plain, own = in_steps(), in_steps(sampling=Sampling(cfg_scale=3.0, temperature=0.5, top_k=1, steps=2, **SCHEDULE))
+    token_set, *_ = few(plain)
+    found = bits_per_token(own, token_set, progress=False)
+    assert found == bits_per_token(plain, token_set, progress=False, steps=2, **SCHEDULE)
+    assert found != bits_per_token(plain, token_set, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("any_order", {"steps": [2, 7]}, "cannot draw in 7 steps: .* takes from 1 to 6"),
+        ("any_order", {"steps": [0]}, "steps 0 must be at least 1"),
+        ("any_order", {"steps": []}, "at least one number of steps"),
+        ("any_order", {"steps": [1], "stage": "middle"}, "no stage 'middle': there are coarse, fine"),
+        ("any_order", {"steps": [1], "order": "confidence"}, "cannot draw in the order confidence"),
+        ("masked", {"steps": [1], "order": "confidence"}, "stage coarse: .* depends on what is drawn"),
+        ("masked", {"steps": [1], "fine_order": "confidence"}, "stage fine: .* depends on what is drawn"),
+        ("autoregressive", {"steps": [6, 3]}, "cannot draw in 3 steps: .* takes 6"),
+    ],
+    ids=str,
+)
+def test_steps_without_a_likelihood_are_refused_before_the_work(in_steps, few, kind, arguments, message):
+    pipeline = in_steps(kind)
+    token_set, *_ = few(pipeline)
+    ran = [passes(stage) for stage in pipeline.stages]
+    with pytest.raises(InputError, match=message):
+        bits_by_steps(pipeline, token_set, progress=False, **arguments)
+    assert ran == [[], []]
+
+
+# The command
+
+
+def test_the_command_writes_what_it_prints_and_a_plot(in_steps, few, tmp_path, capsys):
+    pipeline, out = in_steps(), tmp_path / "out"
+    token_set, *_ = few(pipeline)
+    pipeline.save_pretrained(tmp_path / "model")
+    words = ["evaluate", "likelihood", "--device", "cpu", "--model", str(tmp_path / "model")]
+    words += ["--tokens", str(tmp_path / "set"), "--order", "random", "--order_seed", "7", "--schedule", "uniform"]
+
+    def printed(*more):
+        assert main([*words, *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert printed("--stage", "fine") == bits_per_token(
+        pipeline, token_set, progress=False, **{f"fine_{name}": value for name, value in SCHEDULE.items()}
+    )
+    found = printed("--steps", "[4, 1]", "--out", str(out))
+    assert found == bits_by_steps(pipeline, token_set, [1, 4], progress=False, **SCHEDULE)
+    kept = json.loads((out / "result.json").read_text())
+    assert kept.pop("command")
+    assert kept == found
+    assert {path.name for path in out.iterdir()} == {"result.json", "plot.png"}
+
+
+@pytest.mark.parametrize("steps", [[1], [1, 2, 4, 8, 16, 32, 64], range(1, 257)], ids=len)
+@pytest.mark.parametrize("terms", [{}, {"only_bits_per_token": 2.0, "fine_bits_per_token": 1.0}], ids=len)
+def test_a_plot_has_a_curve_across_it(tmp_path, steps, terms):
+    """In a colour that nothing else has; of one number of steps it is a point."""
+    rows = [{"steps": count, "bits_per_token": 3.0, **terms} for count in steps]
+    facts = {"stage": "only", "kind": "any_order", "order": "halton", "schedule": "cosine", "order_seed": 0}
+    plot_steps(tmp_path / "plot.png", {**facts, "rows": rows})
+    pixels = np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")).astype(int)
+    drawn = (abs(pixels - [0x2F, 0x6F, 0x8F]).sum(-1) < 12).any(0).nonzero()[0]
+    width = pixels.shape[1]
+    assert (drawn[-1] - drawn[0] > width / 2) == (len(steps) > 1)

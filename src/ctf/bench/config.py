@@ -7,8 +7,9 @@ from typing import Literal, get_args
 
 from ctf.errors import InputError
 from ctf.models.config import MODEL_SIZES, Dtype, Quantize
+from ctf.sampling.settings import Order
 
-Method = Literal["baseline", "coarse-to-fine"]
+Method = Literal["baseline", "coarse-to-fine", "coarse"]
 Preset = Literal["baseline", "coarse", "fine-cluster", "fine-full"]
 
 
@@ -38,7 +39,11 @@ class SamplingBenchmark(Benchmark):
     """Speed of sampling with random weights.
 
     Attributes:
-        methods: the paper's two systems: one stage, or a coarse and a fine one.
+        methods: the paper's two systems, one stage (baseline), or a coarse and a fine one (coarse-to-fine); or the
+            coarse one alone, without pixels (coarse).
+        kinds: of the first stage: autoregressive, any_order, masked.
+        steps: in how many a first stage draws, if its kind can choose; the kind's own choice without it.
+        order: in which order, if its kind can choose; the kind's own choice without it.
         batch_sizes: images at a time.
         fine_size: of the second stage.
         tokenizer: vq16 or vq8 with random weights, or what `ctf tokenize` takes.
@@ -50,7 +55,10 @@ class SamplingBenchmark(Benchmark):
         runs: batches that each median is of, after a first one.
     """
 
-    methods: tuple[Method, ...] = get_args(Method)
+    methods: tuple[Method, ...] = ("baseline", "coarse-to-fine")
+    kinds: tuple[str, ...] = ("autoregressive",)
+    steps: tuple[int, ...] = ()
+    order: Order | None = None
     batch_sizes: tuple[int, ...] = (4, 64)
     fine_size: str = "L"
     tokenizer: str = "vq16"
@@ -62,7 +70,8 @@ class SamplingBenchmark(Benchmark):
     runs: int = 3
 
     def __post_init__(self) -> None:
-        check_settings((*self.sizes, self.fine_size), grid=self.grid, batch_sizes=self.batch_sizes, runs=(self.runs,))
+        counts = {"grid": self.grid, "steps": self.steps, "batch_sizes": self.batch_sizes, "runs": (self.runs,)}
+        check_settings((*self.sizes, self.fine_size), **counts)
 
 
 @dataclass(frozen=True)
@@ -71,12 +80,14 @@ class TrainingBenchmark(Benchmark):
 
     Attributes:
         stages: of the paper; fine-cluster and fine-full are the two supports of the fine one.
+        kind: of all stages; the paper's without it.
         batch_size: images per step.
         steps: that each median is of, after two.
         precision: auto is bfloat16 where the device computes it natively, else float32.
     """
 
     stages: tuple[Preset, ...] = get_args(Preset)
+    kind: str | None = None
     batch_size: int = 16
     steps: int = 5
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

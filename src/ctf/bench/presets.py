@@ -1,4 +1,4 @@
-"""The paper's stages and systems, with random weights."""
+"""The paper's stages and systems, with random weights; the first stage may be of any kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ctf.bench.config import Method, Preset
+from ctf.bench.config import Method, Preset, SamplingBenchmark
 from ctf.codebook.clustering import cluster_codebook
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.pipeline import StagePipeline
@@ -25,9 +25,14 @@ TEMPERATURE = 1.1
 
 
 def random_stage(
-    preset: Preset, size: str, coarse_map: CoarseMap, grid: tuple[int, int], sampling: Sampling | None = None
+    preset: Preset,
+    size: str,
+    coarse_map: CoarseMap,
+    grid: tuple[int, int],
+    sampling: Sampling | None = None,
+    kind: str | None = None,
 ) -> Stage:
-    """A stage of the paper, in evaluation mode, for the codebook and the clusters of `coarse_map`."""
+    """A stage of the paper, or of another `kind`, in evaluation mode, for the codebook and clusters of `coarse_map`."""
     settings: dict[Preset, dict[str, Any]] = {
         "baseline": {"kind": "autoregressive"},
         "coarse": {"kind": "autoregressive", "predicts": coarse_map},
@@ -41,7 +46,7 @@ def random_stage(
         num_classes=len(CLASS_NAMES),
         codebook_size=coarse_map.num_fine,
         sampling=sampling,
-        **settings[preset],
+        **settings[preset] | ({"kind": kind} if kind else {}),
     ).eval()
     for weight in stage.parameters():
         if not weight.any():  # the head starts at zero, and a GPU multiplies zeros faster
@@ -55,11 +60,29 @@ def random_pipeline(
     tokenizer: Tokenizer,
     clusters: int,
     grid: tuple[int, int],
-    cfg_scale: float = 2.0,
+    sampling: Sampling | None = None,
+    kind: str | None = None,
 ) -> StagePipeline:
-    """A system of the paper; `sizes` are those of its stages, and `cfg_scale` is of the first."""
-    coarse_map, stages = cluster_codebook(tokenizer.codebook, clusters, "random"), list[Stage]()
-    for preset, size in zip(METHODS[method], sizes, strict=False):
-        sampling = Sampling(1.0 if stages else cfg_scale, TEMPERATURE)
-        stages.append(random_stage(preset, size, coarse_map, grid, sampling))
+    """A system of the paper; `sizes` are those of its stages, `sampling` and `kind` are of the first."""
+    coarse_map, (first, *later) = cluster_codebook(tokenizer.codebook, clusters, "random"), METHODS[method]
+    sampling = sampling or Sampling(2.0, TEMPERATURE)
+    stages = [random_stage(first, sizes[0], coarse_map, grid, sampling, kind)]
+    for preset, size in zip(later, sizes[1:], strict=False):
+        stages.append(random_stage(preset, size, coarse_map, grid, Sampling(temperature=TEMPERATURE)))
     return StagePipeline(tokenizer, CLASS_NAMES, stages)
+
+
+def first_stages(config: SamplingBenchmark, coarse_map: CoarseMap) -> list[tuple[str, Sampling]]:
+    """Each kind of first stage, in each number of steps if it can choose, with all that it samples with.
+
+    Raises:
+        InputError: no such kind, steps or an order that it cannot take, or guidance without meaning.
+    """
+    found = []
+    for kind in config.kinds:
+        stage = random_stage("coarse", "nano", coarse_map, config.grid, kind=kind)
+        chooses = len(stage.possible_steps) > 1
+        for steps in config.steps if chooses and config.steps else (None,):
+            order = config.order if chooses else None
+            found.append((kind, stage.resolved(Sampling(config.cfg_scale, TEMPERATURE, steps=steps, order=order))))
+    return found

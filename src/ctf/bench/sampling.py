@@ -1,4 +1,4 @@
-"""Images per second of a pipeline, and how near each of its parts comes to the roofline.
+"""Images per second of a pipeline or a first stage, and how near each part comes to the roofline.
 
 Counted are products, attention and convolutions, two operations per multiply-add, and the weights and the cache that
 they read. Embeddings, norms' and filters' arithmetic, activations, and the scales of int8 weights are left out, so the
@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -21,34 +21,39 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ctf.bench.config import Method, SamplingBenchmark
 from ctf.bench.machine import Machine, measure_machine
-from ctf.bench.presets import TEMPERATURE, random_pipeline
+from ctf.bench.presets import TEMPERATURE, first_stages, random_pipeline, random_stage
 from ctf.bench.report import report, table_head, table_row
+from ctf.codebook.clustering import cluster_codebook
 from ctf.device import synchronize, usable_device
 from ctf.errors import InputError
 from ctf.files import read_json
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.models.config import Compute
 from ctf.pipeline import StagePipeline
-from ctf.sampling import Random
-from ctf.sampling.cost import Work
+from ctf.sampling import Random, Sampling
+from ctf.sampling.cost import SamplingMemory, Work
+from ctf.stages import Stage
 from ctf.tokenizer.config import TOKENIZER_PRESETS
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.registry import ASSETS
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
+#: What happens to a batch in turn: functions from one result to the next.
+Parts = dict[str, Callable[[Any], Any]]
+
 
 @dataclass(frozen=True)
 class SamplingSpeed:
-    """One pipeline at one batch size.
+    """One pipeline, or a stage alone, at one batch size.
 
     Attributes:
         parameters: of each stage.
         batch_size: images at a time.
-        images_per_second: from labels to pixels.
-        seconds: median for a batch, by part: each stage's name, "decoding", and "all".
+        images_per_second: from labels to pixels; of a stage alone, to its labels.
+        seconds: median for a batch, by part: each stage's name, "decoding" in a pipeline, and "all".
         roofline_seconds: the least that the same parts take, see `ctf.bench.sampling`.
         first_call_seconds: packing, compilation, graph capture, and the first batch.
-        predicted_bytes: peak of what a batch adds to the memory of the loaded pipeline, see `Pipeline.memory`.
+        predicted_bytes: peak of what a batch adds to the memory of the loaded model, see `Pipeline.memory`.
     """
 
     parameters: list[int]
@@ -72,39 +77,70 @@ def measure_sampling(
         machine: where this runs, measured as the stages multiply.
         decoder_machine: the same, measured as the decoder multiplies.
     """
-    device = pipeline.device
+
+    def prepare() -> Parts:
+        return {**batch_parts(pipeline.packed(), batch_size), "decoding": pipeline.decode}
+
+    least = _rooflines(pipeline.stages, batch_size, pipeline.compute, machine)
+    least["decoding"] = decoder_machine.roofline([decoder_work(pipeline.tokenizer, pipeline.grid, batch_size)])
+    return _measure(pipeline.stages, batch_size, runs, prepare, least, pipeline.memory(batch_size))
+
+
+def measure_stage(stage: Stage, batch_size: int, runs: int, compute: Compute, machine: Machine) -> SamplingSpeed:
+    """Like `measure_sampling`, of a first stage alone, set to compute as `compute` says."""
+
+    def prepare() -> Parts:
+        return batch_parts([stage.pack(compute)], batch_size)
+
+    least = _rooflines([stage], batch_size, compute, machine)
+    memory = SamplingMemory([stage.memory(batch_size, stage.sampling, compute)], decoding=0)
+    return _measure([stage], batch_size, runs, prepare, least, memory)
+
+
+def _rooflines(stages: list[Stage], batch_size: int, compute: Compute, machine: Machine) -> dict[str, float]:
+    """The least seconds of each stage."""
+    return {s.name: machine.roofline(s.work(batch_size, s.sampling, compute)) for s in stages}
+
+
+def _measure(
+    stages: list[Stage],
+    batch_size: int,
+    runs: int,
+    prepare: Callable[[], Parts],
+    least: dict[str, float],
+    memory: SamplingMemory,
+) -> SamplingSpeed:
+    """Time the parts that `prepare` gives, which packs the weights; `least` seconds of each are known."""
+    device = stages[0].device
     if device.type == "cuda":
         torch.compiler.reset()  # what an earlier measurement compiled is no part of this first call
     start = time.perf_counter()
-    parts = batch_parts(pipeline, batch_size)
+    parts = prepare()
     time_parts(parts, device)
     first_call = time.perf_counter() - start
     taken = [time_parts(parts, device) for _ in range(runs)]
     seconds = {name: statistics.median(run[name] for run in taken) for name in taken[0]}
-    sampling, how = pipeline.sampling(), pipeline.compute
-    least = {s.name: machine.roofline(s.work(batch_size, sampling[s.name], how)) for s in pipeline.stages}
-    least["decoding"] = decoder_machine.roofline([decoder_work(pipeline.tokenizer, pipeline.grid, batch_size)])
     return SamplingSpeed(
-        parameters=[stage.num_parameters() for stage in pipeline.stages],
+        parameters=[stage.num_parameters() for stage in stages],
         batch_size=batch_size,
         images_per_second=batch_size / seconds["all"],
         seconds=seconds,
         roofline_seconds={**least, "all": sum(least.values())},
         first_call_seconds=first_call,
-        predicted_bytes=pipeline.memory(batch_size).peak,
+        predicted_bytes=memory.peak,
     )
 
 
-def batch_parts(pipeline: StagePipeline, batch_size: int) -> dict[str, Callable[[Any], Any]]:
-    """What the pipeline does for a batch, as functions from one result to the next. Packs the weights."""
-    labels, sampling = torch.arange(batch_size) % len(pipeline.class_names), pipeline.sampling()
-    parts: dict[str, Callable[[Any], Any]] = {}
-    for index, stage in enumerate(pipeline.packed()):
-        parts[stage.name] = partial(stage.generate, labels, Random(range(batch_size), index), sampling[stage.name])
-    return {**parts, "decoding": pipeline.decode}
+def batch_parts(stages: Iterable[Stage], batch_size: int) -> Parts:
+    """What packed stages do for a batch, with their own settings."""
+    parts: Parts = {}
+    for place, stage in enumerate(stages):
+        labels = torch.arange(batch_size) % stage.num_classes
+        parts[stage.name] = partial(stage.generate, labels, Random(range(batch_size), place), stage.sampling)
+    return parts
 
 
-def time_parts(parts: dict[str, Callable[[Any], Any]], device: torch.device) -> dict[str, float]:
+def time_parts(parts: Parts, device: torch.device) -> dict[str, float]:
     """Seconds by part and of all; the device has done each part's work before the next begins."""
     result, times = None, [time.perf_counter()]
     for part in parts.values():
@@ -143,23 +179,38 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
         tokenizer = open_tokenizer(config.tokenizer)
     if (size := tokenizer.codebook_size) != config.vocabulary:
         raise InputError(f"tokenizer {config.tokenizer} has a codebook of {size}: set vocabulary to that")
+    coarse_map = cluster_codebook(tokenizer.codebook, config.clusters, "random")
+    firsts = first_stages(config, coarse_map)
     products = ((compute.dtype, compute.quantize), (compute.decoder_dtype, None))
     machines = {product: measure_machine(device, *product) for product in dict.fromkeys(products)}
+    places = [machines[product] for product in products]
 
-    def measure(size: str, method: Method, batch_size: int) -> tuple[dict[str, Any], list[str]]:
-        sizes = (size, config.fine_size)
-        pipeline = random_pipeline(method, sizes, tokenizer, config.clusters, config.grid, config.cfg_scale)
-        pipeline.to(device).compute_in(compute)
-        speed = measure_sampling(pipeline, batch_size, config.runs, *(machines[product] for product in products))
-        first, *second, decoding, whole = (
-            f"{taken:.3g} ({speed.roofline_seconds[part] / taken:.0%})" for part, taken in speed.seconds.items()
-        )
-        return {"size": size, "method": method, **asdict(speed)}, [
+    def measure(
+        size: str, method: Method, first: tuple[str, Sampling], batch_size: int
+    ) -> tuple[dict[str, Any], list[str]]:
+        kind, sampling = first
+        if method == "coarse":
+            stage = random_stage("coarse", size, coarse_map, config.grid, sampling, kind).to(device)
+            speed = measure_stage(stage, batch_size, config.runs, compute, places[0])
+        else:
+            sizes = (size, config.fine_size)
+            pipeline = random_pipeline(method, sizes, tokenizer, config.clusters, config.grid, sampling, kind)
+            pipeline.to(device).compute_in(compute)
+            speed = measure_sampling(pipeline, batch_size, config.runs, *places)
+        shares = {
+            part: f"{taken:.3g} ({speed.roofline_seconds[part] / taken:.0%})" for part, taken in speed.seconds.items()
+        }
+        stages = [*shares.values()][: len(speed.parameters)]
+        facts = {"size": size, "method": method, "kind": kind, "steps": sampling.steps, "order": sampling.order}
+        return {**facts, **asdict(speed)}, [
             f"{size}, {method}",
+            f"{kind}, {sampling.steps} steps",
             "+".join(f"{count / 1e6:.0f}M" for count in speed.parameters),
             str(batch_size),
             f"{speed.images_per_second:.3g}",
-            *(first, *(second or ["-"]), decoding, whole),
+            *(*stages, "-")[:2],
+            shares.get("decoding", "-"),
+            shares["all"],
             f"{speed.first_call_seconds:.3g}",
             f"{speed.predicted_bytes / 2**30:.2f}",
         ]
@@ -172,10 +223,9 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
         "the loaded model."
     )
     parts = ["stage 1", "stage 2", "decoding", "all"]
-    titles = ["model", "parameters", "batch", "images/s", *parts, "first call", "predicted GiB"]
-    cases = [*itertools.product(config.sizes, config.methods, config.batch_sizes)]
-    places = machines.values()
-    yield from report("bench sampling", config, places, task, titles, cases, measure, published=published)
+    titles = ["model", "first stage", "parameters", "batch", "images/s", *parts, "first call", "predicted GiB"]
+    cases = [*itertools.product(config.sizes, config.methods, firsts, config.batch_sizes)]
+    yield from report("bench sampling", config, machines.values(), task, titles, cases, measure, published=published)
     yield from ("", f"Published, on {published['machine']} at batch {published['batch_size']}:", "")
     yield from table_head(["model", "parameters", "steps", "images/s"])
     for row in published["rows"]:

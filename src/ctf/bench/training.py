@@ -17,6 +17,7 @@ from ctf.bench.presets import CLASS_NAMES, random_stage
 from ctf.bench.report import report
 from ctf.codebook.clustering import cluster_codebook
 from ctf.stages import Stage
+from ctf.stages.registry import find_kind
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.writer import write_token_set
 from ctf.training.accelerator import build_accelerator, native_precision
@@ -38,7 +39,8 @@ class TrainingSpeed:
         tokens_per_second: image tokens, the label not counted.
         operations_per_token: of a step: three times `Stage.forward_operations`, since the backward pass multiplies
             twice for each product of the forward pass. For an autoregressive stage that is PaLM's 6·P +
-            12·layers·dim·N, where P are the parameters of blocks and head; embeddings do not multiply.
+            12·layers·dim·N, where P are the parameters of blocks and head; embeddings do not multiply. The head counts
+            for every position, also where a kind trains on some of them only.
         utilisation: MFU, the share of the machine's matrix rate that these operations make up.
     """
 
@@ -80,15 +82,17 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
     """
     precision = native_precision(config.device) if config.precision == "auto" else config.precision
     loop = LoopConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
+    if config.kind is not None:
+        find_kind(config.kind)
     coarse_map = cluster_codebook(torch.randn(config.vocabulary, 1), config.clusters, "random")
     machine = measure_machine(build_accelerator(loop).device, precision)
     rows, columns = config.grid
 
     def measure(size: str, preset: Preset) -> tuple[dict[str, Any], list[str]]:
-        stage = random_stage(preset, size, coarse_map, config.grid)
+        stage = random_stage(preset, size, coarse_map, config.grid, kind=config.kind)
         speed = measure_training(stage, tokens, loop, config.steps, machine)
-        return {"size": size, "stage": preset, **asdict(speed)}, [
-            f"{size}, {preset}",
+        return {"size": size, "stage": preset, "kind": stage.kind, **asdict(speed)}, [
+            f"{size}, {preset}, {stage.kind}",
             f"{speed.parameters / 1e6:.0f}M",
             f"{speed.step_seconds:.3g}",
             f"{speed.tokens_per_second:,.0f}",

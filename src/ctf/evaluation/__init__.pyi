@@ -1,4 +1,4 @@
-from .likelihood import bits_per_token as bits_per_token
+from .likelihood import bits_by_steps as bits_by_steps, bits_per_token as bits_per_token
 from .statistics import FeatureStatistics as FeatureStatistics
 from . import metrics as metrics
 from .extraction import Extracted as Extracted, extract as extract

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,57 +10,124 @@ import torch
 from ctf.errors import InputError
 from ctf.pipeline import StagePipeline
 from ctf.progress import progress_bar
+from ctf.sampling.settings import Sampling
 from ctf.stages.stage import bits
 from ctf.tokens.token_set import TokenSet
 
+#: Bits per token, and how often the most probable label is right.
+Score = tuple[float, float]
 
-@torch.inference_mode()
+
 def bits_per_token(
-    pipeline: StagePipeline, tokens: TokenSet, batch_size: int = 32, progress: bool = True
+    pipeline: StagePipeline, tokens: TokenSet, batch_size: int = 32, progress: bool = True, **overrides: Any
 ) -> dict[str, Any]:
     """Bits that a pipeline needs for a token of a set, without augmentation, in float32.
 
-    Exact unless a stage that is given labels has support "full": it can draw the same tokens from other labels too,
-    which are not counted, so the sum is then an upper bound on the bits.
+    They are those of the steps and the order in which each stage draws, at temperature 1 without guidance and filters:
+    of the settings, `steps`, `order`, `schedule` and `order_seed` matter. Exact unless a stage that is given labels has
+    support "full": it can draw the same tokens from other labels too, which are not counted, so the sum is then an
+    upper bound on the bits.
 
     Args:
         pipeline: of any stages.
         tokens: held-out tokens of the pipeline's codebook.
         batch_size: images at a time.
         progress: show a progress bar.
+        overrides: settings in place of the model's own, see `StagePipeline.sampling`.
 
     Returns:
         bits_per_token: of the whole pipeline, comparable between pipelines of any stages.
         <stage>_bits_per_token: the term of each stage, if there are several.
         token_accuracy, or <stage>_accuracy if there are several: how often the most probable label is right, given
-            the right labels of the stage before.
+            the right labels of the stage before and of earlier steps.
         bound: "upper", if `bits_per_token` is an upper bound.
 
     Raises:
-        InputError: tokens of another codebook or grid, or more classes than the model has.
+        InputError: tokens of another codebook or grid, or more classes than the model has; steps or an order that a
+            stage cannot take; the order confidence, whose likelihood is not known.
     """
+    settings = {name: [sampling] for name, sampling in pipeline.sampling(**overrides).items()}
+    scores = _measure(pipeline, tokens, settings, batch_size, progress)
+    return _metrics(pipeline, {name: score for name, (score,) in scores.items()})
+
+
+def bits_by_steps(
+    pipeline: StagePipeline,
+    tokens: TokenSet,
+    steps: Sequence[int],
+    stage: str | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """`bits_per_token` in several numbers of steps of one stage; the others are computed once.
+
+    Args:
+        pipeline, tokens, batch_size, progress, overrides: as those of `bits_per_token`.
+        steps: in how many the stage draws.
+        stage: its name; the first stage when None.
+
+    Returns:
+        stage, kind, order, schedule, order_seed: the stage, and how it draws.
+        rows: for each number of steps, ascending, `steps` and what `bits_per_token` returns.
+
+    Raises:
+        InputError: as `bits_per_token`; no such stage, or no steps.
+    """
+    measured = pipeline.stage(stage) if stage else pipeline.stages[0]
+    if not steps:
+        raise InputError("steps is empty: give at least one number of steps")
+    each = [pipeline.sampling(**overrides | {f"{measured.name}_steps": count}) for count in sorted(set(steps))]
+    settings = {name: [sampling] for name, sampling in each[0].items()}
+    settings[measured.name] = [sampling[measured.name] for sampling in each]
+    scores = _measure(pipeline, tokens, settings, batch_size, progress)
+    rows = []
+    for sampling, score in zip(settings[measured.name], scores[measured.name], strict=True):
+        here = {name: score if name == measured.name else scores[name][0] for name in scores}
+        rows.append({"steps": sampling.steps, **_metrics(pipeline, here)})
+    facts = {name: getattr(settings[measured.name][0], name) for name in ("order", "schedule", "order_seed")}
+    return {"stage": measured.name, "kind": measured.kind, **facts, "rows": rows}
+
+
+@torch.inference_mode()
+def _measure(
+    pipeline: StagePipeline,
+    tokens: TokenSet,
+    settings: dict[str, list[Sampling]],
+    batch_size: int,
+    progress: bool,
+) -> dict[str, list[Score]]:
+    """Of each stage, by its name, in each of its settings."""
     tokens.check_codebook(pipeline.tokenizer.codebook)
     if tokens.grid != pipeline.grid or tokens.num_classes > len(pipeline.class_names):
         raise InputError(f"{tokens.folder}: grid or classes differ from the model's: give tokens of its images")
-    nats, hits = ({stage.name: 0.0 for stage in pipeline.stages} for _ in range(2))
+    for stage in pipeline.stages:  # what has no likelihood fails now, not after the work of others
+        for sampling in settings[stage.name]:
+            stage.groups(sampling)
+    sums = {name: [[0.0, 0.0] for _ in each] for name, each in settings.items()}
     with progress_bar(len(tokens), "likelihood", "image", hidden=not progress) as bar:
         for start in range(0, len(tokens), batch_size):
             images = range(start, min(start + batch_size, len(tokens)))
             exact = tokens.gather(images).to(pipeline.device)
             labels = torch.from_numpy(tokens.labels[images]).to(pipeline.device)
             for stage in pipeline.stages:
-                log_prob, hit = stage.scores(exact, labels)
-                nats[stage.name] -= log_prob.double().sum().item()
-                hits[stage.name] += hit.double().sum().item()
+                for total, sampling in zip(sums[stage.name], settings[stage.name], strict=True):
+                    log_prob, hit = stage.scores(exact, labels, sampling)
+                    total[0] -= log_prob.double().sum().item()
+                    total[1] += hit.double().sum().item()
             bar.update(len(exact))
     count = len(tokens) * tokens.num_tokens
-    means = {name: bits(total / count) for name, total in nats.items()}
-    result: dict[str, Any] = {"bits_per_token": sum(means.values())}
-    if len(means) == 1:
-        result["token_accuracy"] = sum(hits.values()) / count
+    return {name: [(bits(nats / count), hits / count) for nats, hits in each] for name, each in sums.items()}
+
+
+def _metrics(pipeline: StagePipeline, scores: dict[str, Score]) -> dict[str, Any]:
+    """What `bits_per_token` returns."""
+    result: dict[str, Any] = {"bits_per_token": sum(score for score, _ in scores.values())}
+    if len(scores) == 1:
+        ((_, result["token_accuracy"]),) = scores.values()
     else:
-        for name in means:
-            result |= {f"{name}_bits_per_token": means[name], f"{name}_accuracy": hits[name] / count}
+        for name, (score, accuracy) in scores.items():
+            result |= {f"{name}_bits_per_token": score, f"{name}_accuracy": accuracy}
     if any(stage.given is not None and stage.support == "full" for stage in pipeline.stages):
         result["bound"] = "upper"
     return result

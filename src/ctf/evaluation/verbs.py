@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from ctf.errors import InputError
+from ctf.sampling.settings import Order, Schedule
 
 
 def tokenizer(
@@ -51,7 +54,17 @@ def tokenizer(
             print(note, file=sys.stderr)
 
 
-def likelihood(tokens: str, model: str = "emoji", device: str = "auto") -> None:
+def likelihood(
+    tokens: str,
+    model: str = "emoji",
+    steps: list[int] | None = None,
+    stage: str | None = None,
+    order: Order | None = None,
+    schedule: Schedule | None = None,
+    order_seed: int | None = None,
+    out: str | None = None,
+    device: str = "auto",
+) -> None:
     """Bits per token of a model on a token set: exact, or an upper bound with support "full"; comparable.
 
     Example:
@@ -60,13 +73,38 @@ def likelihood(tokens: str, model: str = "emoji", device: str = "auto") -> None:
     Args:
         tokens: folder of a token set that the model was not trained on.
         model: "emoji", a model folder or a hub id.
+        steps: measure one stage in each of these numbers of steps, such as [1, 4, 16, 64]. Bits are those of the steps
+            and the order, at temperature 1 without guidance.
+        stage: which; the first one without it.
+        order: of the stage's positions, the model's own without it; any but confidence, whose bits are not known.
+        schedule: how many positions each step takes, the model's own without it.
+        order_seed: of the orders random and locality.
+        out: folder for result.json and, with steps, plot.png.
         device: where to compute; auto is a GPU where there is one.
     """
-    from ctf.evaluation.likelihood import bits_per_token
+    import shlex
+
+    from ctf.evaluation.likelihood import bits_by_steps, bits_per_token
+    from ctf.evaluation.steps_plot import plot_steps
+    from ctf.files import check_writable, write_json
     from ctf.model_folder import Pipeline
     from ctf.tokens.token_set import TokenSet
 
-    print(json.dumps(bits_per_token(Pipeline.from_pretrained(model, device), TokenSet.open(tokens)), indent=2))
+    if out is not None:
+        check_writable(out, "folder")
+    pipeline, token_set = Pipeline.from_pretrained(model, device), TokenSet.open(tokens)
+    name = (pipeline.stage(stage) if stage else pipeline.stages[0]).name
+    settings = {"order": order, "schedule": schedule, "order_seed": order_seed}
+    overrides: dict[str, Any] = {f"{name}_{setting}": value for setting, value in settings.items()}
+    if steps is None:
+        result = bits_per_token(pipeline, token_set, **overrides)
+    else:
+        result = bits_by_steps(pipeline, token_set, steps, name, **overrides)
+    print(json.dumps(result, indent=2))
+    if out is not None:
+        write_json(Path(out) / "result.json", {"command": shlex.join(sys.argv), **result})
+        if steps is not None:
+            plot_steps(Path(out) / "plot.png", result)
 
 
 def samples(
