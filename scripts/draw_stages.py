@@ -20,7 +20,6 @@ from ctf.sampling.orders import group_sizes, order_groups
 from ctf.tokens.token_set import TokenSet
 
 GRID, STEPS = (16, 16), 20
-LABELS = ["noto animals", "twemoji food", "noto faces"]
 
 
 def draw_orders(path: Path) -> None:
@@ -50,7 +49,6 @@ def draw_orders(path: Path) -> None:
 
 def draw_previews(path: Path, runs: Path, seed: int) -> None:
     tokens, tokenizer = TokenSet.open("runs/emoji-tokens/test"), open_tokenizer("emoji")
-    label = tokens.class_names[0]
     rows, names = [], []
     for kind, fine, how in (
         ("autoregressive", "one", {}),
@@ -61,11 +59,13 @@ def draw_previews(path: Path, runs: Path, seed: int) -> None:
     ):
         stages = [open_stage(runs / f"coarse-{kind}-{seed}"), open_stage(runs / f"fine-{fine}-{seed}")]
         pipeline = StagePipeline(tokenizer, tokens.class_names, stages)
-        previews = [*pipeline.stream([label], seed=5, cfg_scale=4.0, temperature=0.9, top_p=0.95, **how)]
+        previews = [*pipeline.stream([0], seed=5, cfg_scale=4.0, temperature=0.9, top_p=0.95, **how)]
         if fine == "any":
-            previews = [previews[7], *previews[8:]]
+            previews = previews[7:]  # the last one of stage 1, and the rounds of stage 2
         rows.append([np.asarray(preview.images[0]) for preview in previews][:9])
-        names.append(" ".join([kind, *map(str, how.values())]))
+        first = f"{kind} {how.get('coarse_order', '')}"
+        names.append(f"{first}, {how['coarse_steps']} steps" if "coarse_steps" in how else first)
+    names[-1] = "stage 2, masked, 8 rounds"
     save_png(path, contact_sheet(rows, names, [str(i + 1) for i in range(9)]))
 
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
 from ctf.images import to_bytes
 from ctf.models import Compute
+from ctf.pipeline import StagePipeline
 from ctf.sampling import Random, Sampling
 from ctf.stages import generate_tokens
 
@@ -68,15 +70,15 @@ def test_settings_are_the_stages_own_unless_overridden(make_pipeline):
     pipeline.stages[0].sampling = Sampling(cfg_scale=3.0, top_p=0.9)
     pipeline.stages[1].sampling = Sampling(temperature=0.7)
     assert pipeline.sampling(temperature=0.5, fine_top_k=4, coarse_top_k=2, top_p=None) == {
-        "coarse": Sampling(cfg_scale=3.0, temperature=0.5, top_k=2, top_p=0.9),
-        "fine": Sampling(temperature=0.7, top_k=4),
+        "coarse": Sampling(cfg_scale=3.0, temperature=0.5, top_k=2, top_p=0.9, steps=6, order="raster"),
+        "fine": Sampling(temperature=0.7, top_k=4, steps=1, order="halton"),
     }
     labels, own = torch.tensor(LABELS), {"cfg_scale": 3.0, "top_p": 0.9, "fine_temperature": 0.7}
     expected = make_pipeline("cluster").generate_tokens(labels, SEEDS, **own)
     assert torch.equal(pipeline.generate_tokens(labels, SEEDS), expected)
 
 
-@pytest.mark.parametrize("name", ["fine_temprature", "medium_top_k", "temperature_fine", "steps"])
+@pytest.mark.parametrize("name", ["fine_temprature", "medium_top_k", "temperature_fine", "stepz"])
 def test_settings_that_do_not_exist(make_pipeline, name):
     with pytest.raises(InputError, match=f"no sampling setting '{name}': there are cfg_scale, .*or fine_ before one"):
         make_pipeline("cluster")([0], **{name: 1.0})
@@ -103,6 +105,21 @@ def test_a_coarse_preview_shows_the_mean_codeword_of_each_cluster(make_pipeline)
     vectors = torch.stack([tokenizer.codebook[coarse_map.members(int(m))].mean(0) for m in coarse[0]])
     expected = to_bytes(tokenizer.decode_embeddings(tokenizer.project(vectors)[None], pipeline.grid))
     assert np.abs(np.asarray(last.images[0]).astype(int) - expected[0]).max() <= 1
+
+
+def test_what_a_stage_does_not_know_yet_is_shown_as_it_is_given(make_stage, make_tokenizer):
+    tokenizer = make_tokenizer()
+    coarse_map = cluster_codebook(tokenizer.codebook, 5)
+    coarse = make_stage(name="coarse", predicts=coarse_map)
+    fine = make_stage("any_order", name="fine", given=coarse_map)
+    shown = list(StagePipeline(tokenizer, list("abcd"), [coarse, fine]).stream([2], seed=4, previews=6, fine_steps=6))
+    given = generate_tokens(coarse, torch.tensor([2]), [4])
+    first = shown[6]  # one position of six is known
+    vectors = tokenizer.project(coarse_map.means(tokenizer.codebook))[given]
+    place = fine.groups(fine.resolved(Sampling(steps=6)))[0]
+    vectors[:, place] = tokenizer.codebook[generate_tokens(fine, torch.tensor([2]), [4], given, 1, steps=6)[:, place]]
+    expected = to_bytes(tokenizer.decode_embeddings(vectors, (2, 3)))
+    assert np.abs(np.asarray(first.images[0]).astype(int) - expected[0]).max() <= 1
 
 
 def test_a_preview_that_is_left_changes_nothing(make_pipeline):

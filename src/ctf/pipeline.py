@@ -39,7 +39,7 @@ class Preview:
         step: its number, from 1, of `steps`.
         steps: how many the stage takes.
         images: one per label. Labels of a coarse level are shown by the mean codeword of their cluster, positions that
-            are not known yet by the mean of all codewords.
+            are not known yet by what the stage is given there, or the mean of all codewords.
     """
 
     stage: str
@@ -220,7 +220,7 @@ class StagePipeline:
             steps = stage.stepwise(indices, Random(seeds, place), sampling, given)
             for number, tokens in enumerate(steps, start=1):
                 if number == count or number % every == 0:
-                    yield Preview(stage.name, number, count, self._preview(stage, tokens))
+                    yield Preview(stage.name, number, count, self._preview(stage, tokens, given))
             given = tokens.clone()
 
     def _images(self, labels: Sequence[int | str], seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:
@@ -259,14 +259,18 @@ class StagePipeline:
         return_freed_memory()  # or what the stages have freed would stay beside what the decoder takes
         return decode_images(self.tokenizer, tokens, self.grid, getattr(torch, self.compute.decoder_dtype))
 
-    def _preview(self, stage: Stage, tokens: Tensor) -> list[Image.Image]:
+    def _preview(self, stage: Stage, tokens: Tensor, given: Tensor | None) -> list[Image.Image]:
         """Labels of the stage's level, −1 where unknown: int64 (B, N) → images."""
         if stage.predicts is None and not bool((tokens < 0).any()):
             return [Image.fromarray(image) for image in self.decode(tokens)]
-        vectors = level_embeddings(self.tokenizer, stage.predicts)
-        vectors = torch.cat([vectors, self.tokenizer.project(self.tokenizer.codebook.mean(0, keepdim=True))])
+        tokenizer = self.tokenizer
+        unknown = tokenizer.project(tokenizer.codebook.mean(0, keepdim=True))
+        if given is not None:
+            unknown = level_embeddings(tokenizer, stage.given)[given]
+        vectors = level_embeddings(tokenizer, stage.predicts)[tokens.clamp(min=0)]
+        vectors = vectors.where(tokens[..., None] >= 0, unknown)
         with torch.no_grad():
-            images = to_bytes(self.tokenizer.decode_embeddings(vectors[tokens], self.grid))  # −1 is the last
+            images = to_bytes(tokenizer.decode_embeddings(vectors, self.grid))
         return [Image.fromarray(image) for image in images]
 
     def memory(self, batch_size: int, **overrides: Any) -> SamplingMemory:

@@ -37,8 +37,8 @@ def test_what_it_says(make_pipeline, manifest_of, tmp_path):
             {"name": "fine", "kind": "masked", "support": "full"},
         ],
         "sampling": {
-            "coarse": dataclasses.asdict(coarse.sampling) | {"cfg_scale": 1.5},
-            "fine": dataclasses.asdict(fine.sampling) | {"top_k": 3},
+            "coarse": dataclasses.asdict(coarse.sampling) | {"cfg_scale": 1.5, "steps": 6, "order": "raster"},
+            "fine": dataclasses.asdict(fine.sampling) | {"top_k": 3, "steps": 1, "order": "halton"},
         },
         "compute": {"dtype": "float32", "quantize": None, "compile": False, "decoder_dtype": "float32"},
         "labels": fingerprint(torch.tensor(CHOSEN)),
