@@ -183,7 +183,7 @@ def tables(only: list[str]) -> None:
         rows = cells.get((system, steps), [])
         values = [[row[key] for row in rows if key in row] for key in keys]
         shown = [
-            f"{mean(v):.3g}" if key == "seconds_per_image" else f"{mean(v):.3f} ± {deviation(v):.3f}"
+            f"{mean(v):.3g}" if key == "seconds_per_image" else spread(v)
             for key, v in zip(keys, values, strict=True)
             if v
         ]
@@ -206,7 +206,7 @@ def tables(only: list[str]) -> None:
         for steps in STEPS[-2::-1]:
             pairs = zip(cells[system, steps], cells[system, STEPS[-1]], strict=True)
             losses = [few["bits_per_token"] - all_of_them["bits_per_token"] for few, all_of_them in pairs]
-            lost.append(f"{mean(losses):+.3f} ± {deviation(losses):.3f}")
+            lost.append(spread(losses))
         text.append(line(*system.split(", "), *lost))
     text += [
         "",
@@ -248,14 +248,12 @@ def plot(cells: dict[tuple[str, int], list[dict[str, Any]]]) -> None:
             continue
         steps = [count for count in STEPS if (system, count) in cells]
         style = {"color": colours[kind], "linestyle": "-" if method == "coarse-to-fine" else "--", "marker": "o"}
-        bits, distance = (
-            [mean([row[key] for row in cells[system, count]]) for count in steps]
-            for key in ("bits_per_token", "distance")
-        )
+        bits = np.array([mean([row["bits_per_token"] for row in cells[system, count]]) for count in steps])
         axes[0].plot(steps, bits, label=f"{method}, {kind}", **style)
-        axes[2].plot(steps, distance, **style)
         if len(steps) > 1:
-            axes[1].plot(steps, np.array(bits) - bits[-1], **style)
+            axes[1].plot(steps, bits - bits[-1], **style)
+        if all("distance" in row for count in steps for row in cells[system, count]):
+            axes[2].plot(steps, [mean([row["distance"] for row in cells[system, count]]) for count in steps], **style)
     for axis, title in zip(
         axes, ("bits per token", "bits lost against 64 steps", "Fréchet distance, emoji features"), strict=True
     ):
@@ -272,9 +270,11 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def deviation(values: list[float]) -> float:
-    """Of the sample: n − 1."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation of a seed, or the number of seeds where that says little."""
+    if len(values) == 1:
+        return f"{values[0]:.3f} (one seed)"
+    return f"{mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
 def head(*titles: str) -> list[str]:
