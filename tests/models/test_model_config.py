@@ -59,6 +59,7 @@ def test_block_weights_are_those_of_the_products(kv_heads):
         {"ffn_multiple": 0},
         {"output_vocab": 9},
         {"output_vocab": 9, "attention": "groups"},
+        {"input_vocab": 6, "output_vocab": 4, "attention": "full"},
         {"input_vocab": 0, "given_vocab": 4, "attention": "groups"},
         {"dropout": 1.5},
         {"class_dropout": -0.1},

@@ -231,3 +231,18 @@ def test_class_dropout_in_groups(make_model, tokens, labels):
     assert not torch.allclose(model.hidden_in_groups(tokens, labels, None, POSITIONS, SIZES), expected)
     found = model.train().hidden_in_groups(tokens, labels, None, POSITIONS, SIZES)
     torch.testing.assert_close(found, expected)
+
+
+def test_hidden_tokens_know_where_they_are(make_model):
+    """Without it a full model would tell positions apart by the edges of the image alone."""
+    model = make_model(attention="full", input_vocab=6, output_vocab=5)
+    tokens = torch.full((1, model.config.num_tokens), 5)
+    inputs = model._embed(tokens, torch.tensor([0]), None)[0, 1:]
+    vector = model.token_embedding.weight[5].unflatten(0, (model.config.heads, -1))
+    for i, found in enumerate(inputs):
+        cos, sin = model.rotary[1 + i]
+        swapped = vector.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        torch.testing.assert_close(found, (vector * cos + swapped * sin).flatten())
+    known = tokens.clone()
+    known[0, 2] = 3
+    assert torch.equal(model._embed(known, torch.tensor([0]), None)[0, 3], model.token_embedding.weight[3])

@@ -34,7 +34,8 @@ class TransformerConfig:
     """One architecture for every kind of stage that is a Transformer.
 
     Attributes:
-        input_vocab: number of different tokens that the model reads; 0 for none.
+        input_vocab: number of different tokens that the model reads; 0 for none. Where a full model reads one more than
+            it predicts, that one stands for hidden tokens: its vector is turned by its position.
         output_vocab: number of different tokens that it predicts.
         grid: (rows, columns) of tokens; N = rows · columns.
         num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
@@ -84,6 +85,10 @@ class TransformerConfig:
             )
         if self.heads % self.num_kv_heads:
             raise InputError(f"model: {self.heads} heads are not a multiple of {self.num_kv_heads} kv_heads")
+        if self.attention == "full" and self.input_vocab > self.output_vocab + 1:
+            raise InputError(
+                f"model: it reads {self.input_vocab} tokens and predicts {self.output_vocab}: one more at most"
+            )
         if self.attention != "full" and self.input_vocab != self.output_vocab:
             raise InputError(
                 f"model: one with {self.attention} attention reads what it writes, so input_vocab and output_vocab "

@@ -179,9 +179,12 @@ class Transformer(nn.Module):
 
     def queries(self, positions: Tensor, given: Tensor | None) -> Tensor:
         """Inputs that ask for positions: (n,) → (1, n, dim), with given labels (B, n), or for (B, n), → (B, n, dim)."""
-        heads = self.query_embedding.weight.view(1, 1, self.config.heads, -1)
-        queries = rotate(heads, self.rotary[1 + positions]).flatten(-2)
+        queries = self._turned(self.query_embedding.weight, self.rotary[1 + positions])
         return queries if given is None else queries + self.given_embedding(given)
+
+    def _turned(self, vector: Tensor, table: Tensor) -> Tensor:
+        """A vector (1, dim) that says where it stands: (1, n, dim), or (B, n, dim) with a table for each image."""
+        return rotate(vector.view(1, 1, self.config.heads, -1), table).flatten(-2)
 
     def _run(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
         x = self.dropout(x)
@@ -204,10 +207,13 @@ class Transformer(nn.Module):
             assert tokens is not None
             x = torch.cat([first, self.token_embedding(tokens[:, :-1])], dim=1)
             return x if given is None else x + self.given_embedding(given)
-        if given is None:
-            return torch.cat([first, self.token_embedding(tokens)], dim=1)
-        x = self.given_embedding(given)
-        return torch.cat([first, x if tokens is None else x + self.token_embedding(tokens)], dim=1)
+        if tokens is None:
+            return torch.cat([first, self.given_embedding(given)], dim=1)
+        x = self.token_embedding(tokens)
+        if (words := self.config.output_vocab) < self.config.input_vocab:  # one more, for hidden labels
+            hidden = self._turned(self.token_embedding.weight[words:], self.rotary[1:])
+            x = x.where((tokens < words)[..., None], hidden)
+        return torch.cat([first, x if given is None else x + self.given_embedding(given)], dim=1)
 
     def step(self, x: Tensor, cache: KeyValueCache, position: int) -> Tensor:
         """One position of a causal model: embeddings (rows, dim) → normalised states (rows, dim).
