@@ -33,10 +33,6 @@ class AnyOrder(CachedStage):
     def possible_steps(self) -> range:
         return range(1, self.num_tokens + 1)
 
-    @property
-    def own_steps(self) -> int:
-        return max(1, self.num_tokens // 8)
-
     def training_states(
         self, targets: Tensor, labels: Tensor, given: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -75,8 +71,10 @@ class AnyOrder(CachedStage):
     def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
         """With the names of `Autoregressive.work`, a step that reads k positions and asks for n, with p in the cache,
 
-        bytes = w·(W + dim·V) + 4·(2·L + 1)·dim + 2·c·L·R·kv_heads·head_dim·(p + k + n)
-        operations = 2·R·(k + n)·W + 4·L·R·dim·(k·(p + k) + n·(p + k + n)) + 2·batch·n·dim·V
+            bytes = w·(W + dim·V) + 4·(2·L + 1)·dim + 2·c·L·R·kv_heads·head_dim·(p + k + n)
+            operations = 2·R·(k + n)·W + 4·L·R·dim·(k·(p + k) + n·(p + k + n)) + 2·batch·n·dim·V
+
+        The head's weight stays in float32 where it is that of members.
         """
         c, compute, rows = self.config, compute.on(self.device), batch * (1 + sampling.guided)
         cached = 2 * c.layers * rows * c.num_kv_heads * c.head_dim * compute.torch_dtype.itemsize

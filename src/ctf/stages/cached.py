@@ -64,14 +64,14 @@ class CachedStage(TransformerStage):
         def run(*inputs: Tensor) -> Tensor:
             return deque(self.loop(sampling, *inputs), maxlen=1)[0]
 
-        def warm_up(*inputs: Tensor) -> None:
-            deque(self.loop(sampling, *inputs), maxlen=0)  # all steps: blocks compile for groups of several sizes
-
         with self._recording:  # the buffers of a recording belong to one caller at a time
             recorded = self._recorded
             if recorded is None or recorded[0] != sampling or len(recorded[1].inputs[0]) < len(labels):
                 self._recorded = None  # its memory goes first
-                recorded = sampling, RecordedLoop(run, warm_up, inputs)
+                recorded = (
+                    sampling,
+                    RecordedLoop(run, run, inputs),
+                )  # all steps warm up: blocks compile for several sizes
                 self._recorded = recorded
             return recorded[1](inputs)
 

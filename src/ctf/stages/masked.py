@@ -67,10 +67,6 @@ class Masked(TransformerStage):
     def possible_steps(self) -> range:
         return range(1, 2 if self.once else self.num_tokens + 1)
 
-    @property
-    def own_steps(self) -> int:
-        return 1 if self.once else max(1, self.num_tokens // 8)
-
     def training_states(
         self, targets: Tensor, labels: Tensor, given: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -109,22 +105,24 @@ class Masked(TransformerStage):
             return
         uniform = random.uniform(self.num_tokens).to(labels.device)
         tokens = torch.full(uniform.shape, -1, device=labels.device)
+        known = 0
         for group in self.groups(sampling):
-            for part, states in self._parts(tokens, labels, sampling, given):
+            for part, states in self._parts(tokens, labels, sampling, given, known):
                 here = None if given is None else given[part][:, group]
                 tokens[part, group] = self.draw(states[:, group], here, uniform[part][:, group], sampling)
+            known += len(group)
             yield tokens
 
     def _parts(
-        self, tokens: Tensor, labels: Tensor, sampling: Sampling, given: Tensor | None
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling, given: Tensor | None, known: int
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Guided states (b, N, dim), some images at a time, from the labels so far."""
-        copies, known = 1 + sampling.guided, float((tokens[0] >= 0).float().mean())
+        """Guided states (b, N, dim), some images at a time, from the labels so far, `known` of each image."""
+        copies, share = 1 + sampling.guided, known / self.num_tokens
         for start in range(0, len(labels), TOGETHER):
             part = slice(start, start + TOGETHER)
             both = both_branches(labels[part], self.num_classes, sampling)
             here = None if given is None else given[part].repeat(copies, 1)
-            yield part, guide(self._hidden(tokens[part].repeat(copies, 1), both, here), sampling, known)
+            yield part, guide(self._hidden(tokens[part].repeat(copies, 1), both, here), sampling, share)
 
     def _most_confident(
         self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None
@@ -136,7 +134,7 @@ class Masked(TransformerStage):
             uniform = random.uniform(self.num_tokens, step).to(labels.device)
             gumbel = -(-random.uniform(self.num_tokens, len(sizes) + step).clamp(min=2.0**-33).log()).log()
             noise = NOISE * (1 - (step + 1) / len(sizes)) * gumbel.float().to(labels.device)
-            for part, states in self._parts(tokens, labels, sampling, given):
+            for part, states in self._parts(tokens, labels, sampling, given, sum(sizes[:step])):
                 for image, state in zip(range(part.start, len(labels)), states, strict=False):
                     here = None if given is None else given[image]
                     logits = self.head(state, here)

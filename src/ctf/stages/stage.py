@@ -166,8 +166,9 @@ class Stage(nn.Module, ABC):
 
     @property
     def own_steps(self) -> int:
-        """In how many it draws where nothing is said."""
-        return self.possible_steps[0]
+        """In how many it draws where nothing is said: one for every eight positions, if it can."""
+        possible = self.possible_steps
+        return min(max(self.num_tokens // 8, possible[0]), possible[-1])
 
     def resolved(self, sampling: Sampling | None = None) -> Sampling:
         """`sampling`, or the stage's own, with steps and order said.
