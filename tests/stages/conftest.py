@@ -80,3 +80,14 @@ def guided_logits(allowed):
         return logits
 
     return guided_logits
+
+
+@pytest.fixture
+def coarse():
+    """Labels of the 6 clusters for 5 images."""
+    return torch.randint(6, (5, 8), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(K, (5, 8), generator=torch.Generator().manual_seed(2))

@@ -31,16 +31,6 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture
-def coarse():
-    return torch.randint(6, (5, N), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def tokens():
-    return torch.randint(30, (5, N), generator=torch.Generator().manual_seed(2))
-
-
 def groups_of(steps, order, schedule="cosine", order_seed=0):
     return [g.tolist() for g in order_groups(order, GRID, tuple(group_sizes(N, steps, schedule)), order_seed)]
 

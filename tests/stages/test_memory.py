@@ -123,29 +123,29 @@ def test_a_pipeline_adds_up_its_parts(make_pipeline):
 
 
 @pytest.mark.parametrize("room", [1, 16, 64, 1000])
-def test_largest_batch_takes_at_most_four_fifths_of_what_is_free(monkeypatch, make_pipeline, room):
+def test_largest_batch_takes_at_most_half_of_what_is_free_on_a_cpu(monkeypatch, make_pipeline, room):
     pipeline = make_pipeline("cluster", grid=(16, 16))
 
     def share(batch):
         return pipeline.memory(batch, cfg_scale=1.5).peak / free
 
-    free = 1.26 * pipeline.memory(room, cfg_scale=1.5).peak
+    free = 2.01 * pipeline.memory(room, cfg_scale=1.5).peak
     monkeypatch.setattr("ctf.pipeline.available_memory", lambda device: free)
     batch = pipeline.largest_batch(cfg_scale=1.5)
     assert batch in {2**n for n in range(9)}
     assert batch >= min(room, 256)
-    assert share(batch) <= 0.8
-    assert batch == 256 or share(2 * batch) > 0.8
+    assert share(batch) <= 0.5
+    assert batch == 256 or share(2 * batch) > 0.5
 
 
 def test_no_room_for_one_image(monkeypatch, make_pipeline):
     pipeline = make_pipeline("cluster")
-    monkeypatch.setattr("ctf.pipeline.available_memory", lambda device: 1.24 * pipeline.memory(1).peak)
-    with pytest.raises(InputError, match=r"one image takes 0\.0 GiB and 0\.0 GiB are free"):
+    monkeypatch.setattr("ctf.pipeline.available_memory", lambda device: 1.98 * pipeline.memory(1).peak)
+    with pytest.raises(InputError, match=r"one image takes 0\.0 GiB and 0\.0 GiB may be taken"):
         pipeline.largest_batch()
 
 
 def test_guidance_leaves_room_for_fewer_images(monkeypatch, make_pipeline):
     pipeline = make_pipeline("baseline", grid=(16, 16))
-    monkeypatch.setattr("ctf.pipeline.available_memory", lambda device: 1.26 * pipeline.memory(64, cfg_scale=1.0).peak)
+    monkeypatch.setattr("ctf.pipeline.available_memory", lambda device: 2.01 * pipeline.memory(64, cfg_scale=1.0).peak)
     assert pipeline.largest_batch(cfg_scale=1.0) > pipeline.largest_batch(cfg_scale=2.0)

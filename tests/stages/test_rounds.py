@@ -34,16 +34,6 @@ SETTINGS = [
 
 
 @pytest.fixture
-def coarse():
-    return torch.randint(6, (5, N), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def tokens():
-    return torch.randint(30, (5, N), generator=torch.Generator().manual_seed(2))
-
-
-@pytest.fixture
 def round_logits(guided_logits):
     """Logits of all positions (B, N, vocabulary) from labels, −1 where hidden; −inf outside given clusters."""
 

@@ -26,9 +26,7 @@ def from_llamagen(
     """
     import json
 
-    import torch
-
-    from ctf.files import fingerprint
+    from ctf.files import joint_fingerprint
     from ctf.interop.llamagen import load_gpt, load_tokenizer, size_name
     from ctf.model_folder import Pipeline, describe_pipeline
 
@@ -36,10 +34,7 @@ def from_llamagen(
     stage = load_gpt(gpt, num_heads, grid=grid, allow_namespace=allow_namespace)
     pipeline = Pipeline(vq, [str(index) for index in range(stage.num_classes)], [stage])
     pipeline.save_pretrained(out)
-    checksums = {
-        name: fingerprint(torch.cat([p.detach().flatten() for p in part.parameters()]))
-        for name, part in pipeline.parts().items()
-    }
+    checksums = {name: joint_fingerprint(part.parameters()) for name, part in pipeline.parts().items()}
     facts = {"class_names": f"0 … {stage.num_classes - 1}", "size": size_name(stage.config), "checksums": checksums}
     print(json.dumps(describe_pipeline(pipeline) | facts, indent=2, ensure_ascii=False))
 

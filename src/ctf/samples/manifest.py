@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -16,11 +15,11 @@ from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ctf.device import device_name
 from ctf.errors import InputError
-from ctf.files import fingerprint, read_json, write_json
+from ctf.files import fingerprint, joint_fingerprint, read_json, write_json
 from ctf.pipeline import StagePipeline
 from ctf.tokens.writer import shorten
 
@@ -181,12 +180,3 @@ def part_fingerprint(part: nn.Module) -> str:
     """16 hexadecimal digits of a module's parameters and, for a stage, of the maps it predicts and is given."""
     maps = [relation for name in ("predicts", "given") if (relation := getattr(part, name, None)) is not None]
     return joint_fingerprint([*part.parameters(), *(relation.fine_to_coarse for relation in maps)])
-
-
-def joint_fingerprint(tensors: Iterable[Tensor]) -> str:
-    """`ctf.files.fingerprint` of the concatenated values as float32, without concatenating them."""
-    tensors = list(tensors)
-    digest = hashlib.sha256(repr((sum(tensor.numel() for tensor in tensors),)).encode())
-    for tensor in tensors:
-        digest.update((tensor.detach().cpu().to(torch.float32).contiguous() + 0).numpy().data)  # −0 is 0
-    return digest.hexdigest()[:16]

@@ -15,17 +15,17 @@ class RecordedLoop:
     since each position has kernels of its own in the graph. Its buffers belong to one caller at a time.
 
     Args:
-        loop: uses its tensors only, never their values on the host; what it returns begins with an axis of images.
-        warm_up: the same over a few steps; runs first, so that compilers and libraries do what they do once.
+        loop: uses its tensors only, never their values on the host; what it returns begins with an axis of images. It
+            runs once before it is recorded, so that compilers and libraries do what they do once for each shape.
         inputs: examples on the device, each (images, …).
     """
 
-    def __init__(self, loop: Callable[..., Tensor], warm_up: Callable[..., object], inputs: list[Tensor]) -> None:
+    def __init__(self, loop: Callable[..., Tensor], inputs: list[Tensor]) -> None:
         self.inputs, device = [tensor.clone() for tensor in inputs], inputs[0].device
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
-            warm_up(*self.inputs)
+            loop(*self.inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):

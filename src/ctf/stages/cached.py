@@ -68,11 +68,7 @@ class CachedStage(TransformerStage):
             recorded = self._recorded
             if recorded is None or recorded[0] != sampling or len(recorded[1].inputs[0]) < len(labels):
                 self._recorded = None  # its memory goes first
-                recorded = (
-                    sampling,
-                    RecordedLoop(run, run, inputs),
-                )  # all steps warm up: blocks compile for several sizes
-                self._recorded = recorded
+                self._recorded = recorded = sampling, RecordedLoop(run, inputs)
             return recorded[1](inputs)
 
     def memory(self, batch: int, sampling: Sampling, compute: Compute) -> StageMemory:

@@ -152,12 +152,13 @@ class Masked(TransformerStage):
         c, size = self.config, compute.on(self.device).torch_dtype.itemsize
         positions = min(batch, TOGETHER) * (1 + sampling.guided) * (c.num_tokens + 1)
         states = positions * (4 * c.dim + 4 * c.ffn_dim * size)
-        drawn = self.drawing_memory(batch, max(self.group_sizes(sampling)), compute)
+        at_once = 1 if self.resolved(sampling).order == "confidence" else batch
+        drawn = self.drawing_memory(at_once, max(self.drawn(sampling)), compute)
         activations = max(states, drawn) + 4 * c.output_vocab * c.dim
         return StageMemory(self.packed_memory(compute), activations)
 
     def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
-        """A pass for each round, the head for the n labels that it keeps, over the members of each position's cluster.
+        """A pass for each round, the head for the n labels that it draws, over the members of each position's cluster.
         With the names of `Autoregressive.work`,
 
             bytes = w·W + 4·(2·L + 1)·dim + 4·dim·K
@@ -170,7 +171,9 @@ class Masked(TransformerStage):
         weights = c.block_weights * compute.weight_bytes + self.norm_bytes + head_weights
         head = 2 * c.dim * self.mean_outputs
         blocks = (1 + sampling.guided) * (self.forward_operations() - c.num_tokens * head)
+        return [Work(weights, batch * (blocks + n * head)) for n in self.drawn(sampling)]
+
+    def drawn(self, sampling: Sampling) -> list[int]:
+        """How many labels of an image each round draws: those it keeps, or by confidence all."""
         sizes = self.group_sizes(sampling)
-        if self.resolved(sampling).order == "confidence":  # all positions are drawn in every round
-            sizes = [self.num_tokens] * len(sizes)
-        return [Work(weights, batch * (blocks + n * head)) for n in sizes]
+        return [self.num_tokens] * len(sizes) if self.resolved(sampling).order == "confidence" else sizes
