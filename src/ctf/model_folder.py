@@ -26,7 +26,7 @@ FORMAT = 2
 CONFIG, SAMPLING, CARD = "config.json", "generation_config.json", "README.md"
 
 #: What a run folder holds beside its config.json.
-RUN_LOG, RUN_MODEL, RUN_CHECKPOINTS = "log.jsonl", "model.safetensors", "checkpoints"
+RUN_LOG, RUN_MODEL, RUN_CHECKPOINTS, RUN_MILESTONES = "log.jsonl", "model.safetensors", "checkpoints", "milestones"
 
 
 class Pipeline(StagePipeline):

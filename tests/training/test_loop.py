@@ -18,7 +18,7 @@ from tiny_runs import (
 
 from ctf.errors import InputError
 from ctf.files import load_tensors, read_json_lines
-from ctf.model_folder import latest_checkpoint
+from ctf.model_folder import latest_checkpoint, open_stage
 from ctf.stages import load_stage
 from ctf.training.batches import TokenBatches
 from ctf.training.checkpoint import checkpoint_path
@@ -58,6 +58,33 @@ def test_resuming_a_token_run_is_exact(name, tokens, tmp_path):
     logs = [read_json_lines(tmp_path / folder / "log.jsonl") for folder in ("whole", "parts")]
     for key in ("step", "loss", "learning_rate"):
         assert [line[key] for line in logs[0]] == [line[key] for line in logs[1]]
+
+
+def test_resuming_with_muon_is_exact(tokens, tmp_path):
+    optimizer = OptimizerConfig(name="muon", learning_rate=1e-2)
+    run(make_token_objective(tokens), tmp_path / "whole", optimizer)
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted(make_token_objective(tokens), at=2), tmp_path / "parts", optimizer)
+    run(make_token_objective(tokens), tmp_path / "parts", optimizer, resume=True)
+    assert_same_checkpoints(checkpoint_path(tmp_path / "whole", 6), checkpoint_path(tmp_path / "parts", 6))
+
+
+def test_milestones_are_the_models_of_shorter_runs(tokens, tmp_path):
+    constant = OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-3)
+    run(make_token_objective(tokens), tmp_path / "long", constant, ema=0.5, milestones=(2, 4))
+    run(make_token_objective(tokens), tmp_path / "short", constant, ema=0.5, steps=2)
+    run(make_token_objective(tokens), tmp_path / "plain", constant, steps=2)
+    kept = {path.name for path in (tmp_path / "long" / "milestones").iterdir()}
+    assert kept == {f"step-0000000{step}{suffix}.safetensors" for step in (2, 4) for suffix in ("", "-without-ema")}
+    for suffix, shorter in ("", "short"), ("-without-ema", "plain"):
+        milestone = open_stage(tmp_path / "long" / "milestones" / f"step-00000002{suffix}.safetensors").state_dict()
+        weights = open_stage(tmp_path / shorter).state_dict()
+        assert [key for key in weights if not torch.equal(weights[key], milestone[key])] == []
+
+
+def test_a_milestone_beyond_the_end(tokens, tmp_path):
+    with pytest.raises(InputError, match=r"loop\.milestones: step 7 is never reached, the run has 6"):
+        run(make_token_objective(tokens), tmp_path, milestones=(2, 7))
 
 
 TOKENIZER_LOOP = {"ema": 0.9, "steps": 22, "batch_size": 4}

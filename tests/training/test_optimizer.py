@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from ctf.errors import InputError
+from ctf.stages import new_stage
 from ctf.training.config import OptimizerConfig
-from ctf.training.optimizer import build_optimizer, learning_rate
+from ctf.training.optimizer import build_adamw, build_optimizers, learning_rate
 
 
 def test_schedule_against_a_hand_computation():
@@ -30,7 +31,7 @@ def test_a_rate_that_ends_where_it_begins_is_constant():
 def test_only_matrices_decay_and_frozen_weights_stay_out():
     module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Embedding(5, 4), nn.Conv2d(4, 4, 3), nn.Linear(4, 4))
     module[4].requires_grad_(False)
-    decayed, plain = build_optimizer(module, OptimizerConfig(weight_decay=0.3, betas=(0.8, 0.9))).param_groups
+    decayed, plain = build_adamw(module.parameters(), OptimizerConfig(weight_decay=0.3, betas=(0.8, 0.9))).param_groups
     assert {id(p) for p in decayed["params"]} == {id(m.weight) for m in (module[0], module[2], module[3])}
     assert {id(p) for p in plain["params"]} == {
         id(p) for p in (module[0].bias, *module[1].parameters(), module[3].bias)
@@ -44,7 +45,7 @@ def test_without_weight_decay_it_is_plain_adam():
     module, inputs = nn.Linear(3, 4), torch.randn(5, 8, 3)
     other = nn.Linear(3, 4)
     other.load_state_dict(module.state_dict())
-    ours = build_optimizer(module, OptimizerConfig(learning_rate=0.1, weight_decay=0.0))
+    ours = build_adamw(module.parameters(), OptimizerConfig(learning_rate=0.1, weight_decay=0.0))
     adam = torch.optim.Adam(other.parameters(), lr=0.1, betas=(0.9, 0.95))
     for batch in inputs:
         for model, optimizer in ((module, ours), (other, adam)):
@@ -53,6 +54,21 @@ def test_without_weight_decay_it_is_plain_adam():
             optimizer.step()
     for p, q in zip(module.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest():
+    stage = new_stage("autoregressive", "nano", name="s", grid=(2, 2), num_classes=2, codebook_size=16)
+    adamw, muon = build_optimizers(stage, OptimizerConfig(name="muon", weight_decay=0.3)).values()
+    taken = {id(p) for group in muon.param_groups for p in group["params"]}
+    blocks = stage.transformer.blocks
+    assert taken == {id(m.weight) for m in blocks.modules() if isinstance(m, nn.Linear)}
+    rest = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert rest == {id(p) for p in stage.parameters()} - taken
+
+
+def test_muon_needs_blocks():
+    with pytest.raises(InputError, match="choose adamw"):
+        build_optimizers(nn.Linear(3, 4), OptimizerConfig(name="muon"))
 
 
 @pytest.mark.parametrize(

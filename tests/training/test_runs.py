@@ -46,7 +46,8 @@ def test_the_seed_fixes_everything_and_config_json_repeats_the_run(paths, tmp_pa
 
     values = read_json(tmp_path / "a" / "config.json")
     optimizer = OptimizerConfig(**{**values["optimizer"], "betas": tuple(values["optimizer"]["betas"])})
-    parts = {"optimizer": optimizer, "loop": LoopConfig(**values["loop"]), "sampling": Sampling(**values["sampling"])}
+    loop = LoopConfig(**{**values["loop"], "milestones": tuple(values["loop"]["milestones"])})
+    parts = {"optimizer": optimizer, "loop": loop, "sampling": Sampling(**values["sampling"])}
     again = CoarseTraining(**{**values, **parts})
     assert again == config
     torch.rand(7)  # random state outside the run does not matter

@@ -22,7 +22,7 @@ from ctf.tokens.token_set import TokenSet
 from ctf.tokens.writer import write_token_set
 from ctf.training.accelerator import build_accelerator, native_precision
 from ctf.training.config import LoopConfig, OptimizerConfig
-from ctf.training.optimizer import build_optimizer
+from ctf.training.optimizer import build_adamw
 from ctf.training.token_objective import TokenObjective
 
 #: The first steps make the optimizer's state and let libraries allocate.
@@ -56,7 +56,7 @@ def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: in
     objective = TokenObjective(stage, tokens)
     accelerator, config = build_accelerator(loop), OptimizerConfig()
     model: Any = objective.module.to(accelerator.device)
-    module, optimizer = accelerator.prepare(model, build_optimizer(model, config))
+    module, optimizer = accelerator.prepare(model, build_adamw(model.parameters(), config))
     module.train()
     batches = objective.batches(loop.batch_size, seed=0, rank=0, world=1, start=0)
 

@@ -29,7 +29,7 @@ def check_settings(config: Any, section: str, names: Iterable[str], wanted: str,
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a cosine schedule; without weight decay AdamW is plain Adam.
+    """AdamW, or Muon beside it, with a cosine schedule; without weight decay AdamW is plain Adam.
 
     Attributes:
         learning_rate: peak learning rate.
@@ -38,6 +38,8 @@ class OptimizerConfig:
         betas: AdamW's β₁ and β₂.
         weight_decay: on matrices only, not on norms and biases.
         clip: largest gradient norm; 0 does not clip.
+        name: "adamw" for everything; "muon" for the matrices in a stage's blocks, its updates scaled to the size of
+            AdamW's so that one rate serves both, and AdamW for the rest.
     """
 
     learning_rate: float = 1e-4
@@ -46,6 +48,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     clip: float = 1.0
+    name: Literal["adamw", "muon"] = "adamw"
 
     def __post_init__(self) -> None:
         names = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "clip")
@@ -71,6 +74,8 @@ class LoopConfig:
         evaluate_every: steps between evaluations on held-out data and contact sheets; 0 only at the end.
         checkpoint_every: steps between checkpoints; 0 only at the end and on Ctrl-C.
         keep_checkpoints: how many checkpoints to keep.
+        milestones: steps after which the weights are kept in `milestones/`, where `ctf assemble`, `ctf info` and
+            `open_stage` read them; with `ema` the plain weights too.
         device: "auto", "cpu", "cuda" or "mps".
         tensorboard: write TensorBoard events beside log.jsonl (needs `pip install ctf[track]`).
         resume: continue the run that stands in the output folder; begin one if none does.
@@ -88,6 +93,7 @@ class LoopConfig:
     evaluate_every: int = 5000
     checkpoint_every: int = 5000
     keep_checkpoints: int = 2
+    milestones: tuple[int, ...] = ()
     device: str = "auto"
     tensorboard: bool = False
     resume: bool = False
@@ -95,6 +101,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         counts = ("batch_size", "epochs", "accumulate", "log_every", "keep_checkpoints")
         check_settings(self, "loop.", counts, "at least 1", lambda x: x >= 1)
+        check_settings(self, "loop.", ("milestones",), "at least 1 each", lambda x: x >= 1)
         check_settings(self, "loop.", ("evaluate_every", "checkpoint_every"), "at least 0", lambda x: x >= 0)
         check_settings(self, "loop.", ("seed",), "from 0 to 2^32 − 1", lambda x: 0 <= x < 2**32)
         check_settings(self, "loop.", ("ema",), "at least 0 and below 1", lambda x: 0 <= x < 1)
@@ -135,7 +142,7 @@ class TokenizerTraining:
         adaptive_weight: multiply discriminator_weight by VQGAN's ratio of gradient norms (LlamaGen: false).
         perceptual_weight: weight of LPIPS; 0 is none (LlamaGen: 1).
         perceptual_source: folder, file or hub id with the VGG and LPIPS weights.
-        optimizer: AdamW and its schedule, of the tokenizer and of the PatchGAN.
+        optimizer: AdamW's settings, of the tokenizer and of the PatchGAN.
         loop: length, precision, checkpoints.
     """
 
@@ -189,7 +196,7 @@ class TokenTraining:
         class_dropout: how often the label is dropped, for classifier-free guidance.
         sampling: settings that are stored with the weights and used unless others are given.
         tokenizer: the tokenizer that made the tokens: decodes contact sheets during training.
-        optimizer: AdamW and its schedule.
+        optimizer: AdamW or Muon, and the schedule.
         loop: length, precision, checkpoints.
     """
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ctf.errors import InputError
 from ctf.files import check_writable, write_json
 from ctf.images.sheet import save_png
-from ctf.model_folder import CONFIG, RUN_MODEL, latest_checkpoint, run_settings
+from ctf.model_folder import CONFIG, RUN_MILESTONES, RUN_MODEL, latest_checkpoint, run_settings
 from ctf.progress import progress_bar
 from ctf.training.accelerator import build_accelerator
 from ctf.training.checkpoint import Part, load_checkpoint, not_finite, save_checkpoint
@@ -23,7 +23,7 @@ from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.interrupt import interruptible
 from ctf.training.log import Log, Meter
 from ctf.training.objective import Batch, Objective
-from ctf.training.optimizer import build_optimizer, learning_rate
+from ctf.training.optimizer import build_optimizers, learning_rate
 
 
 def train(
@@ -31,14 +31,14 @@ def train(
 ) -> dict[str, float]:
     """Train until the last step and write `out/model.safetensors`.
 
-    The run folder also gets `config.json`, `log.jsonl`, `checkpoints/` and, where the objective can show any,
-    `samples/`. Under `torchrun` each process takes its part of every batch (DDP); the first one writes, and
-    logs the loss of its own part.
+    The run folder also gets `config.json`, `log.jsonl`, `checkpoints/`, `milestones/` where some are asked for, and
+    `samples/` where the objective can show any. Under `torchrun` each process takes its part of every batch (DDP); the
+    first one writes, and logs the loss of its own part.
 
     Args:
         objective: what to train.
         out: run folder.
-        optimizer_config: AdamW and its schedule.
+        optimizer_config: the optimizer and its schedule.
         config: length, precision, checkpoints.
         settings: the dataclass that the run was made from, kept in the run folder.
 
@@ -89,6 +89,8 @@ class _Trainer:
                 f"{config.accumulate} × {self.world}"
             )
         self.steps = config.total_steps(objective.num_images)
+        if beyond := [step for step in config.milestones if step > self.steps]:
+            raise InputError(f"loop.milestones: step {beyond[0]} is never reached, the run has {self.steps}")
         self.meter = Meter()
 
         model = objective.module
@@ -98,8 +100,9 @@ class _Trainer:
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if config.ema else None
         self.best = model if self.ema is None else self.ema
         compiled = torch.compile(model) if config.compile else model
-        self.module, self.optimizer = self.accelerator.prepare(compiled, build_optimizer(model, optimizer_config))
-        self.parts: dict[str, Part] = {"model": model, "optimizer": self.optimizer.optimizer, **objective.extra}
+        optimizers = build_optimizers(model, optimizer_config)
+        self.module, *self.optimizers = self.accelerator.prepare(compiled, *optimizers.values())
+        self.parts: dict[str, Part] = {"model": model, **optimizers, **objective.extra}
         if self.ema is not None:
             self.parts["ema"] = self.ema
         checkpoint = latest_checkpoint(run)
@@ -127,6 +130,8 @@ class _Trainer:
                 stop = self._anywhere(interrupted())
                 if finished or stop or _due(now, c.checkpoint_every):
                     self._save(now)
+                if now in c.milestones:
+                    self._keep(now)
                 if stop and not finished:
                     self._stop(now)
                 if not finished and _due(now, c.evaluate_every):
@@ -140,7 +145,7 @@ class _Trainer:
         torch.manual_seed(((c.seed * 1_000_003 + step) * self.world + self.rank) % 2**63)
         self.objective.before_step(self.ema, step)
         rate = learning_rate(self.optimizer_config, step, self.steps)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         pieces = zip(*(tensor.to(self.accelerator.device).chunk(c.accumulate) for tensor in batch), strict=True)
         for index, piece in enumerate(pieces):
@@ -153,8 +158,9 @@ class _Trainer:
             norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.optimizer_config.clip)
             if self.accelerator.scaler is None:  # which meets infinite gradients on purpose, and skips their steps
                 self.meter.add({"gradient_norm": norm})
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         if self.ema is not None:
             # The first steps forget the random start: after t of them the average is over about t/10.
             _update_average(self.ema, self.objective.module, min(c.ema, (1 + step) / (10 + step)))
@@ -182,6 +188,14 @@ class _Trainer:
         if self.is_main_process:
             save_checkpoint(self.run, step, self.parts, self.config.keep_checkpoints)
 
+    def _keep(self, step: int) -> None:
+        """Write the weights of this step where later steps leave them."""
+        self._check_finite(self.meter.not_finite() or not_finite(self.parts), step)
+        if self.is_main_process:
+            self.objective.save(self.best, milestone_path(self.run, step))
+            if self.ema is not None:
+                self.objective.save(self.objective.module, milestone_path(self.run, step, "-without-ema"))
+
     def _check_finite(self, culprit: str | None, step: int) -> None:
         if culprit:
             good = latest_checkpoint(self.run)
@@ -204,6 +218,11 @@ class _Trainer:
             where = latest_checkpoint(self.run)
             print(f"Stopped after step {step}; continue with --loop.resume true ({where})", file=sys.stderr)
         raise KeyboardInterrupt
+
+
+def milestone_path(run: Path, step: int, suffix: str = "") -> Path:
+    """Where the weights after `step` steps are kept."""
+    return run / RUN_MILESTONES / f"step-{step:08d}{suffix}.safetensors"
 
 
 def _due(now: int, every: int) -> bool:

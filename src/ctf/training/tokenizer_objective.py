@@ -23,7 +23,7 @@ from ctf.tokenizer.vq_tokenizer import VQTokenizer
 from ctf.training.batches import ImageBatches, read_or_next
 from ctf.training.config import TokenizerTraining
 from ctf.training.objective import Batch, Objective
-from ctf.training.optimizer import build_optimizer, learning_rate
+from ctf.training.optimizer import build_adamw, learning_rate
 
 SHEET_COLUMNS = 12
 
@@ -64,7 +64,7 @@ class TokenizerObjective(Objective):
                     f"image_size {images.size} is too small for the discriminator, which takes "
                     f"{self.discriminator.smallest} and more: set discriminator_weight to 0"
                 )
-            self.discriminator_optimizer = build_optimizer(self.discriminator, config.optimizer)
+            self.discriminator_optimizer = build_adamw(self.discriminator.parameters(), config.optimizer)
             self.extra = {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
             self.seen: list[tuple[Tensor, Tensor]] = []  # pieces of this step's batch, and their reconstructions
 
