@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from ctf.errors import InputError
-from ctf.models.linear import Int8Linear, Linear, PackedLinear, pack_linear
+from ctf.models import Compute, linear
+from ctf.models.linear import Int8Linear, Linear, PackedLinear, pack_linear, packed_bytes
 
 
 @pytest.fixture
@@ -42,6 +43,17 @@ def test_int8_product_is_integer_arithmetic(numbers):
     per_output, per_row = weight.abs().amax(1) / 127, x.abs().amax(1).clamp_min(1e-12) / 127
     integers = (x / per_row[:, None] + 0.5).floor().long() @ (weight / per_output[:, None]).round().long().T
     torch.testing.assert_close(Int8Linear(weight)(x), integers * per_row[:, None] * per_output, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_with_and_without_instructions_for_it(numbers, native, monkeypatch):
+    if native and not linear.multiplies_bfloat16():
+        pytest.skip("this CPU has no instructions for bfloat16")
+    monkeypatch.setattr(linear, "multiplies_bfloat16", lambda: native)
+    weight, x = (part.bfloat16() for part in numbers)
+    product = PackedLinear(weight)
+    assert product.weight.element_size() == packed_bytes(Compute("bfloat16"), x.device) == (2 if native else 4)
+    torch.testing.assert_close(product(x), (x.double() @ weight.double().T).bfloat16(), rtol=1e-2, atol=1e-2)
 
 
 def test_a_weight_of_zeros_in_int8():

@@ -10,16 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ctf.codebook import cluster_codebook
 from ctf.models import Compute, KeyValueCache, Transformer, TransformerConfig
+from ctf.models.linear import packed_bytes
 from ctf.sampling import Random, Sampling
 from ctf.stages import new_stage
 
 BATCH = 3
 GRID = (2, 3)
 TOKENS, LABELS = torch.zeros(BATCH, 6, dtype=torch.int64), torch.zeros(BATCH, dtype=torch.int64)
-WIDTHS = {"float32": 4, "bfloat16": 2}
 GUIDANCE = pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
 WEIGHTS = pytest.mark.parametrize(
-    "compute", [Compute(dtype, quantize) for dtype in WIDTHS for quantize in (None, "int8")], ids=str
+    "compute", [Compute(dtype, quantize) for dtype in ("float32", "bfloat16") for quantize in (None, "int8")], ids=str
 )
 #: Kinds as `make` knows them, and a few ways in which they draw.
 WAYS = [
@@ -57,7 +57,7 @@ def counted(call):
 
 def read_once(stage, compute):
     """Bytes of all that is not looked up row by row; norms stay in float32, and so does a head over members."""
-    width = 1 if compute.quantize else WIDTHS[compute.dtype]
+    width = packed_bytes(compute, torch.device("cpu"))
     widths = {name: 4 if "head" in name and stage.members else width for name, _ in stage.named_parameters()}
     return sum(
         parameter.numel() * (widths[name] if parameter.ndim == 2 else 4)

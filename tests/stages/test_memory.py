@@ -10,7 +10,7 @@ import torch
 
 from ctf.errors import InputError
 from ctf.models import Compute, KeyValueCache
-from ctf.models.linear import Int8Linear, Linear, PackedLinear
+from ctf.models.linear import Int8Linear, Linear, PackedLinear, packed_bytes
 from ctf.sampling import Sampling
 from ctf.sampling.cost import LIBRARIES, SamplingMemory, StageMemory
 
@@ -62,7 +62,7 @@ def test_decoding_keeps_a_cache_and_the_logits_of_a_step(make, task, sampling, d
 def test_packed_weights_are_what_the_products_hold(make, kind, task, compute):
     stage = make(kind, task)
     products = [m for m in stage.pack(compute).modules() if isinstance(m, (Linear, PackedLinear, Int8Linear))]
-    held = sum(module.weight.numel() for module in products) * compute.weight_bytes
+    held = sum(module.weight.numel() for module in products) * packed_bytes(compute, stage.device)
     assert stage.memory(BATCH, Sampling(), compute).weights == held
 
 

@@ -171,8 +171,3 @@ class Compute:
         import torch
 
         return getattr(torch, self.dtype)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of one weight of a product."""
-        return 1 if self.quantize == "int8" else self.torch_dtype.itemsize

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.errors import InputError
-from ctf.models.config import Quantize
+from ctf.models.config import Compute, Quantize
 
 #: Rows that layouts are made for. One number for all batches: a row's result is then the same bits whatever the
 #: batch, weights are packed once, and from 8 rows on no other number is faster, also for thousands of rows.
@@ -51,16 +51,37 @@ class Linear(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """The weight in oneDNN's blocked layout."""
+    """The weight in oneDNN's blocked layout.
+
+    Where a CPU has no instructions for bfloat16 the layout holds its values in float32, and the products are as fast as
+    float32 ones: PyTorch's own would be hundreds of times slower.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.dtype = weight.dtype
-        self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS))
+        self.layout = torch.float32 if weight.dtype == torch.bfloat16 and not multiplies_bfloat16() else weight.dtype
+        weight = weight.to(self.layout).contiguous()
+        self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if x.dtype == self.dtype else x.to(self.dtype)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+        x = x if self.layout == self.dtype else x.to(self.layout)
+        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+        return y if self.layout == self.dtype else y.to(self.dtype)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether oneDNN has products in bfloat16 on this CPU."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def packed_bytes(compute: Compute, device: torch.device) -> int:
+    """Bytes that `pack_linear` keeps of one weight, and a product reads; `compute` has been resolved by `on`."""
+    if compute.quantize == "int8":
+        return 1
+    packs = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return 4 if packs and not multiplies_bfloat16() else compute.torch_dtype.itemsize
 
 
 class Int8Linear(nn.Module):

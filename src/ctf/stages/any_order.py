@@ -79,7 +79,7 @@ class AnyOrder(CachedStage):
         c, compute, rows = self.config, compute.on(self.device), batch * (1 + sampling.guided)
         cached = 2 * c.layers * rows * c.num_kv_heads * c.head_dim * compute.torch_dtype.itemsize
         head = c.dim * self.mean_outputs
-        weights = c.block_weights * compute.weight_bytes + head * self.head_bytes(compute) + self.norm_bytes
+        weights = self.weight_bytes(compute) + head * self.head_bytes(compute)
         place, known, steps = 0, 1, []
         for n in self.group_sizes(sampling):
             seen = place + known

@@ -63,6 +63,6 @@ class Autoregressive(CachedStage):
         layers, dim, rows = c.layers, c.dim, batch * (1 + sampling.guided)
         cached = 2 * layers * rows * c.num_kv_heads * c.head_dim * compute.torch_dtype.itemsize
         head = dim * self.mean_outputs
-        weights = c.block_weights * compute.weight_bytes + head * self.head_bytes(compute) + self.norm_bytes
+        weights = self.weight_bytes(compute) + head * self.head_bytes(compute)
         products = 2 * rows * c.block_weights + 2 * batch * head
         return [Work(weights + cached * i, products + 4 * layers * rows * dim * i) for i in range(1, c.num_tokens + 1)]

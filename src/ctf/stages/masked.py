@@ -167,8 +167,7 @@ class Masked(TransformerStage):
         The head's weight stays in float32 where it is that of members.
         """
         c, compute = self.config, compute.on(self.device)
-        head_weights = c.dim * c.output_vocab * self.head_bytes(compute)
-        weights = c.block_weights * compute.weight_bytes + self.norm_bytes + head_weights
+        weights = self.weight_bytes(compute) + c.dim * c.output_vocab * self.head_bytes(compute)
         head = 2 * c.dim * self.mean_outputs
         blocks = (1 + sampling.guided) * (self.forward_operations() - c.num_tokens * head)
         return [Work(weights, batch * (blocks + n * head)) for n in self.drawn(sampling)]

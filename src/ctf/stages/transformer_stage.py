@@ -15,6 +15,7 @@ from torch import Tensor
 from ctf.errors import InputError
 from ctf.models.cluster_head import member_logits
 from ctf.models.config import Compute, TransformerConfig
+from ctf.models.linear import packed_bytes
 from ctf.models.loss import ClusterLoss, linear_cross_entropy
 from ctf.models.packed import PackedTransformer
 from ctf.models.transformer import Transformer
@@ -122,9 +123,13 @@ class TransformerStage(Stage):
         """Logits per position: all labels, or the members of one cluster on average."""
         return self.vocabulary if self.members is None else self.vocabulary / len(self.members.sizes)
 
+    def weight_bytes(self, compute: Compute) -> float:
+        """Of the weights of all blocks' products, packed, with their norms."""
+        return self.config.block_weights * packed_bytes(compute, self.device) + self.norm_bytes
+
     def head_bytes(self, compute: Compute) -> int:
         """Of one weight of the head, which is not packed where it is that of members."""
-        return compute.weight_bytes if self.members is None else 4
+        return packed_bytes(compute, self.device) if self.members is None else 4
 
     @property
     def norm_bytes(self) -> int:
@@ -137,4 +142,4 @@ class TransformerStage(Stage):
         if self.device.type != "cpu" and compute.dtype == "float32":
             return 0
         head = 0 if self.members is not None else self.config.dim * self.vocabulary
-        return compute.weight_bytes * (self.config.block_weights + head)
+        return packed_bytes(compute, self.device) * (self.config.block_weights + head)
