@@ -24,11 +24,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import os
 import re
 import sys
-import tarfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,19 +34,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import resvg_py
+from emoji_packages import DESIGNS, concept, read_package
 from PIL import Image
 
 RESVG_PY = "0.5.0"  # other versions may render other pixels
 SIZE = 64
-PACKAGES = {  # design, in label order → version, SPDX licence
-    "noto": ("1.2.9", "Apache-2.0"),
-    "twemoji": ("1.2.5", "CC-BY-4.0"),
-    "fluent-emoji": ("1.2.7", "MIT"),
-    "fluent-emoji-flat": ("1.2.6", "MIT"),
-    "emojione": ("1.2.3", "CC-BY-4.0"),
-    "fxemoji": ("1.2.2", "Apache-2.0"),
-}
-STYLES = list(PACKAGES)
+STYLES = list(DESIGNS)
 CATEGORIES = ["smileys", "people", "animals", "food", "travel", "activities", "objects", "symbols", "flags"]
 CATEGORY_NAMES = {  # as the packages spell them
     "Smileys & Emotion": "smileys",
@@ -79,9 +70,11 @@ def main() -> None:
     if version("resvg-py") != RESVG_PY:
         sys.exit(f"resvg-py {version('resvg-py')} is installed: pip install resvg-py=={RESVG_PY}")
 
-    icons = {style: read_package(arguments.packages, style, "icons.json") for style in STYLES}
+    packages = {style: package for style, (package, _) in DESIGNS.items()}
+    icons = {style: read_package(arguments.packages, package, "icons.json") for style, package in packages.items()}
     categories = {
-        style: categories_by_name(read_package(arguments.packages, style, "metadata.json")) for style in STYLES
+        style: categories_by_name(read_package(arguments.packages, package, "metadata.json"))
+        for style, package in packages.items()
     }
     reference = {
         concept(name): category
@@ -101,18 +94,6 @@ def main() -> None:
     os.replace(temporary, arguments.output)
     test = sum(row["split"] == "test" for row in rows)
     print(f"{arguments.output}: {len(rows)} emoji, {len(rows) - test} train, {test} test")
-
-
-def read_package(folder: Path, style: str, member: str) -> Any:
-    """A JSON file of a design's package, whose version must be the one in `PACKAGES`."""
-    path = folder / f"iconify-json-{style}-{PACKAGES[style][0]}.tgz"
-    if not path.exists():
-        sys.exit(f"{path} is missing: npm pack @iconify-json/{style}@{PACKAGES[style][0]}")
-    with tarfile.open(path) as archive:
-        package = json.load(archive.extractfile("package/package.json"))
-        if package["version"] != PACKAGES[style][0]:
-            sys.exit(f"{path} holds version {package['version']}, not {PACKAGES[style][0]}")
-        return json.load(archive.extractfile(f"package/{member}"))
 
 
 def categories_by_name(metadata: dict[str, Any]) -> dict[str, str]:
@@ -143,16 +124,11 @@ def build_rows(
                 "style": style,
                 "category": category,
                 "name": name,
-                "license": PACKAGES[style][1],
+                "license": DESIGNS[style][1],
                 "split": "train" if int(hashlib.sha1(concept(name).encode()).hexdigest(), 16) % 10 else "test",
             }
         )
     return rows
-
-
-def concept(name: str) -> str:
-    """What an icon shows, however its design punctuates it."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def render(body: str, width: float, height: float) -> Image.Image:

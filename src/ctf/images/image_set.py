@@ -139,7 +139,14 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
 
     Args:
         source: one of
-            "emoji"          the embedded 64 × 64 emoji, 54 classes, splits "train" and "test";
+            "emoji"          the embedded 64 × 64 emoji, splits "train" and "test". 54 classes, six designs by nine
+                             categories: "noto animals";
+            "emoji-subgroups"
+                             the same under 98 of Unicode's subgroups: "animal-bird". Without 238 of them that are no
+                             emoji of Unicode 17 and so have no subgroup;
+            "emoji-subgroups-by-design"
+                             483 pairs of design and subgroup: "noto animal-bird". Also without the pairs that have
+                             fewer than five training images;
             a folder         with one sub-folder of images per class, or flat, which is one class;
             a .parquet file, a folder of them, or a folder that `datasets` saved;
             a .tar file, a pattern ("path/*.tar") or a folder of them: WebDataset shards with images under `jpg`,

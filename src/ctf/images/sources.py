@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from glob import glob
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctf.errors import InputError
-from ctf.files import existing
+from ctf.files import existing, read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import Table
 
 EMOJI = Path(__file__).parent.parent / "assets" / "emoji64.parquet"
+EMOJI_SUBGROUPS = EMOJI.with_name("emoji_subgroups.json")  # subgroup → names, after their design where designs differ
+EMOJI_LABELLINGS = ("emoji", "emoji-subgroups", "emoji-subgroups-by-design")
+MIN_TRAIN_IMAGES = 5  # the smallest subgroup has as many
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test"})
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
@@ -46,8 +51,8 @@ class Records:
 
 def open_records(source: str, split: str | None) -> Records:
     """The records of `source`, in any of the layouts that `open_images` describes."""
-    if source == "emoji":
-        return emoji_records(split)
+    if source in EMOJI_LABELLINGS:
+        return emoji_records(source, split)
     if source.startswith("hf://"):
         return dataset_records(source, split, source.removeprefix("hf://"))
     for suffix, layout in LAYOUTS.items():
@@ -56,7 +61,8 @@ def open_records(source: str, split: str | None) -> Records:
                 existing(source)
             return dataset_records(source, split, layout, data_files=source)
 
-    folder = existing(source, "folder or file of images (embedded: 'emoji'; on the Hugging Face Hub: 'hf://name')")
+    embedded = ", ".join(map(repr, EMOJI_LABELLINGS))
+    folder = existing(source, f"folder or file of images (embedded: {embedded}; on the Hugging Face Hub: 'hf://name')")
     if not folder.is_dir():
         raise InputError(f"{source} is not a set of images: give a folder, .parquet, .tar, 'hf://name' or 'emoji'")
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
@@ -68,24 +74,47 @@ def open_records(source: str, split: str | None) -> Records:
     return folder_records(folder, split)
 
 
-def emoji_records(split: str | None) -> Records:
-    """The embedded emoji: 64 × 64, a class per design and category. Read without `datasets`, which imports slowly."""
+def emoji_records(source: str, split: str | None) -> Records:
+    """The embedded emoji, 64 × 64, labelled as `source` says. Read without `datasets`, which imports slowly."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(EMOJI)
-    labels, splits = table["label"].to_numpy().astype(np.int64), table["split"].to_numpy()
+    splits = table["split"].to_numpy()
     if split is not None and split not in splits:
-        raise unknown_split("emoji", split, sorted(set(splits)))
-    rows = np.arange(len(labels)) if split is None else np.flatnonzero(splits == split)
-    first_rows = np.unique(labels, return_index=True)[1].tolist()
+        raise unknown_split(source, split, sorted(set(splits)))
+    labels, class_names = emoji_labels(source, table)
+    labelled = labels >= 0
+    rows = np.flatnonzero(labelled if split is None else labelled & (splits == split))
     files = table["image"].combine_chunks()
     encoded, paths = files.field("bytes"), files.field("path")
     return Records(
         labels=labels[rows],
-        class_names=[f"{table['style'][row]} {table['category'][row]}" for row in first_rows],
+        class_names=class_names,
         name=lambda index: paths[int(rows[index])].as_py(),
         encoded=lambda index: encoded[int(rows[index])].as_py(),
     )
+
+
+def emoji_labels(source: str, table: Table) -> tuple[np.ndarray, list[str]]:
+    """int64 label of each row of `table`, −1 for rows without a class, and class names. No split changes them.
+
+    Classes of subgroups have at least `MIN_TRAIN_IMAGES` training images.
+    """
+    styles = table["style"].to_pylist()
+    if source == "emoji":
+        labels = table["label"].to_numpy().astype(np.int64)
+        first_rows = np.unique(labels, return_index=True)[1].tolist()
+        return labels, [f"{styles[row]} {table['category'][row]}" for row in first_rows]
+
+    subgroup_of = {name: subgroup for subgroup, names in read_json(EMOJI_SUBGROUPS).items() for name in names}
+    classes = []
+    for style, name in zip(styles, table["name"].to_pylist(), strict=True):
+        subgroup = subgroup_of.get(name) or subgroup_of.get(f"{style}/{name}")
+        classes.append(f"{style} {subgroup}" if subgroup and source == "emoji-subgroups-by-design" else subgroup)
+    train = Counter(name for name, split in zip(classes, table["split"].to_pylist(), strict=True) if split == "train")
+    class_names = sorted(name for name, count in train.items() if name and count >= MIN_TRAIN_IMAGES)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    return np.array([label_of.get(name, -1) for name in classes], dtype=np.int64), class_names
 
 
 def folder_records(folder: Path, split: str | None) -> Records:

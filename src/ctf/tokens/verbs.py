@@ -25,7 +25,8 @@ def tokenize(
 
     Args:
         out: folder of the token set.
-        images: "emoji", a folder with a sub-folder per class, Parquet, WebDataset shards or "hf://name".
+        images: "emoji" (other labels: "emoji-subgroups", "emoji-subgroups-by-design"), a folder with a sub-folder per
+            class, Parquet, WebDataset shards or "hf://name".
         split: which part, where the images have several.
         image_size: pixels per side after the centre crop.
         tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
