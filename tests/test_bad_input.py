@@ -62,6 +62,8 @@ LIKELIHOOD = "evaluate likelihood --device cpu --tokens tokens --model model"
 BY_STEPS = "evaluate likelihood --device cpu --tokens tokens --model any_order_model --steps [1,4] --out x"
 EVALUATE_SAMPLES = "evaluate samples --device cpu --out x --samples samples.npz --reference samples.npz "
 EVALUATE_SAMPLES += "--features emoji --cache cache"
+NEIGHBOURS = "evaluate neighbours --device cpu --out x --samples samples.npz --reference samples.npz "
+NEIGHBOURS += "--held_out pictures --num 2 --features emoji --cache cache"
 BENCH_SAMPLING = "bench sampling --device cpu --json x --sizes [nano] --fine_size nano --batch_sizes [1] --runs 1 "
 BENCH_SAMPLING += "--grid [2,2] --vocabulary 24 --clusters 5 --tokenizer tokenizer.safetensors"
 BENCH_TRAINING = "bench training --device cpu --json x --sizes [nano] --batch_size 2 --steps 1 --grid [2,2] "
@@ -92,6 +94,7 @@ WORKING = [
     LIKELIHOOD,
     BY_STEPS,
     EVALUATE_SAMPLES,
+    NEIGHBOURS,
     BENCH_SAMPLING,
     BENCH_TRAINING,
     SWAP,
@@ -1071,6 +1074,21 @@ SAMPLES = [
     case("evaluating on no device", f"{EVALUATE_SAMPLES} --device abacus", "'abacus' cannot be used here"),
     case("a cache that is a file", f"{EVALUATE_SAMPLES} --cache codebook.npy", "codebook.npy"),
     case("an evaluation in a file", f"{EVALUATE_SAMPLES} --out codebook.npy", "is there already and is not a folder"),
+    case("neighbours of samples that are missing", f"{NEIGHBOURS} --samples nowhere.npz", "nowhere.npz: no such file"),
+    case("neighbours of one image", f"{NEIGHBOURS} --samples s.npz --num 1", "holds one image",
+         images("s.npz", arr_0=NOISE[:1])),
+    case("neighbours in images of another size", f"{NEIGHBOURS} --reference r.npz", "sizes must be equal",
+         images("r.npz", arr_0=NOISE[:, :32, :32])),
+    case("neighbours in images that are missing", f"{NEIGHBOURS} --reference nowhere", "nowhere: no such"),
+    case("held-out images that are missing", f"{NEIGHBOURS} --held_out nowhere", "nowhere: no such"),
+    case("held-out images of another size", f"{NEIGHBOURS} --held_out h.npz", "sizes must be equal",
+         images("h.npz", arr_0=NOISE[:, :32, :32])),
+    case("held-out images of a split without any", f"{NEIGHBOURS} --held_out_split test", "no split 'test'"),
+    case("held-out images that are the reference", f"{NEIGHBOURS} --held_out samples.npz", "another held_out_split"),
+    case("no samples to show", f"{NEIGHBOURS} --num 0", "show 1 to 4"),
+    case("more samples to show than there are", f"{NEIGHBOURS} --num 5", "num 5: samples.npz holds 4 images"),
+    case("finding nothing at a time", f"{NEIGHBOURS} --batch_size 0", "batch_size 0"),
+    case("neighbours in a file", f"{NEIGHBOURS} --out codebook.npy", "is there already and is not a folder"),
     case("an unknown size to measure", f"{BENCH_SAMPLING} --sizes [huge]", "model size 'huge' does not exist"),
     case("no batch to measure", f"{BENCH_SAMPLING} --batch_sizes [0]", "batch_sizes 0 must be at least 1"),
     case("no runs", f"{BENCH_SAMPLING} --runs 0", "runs 0 must be at least 1"),
@@ -1198,6 +1216,7 @@ WRITING = {
     "sample a sheet": f"{SAMPLE} --out x.png",
     "evaluate likelihood": BY_STEPS,
     "evaluate samples": EVALUATE_SAMPLES,
+    "evaluate neighbours": NEIGHBOURS,
     "bench sampling": BENCH_SAMPLING,
     "reproduce swap": SWAP,
     "convert llamagen": LLAMAGEN,

@@ -89,6 +89,10 @@ TINY = ["--sizes", "[nano]", "--grid", "[2, 2]"]
 SMALLER = {
     ("evaluate", "tokenizer"): ["--images", "pictures", "--splits", "null"],
     ("evaluate", "samples"): ["--reference", "pictures", "--split", "null", "--cache", "cache"],
+    ("evaluate", "neighbours"): [
+        *["--reference", "pictures", "--split", "null", "--held_out", "runs/samples", "--held_out_split", "null"],
+        *["--num", "2", "--cache", "cache"],
+    ],
     ("bench", "sampling"): [
         *TINY,
         "--batch_sizes",
@@ -118,6 +122,7 @@ ORDER = [
     "evaluate tokenizer",
     "evaluate likelihood",
     "evaluate samples",
+    "evaluate neighbours",
     "bench sampling",
     "bench training",
     "reproduce swap",

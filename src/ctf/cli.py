@@ -29,6 +29,7 @@ VERBS: Verbs = {
         "tokenizer": "ctf.evaluation.verbs:tokenizer",
         "likelihood": "ctf.evaluation.verbs:likelihood",
         "samples": "ctf.evaluation.verbs:samples",
+        "neighbours": "ctf.evaluation.verbs:neighbours",
     },
     "bench": {"sampling": "ctf.bench.verbs:sampling", "training": "ctf.bench.verbs:training"},
     "reproduce": {"swap": "ctf.experiments.verbs:swap"},

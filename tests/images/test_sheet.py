@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from ctf.images import contact_sheet, save_png
 from ctf.images.sheet import wrap
@@ -53,6 +53,10 @@ def test_wrapped_labels_fit(text):
     assert len(lines) <= 2
     assert all(len(line) <= 5 for line in lines)
     assert " ".join(lines) == text or any(line.endswith("…") for line in lines)
+
+
+def test_labels_are_broken_at_newlines():
+    assert wrap("a b\nc", ImageFont.load_default(12), 100, 3) == ["a b", "c"]
 
 
 def test_an_empty_sheet_is_a_picture_too():

@@ -109,22 +109,26 @@ def evaluate_samples(
         notes.append("the samples have no manifest, so nobody can make them again")
     if reference.note:
         notes.append(reference.note)
-    facts = ("source", "count", "image_size", "fingerprint", "origin", "resize", "cached")
     return Evaluation(
         metrics,
         {"name": extractor.name, "fingerprint": extractor.fingerprint, "dimensions": seen.features.shape[1]},
-        {
-            "source": source,
-            "count": samples.count,
-            "image_size": list(samples.image_size),
-            "manifest": None if samples.manifest is None else asdict(samples.manifest),
-        },
-        {name: getattr(reference, name) for name in facts} | {"image_size": list(reference.image_size)},
+        sample_facts(samples, source),
+        reference.facts(),
         settings,
         notes,
         versions(),
         command,
     )
+
+
+def sample_facts(samples: SampleSet, source: str) -> dict[str, Any]:
+    """What a result says of its samples, as plain JSON."""
+    return {
+        "source": source,
+        "count": samples.count,
+        "image_size": list(samples.image_size),
+        "manifest": None if samples.manifest is None else asdict(samples.manifest),
+    }
 
 
 def title(extractor: FeatureExtractor, inception: str, other: str | None = None) -> str:

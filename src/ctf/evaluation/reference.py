@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +31,9 @@ class Reference:
     """A reference set and its features in one extractor.
 
     Attributes:
+        images: to read them again.
         extracted: statistics of all images, and the features of at most 10,000 for precision, recall and the kernel
-            distance: spread evenly over the set, because a folder is sorted by class.
+            distance: spread evenly over the set, because a folder is sorted by class. Or of all, if asked for.
         extractor: fingerprint of what computed the features.
         source: where the images came from.
         count: readable images in `source`; moments from a file may be those of a larger set.
@@ -43,6 +45,7 @@ class Reference:
         note: names the images that were left out as unreadable; "" if none.
     """
 
+    images: SampleSet
     extracted: Extracted
     extractor: str
     source: str
@@ -62,6 +65,11 @@ class Reference:
                 f"the reference {self.source} was opened with other features than {extractor.name}: open it again"
             )
 
+    def facts(self) -> dict[str, Any]:
+        """What a result says of its reference, as plain JSON."""
+        names = ("source", "count", "image_size", "fingerprint", "origin", "resize", "cached")
+        return {name: getattr(self, name) for name in names} | {"image_size": list(self.image_size)}
+
 
 def open_reference(
     source: str,
@@ -71,37 +79,31 @@ def open_reference(
     batch_size: int = 64,
     cache: str | Path | None = None,
     progress: bool = True,
+    all_features: bool = False,
 ) -> Reference:
     """Reference statistics of `source`; features are read from the cache if these pixels were seen before.
 
     Args:
-        source: an .npz with `arr_0` (ADM's reference batches; their `mu`, `sigma`, `mu_s` and `sigma_s` are taken as
-            they are, for the "inception" extractor, whose moments they hold), a set of samples, or anything that
-            `open_images` takes.
+        source: as `open_reference_images` takes it. The `mu`, `sigma`, `mu_s` and `sigma_s` of ADM's reference batches
+            are taken as they are, for the "inception" extractor, whose moments they hold.
         extractor: computes the features.
         image_size: (height, width) of what will be compared. Images are cropped to it; stored sets must have it.
         split, batch_size, cache: the options of `ctf evaluate samples`.
         progress: show progress bars.
+        all_features: keep the features of every image, in the order of the images.
 
     Raises:
-        InputError: nothing there, unreadable, of another size, or a split of a source that has none.
+        InputError: see `open_reference_images`; unreadable images.
     """
-    images: SampleSet
-    if stored := source.endswith(".npz") or manifest_path(source).exists():
-        if split is not None:
-            raise InputError(f"{source} has no splits: leave out split {split!r}")
-        images = SampleSet.open(source)
-    else:
-        images = CroppedImages(source, split, image_size[0] if image_size else 64)
-    if image_size:
-        _check_size(source, images.image_size, image_size)
+    images = open_reference_images(source, split, image_size)
     fingerprint = _pixel_fingerprint(images, batch_size, progress)
     folder = Path(cache or os.environ.get("CTF_CACHE") or Path.home() / ".cache" / "ctf") / "references"
-    path = folder / f"{_digest(extractor.name, extractor.fingerprint, fingerprint)}.safetensors"
+    keep = images.count if all_features else PRECISION_IMAGES
+    more = [f"{keep} features"] if keep > PRECISION_IMAGES else []
+    path = folder / f"{_digest(extractor.name, extractor.fingerprint, fingerprint, *more)}.safetensors"
     cached = path.exists()
     if not cached:
-        batches = images.batches(batch_size)
-        extract(extractor, batches, images.count, PRECISION_IMAGES, "reference", progress).save(path)
+        extract(extractor, images.batches(batch_size), images.count, keep, "reference", progress).save(path)
     extracted = Extracted.load(path)
     count, origin = extracted.statistics.count, "computed"
     assert count is not None
@@ -110,6 +112,7 @@ def open_reference(
         extracted = replace(extracted, statistics=pool, spatial=spatial)
         fingerprint, origin = _digest(fingerprint, digest), "moments from file"
     return Reference(
+        images,
         extracted,
         extractor.fingerprint,
         source if split is None else f"{source}, split {split}",
@@ -117,10 +120,35 @@ def open_reference(
         images.image_size,
         fingerprint,
         origin,
-        None if stored else "ADM's centre crop",
+        "ADM's centre crop" if isinstance(images, CroppedImages) else None,
         cached,
         images.report_skipped() if isinstance(images, CroppedImages) else "",
     )
+
+
+def open_reference_images(
+    source: str, split: str | None = None, image_size: tuple[int, int] | None = None
+) -> SampleSet:
+    """The images of `source`, without reading their pixels.
+
+    Args:
+        source: an .npz with `arr_0`, a set of samples, or anything that `open_images` takes.
+        split: which part of the images; a stored set has none.
+        image_size: (height, width). Images are cropped to it; stored sets must have it.
+
+    Raises:
+        InputError: nothing there, of another size, or a split of a source that has none.
+    """
+    images: SampleSet
+    if source.endswith(".npz") or manifest_path(source).exists():
+        if split is not None:
+            raise InputError(f"{source} has no splits: leave out split {split!r}")
+        images = SampleSet.open(source)
+    else:
+        images = CroppedImages(source, split, image_size[0] if image_size else 64)
+    if image_size:
+        _check_size(source, images.image_size, image_size)
+    return images
 
 
 class CroppedImages(SampleSet):

@@ -155,3 +155,73 @@ def samples(
     command = shlex.join(sys.argv)
     evaluation = evaluate_samples(opened, compared, extractor, samples, batch_size, command=command)
     print(write_comparison(out, evaluation), end="")
+
+
+def neighbours(
+    samples: str,
+    reference: str,
+    held_out: str,
+    out: str,
+    split: str | None = None,
+    held_out_split: str | None = None,
+    num: int = 16,
+    features: str = "inception",
+    weights: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    cache: str | None = None,
+) -> None:
+    """Does the generator copy? Samples and held-out images, each beside its nearest training image.
+
+    Example:
+        ctf evaluate neighbours --samples runs/samples --reference emoji --split train
+            --held_out emoji --held_out_split test --features emoji --out runs/neighbours
+
+    Args:
+        samples: an .npz with `arr_0`, or a folder of PNGs; of classes about as frequent as among the held-out images.
+        reference: the images that the generator was trained on, as for `ctf evaluate samples`.
+        held_out: images of the same kind that it has not seen, as for `reference`.
+        out: folder for neighbours.json and neighbours.png: samples above the nearest training images by features and
+            by pixels, with the distances.
+        split: which part of the reference images.
+        held_out_split: which part of the held-out images.
+        num: samples in the picture, evenly spread over all.
+        features: inception, dinov2, emoji, or a function of yours, file.py:function. Distances between features are
+            Euclidean; those between pixels the root mean square from 0 to 255.
+        weights: of the features; by default the published ones, which are downloaded once, or the embedded ones.
+        batch_size: images at a time.
+        device: where to compute the features; auto is a GPU where there is one.
+        cache: folder for features of references; $CTF_CACHE or ~/.cache/ctf without it.
+    """
+    import shlex
+
+    from ctf.evaluation.features import open_features
+    from ctf.evaluation.neighbours import compare_neighbours, summary
+    from ctf.evaluation.protocol import check_samples
+    from ctf.evaluation.reference import open_reference, open_reference_images
+    from ctf.files import check_writable, write_json
+    from ctf.images.sheet import save_png
+    from ctf.samples.sample_set import SampleSet
+
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size} must be at least 1")
+    if (held_out, held_out_split) == (reference, split):
+        raise InputError(f"the held-out images are the reference, {reference}: give others, or another held_out_split")
+    check_writable(out, "folder")
+    opened = SampleSet.open(samples)
+    if not 1 <= num <= opened.count:
+        raise InputError(f"num {num}: {samples} holds {opened.count:,} images, so show 1 to {opened.count:,}")
+    check_samples(opened, samples)
+    places = [(reference, split), (held_out, held_out_split)]
+    for source, part in places:  # what is wrong with either is said before the work begins
+        open_reference_images(source, part, opened.image_size)
+    extractor = open_features(features, weights, device)
+    training, unseen = (
+        open_reference(source, extractor, part, opened.image_size, batch_size, cache, all_features=True)
+        for source, part in places
+    )
+    command = shlex.join(sys.argv)
+    compared = compare_neighbours(opened, training, unseen, extractor, num, samples, batch_size, command=command)
+    write_json(Path(out) / "neighbours.json", compared.result)
+    save_png(Path(out) / "neighbours.png", compared.sheet)
+    print(summary(compared.result), end="")

@@ -24,8 +24,9 @@ def contact_sheet(
 ) -> Image.Image:
     """Arrange images in a grid on white, row labels at the left, column labels on top.
 
-    Every cell has the size of the largest image; smaller ones are centred in theirs. A label that is wider than
-    its room is broken at spaces, and what still does not fit is cut off with "…", so labels never overlap.
+    Every cell has the size of the largest image; smaller ones are centred in theirs. A label is broken at newlines
+    and, where it is wider than its room, at spaces; what still does not fit is cut off with "…", so labels never
+    overlap.
 
     Args:
         rows: uint8 (H, W, 3) each; rows may differ in length.
@@ -66,13 +67,14 @@ def contact_sheet(
 
 
 def wrap(text: str, font: Font, width: int, lines: int) -> list[str]:
-    """Break `text` at spaces into at most `lines` lines of at most `width` pixels; cut what does not fit with "…"."""
+    """Break `text` at newlines and spaces into at most `lines` lines of at most `width` pixels; cut the rest ("…")."""
     wrapped: list[str] = []
-    for word in text.split():
-        if wrapped and font.getlength(f"{wrapped[-1]} {word}") <= width:
-            wrapped[-1] += f" {word}"
-        else:
-            wrapped.append(word)
+    for paragraph in text.splitlines():
+        for i, word in enumerate(paragraph.split()):
+            if i and font.getlength(f"{wrapped[-1]} {word}") <= width:
+                wrapped[-1] += f" {word}"
+            else:
+                wrapped.append(word)
     if len(wrapped) > lines:
         wrapped = [*wrapped[: lines - 1], " ".join(wrapped[lines - 1 :])]
     return [shorten(words, font, width) for words in wrapped]
