@@ -7,6 +7,8 @@ nearly all of it, and int8 reads a quarter of the bytes. `benchmarks/sampling.md
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,14 +89,15 @@ def packed_bytes(compute: Compute, device: torch.device) -> int:
 class Int8Linear(nn.Module):
     """The weight rounded to 8 bits on a scale per output, x on a scale per row; the sums are exact integers.
 
-    A row's result depends on that row only, so an image still does not depend on its batch.
+    A row's result depends on that row only, so an image still does not depend on its batch. On a CPU whose products of
+    bytes saturate, weights have 7 bits.
     """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.dtype = weight.dtype
-        weight = weight.float()
-        self.scale = weight.abs().amax(1).clamp_min(1e-12) / 127  # float32 (outputs,)
+        weight, levels = weight.float(), 64 if saturates() else 127
+        self.scale = weight.abs().amax(1).clamp_min(1e-12) / levels  # float32 (outputs,)
         rounded = (weight / self.scale[:, None]).round().to(torch.int8)
         self.register_buffer("weight", torch.ops.onednn.qlinear_prepack(rounded, [ROWS, weight.shape[1]]))
         self.zeros = torch.zeros(len(self.scale), dtype=torch.int32)
@@ -105,7 +108,23 @@ class Int8Linear(nn.Module):
         largest = torch.linalg.vector_norm(values, torch.inf, dim=-1, keepdim=True).clamp_min_(1e-12)
         # Unsigned with zero point 128, the form that CPUs have an instruction for; adding a half makes a cast round.
         levels = torch.addcmul(self.zero_point, values, 127 / largest).to(torch.uint8)
-        y = torch.ops.onednn.qlinear_pointwise(
-            levels, 1.0, 128, self.weight, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        y = multiply_bytes(levels, 128, self.weight, self.scale, self.zeros)
         return y.mul_(largest / 127).to(self.dtype)
+
+
+def multiply_bytes(x: Tensor, zero_point: int, packed: Tensor, scale: Tensor, zeros: Tensor) -> Tensor:
+    """(x − zero_point) · Wᵀ, uint8 (…, inputs) by packed int8 weights, scaled: float32 (…, outputs)."""
+    return torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, zero_point, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+@lru_cache
+def saturates() -> bool:
+    """Whether this CPU adds two products of bytes in 16 bits, which 255 · 127 twice overflow: those without VNNI do."""
+    inputs, outputs = 64, 16
+    largest = torch.full((outputs, inputs), 127, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(largest, [ROWS, inputs])
+    x, ones = torch.full((ROWS, inputs), 255, dtype=torch.uint8), torch.ones(outputs)
+    sums = multiply_bytes(x, 0, packed, ones, torch.zeros(outputs, dtype=torch.int32))
+    return not bool((sums == inputs * 255 * 127).all())
