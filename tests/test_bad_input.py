@@ -68,7 +68,7 @@ BENCH_SAMPLING = "bench sampling --device cpu --json x --sizes [nano] --fine_siz
 BENCH_SAMPLING += "--grid [2,2] --vocabulary 24 --clusters 5 --tokenizer tokenizer.safetensors"
 BENCH_TRAINING = "bench training --device cpu --json x --sizes [nano] --batch_size 2 --steps 1 --grid [2,2] "
 BENCH_TRAINING += "--vocabulary 24 --clusters 5"
-SWAP = "reproduce swap --out x --tokenizer tokenizer.safetensors --images pictures --split null --image_size 16 "
+SWAP = "evaluate swap --out x --tokenizer tokenizer.safetensors --images pictures --split null --image_size 16 "
 SWAP += "--cluster_counts [5]"
 LLAMAGEN = f"convert llamagen --out x --tokenizer {GOLDEN}/vq8.pt --gpt {GOLDEN}/gpt_mha.pt --num_heads 4 --grid [4,4]"
 CODES = "convert codes --out x --source codes --codebook_size 24 --num_classes 4"
@@ -1218,7 +1218,7 @@ WRITING = {
     "evaluate samples": EVALUATE_SAMPLES,
     "evaluate neighbours": NEIGHBOURS,
     "bench sampling": BENCH_SAMPLING,
-    "reproduce swap": SWAP,
+    "evaluate swap": SWAP,
     "convert llamagen": LLAMAGEN,
     "convert codes": CODES,
     "convert tokens": TOKENS,

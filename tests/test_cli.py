@@ -105,7 +105,7 @@ SMALLER = {
         "1",
     ],
     ("bench", "training"): [*TINY, "--batch_size", "2", "--steps", "1"],
-    ("reproduce", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]"],
+    ("evaluate", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]"],
     ("convert", "llamagen"): ["--num_heads", "4", "--grid", "[4, 4]"],
 }
 #: Each after those whose output it reads. CI runs the demo.
@@ -125,7 +125,7 @@ ORDER = [
     "evaluate neighbours",
     "bench sampling",
     "bench training",
-    "reproduce swap",
+    "evaluate swap",
     "convert llamagen",
     "convert codes",
     "convert tokens",

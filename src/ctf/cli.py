@@ -30,9 +30,10 @@ VERBS: Verbs = {
         "likelihood": "ctf.evaluation.verbs:likelihood",
         "samples": "ctf.evaluation.verbs:samples",
         "neighbours": "ctf.evaluation.verbs:neighbours",
+        "swap": "ctf.evaluation.verbs:swap",
     },
     "bench": {"sampling": "ctf.bench.verbs:sampling", "training": "ctf.bench.verbs:training"},
-    "reproduce": {"swap": "ctf.experiments.verbs:swap"},
+    "reproduce": "ctf.experiments.verbs:reproduce",
     "convert": {
         "llamagen": "ctf.interop.verbs:from_llamagen",
         "codes": "ctf.interop.verbs:codes",

@@ -19,6 +19,9 @@ Verbs = Mapping[str, "str | Mapping[str, str]"]
 #: A parameter of this name takes every option that the verb does not have: `--top_k 5` is `--sampling.top_k 5`.
 OPEN = "sampling"
 
+#: A required parameter of such a name is given without `--`: `ctf info PATH`.
+POSITIONAL = {"path", "name"}
+
 
 def dispatch(verbs: Verbs, arguments: list[str]) -> None:
     """Find the verb that `arguments` begin with, parse the rest by its signature, and call it.
@@ -73,7 +76,10 @@ def _example(verb: Verb) -> str:
 
 
 def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
-    """Parse `arguments` by the verb's signature (its one dataclass, or its parameters) and call it."""
+    """Parse `arguments` by the verb's signature (its one dataclass, or its parameters) and call it.
+
+    Options may be written with dashes or underscores: `--dry-run`, `--dry_run`.
+    """
     import jsonargparse
 
     class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
@@ -87,12 +93,13 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
     parameters = inspect.signature(verb, eval_str=True).parameters
     config = parameters["config"].annotation if "config" in parameters else None
     if config is None:
-        parser.add_function_arguments(verb, as_positional="path" in parameters)
+        parser.add_function_arguments(verb, as_positional=not POSITIONAL.isdisjoint(parameters))
     else:
         parser.add_class_arguments(config)
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # `--quick` alone means `--quick true`
             action.nargs, action.const = "?", True
+    arguments = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in arguments]
     if OPEN in parameters:
         arguments = _open_options(parser, arguments)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 def demo(out: str = "runs/demo", quick: bool = False, seed: int = 0) -> None:
     """Do the whole job on the embedded emoji: tokenize, cluster, train, sample, report.
@@ -19,58 +21,48 @@ def demo(out: str = "runs/demo", quick: bool = False, seed: int = 0) -> None:
     run_demo(out, quick, seed)
 
 
-def swap(
-    out: str,
-    model: str | None = None,
-    num: int = 108,
-    tokenizer: str = "emoji",
-    images: str = "emoji",
-    split: str | None = "test",
-    image_size: int = 64,
-    cluster_counts: tuple[int, ...] = (512, 2048),
-    seed: int = 0,
-    allow_namespace: bool = False,
+def reproduce(
+    name: str,
+    preset: Literal["emoji", "imagenet"] = "emoji",
+    out: str = "runs/reproduce",
+    dry_run: bool = False,
+    seeds: tuple[int, ...] | None = None,
+    steps: int | None = None,
+    num_samples: int | None = None,
+    images: str | None = None,
+    tokenizer: str | None = None,
+    reference: str | None = None,
+    device: str = "auto",
 ) -> None:
-    """Fig. 1b: swap tokens within k-means and within random clusters.
+    """A table or figure of the paper, or a comparison beyond it: train, sample, measure, and write a page.
 
     Example:
-        ctf reproduce swap --model emoji --cluster_counts '[512]' --out runs/swap.png
+        ctf reproduce table1 --preset imagenet --dry-run
 
     Args:
-        out: the figure, a PNG.
-        model: swap tokens that this model generates, as the paper does: "emoji", a model folder or a Hub id. Without
-            it those of `images`.
-        num: how many images to generate, with `model`.
-        tokenizer: of the images: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
-        images: as for `ctf tokenize`.
-        split: which part of the images.
-        image_size: pixels per side after the centre crop.
-        cluster_counts: values of M.
-        seed: of clusterings, swaps and generated images.
-        allow_namespace: accept an argparse.Namespace beside the weights of the tokenizer's .pt file.
+        name: of the paper: table1, table2, table3a, table3b, table3c, table3d, table3e, table3f, fig1b, fig2, fig3,
+            accuracy. Beyond it: kinds, orders, rounds, clusterings, support, guidance, levels.
+        preset: emoji, the embedded images, with small models for two CPU cores; or imagenet, the paper's settings.
+        out: trained stages, sample sets and metrics, each made once and shared by all experiments; and a folder with
+            report.md for each experiment. An interrupted command goes on where it stopped.
+        dry_run: print what would be made, with operations and time.
+        seeds: of trainings, where they are repeated; else the first.
+        steps: of every training, in place of the preset's.
+        num_samples: images of a sample set, in place of the preset's.
+        images: in place of the preset's, as for `ctf tokenize`.
+        tokenizer: in place of the preset's, as for `ctf tokenize`.
+        reference: in place of the preset's, as for `ctf evaluate samples`.
+        device: where to train and sample; auto is a GPU where there is one.
     """
+    import shlex
     import sys
 
-    from ctf.errors import InputError
-    from ctf.experiments.swap import swap_generated, swap_images
-    from ctf.files import check_writable
-    from ctf.images.image_set import open_images
-    from ctf.images.sheet import save_png
-    from ctf.interop.tokenizers import open_tokenizer
-    from ctf.model_folder import Pipeline
+    from ctf.experiments.presets import PRESETS
+    from ctf.experiments.reproduce import plan, reproduce
 
-    if num < 1:
-        raise InputError(f"num {num}: at least one image must be asked for")
-    check_writable(out)
-    note = ""
-    if model is not None:
-        result = swap_generated(Pipeline.from_pretrained(model), num, cluster_counts, seed=seed)
+    chosen = PRESETS[preset].changed(images, tokenizer, reference, seeds, steps, num_samples)
+    if dry_run:
+        print(plan(name, chosen, out))
     else:
-        opened = open_images(images, split, image_size)
-        result = swap_images(open_tokenizer(tokenizer, allow_namespace), opened, cluster_counts, seed=seed)
-        note = opened.report_skipped()
-    save_png(out, result.figure)
-    for count, values in result.psnr.items():
-        print(f"M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB")
-    if note:
-        print(note, file=sys.stderr)
+        page = reproduce(name, chosen, out, device, shlex.join(["ctf", *sys.argv[1:]]))
+        print(f"{page}: {name}, with its pictures beside it")

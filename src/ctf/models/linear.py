@@ -93,6 +93,8 @@ class Int8Linear(nn.Module):
     bytes saturate, weights have 7 bits.
     """
 
+    weight: Tensor
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.dtype = weight.dtype

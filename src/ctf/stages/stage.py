@@ -85,13 +85,14 @@ class Stage(nn.Module, ABC):
             raise InputError(f"stage {name} predicts {config.output_vocab} labels, its level has {labels}")
         self.members: ClusterMembers | None = None
         if given is not None and support == "cluster":
-            relation = given if predicts is None else predicts.coarsened_by(given)
-            if relation is None:
-                raise InputError(
-                    f"stage {name}: what it is given is no coarsening of what it predicts: make nested maps "
-                    "(`ctf cluster --finer`), or take support full"
-                )
-            self.members = ClusterMembers(relation)
+            with torch.device("cpu"):  # as all maps are, also in a stage that is built without values, on "meta"
+                relation = given if predicts is None else predicts.coarsened_by(given)
+                if relation is None:
+                    raise InputError(
+                        f"stage {name}: what it is given is no coarsening of what it predicts: make nested maps "
+                        "(`ctf cluster --finer`), or take support full"
+                    )
+                self.members = ClusterMembers(relation)
         for level in ("predicts", "given"):
             if (coarse_map := getattr(self, level)) is not None:
                 self.register_buffer(f"{level}_table", coarse_map.fine_to_coarse, persistent=False)

@@ -1,0 +1,196 @@
+"""What experiments train, and train on: token sets, clusters, stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from ctf.codebook.clustering import Method, cluster_codebook
+from ctf.codebook.coarse_map import CoarseMap
+from ctf.device import usable_device
+from ctf.experiments.store import Artifact, Store
+from ctf.images.image_set import open_images
+from ctf.interop.tokenizers import open_tokenizer
+from ctf.model_folder import RUN_MODEL
+from ctf.stages import Stage, new_stage
+from ctf.tokens.token_set import TokenSet
+from ctf.tokens.tokenize import Augmentation, tokenize_images
+from ctf.training.config import StageTask, TokenTraining
+from ctf.training.runs import train_stage
+
+MAP = "map.safetensors"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images and the tokenizer that makes tokens of them, with what planning must know before they are opened.
+
+    Attributes:
+        images, train_split, test_split, image_size, tokenizer, augmentation: as for `ctf tokenize`.
+        architecture: the tokenizer's, of `TOKENIZER_PRESETS`, to count its operations by; None opens it.
+        grid: rows and columns of tokens.
+        num_classes, num_images: of the training split.
+        codebook_size: K.
+    """
+
+    images: str
+    train_split: str | None
+    test_split: str | None
+    image_size: int
+    tokenizer: str
+    augmentation: Augmentation
+    architecture: str | None
+    grid: tuple[int, int]
+    num_classes: int
+    num_images: int
+    codebook_size: int = 16_384
+
+
+@dataclass(frozen=True)
+class Tokens(Artifact):
+    """The tokens of one split; the training split augmented."""
+
+    room: ClassVar[str] = "tokens"
+    data: Data
+    split: Literal["train", "test"]
+
+    @property
+    def title(self) -> str:
+        return self.split
+
+    def is_made(self, folder: Path) -> bool:
+        return (folder / "index.json").exists() and TokenSet.open(folder).index.complete
+
+    def make(self, folder: Path, store: Store) -> None:
+        data, training = self.data, self.split == "train"
+        split = data.train_split if training else data.test_split
+        tokenize_images(
+            open_images(data.images, split, data.image_size),
+            open_tokenizer(data.tokenizer),
+            folder,
+            data.augmentation if training else "none",
+            split=split,
+            device=usable_device(store.device),
+        )
+
+
+@dataclass(frozen=True)
+class Clusters(Artifact):
+    """A coarse map of the tokenizer's codebook.
+
+    Attributes:
+        data: its tokenizer's codebook is clustered.
+        num_clusters, method, seed: as for `ctf cluster`.
+        counted: tokens; k-means counts codewords as often as they occur there.
+        finer: clusters that stay whole.
+    """
+
+    room: ClassVar[str] = "clusters"
+    data: Data
+    num_clusters: int = 512
+    method: Method = "kmeans"
+    counted: Tokens | None = None
+    finer: Clusters | None = None
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"{self.num_clusters}-{'weighted-' if self.counted else ''}{self.method}"
+
+    def is_made(self, folder: Path) -> bool:
+        return (folder / MAP).exists()
+
+    def make(self, folder: Path, store: Store) -> None:
+        codebook = open_tokenizer(self.data.tokenizer).codebook
+        counts = TokenSet.open(store.get(self.counted)).token_counts() if self.counted else None
+        finer = CoarseMap.load(store.get(self.finer) / MAP) if self.finer else None
+        made = cluster_codebook(codebook, self.num_clusters, self.method, self.seed, finer, counts)
+        made.save(folder / MAP)
+
+    def decisive(self) -> dict[str, Any]:
+        """Of the data, the tokenizer alone."""
+        return super().decisive() | {"data": self.data.tokenizer}
+
+    def placeholder(self) -> CoarseMap:
+        """A map of these sizes, for counting operations before any is made; nested as `finer` is."""
+        labels = torch.arange(self.data.codebook_size)
+        return CoarseMap(labels * self.num_clusters // self.data.codebook_size, "placeholder", 0, "")
+
+
+@dataclass(frozen=True)
+class Training(Artifact):
+    """A trained stage.
+
+    Attributes:
+        config: its settings, paths left empty.
+        tokens, held_out: what it is trained and evaluated on.
+        maps: the names of the settings that are paths of maps, with the clusters that they stand for.
+    """
+
+    room: ClassVar[str] = "training"
+    config: TokenTraining
+    tokens: Tokens
+    held_out: Tokens
+    maps: tuple[tuple[str, Clusters], ...] = ()
+
+    #: Settings of the loop that decide the weights; the others say where to compute and what to write.
+    LOOP: ClassVar[tuple[str, ...]] = (
+        *("batch_size", "epochs", "steps", "accumulate", "precision", "ema", "seed", "milestones"),
+    )
+
+    @property
+    def title(self) -> str:
+        c = self.config
+        return f"{self.task.name}-{c.kind}-{c.size}-seed-{c.loop.seed}"
+
+    def is_made(self, folder: Path) -> bool:
+        return (folder / RUN_MODEL).exists()
+
+    def decisive(self) -> dict[str, Any]:
+        loop = {name: getattr(self.config.loop, name) for name in self.LOOP}
+        config = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
+        settings = tuple(sorted((config | {"loop": tuple(sorted(loop.items()))}).items()))
+        return super().decisive() | {"config": (type(self.config).__name__, *settings)}
+
+    def make(self, folder: Path, store: Store) -> None:
+        paths: dict[str, Any] = {
+            "out": str(folder),
+            "tokens": str(store.get(self.tokens)),
+            "held_out": str(store.get(self.held_out)),
+            **{name: str(store.get(clusters) / MAP) for name, clusters in self.maps},
+        }
+        loop = dataclasses.replace(self.config.loop, resume=True, device=store.device)
+        train_stage(dataclasses.replace(self.config, loop=loop, **paths))
+
+    def operations(self) -> float:
+        """Three forward passes for each image seen: the backward pass multiplies twice for each product."""
+        loop, images = self.config.loop, self.tokens.data.num_images
+        return 3 * self.stage().forward_operations() * loop.total_steps(images) * loop.batch_size
+
+    @property
+    def task(self) -> StageTask:
+        """What the stage is to do, its maps called "map"."""
+        maps: dict[str, Any] = {name: "map" for name, _ in self.maps}
+        return dataclasses.replace(self.config, **maps).task()
+
+    def stage(self) -> Stage:
+        """The stage without values, for counting its parameters and operations."""
+        return _stage_without_values(self)
+
+
+@lru_cache
+def _stage_without_values(training: Training) -> Stage:
+    data, config, task = training.tokens.data, training.config, training.task
+    maps = {name: clusters.placeholder() for name, clusters in training.maps}
+    facts: dict[str, Any] = {level: maps.get(level, maps.get("coarse_map")) for level in ("predicts", "given")}
+    facts = {level: coarse_map for level, coarse_map in facts.items() if getattr(task, level)}
+    if config.rounds is not None:
+        facts["rounds"] = config.rounds
+    facts |= {"grid": data.grid, "num_classes": data.num_classes, "codebook_size": data.codebook_size}
+    with torch.device("meta"):
+        return new_stage(config.kind, config.size, name=task.name, support=task.support, **facts)

@@ -1,0 +1,167 @@
+"""An experiment: rows of systems to compare, what is measured of each, and what the paper claims of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ctf.experiments.measurements import RESULT, Likelihood, Metrics, Samples, Speed, Swap, System
+from ctf.experiments.presets import Preset
+from ctf.experiments.store import Artifact, Store
+from ctf.files import read_json
+
+#: The metrics of a row, in the order of the table; features other than Inception's have longer titles for them.
+METRICS: dict[str, tuple[str, ...]] = {
+    "FID": ("FID", "Fréchet distance"),
+    "IS": ("IS", "classifier score"),
+    "precision": ("precision",),
+    "recall": ("recall",),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: one system, trained with each seed.
+
+    Attributes:
+        name: words for the leading columns.
+        systems: one per seed.
+        published: the paper's metrics.
+        measured: "samples", "bits", or both.
+    """
+
+    name: tuple[str, ...]
+    systems: tuple[System, ...]
+    published: Mapping[str, float] = field(default_factory=dict)
+    measured: tuple[str, ...] = ("samples", "bits")
+
+    def metrics(self, preset: Preset) -> list[Metrics]:
+        if "samples" not in self.measured:
+            return []
+        to = preset.features, preset.reference, preset.reference_split
+        return [Metrics(Samples(system, preset.num_samples), *to) for system in self.systems]
+
+    def likelihoods(self) -> list[Likelihood]:
+        return [Likelihood.of(system) for system in self.systems] if "bits" in self.measured else []
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, as a comparison of rows.
+
+    Attributes:
+        says: in words, with the paper's section or table.
+        metric: a name of `METRICS`, or a number of `Likelihood`.
+        better, worse: names of rows; each of `better` is expected to be better than each of `worse`.
+    """
+
+    says: str
+    metric: str
+    better: tuple[tuple[str, ...], ...]
+    worse: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure.
+
+    Attributes:
+        title: of the page.
+        columns: titles of the words in `Row.name`.
+        rows: in the order of the table.
+        claims: that the rows can confirm.
+        curve: the place in `Row.name` of a number that the plot runs over; None plots bars.
+        speed: measure the seconds per image of the first seed's systems.
+        figures: further pictures with numbers.
+        note: what a reader must know.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...] = ()
+    curve: int | None = None
+    speed: bool = False
+    figures: tuple[Swap, ...] = ()
+    note: str = ""
+
+    def artifacts(self, preset: Preset) -> list[Artifact]:
+        """All that is measured; what it is made from hangs on it."""
+        found: list[Artifact] = list(self.figures)
+        for seed in range(
+            max((len(row.systems) for row in self.rows), default=0)
+        ):  # seed by seed: an early look is a fair one
+            rows = [replace(row, systems=row.systems[seed : seed + 1]) for row in self.rows]
+            found += [artifact for row in rows for artifact in row.likelihoods()]
+            found += [artifact for row in rows for artifact in row.metrics(preset)]
+        return found + ([self.timed()] if self.speed else [])
+
+    def timed(self) -> Speed:
+        """The first seed's systems, in turn."""
+        return Speed(tuple(row.systems[0] for row in self.rows))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The values of a row by metric, a list with one per seed."""
+
+    row: Row
+    values: dict[str, list[float]]
+
+    @classmethod
+    def read(cls, row: Row, preset: Preset, store: Store) -> Measured:
+        values: dict[str, list[float]] = {}
+        for metrics in row.metrics(preset):
+            result = read_json(store.get(metrics) / RESULT)["metrics"]
+            for name, beginnings in METRICS.items():
+                found = [v for title, v in result.items() if title.split(",")[0] in beginnings]
+                values.setdefault(name, []).extend(found)
+        for likelihood in row.likelihoods():
+            for name, value in read_json(store.get(likelihood) / RESULT).items():
+                if isinstance(value, float):
+                    values.setdefault(name, []).append(value)
+        return cls(row, {name: each for name, each in values.items() if each})
+
+    def mean(self, metric: str) -> float:
+        return float(np.mean(self.values[metric]))
+
+    def standard_error(self, metric: str) -> float:
+        """Of the mean; NaN of a single seed."""
+        each = self.values[metric]
+        return float(np.std(each, ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim beside the evidence: "confirmed", "not confirmed", or "within the noise", with the differences."""
+
+    claim: Claim
+    word: str
+    evidence: str
+
+
+#: Where more is better; elsewhere less is.
+HIGHER = ("IS", "precision", "recall")
+
+
+def judge(claim: Claim, measured: list[Measured]) -> Verdict:
+    """Confirmed if every better row beats every worse one by two standard errors of the difference.
+
+    A difference of less is noise. With one seed its size is not known, and any difference counts.
+    """
+    by_name = {m.row.name: m for m in measured}
+    sign = 1 if claim.metric in HIGHER or claim.metric.endswith("accuracy") else -1
+    words, evidence = [], []
+    for good in (by_name[name] for name in claim.better):
+        for bad in (by_name[name] for name in claim.worse):
+            gain = sign * (good.mean(claim.metric) - bad.mean(claim.metric))
+            error = math.hypot(good.standard_error(claim.metric), bad.standard_error(claim.metric))
+            noise = 0.0 if math.isnan(error) else 2 * error
+            words.append("confirmed" if gain > noise else "not confirmed" if gain < -noise else "within the noise")
+            values = f"{good.mean(claim.metric):.4g} against {bad.mean(claim.metric):.4g}"
+            evidence.append(values if math.isnan(error) else f"{values}, difference ± {error:.2g}")
+    order = ("not confirmed", "within the noise", "confirmed")
+    return Verdict(claim, min(words, key=order.index), "; ".join(evidence))

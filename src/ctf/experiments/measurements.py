@@ -1,0 +1,228 @@
+"""What experiments measure: sample sets, metrics, exact bits, seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ctf.bench.machine import measure_machine, seconds
+from ctf.bench.sampling import decoder_work
+from ctf.evaluation.features import open_features
+from ctf.evaluation.likelihood import bits_per_token
+from ctf.evaluation.protocol import evaluate_samples
+from ctf.evaluation.reference import open_reference
+from ctf.experiments.artifacts import Data, Tokens, Training
+from ctf.experiments.store import Artifact, Store
+from ctf.experiments.swap import swap_generated
+from ctf.files import write_json
+from ctf.images.sheet import save_png
+from ctf.interop.tokenizers import open_tokenizer
+from ctf.model_folder import Pipeline, open_stage
+from ctf.models.config import Compute
+from ctf.pipeline import StagePipeline
+from ctf.samples.generate import sample_to
+from ctf.samples.sample_set import SampleSet
+from ctf.sampling.settings import overridden
+from ctf.tokenizer.config import TOKENIZER_PRESETS
+from ctf.tokenizer.vq_tokenizer import VQTokenizer
+from ctf.tokens.token_set import TokenSet
+from ctf.training.loop import milestone_path
+
+RESULT, SAMPLES, FIGURE = "result.json", "samples.npz", "figure.png"
+#: Endings of the settings that decide in which steps and order a stage draws.
+WAYS = ("steps", "order", "schedule", "order_seed")
+#: Images at a time, in sampling, likelihood and features.
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A stage at the end of its training, or at a milestone; there with averaged weights or, if `plain`, without."""
+
+    training: Training
+    milestone: int | None = None
+    plain: bool = False
+
+    def path(self, store: Store) -> Path:
+        run = store.get(self.training)
+        if self.milestone is None:
+            return run
+        return milestone_path(run, self.milestone, "-without-ema" if self.plain else "")
+
+
+@dataclass(frozen=True)
+class System:
+    """The weights of stages in turn, and sampling settings in place of their own, as `StagePipeline.sampling` takes."""
+
+    stages: tuple[Weights, ...]
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def title(self) -> str:
+        return "-".join(weights.training.config.size for weights in self.stages)
+
+    @property
+    def data(self) -> Data:
+        return self.stages[0].training.tokens.data
+
+    def sampling(self, **settings: Any) -> System:
+        """The same weights with other settings."""
+        return dataclasses.replace(self, settings=tuple(sorted({**dict(self.settings), **settings}.items())))
+
+    def open(self, store: Store) -> StagePipeline:
+        tokens = TokenSet.open(store.get(self.stages[0].training.tokens))
+        stages = [open_stage(weights.path(store)) for weights in self.stages]
+        pipeline = Pipeline(open_tokenizer(self.data.tokenizer), tokens.class_names, stages)
+        return pipeline.to(store.device).compute_in(Compute())
+
+    def operations_per_image(self) -> float:
+        """Of sampling: every step of every stage, and the decoder."""
+        stages = [weights.training.stage() for weights in self.stages]
+        settings = overridden([(s.name, s.sampling) for s in stages], dict(self.settings))
+        steps = [work for s in stages for work in s.work(BATCH, s.resolved(settings[s.name]), Compute("float32"))]
+        return sum(work.operations for work in steps) / BATCH + _decoder_operations(self.data)
+
+
+@lru_cache
+def _decoder_operations(data: Data) -> float:
+    if data.architecture is None:
+        tokenizer = open_tokenizer(data.tokenizer)
+    else:
+        tokenizer = VQTokenizer(TOKENIZER_PRESETS[data.architecture])
+    return decoder_work(tokenizer, data.grid, 1).operations
+
+
+@dataclass(frozen=True)
+class Samples(Artifact):
+    """Images of a system, all classes in turn; image i has the seed `seed` + i."""
+
+    room: ClassVar[str] = "samples"
+    system: System
+    num: int
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        return self.system.title
+
+    def is_made(self, folder: Path) -> bool:
+        return (folder / SAMPLES).exists()
+
+    def make(self, folder: Path, store: Store) -> None:
+        overrides = dict(self.system.settings)
+        pipeline = self.system.open(store)
+        sample_to(pipeline, folder / SAMPLES, None, self.num, self.seed, BATCH, overrides, "balanced", self.name)
+
+    def operations(self) -> float:
+        return self.num * self.system.operations_per_image()
+
+
+@dataclass(frozen=True)
+class Metrics(Artifact):
+    """A sample set against a reference: what `ctf evaluate samples` writes."""
+
+    room: ClassVar[str] = "metrics"
+    samples: Samples
+    features: str
+    reference: str
+    split: str | None
+
+    @property
+    def title(self) -> str:
+        return self.samples.title
+
+    def is_made(self, folder: Path) -> bool:
+        return (folder / RESULT).exists()
+
+    def make(self, folder: Path, store: Store) -> None:
+        source = store.get(self.samples) / SAMPLES
+        samples, extractor = SampleSet.open(source), open_features(self.features, None, store.device)
+        reference = open_reference(self.reference, extractor, self.split, samples.image_size, BATCH)
+        write_json(folder / RESULT, asdict(evaluate_samples(samples, reference, extractor, str(source), BATCH)))
+
+
+@dataclass(frozen=True)
+class Likelihood(Artifact):
+    """Exact bits per token on held-out tokens, in the steps and orders of the system."""
+
+    room: ClassVar[str] = "likelihood"
+    system: System
+    tokens: Tokens
+
+    @classmethod
+    def of(cls, system: System) -> Likelihood:
+        """Without the settings that change no probability, so that systems share what is measured."""
+        ways = tuple((name, value) for name, value in system.settings if name.endswith(WAYS))
+        return cls(dataclasses.replace(system, settings=ways), Tokens(system.data, "test"))
+
+    @property
+    def title(self) -> str:
+        return self.system.title
+
+    def is_made(self, folder: Path) -> bool:
+        return (folder / RESULT).exists()
+
+    def make(self, folder: Path, store: Store) -> None:
+        tokens = TokenSet.open(store.get(self.tokens))
+        settings = dict(self.system.settings)
+        write_json(folder / RESULT, bits_per_token(self.system.open(store), tokens, BATCH, **settings))
+
+
+@dataclass(frozen=True)
+class Swap(Artifact):
+    """Tokens of generated images replaced by others of their clusters, k-means and random: a picture and PSNRs."""
+
+    room: ClassVar[str] = "swap"
+    system: System
+    cluster_counts: tuple[int, ...]
+    num: int = 108
+
+    @property
+    def title(self) -> str:
+        return self.system.title
+
+    def is_made(self, folder: Path) -> bool:
+        return (folder / RESULT).exists()
+
+    def make(self, folder: Path, store: Store) -> None:
+        result = swap_generated(self.system.open(store), self.num, self.cluster_counts)
+        save_png(folder / FIGURE, result.figure)
+        write_json(folder / RESULT, result.psnr)
+
+    def operations(self) -> float:
+        return self.num * self.system.operations_per_image()
+
+
+@dataclass(frozen=True)
+class Speed(Artifact):
+    """Seconds per image of systems, which take turns on one machine: the least of `repeats` batches."""
+
+    room: ClassVar[str] = "speed"
+    systems: tuple[System, ...]
+    batch: int = BATCH
+    repeats: int = 3
+
+    @property
+    def title(self) -> str:
+        return f"batch-{self.batch}"
+
+    def is_made(self, folder: Path) -> bool:
+        return (folder / RESULT).exists()
+
+    def make(self, folder: Path, store: Store) -> None:
+        pipelines = [system.open(store) for system in self.systems]
+        labels = [i % len(pipelines[0].class_names) for i in range(self.batch)]
+        times: list[list[float]] = [[] for _ in pipelines]
+        for _ in range(self.repeats + 1):  # the first batch packs
+            for pipeline, system, taken in zip(pipelines, self.systems, times, strict=True):
+                draw = partial(pipeline, labels, 0, self.batch, **dict(system.settings))
+                taken.append(seconds(draw, pipeline.device))
+        machine = str(measure_machine(pipelines[0].device))
+        each = [min(taken[1:]) / self.batch for taken in times]
+        write_json(folder / RESULT, {"machine": machine, "seconds_per_image": each})
+
+    def operations(self) -> float:
+        return (self.repeats + 1) * self.batch * sum(system.operations_per_image() for system in self.systems)

@@ -1,0 +1,171 @@
+"""The page of an experiment: table beside the published one, claims, plot, contact sheet, how it was made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ctf.experiments.experiment import METRICS, Experiment, Measured, judge
+from ctf.experiments.measurements import FIGURE, RESULT, SAMPLES, Samples
+from ctf.experiments.presets import Preset
+from ctf.experiments.store import Store
+from ctf.files import atomic_path, read_json, write_text
+from ctf.images.sheet import contact_sheet, save_png
+from ctf.samples.sample_set import SampleSet
+from ctf.tokens.token_set import TokenSet
+
+PAGE, PLOT, SHEET = "report.md", "plot.png", "samples.png"
+SHEET_COLUMNS, SHEET_ROWS = 16, 12
+#: Endings of what a likelihood says, in the order of the table.
+BITS = ("bits_per_token", "accuracy")
+
+
+def write_page(folder: Path, experiment: Experiment, preset: Preset, store: Store, command: str) -> None:
+    """Write report.md, with its pictures, from what is in the store."""
+    measured = [Measured.read(row, preset, store) for row in experiment.rows]
+    parts = [f"# {experiment.title}", experiment.note]
+    if measured:
+        parts.append(table(experiment, measured, preset, store))
+    for place, swap in enumerate(experiment.figures):
+        shutil.copy(store.get(swap) / FIGURE, folder / f"figure-{place}.png")
+        lines = [
+            f"- M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB"
+            for count, values in read_json(store.get(swap) / RESULT).items()
+        ]
+        parts += [f"![tokens swapped](figure-{place}.png)", "\n".join(lines)]
+    if experiment.claims:
+        parts += ["## What the paper claims, and other expectations", claims(experiment, measured)]
+    if any(m.values for m in measured):
+        plot(folder / PLOT, experiment, measured)
+        parts.append(f"![{experiment.title}]({PLOT})")
+    if sheet(folder / SHEET, experiment, preset, store):
+        parts += [f"![samples]({SHEET})", "*The same classes and seeds in every row.*"]
+    parts += ["## How it was made", made(experiment, preset, store, command)]
+    write_text(folder / PAGE, "\n\n".join(part for part in parts if part) + "\n")
+
+
+def table(experiment: Experiment, measured: list[Measured], preset: Preset, store: Store) -> str:
+    """Means ± standard deviations of a seed, the published values in brackets."""
+    names = [name for name in METRICS if any(name in m.values for m in measured)]
+    bits = [name for end in BITS for name in _union(m.values for m in measured) if name.endswith(end)]
+    titles = {"FID": f"Fréchet distance ({preset.features}) ↓", "IS": f"score ({preset.features}) ↑"}
+    if preset.features == "inception":
+        titles = {"FID": "FID ↓", "IS": "IS ↑"}
+    head = [
+        *experiment.columns,
+        *(titles.get(name, f"{name} ↑") for name in names),
+        *(n.replace("_", " ") for n in bits),
+    ]
+    seconds = read_json(store.get(experiment.timed()) / RESULT) if experiment.speed else None
+    lines = []
+    for place, m in enumerate(measured):
+        cells = list(m.row.name)
+        for name in (*names, *bits):
+            ours = spread(m.values[name]) if name in m.values else "–"
+            cells.append(ours + (f" [{m.row.published[name]:g}]" if name in m.row.published else ""))
+        if seconds:
+            cells.append(f"{seconds['seconds_per_image'][place]:.3g}")
+        lines.append(cells)
+    if seconds:
+        head.append("seconds per image")
+    notes = ["In square brackets: the paper's, on ImageNet."] if any(m.row.published for m in measured) else []
+    if seconds:
+        notes.append(f"Seconds per image at batch {experiment.timed().batch}, on {seconds['machine']}.")
+    return "\n\n".join([_markdown([head, *lines]), *notes])
+
+
+def claims(experiment: Experiment, measured: list[Measured]) -> str:
+    verdicts = [judge(claim, measured) for claim in experiment.claims]
+    rows = [[v.claim.says, v.word, v.claim.metric.replace("_", " "), v.evidence] for v in verdicts]
+    return _markdown([["claim", "here", "by", "evidence: mean against mean, difference ± standard error"], *rows])
+
+
+def plot(path: Path, experiment: Experiment, measured: list[Measured]) -> None:
+    """Distance, score and bits: curves over the number in `Experiment.curve`, or bars."""
+    from matplotlib.figure import Figure
+
+    shown = [name for name in ("FID", "IS", "bits_per_token") if any(name in m.values for m in measured)]
+    figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+        rows = [m for m in measured if name in m.values]
+        errors = [float(np.std(m.values[name], ddof=1)) if len(m.values[name]) > 1 else 0.0 for m in rows]
+        if experiment.curve is None:
+            axes.bar(range(len(rows)), [m.mean(name) for m in rows], yerr=errors, color="#2f6f8f")
+            axes.set_xticks(range(len(rows)), ["\n".join(m.row.name) for m in rows], fontsize=8)
+            low = min(min(m.values[name]) for m in rows)
+            axes.set_ylim(bottom=0.8 * low)
+        else:
+            curves: dict[str, list[int]] = {}
+            for place, m in enumerate(rows):
+                words = [word for i, word in enumerate(m.row.name) if i != experiment.curve]
+                curves.setdefault(", ".join(words), []).append(place)
+            for label, places in curves.items():
+                x = [float(rows[i].row.name[experiment.curve]) for i in places]
+                y = [rows[i].mean(name) for i in places]
+                axes.errorbar(x, y, [errors[i] for i in places], label=label, marker="o", capsize=2)
+            axes.set_xlabel(experiment.columns[experiment.curve])
+            if name == shown[0]:
+                axes.legend(fontsize=8, frameon=False)
+        axes.set_title(name.replace("_", " "), loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> bool:
+    """Images of the first seed's systems, a row each; whether there are any."""
+    rows, labels, names = [], [], []
+    for row in experiment.rows[:SHEET_ROWS]:
+        for metrics in row.metrics(preset)[:1]:
+            shown = np.linspace(0, min(preset.num_samples, preset.data.num_classes) - 1, SHEET_COLUMNS).astype(int)
+            rows.append(_images(metrics.samples, store, shown))
+            labels.append(", ".join(row.name))
+            tokens = row.systems[0].stages[0].training.tokens
+            names = [TokenSet.open(store.get(tokens)).index.class_names[i] for i in shown]
+    if rows:
+        save_png(path, contact_sheet(rows, labels, names))
+    return bool(rows)
+
+
+def _images(samples: Samples, store: Store, places: np.ndarray) -> list[np.ndarray]:
+    wanted, start = set(places.tolist()), 0
+    found: dict[int, np.ndarray] = {}
+    for batch in SampleSet.open(store.get(samples) / SAMPLES).batches(64):
+        found |= {start + i: image.copy() for i, image in enumerate(batch) if start + i in wanted}
+        start += len(batch)
+        if start > max(wanted):
+            break
+    return [found[i] for i in places.tolist()]
+
+
+def made(experiment: Experiment, preset: Preset, store: Store, command: str) -> str:
+    """The command, the settings, and where everything lies."""
+    loop, sizes = preset.training["loop"], ", ".join(f"{ours} for {name}" for name, ours in preset.sizes.items())
+    lines = [
+        f"- `{command}`",
+        f"- Data: {preset.data.images}; {loop.total_steps(preset.data.num_images):,} steps of {loop.batch_size} images;"
+        f" sizes {sizes}; {preset.num_samples:,} samples a set; seeds {', '.join(map(str, preset.seeds))}.",
+        "- ± is the standard deviation of a seed. Settings lie beside each artifact, a manifest in each sample set:",
+    ]
+    for row in experiment.rows:
+        for metrics in row.metrics(preset)[:1]:
+            lines.append(f"  - {', '.join(row.name)}: `{store.folder(metrics.samples)}`")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int = 4) -> str:
+    """Mean ± standard deviation of a seed; of one seed its value."""
+    mean = f"{np.mean(values):.{digits}g}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2g}"
+
+
+def _union(names: Iterable[Iterable[str]]) -> list[str]:
+    return list(dict.fromkeys(name for each in names for name in each))
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))

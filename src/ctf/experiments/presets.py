@@ -1,0 +1,169 @@
+"""On what experiments run, and the systems that they compare: as in the paper, and offline on the emoji."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ctf.errors import InputError
+from ctf.experiments.artifacts import Clusters, Data, Tokens, Training
+from ctf.experiments.measurements import System, Weights
+from ctf.training.config import (
+    BaselineTraining,
+    CoarseTraining,
+    FineTraining,
+    LoopConfig,
+    OptimizerConfig,
+    StageTraining,
+    TokenTraining,
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What all experiments on some images share.
+
+    Attributes:
+        data: the images and their tokenizer.
+        sizes: named sizes that stand for the paper's B, L and XL.
+        training: settings of every training, of `TokenTraining`.
+        features, reference, reference_split: of the metrics, as for `ctf evaluate samples`.
+        num_samples: images of a sample set.
+        seeds: of the experiments that are repeated; the others take the first.
+        machine: what plans are for, with the operations per second that it sustains; None is this machine.
+    """
+
+    data: Data
+    sizes: dict[str, str]
+    training: dict[str, Any]
+    features: str
+    reference: str
+    reference_split: str | None
+    num_samples: int
+    seeds: tuple[int, ...]
+    machine: tuple[str, float] | None = None
+
+    def changed(
+        self,
+        images: str | None,
+        tokenizer: str | None,
+        reference: str | None,
+        seeds: tuple[int, ...] | None,
+        steps: int | None,
+        num_samples: int | None,
+    ) -> Preset:
+        """With what is not None in place of the preset's own."""
+        data = replace(self.data, images=images or self.data.images, tokenizer=tokenizer or self.data.tokenizer)
+        loop = self.training["loop"]
+        if steps is not None:
+            loop = replace(loop, steps=steps)
+        if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
+            raise InputError(f"seeds {list(seeds)}: give one or more different ones")
+        return replace(
+            self,
+            data=data,
+            training=self.training | {"loop": loop},
+            reference=reference or self.reference,
+            seeds=seeds or self.seeds,
+            num_samples=num_samples or self.num_samples,
+        )
+
+
+#: Two CPU cores in an evening. The sizes stand for B, L and XL.
+EMOJI = Preset(
+    data=Data("emoji", "train", "test", 64, "emoji", "flip", None, (8, 8), 54, 8_367),
+    sizes={"B": "nano", "L": "micro", "XL": "mini"},
+    training={
+        "dropout": 0.0,
+        "optimizer": OptimizerConfig(3e-3, 3e-5, warmup_steps=50),
+        "loop": LoopConfig(16, steps=2_000, ema=0.99, log_every=100, evaluate_every=0, checkpoint_every=200),
+    },
+    features="emoji",
+    reference="emoji",
+    reference_split="train",
+    num_samples=2_048,
+    seeds=(0, 1, 2),
+)
+
+#: The paper's settings (section 5.1). A100s sustain about 40 % of 312 TFLOP/s in bfloat16.
+IMAGENET = Preset(
+    data=Data("imagenet", "train", "val", 256, "vq_ds16_c2i.pt", "ten-crop", "vq16", (16, 16), 1_000, 1_281_167),
+    sizes={"B": "B", "L": "L", "XL": "XL"},
+    training={
+        "dropout": 0.1,
+        "optimizer": OptimizerConfig(),
+        "loop": LoopConfig(256, epochs=300),
+    },
+    features="inception",
+    reference="VIRTUAL_imagenet256_labeled.npz",
+    reference_split=None,
+    num_samples=50_000,
+    seeds=(0,),
+    machine=("A100", 0.4 * 312e12),
+)
+
+PRESETS = {"emoji": EMOJI, "imagenet": IMAGENET}
+
+#: Shares of a training after which its weights are kept, for Fig. 2: the paper's 50 to 250 of 300 epochs.
+MILESTONES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)
+
+#: The paper's sampling: guidance 2.0, all tokens, temperature 1.1 in both stages (section 5.1, Table 3).
+CFG, TEMPERATURE = 2.0, 1.1
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The systems of one seed.
+
+    Attributes:
+        preset: what they are trained on and how.
+        seed: of their trainings; clusters have the seed 0.
+    """
+
+    preset: Preset
+    seed: int
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    def clusters(self, num_clusters: int = 512, **settings: Any) -> Clusters:
+        return Clusters(self.preset.data, num_clusters, **settings)
+
+    @property
+    def tokens(self) -> Tokens:
+        return Tokens(self.preset.data, "train")
+
+    @property
+    def held_out(self) -> Tokens:
+        return Tokens(self.preset.data, "test")
+
+    def milestones(self) -> tuple[int, ...]:
+        steps = self.preset.training["loop"].total_steps(self.preset.data.num_images)
+        return tuple(dict.fromkeys(max(1, round(share * steps)) for share in MILESTONES))
+
+    def train(self, kind_of: type[TokenTraining], size: str, maps: dict[str, Clusters], **settings: Any) -> Training:
+        loop = replace(self.preset.training["loop"], seed=self.seed, milestones=self.milestones())
+        shared = self.preset.training | {"loop": loop, "out": "", "tokens": "", "size": self.preset.sizes[size]}
+        return Training(kind_of(**shared | settings), self.tokens, self.held_out, tuple(maps.items()))
+
+    def baseline(self, size: str = "B", **settings: Any) -> Training:
+        return self.train(BaselineTraining, size, {}, **settings)
+
+    def iar(self, size: str = "B") -> Training:
+        """The baseline with IAR's loss, λ = 1, on balanced clusters."""
+        maps = {"coarse_map": self.clusters(method="balanced")}
+        return self.train(BaselineTraining, size, maps, cluster_loss_weight=1.0, coarse_map="map")
+
+    def coarse(self, size: str = "B", clusters: Clusters | None = None, **settings: Any) -> Training:
+        return self.train(CoarseTraining, size, {"coarse_map": clusters or self.clusters()}, **settings)
+
+    def fine(self, size: str = "B", clusters: Clusters | None = None, **settings: Any) -> Training:
+        return self.train(FineTraining, size, {"coarse_map": clusters or self.clusters()}, **settings)
+
+    def middle(self, given: Clusters, predicts: Clusters, size: str = "B") -> Training:
+        maps = {"given": given, "predicts": predicts}
+        return self.train(StageTraining, size, maps, name="middle", kind="masked")
+
+    def system(self, *stages: Training, **sampling: Any) -> System:
+        """Stages that sample at the paper's settings, temperature 1.1 in all of them, with `sampling` instead."""
+        settings = {"cfg_scale": CFG, "temperature": TEMPERATURE}
+        settings |= {f"{training.task.name}_temperature": TEMPERATURE for training in stages[1:]}
+        return System(tuple(Weights(training) for training in stages)).sampling(**settings | sampling)

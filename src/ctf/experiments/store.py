@@ -1,0 +1,134 @@
+"""Artifacts: what experiments make, each once, kept under the hash of its settings and shared between experiments."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ctf.files import write_json
+
+#: Part of every hash: to be raised when the same settings no longer mean the same artifact.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact(ABC):
+    """What is made once. Subclasses are frozen dataclasses; their fields, other artifacts among them, decide what comes
+    out, and nothing else does."""
+
+    room: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """A few words for people, with which the name of its folder begins."""
+
+    @abstractmethod
+    def is_made(self, folder: Path) -> bool:
+        """Whether `folder` holds the finished artifact."""
+
+    @abstractmethod
+    def make(self, folder: Path, store: Store) -> None:
+        """Make it in `folder`, or go on where an interrupted call stopped. What it is made from is in `store`."""
+
+    def operations(self) -> float:
+        """Of making it, two per multiply-add; 0 where that takes no time worth planning."""
+        return 0.0
+
+    def decisive(self) -> dict[str, Any]:
+        """The fields that decide what comes out, by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @cached_property
+    def key(self) -> str:
+        """12 hexadecimal digits of everything that decides what comes out."""
+        return hashlib.sha256(json.dumps([FORMAT, self.described()], sort_keys=True).encode()).hexdigest()[:12]
+
+    def described(self) -> dict[str, Any]:
+        """The settings as plain JSON, other artifacts by their folders' names."""
+        return {"artifact": type(self).__name__, **{name: _plain(value) for name, value in self.decisive().items()}}
+
+    @property
+    def name(self) -> str:
+        return f"{self.title}-{self.key}"
+
+    def inputs(self) -> list[Artifact]:
+        """What it is directly made from."""
+        return list(_artifacts(self.decisive().values()))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Artifact):
+        return value.name
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [_plain(part) for part in value]
+    return value
+
+
+def _artifacts(values: Iterable[Any]) -> Iterator[Artifact]:
+    for value in values:
+        if isinstance(value, Artifact):
+            yield value
+        elif dataclasses.is_dataclass(value):
+            yield from _artifacts(getattr(value, field.name) for field in dataclasses.fields(value))
+        elif isinstance(value, (tuple, list)):
+            yield from _artifacts(value)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artifacts, each in `<root>/<room>/<title>-<hash>` with its settings beside it in `….json`.
+
+    Attributes:
+        root: the folder.
+        device: where artifacts are made.
+    """
+
+    root: Path
+    device: str = "auto"
+
+    def folder(self, artifact: Artifact) -> Path:
+        return self.root / artifact.room / artifact.name
+
+    def has(self, artifact: Artifact) -> bool:
+        return artifact.is_made(self.folder(artifact))
+
+    def get(self, artifact: Artifact) -> Path:
+        """The folder of an artifact, which is made first where it is not there, and before it what it is made from.
+
+        Raises:
+            InputError: as what makes it does.
+        """
+        folder = self.folder(artifact)
+        if not artifact.is_made(folder):
+            for part in artifact.inputs():
+                self.get(part)
+            print(f"{artifact.room}: {artifact.name}", file=sys.stderr, flush=True)
+            write_json(f"{folder}.json", artifact.described())
+            artifact.make(folder, self)
+        return folder
+
+
+def in_order(artifacts: Iterable[Artifact]) -> list[Artifact]:
+    """The artifacts and all that they are made from, each once, after its inputs."""
+    found: dict[str, Artifact] = {}
+
+    def visit(artifact: Artifact) -> None:
+        if artifact.key not in found:
+            for part in artifact.inputs():
+                visit(part)
+            found[artifact.key] = artifact
+
+    for artifact in artifacts:
+        visit(artifact)
+    return list(found.values())
