@@ -1,8 +1,8 @@
 """Draw the pictures of docs/stages.md: orders, and previews of each kind by step.
 
-    python scripts/draw_stages.py [--runs runs/kinds] [--seed 0]
+    python scripts/draw_stages.py [--out runs/reproduce] [--steps 800]
 
-The previews need the runs of `benchmarks/kinds.py train`.
+The previews are by stages of `ctf reproduce kinds` and `ctf reproduce rounds`, which are trained if they are not there.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ctf.experiments.presets import EMOJI, Lab
+from ctf.experiments.store import Store
 from ctf.images.sheet import contact_sheet, save_png
-from ctf.interop.tokenizers import open_tokenizer
-from ctf.model_folder import open_stage
-from ctf.pipeline import StagePipeline
 from ctf.sampling.orders import group_sizes, order_groups
-from ctf.tokens.token_set import TokenSet
 
 GRID, STEPS = (16, 16), 20
 
@@ -47,32 +45,31 @@ def draw_orders(path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def draw_previews(path: Path, runs: Path, seed: int) -> None:
-    tokens, tokenizer = TokenSet.open("runs/emoji-tokens/test"), open_tokenizer("emoji")
+def draw_previews(path: Path, lab: Lab, store: Store) -> None:
     rows, names = [], []
-    for kind, fine, how in (
-        ("autoregressive", "one", {}),
-        ("any_order", "one", {"coarse_steps": 8, "coarse_order": "locality"}),
-        ("any_order", "one", {"coarse_steps": 8, "coarse_order": "halton"}),
-        ("masked", "one", {"coarse_steps": 8, "coarse_order": "confidence"}),
+    for kind, rounds, how in (
+        ("autoregressive", None, {}),
+        ("any_order", None, {"steps": 8, "order": "locality"}),
+        ("any_order", None, {"steps": 8, "order": "halton"}),
+        ("masked", None, {"steps": 8, "order": "confidence"}),
         ("autoregressive", "any", {"fine_steps": 8}),
     ):
-        stages = [open_stage(runs / f"coarse-{kind}-{seed}"), open_stage(runs / f"fine-{fine}-{seed}")]
-        pipeline = StagePipeline(tokenizer, tokens.class_names, stages)
-        previews = [*pipeline.stream([0], seed=5, cfg_scale=4.0, temperature=0.9, top_p=0.95, **how)]
-        if fine == "any":
+        system = lab.system(lab.coarse(kind=kind), lab.fine(rounds=rounds))
+        settings = {"cfg_scale": 4.0, "temperature": 0.9, "top_p": 0.95, **how}
+        previews = [*system.open(store).stream([0], seed=5, **settings)]
+        if rounds == "any":
             previews = previews[7:]  # the last one of stage 1, and the rounds of stage 2
         rows.append([np.asarray(preview.images[0]) for preview in previews][:9])
-        first = f"{kind} {how.get('coarse_order', '')}"
-        names.append(f"{first}, {how['coarse_steps']} steps" if "coarse_steps" in how else first)
+        names.append(f"{kind} {how['order']}, {how['steps']} steps" if "steps" in how else kind)
     names[-1] = "stage 2, masked, 8 rounds"
     save_png(path, contact_sheet(rows, names, [str(i + 1) for i in range(9)]))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/kinds"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--steps", type=int, default=800)
     arguments = parser.parse_args()
     draw_orders(Path("docs/orders.png"))
-    draw_previews(Path("docs/stages.png"), arguments.runs, arguments.seed)
+    preset = EMOJI.changed(steps=arguments.steps)
+    draw_previews(Path("docs/stages.png"), Lab(preset, 0), Store(arguments.out))

@@ -70,6 +70,7 @@ BENCH_TRAINING = "bench training --device cpu --json x --sizes [nano] --batch_si
 BENCH_TRAINING += "--vocabulary 24 --clusters 5"
 SWAP = "evaluate swap --out x --tokenizer tokenizer.safetensors --images pictures --split null --image_size 16 "
 SWAP += "--cluster_counts [5]"
+REPRODUCE = "reproduce table3d --dry-run --out x"
 LLAMAGEN = f"convert llamagen --out x --tokenizer {GOLDEN}/vq8.pt --gpt {GOLDEN}/gpt_mha.pt --num_heads 4 --grid [4,4]"
 CODES = "convert codes --out x --source codes --codebook_size 24 --num_classes 4"
 TOKENS = "convert tokens --out x --tokens tokens.npy --labels labels.npy --codebook_size 24"
@@ -98,6 +99,7 @@ WORKING = [
     BENCH_SAMPLING,
     BENCH_TRAINING,
     SWAP,
+    REPRODUCE,
     LLAMAGEN,
     CODES,
     TOKENS,
@@ -564,6 +566,15 @@ PICTURES = [
     case("swaps of a tokenizer that is a stage", f"{SWAP} --tokenizer fine.safetensors", "not a ctf tokenizer"),
     case("swaps written to a folder", f"{SWAP} --out empty", "empty is there already and is not a file"),
     case("swaps by a model that is missing", f"{SWAP} --model nowhere", "nowhere: no such model folder"),
+    case("an experiment that does not exist", "reproduce table9 --dry-run", "experiment 'table9' does not exist"),
+    case("no experiment", "reproduce --dry-run", "name"),
+    case("a preset that does not exist", f"{REPRODUCE} --preset cifar", "preset"),
+    case("an experiment without seeds", f"{REPRODUCE} --seeds []", "one or more different ones"),
+    case("an experiment with a seed twice", f"{REPRODUCE} --seeds [1,1]", "one or more different ones"),
+    case("an experiment of no steps", f"{REPRODUCE} --steps 0", "steps is 0"),
+    case("an experiment with no samples", f"{REPRODUCE} --num_samples 0", "num_samples 0"),
+    case("an experiment written to a file", "reproduce table3d --out codebook.npy", "codebook.npy"),
+    case("an experiment on a device that is not there", "reproduce table3d --out x --device cuda:9", "cuda:9"),
     case("swaps of no generated images", f"{SWAP} --model model --num 0", "num 0"),
     case("swaps of too many clusters for a model", f"{SWAP} --model model --cluster_counts [24]", "24 clusters of 24"),
     case("rounding what is missing", f"{HALF} --source nowhere", "nowhere: no such"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ctf.experiments.experiment import METRICS, Experiment, Measured, judge
 from ctf.experiments.measurements import FIGURE, RESULT, SAMPLES, Samples
@@ -30,7 +30,8 @@ def write_page(folder: Path, experiment: Experiment, preset: Preset, store: Stor
     if measured:
         parts.append(table(experiment, measured, preset, store))
     for place, swap in enumerate(experiment.figures):
-        shutil.copy(store.get(swap) / FIGURE, folder / f"figure-{place}.png")
+        with Image.open(store.get(swap) / FIGURE) as figure:
+            save_png(folder / f"figure-{place}.png", figure)
         lines = [
             f"- M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB"
             for count, values in read_json(store.get(swap) / RESULT).items()

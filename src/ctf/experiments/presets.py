@@ -45,12 +45,12 @@ class Preset:
 
     def changed(
         self,
-        images: str | None,
-        tokenizer: str | None,
-        reference: str | None,
-        seeds: tuple[int, ...] | None,
-        steps: int | None,
-        num_samples: int | None,
+        images: str | None = None,
+        tokenizer: str | None = None,
+        reference: str | None = None,
+        seeds: tuple[int, ...] | None = None,
+        steps: int | None = None,
+        num_samples: int | None = None,
     ) -> Preset:
         """With what is not None in place of the preset's own."""
         data = replace(self.data, images=images or self.data.images, tokenizer=tokenizer or self.data.tokenizer)
@@ -59,6 +59,8 @@ class Preset:
             loop = replace(loop, steps=steps)
         if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
             raise InputError(f"seeds {list(seeds)}: give one or more different ones")
+        if num_samples is not None and num_samples < 2:
+            raise InputError(f"num_samples {num_samples}: a distance needs at least 2 images")
         return replace(
             self,
             data=data,

@@ -1,0 +1,237 @@
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ctf.errors import InputError
+from ctf.experiments.artifacts import Clusters, Training
+from ctf.experiments.beyond import BEYOND
+from ctf.experiments.experiment import Claim, Experiment, Measured, Row, judge
+from ctf.experiments.measurements import RESULT, Likelihood, Samples, Swap
+from ctf.experiments.page import write_page
+from ctf.experiments.paper import EXPERIMENTS
+from ctf.experiments.presets import EMOJI, IMAGENET, Lab, Preset
+from ctf.experiments.reproduce import find, plan, reproduce
+from ctf.experiments.store import Store, in_order
+from ctf.files import read_json
+from ctf.images import open_images
+from ctf.model_folder import open_stage
+
+ALL = EXPERIMENTS | BEYOND
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Sixteen of the emoji in two classes, nano models, two steps, eight samples."""
+    folder, emoji = tmp_path_factory.mktemp("pictures"), open_images("emoji", "test")
+    for place, index in enumerate(np.linspace(0, len(emoji) - 1, 16).astype(int)):
+        (folder / "ab"[place % 2]).mkdir(exist_ok=True)
+        Image.fromarray(emoji.read(int(index))).save(folder / "ab"[place % 2] / f"{index:04d}.png")
+    data = dataclasses.replace(
+        EMOJI.data, images=str(folder), train_split=None, test_split=None, num_classes=2, num_images=16
+    )
+    loop = dataclasses.replace(EMOJI.training["loop"], steps=2, batch_size=4, device="cpu", precision="float32")
+    return dataclasses.replace(
+        EMOJI,
+        data=data,
+        sizes=dict.fromkeys("BLX", "nano") | {"XL": "nano"},
+        training=EMOJI.training | {"loop": loop},
+        reference=str(folder),
+        reference_split=None,
+        num_samples=8,
+        seeds=(0, 1),
+    )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("CTF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A store that the tests of this file share."""
+    return tmp_path_factory.mktemp("store")
+
+
+# What is compared
+
+
+@pytest.mark.parametrize("preset", [EMOJI, IMAGENET], ids=["emoji", "imagenet"])
+@pytest.mark.parametrize("name", ALL)
+def test_claims_are_of_rows_that_are_measured(name, preset):
+    experiment = find(name)(preset)
+    names = [row.name for row in experiment.rows]
+    assert len(set(names)) == len(names)
+    assert all(len(row.name) == len(experiment.columns) for row in experiment.rows)
+    for claim in experiment.claims:
+        for row in (row for row in experiment.rows if row.name in (*claim.better, *claim.worse)):
+            assert ("bits" if claim.metric == "bits_per_token" else "samples") in row.measured
+        assert {*claim.better, *claim.worse} <= set(names)
+    assert experiment.artifacts(preset)
+
+
+def test_experiments_share_what_they_train():
+    def trainings(*names):
+        return {a for name in names for a in in_order(find(name)(EMOJI).artifacts(EMOJI)) if isinstance(a, Training)}
+
+    assert len(trainings("table1")) == 3 * 5  # two baselines, two coarse stages, one fine
+    assert trainings("fig2", "fig3", "accuracy", "table2", "table3c", "table3d", "fig1b") <= trainings("table1")
+    one_seed = trainings("table3b")
+    assert len(one_seed - trainings("table1", "table3a")) == 1  # the fine stage of size XL
+
+
+def test_a_seed_changes_trainings_but_not_clusters():
+    first, second = (Lab(EMOJI, seed) for seed in (0, 1))
+    assert first.coarse().key != second.coarse().key
+    assert first.clusters().key == second.clusters().key
+
+
+def test_where_it_is_computed_decides_nothing():
+    training = Lab(EMOJI, 0).coarse()
+    loop = dataclasses.replace(training.config.loop, device="cuda", log_every=7, keep_checkpoints=9, tensorboard=True)
+    elsewhere = dataclasses.replace(training, config=dataclasses.replace(training.config, loop=loop))
+    assert elsewhere.key == training.key
+    longer = dataclasses.replace(training.config, loop=dataclasses.replace(loop, steps=7))
+    assert dataclasses.replace(training, config=longer).key != training.key
+
+
+def test_clusters_are_those_of_the_tokenizer_not_of_the_images():
+    assert Clusters(EMOJI.data).key == Clusters(dataclasses.replace(EMOJI.data, images="others")).key
+    assert Clusters(EMOJI.data).key != Clusters(dataclasses.replace(EMOJI.data, tokenizer="other")).key
+
+
+def test_likelihood_does_not_depend_on_guidance():
+    lab = Lab(EMOJI, 0)
+    system = lab.system(lab.coarse(kind="any_order"), lab.fine(), steps=4)
+    assert Likelihood.of(system) == Likelihood.of(system.sampling(cfg_scale=7.0, fine_temperature=0.5))
+    assert Likelihood.of(system) != Likelihood.of(system.sampling(steps=8))
+
+
+def test_no_such_experiment():
+    with pytest.raises(InputError, match="experiment 'table9' does not exist: choose one of table1, "):
+        find("table9")
+
+
+# What a claim is worth
+
+
+def measured(**rows):
+    return [Measured(Row((name,), ()), {"FID": list(values)}) for name, values in rows.items()]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "word"),
+    [
+        ((1.0,), (2.0,), "confirmed"),
+        ((2.0,), (1.0,), "not confirmed"),
+        ((1.0, 1.2, 1.1), (2.0, 2.1, 2.2), "confirmed"),
+        ((2.0, 2.1, 2.2), (1.0, 1.2, 1.1), "not confirmed"),
+        ((1.0, 3.0, 2.0), (2.0, 3.1, 2.5), "within the noise"),
+    ],
+)
+def test_verdicts(good, bad, word):
+    assert judge(Claim("", "FID", (("good",),), (("bad",),)), measured(good=good, bad=bad)).word == word
+
+
+def test_a_claim_holds_if_it_holds_of_all_its_rows():
+    rows = measured(a=[1.0], b=[3.0], c=[2.0])
+    assert judge(Claim("", "FID", (("a",),), (("b",), ("c",))), rows).word == "confirmed"
+    assert judge(Claim("", "FID", (("a",), ("b",)), (("c",),)), rows).word == "not confirmed"
+
+
+def test_a_difference_is_noise_up_to_two_standard_errors():
+    rows = measured(good=[0.0, 2.0], bad=[2.0, 4.0])  # standard errors of 1 each: the difference is 2 ± 1.41
+    assert judge(Claim("", "FID", (("good",),), (("bad",),)), rows).word == "within the noise"
+    rows = measured(good=[0.0, 2.0], bad=[2.9, 4.9])
+    assert judge(Claim("", "FID", (("good",),), (("bad",),)), rows).word == "confirmed"
+
+
+# A plan
+
+
+def test_a_plan_counts_what_is_missing():
+    text = plan("table1", IMAGENET, "nowhere")
+    assert re.search(r"^training +5 +5 ", text, re.MULTILINE)
+    assert "one A100" in text
+    assert not re.search("^made", text, re.MULTILINE)
+
+
+def test_operations_of_a_training_are_those_of_the_stage(tiny, out):
+    lab = Lab(tiny, 0)
+    for training in (lab.baseline(), lab.coarse(), lab.fine(), lab.coarse(kind="any_order")):
+        stage = open_stage(Store(out, "cpu").get(training))
+        assert training.stage().num_parameters() == stage.num_parameters()
+        assert math.isclose(training.operations(), 3 * stage.forward_operations() * 2 * 4, rel_tol=1e-6)
+
+
+# Made for real
+
+
+def test_an_experiment_stopped_at_any_artifact_repeats_nothing(tiny, out, monkeypatch):
+    """The sample sets of Table 3d; each attempt stops when it has made one more of them."""
+    make, made = Samples.make, []
+
+    def stopping(self, folder, store):
+        make(self, folder, store)
+        made.append(self.key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Samples, "make", stopping)
+    for count in (1, 2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            reproduce("table3d", tiny, str(out), "cpu")
+        assert len(made) == len(set(made)) == count
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("training/*/model.safetensors")}
+    page = reproduce("table3d", tiny, str(out), "cpu", "ctf reproduce table3d")
+    assert len(made) == 3
+    assert trained == {path: path.stat().st_mtime_ns for path in out.glob("training/*/model.safetensors")}
+
+    text = page.read_text(encoding="utf-8")
+    assert "`ctf reproduce table3d`" in text
+    assert all(Image.open(page.with_name(name)).width > 300 for name in ("plot.png", "samples.png"))
+    store = Store(out, "cpu")
+    for row in find("table3d")(tiny).rows:
+        (metrics,) = row.metrics(tiny)
+        value = read_json(store.get(metrics) / RESULT)["metrics"]["Fréchet distance, emoji features"]
+        assert re.search(rf"^\| {row.name[0]} \| {value:.4g} \[{row.published['FID']:g}\] \|", text, re.MULTILINE)
+    assert re.search(r"^\| top-k = 1 in stage 2 hurts \(Table 3d\) \| (not )?confirmed \|", text, re.MULTILINE)
+    plan_now = plan("table3d", tiny, str(out))
+    assert re.search(r"^together +\d+ +0 ", plan_now, re.MULTILINE)
+
+
+def test_seeds_are_averaged_and_milestones_opened(tiny, out):
+    store = Store(out, "cpu")
+    page = reproduce("support", tiny, str(out), "cpu")
+    row = find("support")(tiny).rows[0]
+    bits = [read_json(store.get(each) / RESULT)["bits_per_token"] for each in row.likelihoods()]
+    assert len(bits) == 2
+    assert f"{np.mean(bits):.4g} ± {np.std(bits, ddof=1):.2g}" in page.read_text(encoding="utf-8")
+    milestone = find("fig2")(tiny).rows[0].systems[0].stages[0]
+    assert milestone.milestone == 1
+    assert open_stage(milestone.path(store)).num_parameters() == milestone.training.stage().num_parameters()
+
+
+def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path):
+    lab, store = Lab(tiny, 0), Store(out, "cpu")
+    systems = lab.system(lab.coarse(), lab.fine("L")), lab.system(lab.baseline())
+    rows = tuple(Row((name,), (system,), measured=()) for name, system in zip("ab", systems, strict=True))
+    swap = Swap(systems[0], (8,), num=12)
+    write_page(tmp_path, Experiment("T", ("system",), rows, speed=True, figures=(swap,)), tiny, store, "ctf")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert re.search(r"M = 8: k-means [\d.]+ dB, random [\d.]+ dB", text)
+    assert re.search(r"^\| a \| [\d.e-]+ \|\n\| b \| [\d.e-]+ \|$", text, re.MULTILINE)
+    assert Image.open(tmp_path / "figure-0.png").width > 300
+    assert not (tmp_path / "plot.png").exists()
+
+
+def test_settings_replace_the_presets():
+    changed: Preset = EMOJI.changed("photos", reference="set.npz", seeds=(5,), steps=70, num_samples=9)
+    assert (changed.data.images, changed.data.tokenizer, changed.reference) == ("photos", "emoji", "set.npz")
+    assert (changed.seeds, changed.training["loop"].steps, changed.num_samples) == ((5,), 70, 9)
+    for seeds in ((), (1, 1)):
+        with pytest.raises(InputError, match="one or more different ones"):
+            EMOJI.changed(seeds=seeds)
