@@ -215,12 +215,21 @@ def test_seeds_are_averaged_and_milestones_opened(tiny, out):
     assert open_stage(milestone.path(store)).num_parameters() == milestone.training.stage().num_parameters()
 
 
+def test_a_look_makes_nothing(tiny, out, tmp_path):
+    page = reproduce("table3d", tiny, str(tmp_path), "cpu", make=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["table3d"]
+    assert [path.name for path in page.parent.iterdir()] == ["report.md"]
+    assert "| not measured |" in page.read_text(encoding="utf-8")
+
+
 def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path):
     lab, store = Lab(tiny, 0), Store(out, "cpu")
     systems = lab.system(lab.coarse(), lab.fine("L")), lab.system(lab.baseline())
     rows = tuple(Row((name,), (system,), measured=()) for name, system in zip("ab", systems, strict=True))
-    swap = Swap(systems[0], (8,), num=12)
-    write_page(tmp_path, Experiment("T", ("system",), rows, speed=True, figures=(swap,)), tiny, store, "ctf")
+    experiment = Experiment("T", ("system",), rows, speed=True, figures=(Swap(systems[0], (8,), num=12),))
+    for artifact in experiment.artifacts(tiny):
+        store.get(artifact)
+    write_page(tmp_path, experiment, tiny, store, "ctf")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert re.search(r"M = 8: k-means [\d.]+ dB, random [\d.]+ dB", text)
     assert re.search(r"^\| a \| [\d.e-]+ \|\n\| b \| [\d.e-]+ \|$", text, re.MULTILINE)

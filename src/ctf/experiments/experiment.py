@@ -113,14 +113,15 @@ class Measured:
 
     @classmethod
     def read(cls, row: Row, preset: Preset, store: Store) -> Measured:
+        """What is in the store; nothing is made."""
         values: dict[str, list[float]] = {}
-        for metrics in row.metrics(preset):
-            result = read_json(store.get(metrics) / RESULT)["metrics"]
+        for metrics in filter(store.has, row.metrics(preset)):
+            result = read_json(store.folder(metrics) / RESULT)["metrics"]
             for name, beginnings in METRICS.items():
                 found = [v for title, v in result.items() if title.split(",")[0] in beginnings]
                 values.setdefault(name, []).extend(found)
-        for likelihood in row.likelihoods():
-            for name, value in read_json(store.get(likelihood) / RESULT).items():
+        for likelihood in filter(store.has, row.likelihoods()):
+            for name, value in read_json(store.folder(likelihood) / RESULT).items():
                 if isinstance(value, float):
                     values.setdefault(name, []).append(value)
         return cls(row, {name: each for name, each in values.items() if each})
@@ -136,7 +137,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim beside the evidence: "confirmed", "not confirmed", or "within the noise", with the differences."""
+    """A claim beside the evidence: "confirmed", "not confirmed", "within the noise" or "not measured", and values."""
 
     claim: Claim
     word: str
@@ -152,7 +153,9 @@ def judge(claim: Claim, measured: list[Measured]) -> Verdict:
 
     A difference of less is noise. With one seed its size is not known, and any difference counts.
     """
-    by_name = {m.row.name: m for m in measured}
+    by_name = {m.row.name: m for m in measured if claim.metric in m.values}
+    if not by_name.keys() >= {*claim.better, *claim.worse}:
+        return Verdict(claim, "not measured", "")
     sign = 1 if claim.metric in HIGHER or claim.metric.endswith("accuracy") else -1
     words, evidence = [], []
     for good in (by_name[name] for name in claim.better):

@@ -24,17 +24,17 @@ BITS = ("bits_per_token", "accuracy")
 
 
 def write_page(folder: Path, experiment: Experiment, preset: Preset, store: Store, command: str) -> None:
-    """Write report.md, with its pictures, from what is in the store."""
+    """Write report.md, with its pictures, from what is in the store; what is not is left out, and nothing is made."""
     measured = [Measured.read(row, preset, store) for row in experiment.rows]
     parts = [f"# {experiment.title}", experiment.note]
     if measured:
         parts.append(table(experiment, measured, preset, store))
-    for place, swap in enumerate(experiment.figures):
-        with Image.open(store.get(swap) / FIGURE) as figure:
+    for place, swap in enumerate(filter(store.has, experiment.figures)):
+        with Image.open(store.folder(swap) / FIGURE) as figure:
             save_png(folder / f"figure-{place}.png", figure)
         lines = [
             f"- M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB"
-            for count, values in read_json(store.get(swap) / RESULT).items()
+            for count, values in read_json(store.folder(swap) / RESULT).items()
         ]
         parts += [f"![tokens swapped](figure-{place}.png)", "\n".join(lines)]
     if experiment.claims:
@@ -60,7 +60,8 @@ def table(experiment: Experiment, measured: list[Measured], preset: Preset, stor
         *(titles.get(name, f"{name} ↑") for name in names),
         *(n.replace("_", " ") for n in bits),
     ]
-    seconds = read_json(store.get(experiment.timed()) / RESULT) if experiment.speed else None
+    timed = experiment.speed and store.has(experiment.timed())
+    seconds = read_json(store.folder(experiment.timed()) / RESULT) if timed else None
     lines = []
     for place, m in enumerate(measured):
         cells = list(m.row.name)
@@ -120,12 +121,12 @@ def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> b
     """Images of the first seed's systems, a row each; whether there are any."""
     rows, labels, names = [], [], []
     for row in experiment.rows[:SHEET_ROWS]:
-        for metrics in row.metrics(preset)[:1]:
+        for metrics in filter(store.has, row.metrics(preset)[:1]):
             shown = np.linspace(0, min(preset.num_samples, preset.data.num_classes) - 1, SHEET_COLUMNS).astype(int)
             rows.append(_images(metrics.samples, store, shown))
             labels.append(", ".join(row.name))
             tokens = row.systems[0].stages[0].training.tokens
-            names = [TokenSet.open(store.get(tokens)).index.class_names[i] for i in shown]
+            names = [TokenSet.open(store.folder(tokens)).index.class_names[i] for i in shown]
     if rows:
         save_png(path, contact_sheet(rows, labels, names))
     return bool(rows)
@@ -134,7 +135,7 @@ def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> b
 def _images(samples: Samples, store: Store, places: np.ndarray) -> list[np.ndarray]:
     wanted, start = set(places.tolist()), 0
     found: dict[int, np.ndarray] = {}
-    for batch in SampleSet.open(store.get(samples) / SAMPLES).batches(64):
+    for batch in SampleSet.open(store.folder(samples) / SAMPLES).batches(64):
         found |= {start + i: image.copy() for i, image in enumerate(batch) if start + i in wanted}
         start += len(batch)
         if start > max(wanted):
@@ -152,7 +153,7 @@ def made(experiment: Experiment, preset: Preset, store: Store, command: str) -> 
         "- ± is the standard deviation of a seed. Settings lie beside each artifact, a manifest in each sample set:",
     ]
     for row in experiment.rows:
-        for metrics in row.metrics(preset)[:1]:
+        for metrics in filter(store.has, row.metrics(preset)[:1]):
             lines.append(f"  - {', '.join(row.name)}: `{store.folder(metrics.samples)}`")
     return "\n".join(lines)
 

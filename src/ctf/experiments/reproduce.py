@@ -30,8 +30,10 @@ def find(name: str) -> Callable[[Preset], Experiment]:
     return experiments[name]
 
 
-def reproduce(name: str, preset: Preset, out: str, device: str = "auto", command: str = "") -> Path:
+def reproduce(name: str, preset: Preset, out: str, device: str = "auto", command: str = "", make: bool = True) -> Path:
     """Make what an experiment needs and is not there yet, then its page; returns the page.
+
+    Without `make` nothing is made, and the page shows what is there.
 
     Raises:
         InputError: no such experiment; as what makes the artifacts does.
@@ -39,7 +41,7 @@ def reproduce(name: str, preset: Preset, out: str, device: str = "auto", command
     experiment, store, folder = find(name)(preset), Store(Path(out), device), Path(out) / name
     check_writable(folder, "folder")
     usable_device(device)
-    for artifact in experiment.artifacts(preset):
+    for artifact in experiment.artifacts(preset) if make else []:
         store.get(artifact)
     write_page(folder, experiment, preset, store, command)
     return folder / PAGE

@@ -26,6 +26,7 @@ def reproduce(
     preset: Literal["emoji", "imagenet"] = "emoji",
     out: str = "runs/reproduce",
     dry_run: bool = False,
+    look: bool = False,
     seeds: tuple[int, ...] | None = None,
     steps: int | None = None,
     num_samples: int | None = None,
@@ -46,6 +47,7 @@ def reproduce(
         out: trained stages, sample sets and metrics, each made once and shared by all experiments; and a folder with
             report.md for each experiment. An interrupted command goes on where it stopped.
         dry_run: print what would be made, with operations and time.
+        look: make nothing, and write the page of what is there already.
         seeds: of trainings, where they are repeated; else the first.
         steps: of every training, in place of the preset's.
         num_samples: images of a sample set, in place of the preset's.
@@ -64,5 +66,5 @@ def reproduce(
     if dry_run:
         print(plan(name, chosen, out))
     else:
-        page = reproduce(name, chosen, out, device, shlex.join(["ctf", *sys.argv[1:]]))
+        page = reproduce(name, chosen, out, device, shlex.join(["ctf", *sys.argv[1:]]), not look)
         print(f"{page}: {name}, with its pictures beside it")
