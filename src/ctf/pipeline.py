@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -218,9 +218,10 @@ class StagePipeline:
             count = sampling.steps
             every = math.ceil(count / max(1, previews))
             steps = stage.stepwise(indices, Random(seeds, place), sampling, given)
+            show = self._preview_of(stage, given)
             for number, tokens in enumerate(steps, start=1):
                 if number == count or number % every == 0:
-                    yield Preview(stage.name, number, count, self._preview(stage, tokens, given))
+                    yield Preview(stage.name, number, count, [Image.fromarray(image) for image in show(tokens)])
             given = tokens.clone()
 
     def _images(self, labels: Sequence[int | str], seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:
@@ -259,19 +260,22 @@ class StagePipeline:
         return_freed_memory()  # or what the stages have freed would stay beside what the decoder takes
         return decode_images(self.tokenizer, tokens, self.grid, getattr(torch, self.compute.decoder_dtype))
 
-    def _preview(self, stage: Stage, tokens: Tensor, given: Tensor | None) -> list[Image.Image]:
-        """Labels of the stage's level, −1 where unknown: int64 (B, N) → images."""
-        if stage.predicts is None and not bool((tokens < 0).any()):
-            return [Image.fromarray(image) for image in self.decode(tokens)]
+    def _preview_of(self, stage: Stage, given: Tensor | None) -> Callable[[Tensor], np.ndarray]:
+        """A function from labels of the stage's level, −1 where unknown, int64 (B, N), to images uint8 (B, H, W, 3)."""
         tokenizer = self.tokenizer
+        known = level_embeddings(tokenizer, stage.predicts)
         unknown = tokenizer.project(tokenizer.codebook.mean(0, keepdim=True))
         if given is not None:
             unknown = level_embeddings(tokenizer, stage.given)[given]
-        vectors = level_embeddings(tokenizer, stage.predicts)[tokens.clamp(min=0)]
-        vectors = vectors.where(tokens[..., None] >= 0, unknown)
-        with torch.no_grad():
-            images = to_bytes(tokenizer.decode_embeddings(vectors, self.grid))
-        return [Image.fromarray(image) for image in images]
+
+        @torch.no_grad()
+        def show(tokens: Tensor) -> np.ndarray:
+            if stage.predicts is None and not bool((tokens < 0).any()):
+                return self.decode(tokens)
+            vectors = known[tokens.clamp(min=0)].where(tokens[..., None] >= 0, unknown)
+            return to_bytes(tokenizer.decode_embeddings(vectors, self.grid))
+
+        return show
 
     def memory(self, batch_size: int, **overrides: Any) -> SamplingMemory:
         """Predict what a batch adds to the memory of the loaded pipeline."""
