@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ctf.errors import InputError
+from ctf.evaluation.likelihood import bits_per_token
 from ctf.experiments.artifacts import Clusters, Training
 from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Claim, Experiment, Measured, Row, judge
@@ -19,6 +20,7 @@ from ctf.experiments.store import Store, in_order
 from ctf.files import read_json
 from ctf.images import open_images
 from ctf.model_folder import open_stage
+from ctf.tokens import TokenSet
 
 ALL = EXPERIMENTS | BEYOND
 
@@ -107,8 +109,11 @@ def test_clusters_are_those_of_the_tokenizer_not_of_the_images():
 def test_likelihood_does_not_depend_on_guidance():
     lab = Lab(EMOJI, 0)
     system = lab.system(lab.coarse(kind="any_order"), lab.fine(), steps=4)
-    assert Likelihood.of(system) == Likelihood.of(system.sampling(cfg_scale=7.0, fine_temperature=0.5))
-    assert Likelihood.of(system) != Likelihood.of(system.sampling(steps=8))
+    coarse, fine = Likelihood.of(system)
+    assert [coarse, fine] == Likelihood.of(system.sampling(cfg_scale=7.0, fine_temperature=0.5))
+    other, same = Likelihood.of(system.sampling(steps=8))
+    assert fine == same
+    assert coarse != other
 
 
 def test_no_such_experiment():
@@ -207,7 +212,7 @@ def test_seeds_are_averaged_and_milestones_opened(tiny, out):
     store = Store(out, "cpu")
     page = reproduce("support", tiny, str(out), "cpu")
     row = find("support")(tiny).rows[0]
-    bits = [read_json(store.get(each) / RESULT)["bits_per_token"] for each in row.likelihoods()]
+    bits = [sum(read_json(store.get(s) / RESULT)["bits_per_token"] for s in stages) for stages in row.likelihoods()]
     assert len(bits) == 2
     assert f"{np.mean(bits):.4g} ± {np.std(bits, ddof=1):.2g}" in page.read_text(encoding="utf-8")
     milestone = find("fig2")(tiny).rows[0].systems[0].stages[0]
@@ -220,6 +225,19 @@ def test_a_look_makes_nothing(tiny, out, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["table3d"]
     assert [path.name for path in page.parent.iterdir()] == ["report.md"]
     assert "| not measured |" in page.read_text(encoding="utf-8")
+
+
+def test_bits_are_those_of_the_pipeline(tiny, out):
+    lab, store = Lab(tiny, 0), Store(out, "cpu")
+    system = lab.system(lab.coarse(kind="any_order"), lab.fine(), steps=4, order="halton")
+    row = Row(("a",), (system,), measured=("bits",))
+    for artifact in row.likelihoods()[0]:
+        store.get(artifact)
+    values = Measured.read(row, tiny, store).values
+    tokens = TokenSet.open(store.folder(lab.held_out))
+    expected = bits_per_token(system.open(store), tokens, progress=False, steps=4, order="halton")
+    assert values["bits_per_token"] == pytest.approx([expected["bits_per_token"]])
+    assert values["fine_accuracy"] == pytest.approx([expected["fine_accuracy"]])
 
 
 def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path):

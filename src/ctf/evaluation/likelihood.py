@@ -11,7 +11,7 @@ from ctf.errors import InputError
 from ctf.pipeline import StagePipeline
 from ctf.progress import progress_bar
 from ctf.sampling.settings import Sampling
-from ctf.stages.stage import bits
+from ctf.stages.stage import Stage, bits
 from ctf.tokens.token_set import TokenSet
 
 #: Bits per token, and how often the most probable label is right.
@@ -90,6 +90,39 @@ def bits_by_steps(
 
 
 @torch.inference_mode()
+def stage_score(
+    stage: Stage, tokens: TokenSet, sampling: Sampling | None = None, batch_size: int = 32, progress: bool = True
+) -> Score:
+    """The term of one stage, and how often its most probable label is right, as `bits_per_token` says.
+
+    Args:
+        stage: any, given the right labels of the level before.
+        tokens, batch_size, progress: as those of `bits_per_token`.
+        sampling: steps and order; the stage's own when None.
+
+    Raises:
+        InputError: as `bits_per_token`.
+    """
+    if (tokens.codebook_size, tokens.grid) != (
+        stage.codebook_size,
+        stage.grid,
+    ) or tokens.num_classes > stage.num_classes:
+        raise InputError(
+            f"{tokens.folder}: codebook, grid or classes differ from the model's: give tokens of its images"
+        )
+    nats = hits = 0.0
+    with progress_bar(len(tokens), f"bits of {stage.name}", "image", hidden=not progress) as bar:
+        for start in range(0, len(tokens), batch_size):
+            images = range(start, min(start + batch_size, len(tokens)))
+            labels = torch.from_numpy(tokens.labels[images])
+            log_prob, hit = stage.scores(tokens.gather(images).to(stage.device), labels.to(stage.device), sampling)
+            nats -= log_prob.double().sum().item()
+            hits += hit.double().sum().item()
+            bar.update(len(images))
+    count = len(tokens) * tokens.num_tokens
+    return bits(nats / count), hits / count
+
+
 def _measure(
     pipeline: StagePipeline,
     tokens: TokenSet,
@@ -99,25 +132,13 @@ def _measure(
 ) -> dict[str, list[Score]]:
     """Of each stage, by its name, in each of its settings."""
     tokens.check_codebook(pipeline.tokenizer.codebook)
-    if tokens.grid != pipeline.grid or tokens.num_classes > len(pipeline.class_names):
-        raise InputError(f"{tokens.folder}: grid or classes differ from the model's: give tokens of its images")
     for stage in pipeline.stages:  # what has no likelihood fails now, not after the work of others
         for sampling in settings[stage.name]:
             stage.groups(sampling)
-    sums = {name: [[0.0, 0.0] for _ in each] for name, each in settings.items()}
-    with progress_bar(len(tokens), "likelihood", "image", hidden=not progress) as bar:
-        for start in range(0, len(tokens), batch_size):
-            images = range(start, min(start + batch_size, len(tokens)))
-            exact = tokens.gather(images).to(pipeline.device)
-            labels = torch.from_numpy(tokens.labels[images]).to(pipeline.device)
-            for stage in pipeline.stages:
-                for total, sampling in zip(sums[stage.name], settings[stage.name], strict=True):
-                    log_prob, hit = stage.scores(exact, labels, sampling)
-                    total[0] -= log_prob.double().sum().item()
-                    total[1] += hit.double().sum().item()
-            bar.update(len(exact))
-    count = len(tokens) * tokens.num_tokens
-    return {name: [(bits(nats / count), hits / count) for nats, hits in each] for name, each in sums.items()}
+    return {
+        stage.name: [stage_score(stage, tokens, each, batch_size, progress) for each in settings[stage.name]]
+        for stage in pipeline.stages
+    }
 
 
 def _metrics(pipeline: StagePipeline, scores: dict[str, Score]) -> dict[str, Any]:

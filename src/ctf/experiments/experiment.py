@@ -44,7 +44,8 @@ class Row:
         to = preset.features, preset.reference, preset.reference_split
         return [Metrics(Samples(system, preset.num_samples), *to) for system in self.systems]
 
-    def likelihoods(self) -> list[Likelihood]:
+    def likelihoods(self) -> list[list[Likelihood]]:
+        """Of each system's stages."""
         return [Likelihood.of(system) for system in self.systems] if "bits" in self.measured else []
 
 
@@ -95,7 +96,7 @@ class Experiment:
             max((len(row.systems) for row in self.rows), default=0)
         ):  # seed by seed: an early look is a fair one
             rows = [replace(row, systems=row.systems[seed : seed + 1]) for row in self.rows]
-            found += [artifact for row in rows for artifact in row.likelihoods()]
+            found += [artifact for row in rows for stages in row.likelihoods() for artifact in stages]
             found += [artifact for row in rows for artifact in row.metrics(preset)]
         return found + ([self.timed()] if self.speed else [])
 
@@ -120,10 +121,14 @@ class Measured:
             for name, beginnings in METRICS.items():
                 found = [v for title, v in result.items() if title.split(",")[0] in beginnings]
                 values.setdefault(name, []).extend(found)
-        for likelihood in filter(store.has, row.likelihoods()):
-            for name, value in read_json(store.folder(likelihood) / RESULT).items():
-                if isinstance(value, float):
-                    values.setdefault(name, []).append(value)
+        for stages in row.likelihoods():
+            if all(map(store.has, stages)):
+                results = [read_json(store.folder(stage) / RESULT) for stage in stages]
+                values.setdefault("bits_per_token", []).append(sum(result["bits_per_token"] for result in results))
+                for result in results:
+                    values.setdefault(f"{result['name']}_accuracy", []).append(result["accuracy"])
+                    if len(results) > 1:
+                        values.setdefault(f"{result['name']}_bits_per_token", []).append(result["bits_per_token"])
         return cls(row, {name: each for name, each in values.items() if each})
 
     def mean(self, metric: str) -> float:

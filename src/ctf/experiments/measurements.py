@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from ctf.bench.machine import measure_machine, seconds
 from ctf.bench.sampling import decoder_work
+from ctf.device import usable_device
 from ctf.evaluation.features import open_features
-from ctf.evaluation.likelihood import bits_per_token
+from ctf.evaluation.likelihood import stage_score
 from ctf.evaluation.protocol import evaluate_samples
 from ctf.evaluation.reference import open_reference
 from ctf.experiments.artifacts import Data, Tokens, Training
@@ -25,15 +26,15 @@ from ctf.models.config import Compute
 from ctf.pipeline import StagePipeline
 from ctf.samples.generate import sample_to
 from ctf.samples.sample_set import SampleSet
-from ctf.sampling.settings import overridden
+from ctf.sampling.settings import Sampling, overridden
 from ctf.tokenizer.config import TOKENIZER_PRESETS
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 from ctf.tokens.token_set import TokenSet
 from ctf.training.loop import milestone_path
 
 RESULT, SAMPLES, FIGURE = "result.json", "samples.npz", "figure.png"
-#: Endings of the settings that decide in which steps and order a stage draws.
-WAYS = ("steps", "order", "schedule", "order_seed")
+#: The settings that decide in which steps and order a stage draws.
+WAY = ("steps", "order", "schedule", "order_seed")
 #: Images at a time, in sampling, likelihood and features.
 BATCH = 64
 
@@ -146,29 +147,36 @@ class Metrics(Artifact):
 
 @dataclass(frozen=True)
 class Likelihood(Artifact):
-    """Exact bits per token on held-out tokens, in the steps and orders of the system."""
+    """Exact bits per token of one stage on held-out tokens, drawn in the steps and the order of `way`."""
 
     room: ClassVar[str] = "likelihood"
-    system: System
+    stage: Weights
     tokens: Tokens
+    way: tuple[tuple[str, Any], ...]
 
     @classmethod
-    def of(cls, system: System) -> Likelihood:
-        """Without the settings that change no probability, so that systems share what is measured."""
-        ways = tuple((name, value) for name, value in system.settings if name.endswith(WAYS))
-        return cls(dataclasses.replace(system, settings=ways), Tokens(system.data, "test"))
+    def of(cls, system: System) -> list[Likelihood]:
+        """Of each stage. What guidance and filters are changes no probability, and stages are shared by systems."""
+        names = [weights.training.task.name for weights in system.stages]
+        settings = overridden([(name, Sampling()) for name in names], dict(system.settings))
+        tokens = Tokens(system.data, "test")
+        return [
+            cls(weights, tokens, tuple((key, getattr(settings[name], key)) for key in WAY))
+            for weights, name in zip(system.stages, names, strict=True)
+        ]
 
     @property
     def title(self) -> str:
-        return self.system.title
+        return self.stage.training.title
 
     def is_made(self, folder: Path) -> bool:
         return (folder / RESULT).exists()
 
     def make(self, folder: Path, store: Store) -> None:
-        tokens = TokenSet.open(store.get(self.tokens))
-        settings = dict(self.system.settings)
-        write_json(folder / RESULT, bits_per_token(self.system.open(store), tokens, BATCH, **settings))
+        stage = open_stage(self.stage.path(store)).to(usable_device(store.device))
+        score = stage_score(stage, TokenSet.open(store.get(self.tokens)), Sampling(**dict(self.way)), BATCH)
+        facts = {"name": stage.name, "exact": stage.given is None or stage.support == "cluster"}
+        write_json(folder / RESULT, facts | dict(zip(("bits_per_token", "accuracy"), score, strict=True)))
 
 
 @dataclass(frozen=True)
