@@ -202,7 +202,7 @@ def test_an_experiment_stopped_at_any_artifact_repeats_nothing(tiny, out, monkey
     for row in find("table3d")(tiny).rows:
         (metrics,) = row.metrics(tiny)
         value = read_json(store.get(metrics) / RESULT)["metrics"]["Fréchet distance, emoji features"]
-        assert re.search(rf"^\| {row.name[0]} \| {value:.4g} \[{row.published['FID']:g}\] \|", text, re.MULTILINE)
+        assert re.search(rf"^\| {row.name[0]} \| {value:.2f} \[{row.published['FID']:g}\] \|", text, re.MULTILINE)
     assert re.search(r"^\| top-k = 1 in stage 2 hurts \(Table 3d\) \| (not )?confirmed \|", text, re.MULTILINE)
     plan_now = plan("table3d", tiny, str(out))
     assert re.search(r"^together +\d+ +0 ", plan_now, re.MULTILINE)
@@ -214,7 +214,7 @@ def test_seeds_are_averaged_and_milestones_opened(tiny, out):
     row = find("support")(tiny).rows[0]
     bits = [sum(read_json(store.get(s) / RESULT)["bits_per_token"] for s in stages) for stages in row.likelihoods()]
     assert len(bits) == 2
-    assert f"{np.mean(bits):.4g} ± {np.std(bits, ddof=1):.2g}" in page.read_text(encoding="utf-8")
+    assert f"{np.mean(bits):.3f} ± {np.std(bits, ddof=1):.3f}" in page.read_text(encoding="utf-8")
     milestone = find("fig2")(tiny).rows[0].systems[0].stages[0]
     assert milestone.milestone == 1
     assert open_stage(milestone.path(store)).num_parameters() == milestone.training.stage().num_parameters()

@@ -51,7 +51,7 @@ def kinds(preset: Preset) -> Experiment:
                 rows.append(Row((method, kind, str(steps)), each))
     claims = tuple(
         Claim(
-            f"{kind} in {steps} steps: coarse-to-fine is better than the baseline, in {metric}",
+            f"{kind} in {steps} steps: coarse-to-fine is better than the baseline",
             metric,
             (("coarse-to-fine", kind, str(steps)),),
             (("baseline", kind, str(steps)),),
@@ -87,9 +87,14 @@ def rounds(preset: Preset) -> Experiment:
         for trained, count in [("one", 1), *(("any", count) for count in (1, 2, 4, 8))]
     )
     claims = (
-        Claim("eight rounds of stage 2 need fewer bits than one", "bits_per_token", (("any", "8"),), (("any", "1"),)),
         Claim(
-            "eight rounds of stage 2 give a better distance than the paper's one",
+            "eight rounds of stage 2 are better than one round of the same model",
+            "bits_per_token",
+            (("any", "8"),),
+            (("any", "1"),),
+        ),
+        Claim(
+            "eight rounds of stage 2 are better than the paper's one",
             "FID",
             (("any", "8"),),
             (("one", "1"),),
@@ -110,11 +115,11 @@ def clusterings(preset: Preset) -> Experiment:
     rows.append(Row(("none: the baseline",), every(preset, lambda lab: lab.system(lab.baseline(), **PLAIN))))
     rows.append(Row(("none: IAR's loss",), every(preset, lambda lab: lab.system(lab.iar(), **PLAIN))))
     claims = (
-        Claim("k-means is better than random clusters, in bits", "bits_per_token", (("k-means",),), (("random",),)),
-        Claim("Ward's clusters are better than k-means', in bits", "bits_per_token", (("Ward",),), (("k-means",),)),
-        Claim("IAR's loss helps the baseline, in bits", "bits_per_token",
+        Claim("k-means is better than random clusters", "bits_per_token", (("k-means",),), (("random",),)),
+        Claim("Ward's clusters are better than k-means'", "bits_per_token", (("Ward",),), (("k-means",),)),
+        Claim("IAR's loss helps the baseline", "bits_per_token",
               (("none: IAR's loss",),), (("none: the baseline",),)),
-        Claim("coarse-to-fine beats IAR's loss, in bits", "bits_per_token",
+        Claim("coarse-to-fine beats IAR's loss", "bits_per_token",
               (("k-means",),), (("none: IAR's loss",),)),
     )  # fmt: skip
     return Experiment("Clusterings, and IAR's loss", ("clusters",), tuple(rows), claims)
@@ -127,7 +132,7 @@ def support(preset: Preset) -> Experiment:
         return lab.system(lab.coarse(), lab.fine(support=support), **PLAIN_FINE)
 
     rows = tuple(Row((name,), every(preset, partial(system, name))) for name in ("cluster", "full"))
-    claim = Claim("the members alone are better than all tokens, in FID", "FID", (("cluster",),), (("full",),))
+    claim = Claim("the members alone are better than all tokens", "FID", (("cluster",),), (("full",),))
     note = "With full support the bits are an upper bound: probability is spent outside the clusters too."
     return Experiment("Support of stage 2", ("support",), rows, (claim,), note=note)
 
@@ -159,7 +164,7 @@ def levels(preset: Preset) -> Experiment:
         Row(("512",), every(preset, lambda lab: lab.system(lab.coarse(), lab.fine(), **PLAIN_FINE))),
         Row(("64, 512",), every(preset, system)),
     )
-    claim = Claim("three levels are better than two, in bits", "bits_per_token", (("64, 512",),), (("512",),))
+    claim = Claim("three levels are better than two", "bits_per_token", (("64, 512",),), (("512",),))
     return Experiment("Two levels and three", ("clusters",), rows, (claim,), speed=True)
 
 

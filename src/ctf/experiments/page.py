@@ -38,9 +38,9 @@ def write_page(folder: Path, experiment: Experiment, preset: Preset, store: Stor
         ]
         parts += [f"![tokens swapped](figure-{place}.png)", "\n".join(lines)]
     if experiment.claims:
-        parts += ["## What the paper claims, and other expectations", claims(experiment, measured)]
+        parts += ["## What the paper claims, and other expectations", claims(experiment, measured, preset)]
     if any(m.values for m in measured):
-        plot(folder / PLOT, experiment, measured)
+        plot(folder / PLOT, experiment, measured, preset)
         parts.append(f"![{experiment.title}]({PLOT})")
     if sheet(folder / SHEET, experiment, preset, store):
         parts += [f"![samples]({SHEET})", "*The same classes and seeds in every row.*"]
@@ -51,22 +51,15 @@ def write_page(folder: Path, experiment: Experiment, preset: Preset, store: Stor
 def table(experiment: Experiment, measured: list[Measured], preset: Preset, store: Store) -> str:
     """Means ± standard deviations of a seed, the published values in brackets."""
     names = [name for name in METRICS if any(name in m.values for m in measured)]
-    bits = [name for end in BITS for name in _union(m.values for m in measured) if name.endswith(end)]
-    titles = {"FID": f"Fréchet distance ({preset.features}) ↓", "IS": f"score ({preset.features}) ↑"}
-    if preset.features == "inception":
-        titles = {"FID": "FID ↓", "IS": "IS ↑"}
-    head = [
-        *experiment.columns,
-        *(titles.get(name, f"{name} ↑") for name in names),
-        *(n.replace("_", " ") for n in bits),
-    ]
+    names += [name for end in BITS for name in _union(m.values for m in measured) if name.endswith(end)]
+    head = [*experiment.columns, *(title(name, preset) for name in names)]
     timed = experiment.speed and store.has(experiment.timed())
     seconds = read_json(store.folder(experiment.timed()) / RESULT) if timed else None
     lines = []
     for place, m in enumerate(measured):
         cells = list(m.row.name)
-        for name in (*names, *bits):
-            ours = spread(m.values[name]) if name in m.values else "–"
+        for name in names:
+            ours = spread(m.values[name], digits(name)) if name in m.values else "–"
             cells.append(ours + (f" [{m.row.published[name]:g}]" if name in m.row.published else ""))
         if seconds:
             cells.append(f"{seconds['seconds_per_image'][place]:.3g}")
@@ -79,13 +72,27 @@ def table(experiment: Experiment, measured: list[Measured], preset: Preset, stor
     return "\n\n".join([_markdown([head, *lines]), *notes])
 
 
-def claims(experiment: Experiment, measured: list[Measured]) -> str:
+def claims(experiment: Experiment, measured: list[Measured], preset: Preset) -> str:
+    """What `judge` says of each."""
     verdicts = [judge(claim, measured) for claim in experiment.claims]
-    rows = [[v.claim.says, v.word, v.claim.metric.replace("_", " "), v.evidence] for v in verdicts]
+    rows = [[v.claim.says, v.word, title(v.claim.metric, preset), v.evidence] for v in verdicts]
     return _markdown([["claim", "here", "by", "evidence: mean against mean, difference ± standard error"], *rows])
 
 
-def plot(path: Path, experiment: Experiment, measured: list[Measured]) -> None:
+def title(metric: str, preset: Preset) -> str:
+    """What to call a metric, with the direction that is better."""
+    inception = preset.features == "inception"
+    words = {"FID": "FID ↓" if inception else "Fréchet distance ↓", "IS": "IS ↑" if inception else "score ↑"}
+    arrow = "↓" if metric.endswith("bits_per_token") else "↑"
+    return words.get(metric, f"{metric.replace('_', ' ')} {arrow}")
+
+
+def digits(metric: str) -> int:
+    """Decimals that a metric is shown with."""
+    return 2 if metric in ("FID", "IS") else 3
+
+
+def plot(path: Path, experiment: Experiment, measured: list[Measured], preset: Preset) -> None:
     """Distance, score and bits: curves over the number in `Experiment.curve`, or bars."""
     from matplotlib.figure import Figure
 
@@ -111,7 +118,7 @@ def plot(path: Path, experiment: Experiment, measured: list[Measured]) -> None:
             axes.set_xlabel(experiment.columns[experiment.curve])
             if name == shown[0]:
                 axes.legend(fontsize=8, frameon=False)
-        axes.set_title(name.replace("_", " "), loc="left")
+        axes.set_title(title(name, preset), loc="left")
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
@@ -148,6 +155,7 @@ def made(experiment: Experiment, preset: Preset, store: Store, command: str) -> 
     loop, sizes = preset.training["loop"], ", ".join(f"{ours} for {name}" for name, ours in preset.sizes.items())
     lines = [
         f"- `{command}`",
+        f"- Features of distance, score, precision and recall: {preset.features}; the reference: {preset.reference}.",
         f"- Data: {preset.data.images}; {loop.total_steps(preset.data.num_images):,} steps of {loop.batch_size} images;"
         f" sizes {sizes}; {preset.num_samples:,} samples a set; seeds {', '.join(map(str, preset.seeds))}.",
         "- ± is the standard deviation of a seed. Settings lie beside each artifact, a manifest in each sample set:",
@@ -158,10 +166,10 @@ def made(experiment: Experiment, preset: Preset, store: Store, command: str) -> 
     return "\n".join(lines)
 
 
-def spread(values: list[float], digits: int = 4) -> str:
+def spread(values: list[float], decimals: int) -> str:
     """Mean ± standard deviation of a seed; of one seed its value."""
-    mean = f"{np.mean(values):.{digits}g}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2g}"
+    mean = f"{np.mean(values):.{decimals}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{decimals}f}"
 
 
 def _union(names: Iterable[Iterable[str]]) -> list[str]:

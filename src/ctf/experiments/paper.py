@@ -47,7 +47,7 @@ def table1(preset: Preset) -> Experiment:
     )
     claims = tuple(
         Claim(
-            f"size {size}: coarse-to-fine has a better {metric} than the baseline (Table 1)",
+            f"size {size}: coarse-to-fine is better than the baseline (Table 1)",
             metric,
             ((size, "coarse-to-fine"),),
             ((size, "baseline"),),
@@ -90,9 +90,9 @@ def table3a(preset: Preset) -> Experiment:
     few, enough, more, random = (row.name for row in rows)
     claims = (
         Claim("too few clusters hurt (Table 3a)", "FID", (enough, more), (few,)),
-        Claim("too few clusters hurt, in bits", "bits_per_token", (enough, more), (few,)),
+        Claim("too few clusters hurt", "bits_per_token", (enough, more), (few,)),
         Claim("random clusters fail (section 5.5.2)", "FID", (enough,), (random,)),
-        Claim("random clusters fail, in bits", "bits_per_token", (enough,), (random,)),
+        Claim("random clusters fail", "bits_per_token", (enough,), (random,)),
     )
     return Experiment("Table 3a: number of clusters", ("clusters", "method"), rows, claims)
 
