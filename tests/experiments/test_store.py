@@ -18,6 +18,7 @@ class Sum(Artifact):
     """The sum of numbers and of other sums; `made` counts how often it was made."""
 
     room: ClassVar[str] = "sums"
+    finished: ClassVar[str] = "sum"
     made: ClassVar[list] = []
     numbers: tuple = ()
     terms: tuple = ()
@@ -26,9 +27,6 @@ class Sum(Artifact):
     @property
     def title(self):
         return "sum"
-
-    def is_made(self, folder):
-        return (folder / "sum").exists()
 
     def make(self, folder, store):
         if 13 in self.numbers:

@@ -24,6 +24,8 @@ from ctf.training.config import StageTask, TokenTraining
 from ctf.training.runs import train_stage
 
 MAP = "map.safetensors"
+#: Settings of the loop that decide the weights; the others say where to compute and what to write.
+LOOP = ("batch_size", "epochs", "steps", "accumulate", "precision", "ema", "seed", "milestones")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Tokens(Artifact):
     """The tokens of one split; the training split augmented."""
 
     room: ClassVar[str] = "tokens"
+    finished: ClassVar[str] = "index.json"
     data: Data
     split: Literal["train", "test"]
 
@@ -64,7 +67,7 @@ class Tokens(Artifact):
         return self.split
 
     def is_made(self, folder: Path) -> bool:
-        return (folder / "index.json").exists() and TokenSet.open(folder).index.complete
+        return super().is_made(folder) and TokenSet.open(folder).index.complete
 
     def make(self, folder: Path, store: Store) -> None:
         data, training = self.data, self.split == "train"
@@ -91,6 +94,7 @@ class Clusters(Artifact):
     """
 
     room: ClassVar[str] = "clusters"
+    finished: ClassVar[str] = MAP
     data: Data
     num_clusters: int = 512
     method: Method = "kmeans"
@@ -101,9 +105,6 @@ class Clusters(Artifact):
     @property
     def title(self) -> str:
         return f"{self.num_clusters}-{'weighted-' if self.counted else ''}{self.method}"
-
-    def is_made(self, folder: Path) -> bool:
-        return (folder / MAP).exists()
 
     def make(self, folder: Path, store: Store) -> None:
         codebook = open_tokenizer(self.data.tokenizer).codebook
@@ -133,26 +134,19 @@ class Training(Artifact):
     """
 
     room: ClassVar[str] = "training"
+    finished: ClassVar[str] = RUN_MODEL
     config: TokenTraining
     tokens: Tokens
     held_out: Tokens
     maps: tuple[tuple[str, Clusters], ...] = ()
-
-    #: Settings of the loop that decide the weights; the others say where to compute and what to write.
-    LOOP: ClassVar[tuple[str, ...]] = (
-        *("batch_size", "epochs", "steps", "accumulate", "precision", "ema", "seed", "milestones"),
-    )
 
     @property
     def title(self) -> str:
         c = self.config
         return f"{self.task.name}-{c.kind}-{c.size}-seed-{c.loop.seed}"
 
-    def is_made(self, folder: Path) -> bool:
-        return (folder / RUN_MODEL).exists()
-
     def decisive(self) -> dict[str, Any]:
-        loop = {name: getattr(self.config.loop, name) for name in self.LOOP}
+        loop = {name: getattr(self.config.loop, name) for name in LOOP}
         config = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
         settings = tuple(sorted((config | {"loop": tuple(sorted(loop.items()))}).items()))
         return super().decisive() | {"config": (type(self.config).__name__, *settings)}

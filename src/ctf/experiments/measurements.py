@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from ctf.bench.machine import measure_machine, seconds
 from ctf.bench.sampling import decoder_work
 from ctf.device import usable_device
-from ctf.evaluation.features import open_features
+from ctf.evaluation.features import FeatureExtractor, open_features
 from ctf.evaluation.likelihood import stage_score
 from ctf.evaluation.protocol import evaluate_samples
-from ctf.evaluation.reference import open_reference
+from ctf.evaluation.reference import Reference, open_reference
 from ctf.experiments.artifacts import Data, Tokens, Training
 from ctf.experiments.store import Artifact, Store
 from ctf.experiments.swap import swap_generated
@@ -101,6 +101,7 @@ class Samples(Artifact):
     """Images of a system, all classes in turn; image i has the seed `seed` + i."""
 
     room: ClassVar[str] = "samples"
+    finished: ClassVar[str] = SAMPLES
     system: System
     num: int
     seed: int = 0
@@ -108,9 +109,6 @@ class Samples(Artifact):
     @property
     def title(self) -> str:
         return self.system.title
-
-    def is_made(self, folder: Path) -> bool:
-        return (folder / SAMPLES).exists()
 
     def make(self, folder: Path, store: Store) -> None:
         overrides = dict(self.system.settings)
@@ -126,6 +124,7 @@ class Metrics(Artifact):
     """A sample set against a reference: what `ctf evaluate samples` writes."""
 
     room: ClassVar[str] = "metrics"
+    finished: ClassVar[str] = RESULT
     samples: Samples
     features: str
     reference: str
@@ -135,14 +134,20 @@ class Metrics(Artifact):
     def title(self) -> str:
         return self.samples.title
 
-    def is_made(self, folder: Path) -> bool:
-        return (folder / RESULT).exists()
-
     def make(self, folder: Path, store: Store) -> None:
         source = store.get(self.samples) / SAMPLES
-        samples, extractor = SampleSet.open(source), open_features(self.features, None, store.device)
-        reference = open_reference(self.reference, extractor, self.split, samples.image_size, BATCH)
+        samples = SampleSet.open(source)
+        extractor, reference = _reference(self.features, store.device, self.reference, self.split, samples.image_size)
         write_json(folder / RESULT, asdict(evaluate_samples(samples, reference, extractor, str(source), BATCH)))
+
+
+@lru_cache
+def _reference(
+    features: str, device: str, source: str, split: str | None, image_size: tuple[int, int]
+) -> tuple[FeatureExtractor, Reference]:
+    """Opened once for all sample sets: finding the features of a reference in the cache takes a look at every pixel."""
+    extractor = open_features(features, None, device)
+    return extractor, open_reference(source, extractor, split, image_size, BATCH)
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,7 @@ class Likelihood(Artifact):
     """Exact bits per token of one stage on held-out tokens, drawn in the steps and the order of `way`."""
 
     room: ClassVar[str] = "likelihood"
+    finished: ClassVar[str] = RESULT
     stage: Weights
     tokens: Tokens
     way: tuple[tuple[str, Any], ...]
@@ -169,9 +175,6 @@ class Likelihood(Artifact):
     def title(self) -> str:
         return self.stage.training.title
 
-    def is_made(self, folder: Path) -> bool:
-        return (folder / RESULT).exists()
-
     def make(self, folder: Path, store: Store) -> None:
         stage = open_stage(self.stage.path(store)).to(usable_device(store.device))
         score = stage_score(stage, TokenSet.open(store.get(self.tokens)), Sampling(**dict(self.way)), BATCH)
@@ -184,6 +187,7 @@ class Swap(Artifact):
     """Tokens of generated images replaced by others of their clusters, k-means and random: a picture and PSNRs."""
 
     room: ClassVar[str] = "swap"
+    finished: ClassVar[str] = RESULT
     system: System
     cluster_counts: tuple[int, ...]
     num: int = 108
@@ -191,9 +195,6 @@ class Swap(Artifact):
     @property
     def title(self) -> str:
         return self.system.title
-
-    def is_made(self, folder: Path) -> bool:
-        return (folder / RESULT).exists()
 
     def make(self, folder: Path, store: Store) -> None:
         result = swap_generated(self.system.open(store), self.num, self.cluster_counts)
@@ -209,6 +210,7 @@ class Speed(Artifact):
     """Seconds per image of systems, which take turns on one machine: the least of `repeats` batches."""
 
     room: ClassVar[str] = "speed"
+    finished: ClassVar[str] = RESULT
     systems: tuple[System, ...]
     batch: int = BATCH
     repeats: int = 3
@@ -216,9 +218,6 @@ class Speed(Artifact):
     @property
     def title(self) -> str:
         return f"batch-{self.batch}"
-
-    def is_made(self, folder: Path) -> bool:
-        return (folder / RESULT).exists()
 
     def make(self, folder: Path, store: Store) -> None:
         pipelines = [system.open(store) for system in self.systems]

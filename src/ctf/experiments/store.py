@@ -22,18 +22,24 @@ FORMAT = 1
 @dataclass(frozen=True)
 class Artifact(ABC):
     """What is made once. Subclasses are frozen dataclasses; their fields, other artifacts among them, decide what comes
-    out, and nothing else does."""
+    out, and nothing else does.
+
+    Attributes:
+        room: its kind, and the folder of all of its kind.
+        finished: the file that is written last, atomically.
+    """
 
     room: ClassVar[str]
+    finished: ClassVar[str]
 
     @property
     @abstractmethod
     def title(self) -> str:
         """A few words for people, with which the name of its folder begins."""
 
-    @abstractmethod
     def is_made(self, folder: Path) -> bool:
         """Whether `folder` holds the finished artifact."""
+        return (folder / self.finished).exists()
 
     @abstractmethod
     def make(self, folder: Path, store: Store) -> None:
