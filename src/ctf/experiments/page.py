@@ -18,7 +18,7 @@ from ctf.samples.sample_set import SampleSet
 from ctf.tokens.token_set import TokenSet
 
 PAGE, PLOT, SHEET = "report.md", "plot.png", "samples.png"
-SHEET_COLUMNS, SHEET_ROWS = 16, 12
+SHEET_COLUMNS, SHEET_ROWS = 16, 24
 #: Endings of what a likelihood says, in the order of the table.
 BITS = ("bits_per_token", "accuracy")
 
@@ -115,6 +115,10 @@ def plot(path: Path, experiment: Experiment, measured: list[Measured], preset: P
                 x = [float(rows[i].row.name[experiment.curve]) for i in places]
                 y = [rows[i].mean(name) for i in places]
                 axes.errorbar(x, y, [errors[i] for i in places], label=label, marker="o", capsize=2)
+            numbers = sorted({float(m.row.name[experiment.curve]) for m in rows})
+            if numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]:
+                axes.set_xscale("log", base=2)
+                axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
             axes.set_xlabel(experiment.columns[experiment.curve])
             if name == shown[0]:
                 axes.legend(fontsize=8, frameon=False)
