@@ -170,6 +170,6 @@ def judge(claim: Claim, measured: list[Measured]) -> Verdict:
             noise = 0.0 if math.isnan(error) else 2 * error
             words.append("confirmed" if gain > noise else "not confirmed" if gain < -noise else "within the noise")
             values = f"{good.mean(claim.metric):.4g} against {bad.mean(claim.metric):.4g}"
-            evidence.append(values if math.isnan(error) else f"{values}, difference ± {error:.2g}")
+            evidence.append(f"{values}, one seed" if math.isnan(error) else f"{values}, difference ± {error:.2g}")
     order = ("not confirmed", "within the noise", "confirmed")
     return Verdict(claim, min(words, key=order.index), "; ".join(evidence))
