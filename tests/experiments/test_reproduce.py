@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -238,6 +239,16 @@ def test_bits_are_those_of_the_pipeline(tiny, out):
     expected = bits_per_token(system.open(store), tokens, progress=False, steps=4, order="halton")
     assert values["bits_per_token"] == pytest.approx([expected["bits_per_token"]])
     assert values["fine_accuracy"] == pytest.approx([expected["fine_accuracy"]])
+
+
+def test_results_alone_are_enough_for_a_page(tiny, out, tmp_path):
+    """As those in benchmarks/reproduce, without the sample sets and weights that they are of."""
+    page = reproduce("table3d", tiny, str(out), "cpu")
+    shutil.copytree(out / "metrics", tmp_path / "metrics")
+    reproduce("table3d", tiny, str(tmp_path), "cpu")  # makes nothing
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics", "table3d"}
+    tables = [p.read_text(encoding="utf-8").split("![")[0] for p in (page, tmp_path / "table3d" / "report.md")]
+    assert tables[0] == tables[1]
 
 
 def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path):

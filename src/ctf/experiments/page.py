@@ -132,9 +132,9 @@ def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> b
     """Images of the first seed's systems, a row each; whether there are any."""
     rows, labels, names = [], [], []
     for row in experiment.rows[:SHEET_ROWS]:
-        for metrics in filter(store.has, row.metrics(preset)[:1]):
+        for samples in (metrics.samples for metrics in row.metrics(preset)[:1] if store.has(metrics.samples)):
             shown = np.linspace(0, min(preset.num_samples, preset.data.num_classes) - 1, SHEET_COLUMNS).astype(int)
-            rows.append(_images(metrics.samples, store, shown))
+            rows.append(_images(samples, store, shown))
             labels.append(", ".join(row.name))
             tokens = row.systems[0].stages[0].training.tokens
             names = [TokenSet.open(store.folder(tokens)).index.class_names[i] for i in shown]
