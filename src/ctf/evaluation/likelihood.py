@@ -103,10 +103,8 @@ def stage_score(
     Raises:
         InputError: as `bits_per_token`.
     """
-    if (tokens.codebook_size, tokens.grid) != (
-        stage.codebook_size,
-        stage.grid,
-    ) or tokens.num_classes > stage.num_classes:
+    same = (tokens.codebook_size, tokens.grid) == (stage.codebook_size, stage.grid)
+    if not same or tokens.num_classes > stage.num_classes:
         raise InputError(
             f"{tokens.folder}: codebook, grid or classes differ from the model's: give tokens of its images"
         )

@@ -117,11 +117,9 @@ def clusterings(preset: Preset) -> Experiment:
     claims = (
         Claim("k-means is better than random clusters", "bits_per_token", (("k-means",),), (("random",),)),
         Claim("Ward's clusters are better than k-means'", "bits_per_token", (("Ward",),), (("k-means",),)),
-        Claim("IAR's loss helps the baseline", "bits_per_token",
-              (("none: IAR's loss",),), (("none: the baseline",),)),
-        Claim("coarse-to-fine beats IAR's loss", "bits_per_token",
-              (("k-means",),), (("none: IAR's loss",),)),
-    )  # fmt: skip
+        Claim("IAR's loss helps the baseline", "bits_per_token", (("none: IAR's loss",),), (("none: the baseline",),)),
+        Claim("coarse-to-fine beats IAR's loss", "bits_per_token", (("k-means",),), (("none: IAR's loss",),)),
+    )
     return Experiment("Clusterings, and IAR's loss", ("clusters",), tuple(rows), claims)
 
 

@@ -92,9 +92,8 @@ class Experiment:
     def artifacts(self, preset: Preset) -> list[Artifact]:
         """All that is measured; what it is made from hangs on it."""
         found: list[Artifact] = list(self.figures)
-        for seed in range(
-            max((len(row.systems) for row in self.rows), default=0)
-        ):  # seed by seed: an early look is a fair one
+        seeds = max((len(row.systems) for row in self.rows), default=0)
+        for seed in range(seeds):  # one after another: an early look is a fair one
             rows = [replace(row, systems=row.systems[seed : seed + 1]) for row in self.rows]
             found += [artifact for row in rows for stages in row.likelihoods() for artifact in stages]
             found += [artifact for row in rows for artifact in row.metrics(preset)]

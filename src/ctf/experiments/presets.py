@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ctf.errors import InputError
@@ -124,7 +124,6 @@ class Lab:
 
     preset: Preset
     seed: int
-    sampling: dict[str, Any] = field(default_factory=dict)
 
     def clusters(self, num_clusters: int = 512, **settings: Any) -> Clusters:
         return Clusters(self.preset.data, num_clusters, **settings)
