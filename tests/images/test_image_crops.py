@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ctf.images import center_crop, random_crop, ten_crop, to_bytes, to_tensor
+from ctf.images import center_crop, random_crop, ten_crop, ten_shift, to_bytes, to_tensor
 
 
 def adm_crop_by_the_book(image: Image.Image, size: int) -> np.ndarray:
@@ -96,6 +96,17 @@ def test_ten_crop_places(size, margin):
 def test_ten_crop_rounds_the_middle_as_torchvision():
     image = np.arange(281, dtype=np.int32)[None, :, None].repeat(281, 0)
     assert ten_crop(image, 256)[4, 0, 0, 0] == 12  # int(round((281 - 256) / 2.0))
+
+
+def test_ten_shift_moves_and_repeats_the_border():
+    image = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    shifts = ten_shift(image)
+    assert shifts.shape == (10, 5, 5, 3)
+    np.testing.assert_array_equal(shifts[4], image)
+    np.testing.assert_array_equal(shifts[0, 1:, 1:], image[:-1, :-1])  # down and right
+    np.testing.assert_array_equal(shifts[0, 0, 1:], image[0, :-1])
+    np.testing.assert_array_equal(shifts[3, :-1, :-1], image[1:, 1:])
+    np.testing.assert_array_equal(shifts[5:], shifts[:5, :, ::-1])
 
 
 def test_bytes_survive_the_round_trip():

@@ -11,7 +11,7 @@ from PIL import Image
 from ctf.cli import main
 from ctf.errors import InputError
 from ctf.files import read_json
-from ctf.images import ImageSet, open_images, ten_crop, to_tensor
+from ctf.images import ImageSet, open_images, ten_crop, ten_shift, to_tensor
 from ctf.interop import llamagen
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 from ctf.tokens import TokenSet, tokenize_images
@@ -100,6 +100,13 @@ def test_ten_crop_at_two_ranges(source, tokenizer, tmp_path):
         *(f"1.1/{v}-{h}/flip" for v in ("top", "bottom") for h in ("left", "right")),
         "1.1/center/flip",
     ]
+
+
+def test_ten_shift(source, tokenizer, tmp_path):
+    found = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path, augmentation="ten-shift")
+    expected = [[tokens_alone(tokenizer, view) for view in ten_shift(image)] for image in readable(source)]
+    assert torch.cat(list(found.blocks())).tolist() == expected
+    assert found.augmentations[4:6] == ["center", "top-left/flip"]
 
 
 class Interrupted(ImageSet):

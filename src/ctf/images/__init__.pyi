@@ -1,6 +1,7 @@
 from .crop import center_crop as center_crop
 from .crop import random_crop as random_crop
 from .crop import ten_crop as ten_crop
+from .crop import ten_shift as ten_shift
 from .image_set import ImageSet as ImageSet
 from .image_set import open_images as open_images
 from .pixels import to_bytes as to_bytes

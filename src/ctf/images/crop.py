@@ -58,3 +58,9 @@ def ten_crop(image: np.ndarray, size: int) -> np.ndarray:
     corners = [(0, 0), (0, margin), (margin, 0), (margin, margin), (middle, middle)]
     crops = np.stack([image[top : top + size, left : left + size] for top, left in corners])
     return np.concatenate([crops, crops[:, :, ::-1]])
+
+
+def ten_shift(image: np.ndarray, pixels: int = 1) -> np.ndarray:
+    """uint8 (S, S, 3) → (10, S, S, 3): the ten crops of the image with its border repeated `pixels` wide, so that
+    nothing is enlarged: moved to each corner, and as it is."""
+    return ten_crop(np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), "edge"), image.shape[0])

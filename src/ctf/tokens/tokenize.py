@@ -12,13 +12,13 @@ import torch
 
 from ctf.errors import InputError
 from ctf.files import fingerprint
-from ctf.images import ImageSet, ten_crop, to_tensor
+from ctf.images import ImageSet, ten_crop, ten_shift, to_tensor
 from ctf.progress import progress_bar
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokens.token_set import TokenIndex, TokenSet
 from ctf.tokens.writer import TokenWriter
 
-Augmentation = Literal["none", "flip", "ten-crop"]
+Augmentation = Literal["none", "flip", "ten-shift", "ten-crop"]
 
 #: In the order of `ctf.images.ten_crop`.
 CROPS = ["top-left", "top-right", "bottom-left", "bottom-right", "center"]
@@ -97,9 +97,12 @@ def tokenize_images(
 
 
 def augmentation_names(augmentation: Augmentation, crop_ranges: Sequence[float]) -> list[str]:
-    """A names, in the order of `augmented` over the crop ranges: "none", "flip"; or "1.1/top-left", …"""
+    """A names, in the order of `augmented` over the crop ranges: "none", "flip"; "top-left", …; "1.1/top-left", …"""
+    ten = [f"{crop}{mirror}" for mirror in ("", "/flip") for crop in CROPS]
     if augmentation == "ten-crop":
-        return [f"{r}/{crop}{mirror}" for r in crop_ranges for mirror in ("", "/flip") for crop in CROPS]
+        return [f"{r}/{name}" for r in crop_ranges for name in ten]
+    if augmentation == "ten-shift":
+        return ten
     return ["none", "flip"] if augmentation == "flip" else ["none"]
 
 
@@ -107,6 +110,8 @@ def augmented(pixels: np.ndarray, size: int, augmentation: Augmentation) -> np.n
     """uint8 (b, S, S, 3) → (A, b, size, size, 3) for one crop range."""
     if augmentation == "ten-crop":
         return np.stack([ten_crop(image, size) for image in pixels], axis=1)
+    if augmentation == "ten-shift":
+        return np.stack([ten_shift(image) for image in pixels], axis=1)
     return np.stack([pixels, pixels[:, :, ::-1]]) if augmentation == "flip" else pixels[None]
 
 

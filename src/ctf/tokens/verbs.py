@@ -11,7 +11,7 @@ def tokenize(
     split: str | None = None,
     image_size: int = 64,
     tokenizer: str = "emoji",
-    augmentation: Literal["none", "flip", "ten-crop"] = "flip",
+    augmentation: Literal["none", "flip", "ten-shift", "ten-crop"] = "flip",
     crop_ranges: tuple[float, ...] = (1.1,),
     batch_size: int = 64,
     shard_size: int = 8192,
@@ -30,8 +30,9 @@ def tokenize(
         split: which part, where the images have several.
         image_size: pixels per side after the centre crop.
         tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
-        augmentation: what is stored of each image; training draws one at random. Nothing else; the mirror image; or
-            four corners, centre and their mirror images per crop range.
+        augmentation: what is stored of each image; training draws one at random. Nothing else; the mirror image;
+            the image as it is, moved one pixel to each corner, and their mirror images; or four corners, centre and
+            their mirror images per crop range.
         crop_ranges: of ten-crop, from 1 to 4: the centre crop is this much larger than image_size. LlamaGen trains
             with 1.1, or 1.1 and 1.05.
         batch_size: images encoded at a time.
