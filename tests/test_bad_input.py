@@ -56,6 +56,8 @@ STAGE = f"train stage --out x --tokens tokens --kind masked --given map.safetens
 ASSEMBLE = "assemble --out x --tokenizer tokenizer.safetensors --stages '[coarse.safetensors, fine.safetensors]' "
 ASSEMBLE += "--classes tokens"
 SAMPLE = "sample --device cpu --out x --model model --num 2"
+COMPLETE = "complete --device cpu --out x --model any_order_model --image pictures/0.png --labels [1] "
+COMPLETE += "--mask mask.png"
 EVALUATE_TOKENIZER = "evaluate tokenizer --device cpu --tokenizer tokenizer.safetensors --images pictures "
 EVALUATE_TOKENIZER += "--image_size 16"
 LIKELIHOOD = "evaluate likelihood --device cpu --tokens tokens --model model"
@@ -91,6 +93,7 @@ WORKING = [
     STAGE,
     ASSEMBLE,
     SAMPLE,
+    COMPLETE,
     EVALUATE_TOKENIZER,
     LIKELIHOOD,
     BY_STEPS,
@@ -149,6 +152,7 @@ def good(tmp_path_factory, make_tokenizer, make_stage):
     (place / "pictures").mkdir()
     for i in range(2):
         Image.fromarray(generator.integers(0, 255, (16, 16, 3), np.uint8)).save(place / "pictures" / f"{i}.png")
+    Image.fromarray(np.eye(16, dtype=np.uint8)[:1].repeat(16, 0) * 255).save(place / "mask.png")  # the left column
     np.savez(place / "samples.npz", arr_0=generator.integers(0, 255, (4, 64, 64, 3), np.uint8))
     for kind, array in ("codes", tokens), ("labels", labels):
         (place / "codes" / f"imagenet256_{kind}").mkdir(parents=True)
@@ -1011,6 +1015,27 @@ SAMPLES = [
     case("a manifest of another format", f"{SAMPLE} --out set", "format 2", copied("pictures", "set"),
          written("set/manifest.json", '{"ctf": "samples", "format": 1}')),
     case("parts of junk", SAMPLE, "manifest.json is not valid JSON", written("x.parts/manifest.json", "{")),
+    case("a picture that is missing", f"{COMPLETE} --image nowhere.png", "nowhere.png"),
+    case("a folder as a picture", f"{COMPLETE} --image pictures", "pictures"),
+    case("a picture of junk", COMPLETE, "0.png cannot be read as an image", written("pictures/0.png", JUNK)),
+    case("a truncated picture", COMPLETE, "0.png cannot be read as an image", cut("pictures/0.png", 100)),
+    case("a mask of junk", COMPLETE, "mask.png cannot be read as an image", written("mask.png", JUNK)),
+    case("a mask of another size", COMPLETE, "a mask of 8 × 8 pixels for an image of 16 × 16: both must have one size",
+         lambda: Image.new("L", (8, 8), 255).save("mask.png")),
+    case("a mask that keeps all", COMPLETE, "the mask asks for nothing",
+         lambda: Image.new("L", (16, 16)).save("mask.png")),
+    case("a mask that keeps nothing", COMPLETE, "the mask asks for every token",
+         lambda: Image.new("L", (16, 16), 255).save("mask.png")),
+    case("a mask and a region", f"{COMPLETE} --region [0,0,1,0.5]", "give either mask or region"),
+    case("a region outside", f"{COMPLETE} --mask null --region [0,0,1,1.5]", "give left, top, right and bottom edge"),
+    case("an empty region", f"{COMPLETE} --mask null --region [0.5,0,0.5,1]", "give left, top, right and bottom edge"),
+    case("half a region", f"{COMPLETE} --mask null --region [0.5,0]", "region"),
+    case("the left column of an autoregressive model", f"{COMPLETE} --model model", "stage coarse is autoregressive"),
+    case("a completion of no class", f"{COMPLETE} --labels [9]", "class 9"),
+    case("a completion without labels", f"{COMPLETE} --labels null", "labels"),
+    case("bits of a region beside steps", f"{LIKELIHOOD} --steps [1] --region [0,0,1,0.5]", "steps beside region"),
+    case("bits of a region outside", f"{LIKELIHOOD} --region [0,0,2,1]", "give left, top, right and bottom edge"),
+    case("bits of a region that the model cannot fill", f"{LIKELIHOOD} --region [0,0,0.5,1]", "is autoregressive"),
     case("samples that are missing", f"{EVALUATE_SAMPLES} --samples nowhere.npz", "nowhere.npz: no such file"),
     case("a folder without samples", f"{EVALUATE_SAMPLES} --samples empty", "empty holds no PNG images"),
     case("one image", EVALUATE_SAMPLES, "holds one image", images(arr_0=NOISE[:1])),
@@ -1225,6 +1250,7 @@ WRITING = {
     "sample a folder": SAMPLE,
     "sample an .npz": f"{SAMPLE} --out x.npz",
     "sample a sheet": f"{SAMPLE} --out x.png",
+    "complete": COMPLETE,
     "evaluate likelihood": BY_STEPS,
     "evaluate samples": EVALUATE_SAMPLES,
     "evaluate neighbours": NEIGHBOURS,

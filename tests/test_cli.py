@@ -1,6 +1,7 @@
 import io
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,7 @@ ORDER = [
     "train stage",
     "assemble",
     "sample",
+    "complete",
     "evaluate tokenizer",
     "evaluate likelihood",
     "evaluate samples",
@@ -144,6 +146,7 @@ def workplace(tmp_path_factory):
     (folder / "pictures").mkdir()
     for i in range(16):
         Image.fromarray(generator.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "pictures" / f"{i}.png")
+    shutil.copy(folder / "pictures" / "0.png", folder / "photo.png")
     (folder / "vq_ds16_c2i.pt").symlink_to(GOLDEN / "vq8.pt")
     (folder / "c2i_B_256.pt").symlink_to(GOLDEN / "gpt_mha.pt")
     np.save(folder / "tokens.npy", generator.integers(0, 16_384, (5, 2, 64), np.uint16))

@@ -34,11 +34,12 @@ class Independent(Stage):
     def configure(cls, size, *, vocabulary, given, grid, num_classes):
         return Table(vocabulary, grid, num_classes)
 
-    def logits(self, tokens, labels, sampling=None):
+    def logits(self, tokens, labels, sampling=None, kept=None):
         return self.table[labels]
 
-    def steps(self, labels, random, sampling, given):
-        yield draw(self.table[labels], random.uniform(self.num_tokens), sampling)
+    def steps(self, labels, random, sampling, given, known=None):
+        drawn = draw(self.table[labels], random.uniform(self.num_tokens), sampling)
+        yield drawn if known is None else known.where(known >= 0, drawn)
 
 
 def test_a_third_kind(make_tokenizer, tmp_path, monkeypatch):

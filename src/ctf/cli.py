@@ -25,6 +25,7 @@ VERBS: Verbs = {
     },
     "assemble": "ctf.verbs:assemble",
     "sample": "ctf.samples.verbs:sample",
+    "complete": "ctf.samples.verbs:complete",
     "evaluate": {
         "tokenizer": "ctf.evaluation.verbs:tokenizer",
         "likelihood": "ctf.evaluation.verbs:likelihood",

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ctf.codebook.coarse_map import CoarseMap, codebook_fingerprint
 from ctf.device import available_memory, return_freed_memory, usable_device
 from ctf.errors import InputError
-from ctf.images.pixels import to_bytes
+from ctf.images.crop import center_crop
+from ctf.images.pixels import to_bytes, to_tensor
 from ctf.models.config import Compute
 from ctf.progress import progress_bar
 from ctf.sampling.cost import LARGEST_BATCH, SamplingMemory
@@ -149,6 +150,7 @@ class StagePipeline:
         seed: int | Sequence[int] = 0,
         batch_size: int = 64,
         progress: bool = False,
+        known: Tensor | None = None,
         **overrides: Any,
     ) -> list[Image.Image]:
         """Generate one image per label. An image depends on its own label, seed and settings only.
@@ -161,12 +163,14 @@ class StagePipeline:
             seed: image i uses seed + i; or one seed per label.
             batch_size: images at a time.
             progress: show a progress bar.
+            known: tokens that every image keeps, from `known_tokens`.
             overrides: settings that differ from the model's own, see `sampling`.
 
         Raises:
-            InputError: an unknown label, seeds that do not match, or settings without meaning.
+            InputError: an unknown label, seeds that do not match, settings without meaning, or known tokens that a
+                stage cannot keep.
         """
-        batches = self.generate(labels, seed, batch_size, progress, **overrides)
+        batches = self.generate(labels, seed, batch_size, progress, known, **overrides)
         return [Image.fromarray(image) for batch in batches for image in batch]
 
     def generate(
@@ -175,6 +179,7 @@ class StagePipeline:
         seed: int | Sequence[int] = 0,
         batch_size: int = 64,
         progress: bool = False,
+        known: Tensor | None = None,
         **overrides: Any,
     ) -> Iterator[np.ndarray]:
         """Like calling the pipeline, as a stream of uint8 batches (b, H, W, 3)."""
@@ -182,25 +187,112 @@ class StagePipeline:
         settings = self.sampling(**overrides)
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
+        self._check_known(known)
         parts = [slice(start, start + batch_size) for start in range(0, len(indices), batch_size)]
-        first = (partial(self._run, 0, indices[part], seeds[part], settings) for part in parts)
+        first = (partial(self._run, 0, indices[part], seeds[part], settings, None, known) for part in parts)
         with progress_bar(len(indices), "sample", "image", hidden=not progress) as bar:
             for part, tokens in zip(parts, prefetch(first, self.device), strict=True):
                 for place in range(1, len(self.stages)):
-                    tokens = self._run(place, indices[part], seeds[part], settings, tokens)
+                    tokens = self._run(place, indices[part], seeds[part], settings, tokens, known)
                 yield self.decode(tokens)
                 bar.update(len(tokens))
 
-    def generate_tokens(self, labels: Tensor, seeds: Sequence[int], **overrides: Any) -> Tensor:
-        """All stages: labels int64 (B,) and seeds → tokens of the codebook, int64 (B, N)."""
+    def generate_tokens(
+        self, labels: Tensor, seeds: Sequence[int], known: Tensor | None = None, **overrides: Any
+    ) -> Tensor:
+        """All stages: labels int64 (B,) and seeds → tokens of the codebook, int64 (B, N); `known` as in a call."""
         settings, tokens = self.sampling(**overrides), None
+        self._check_known(known)
         for place in range(len(self.stages)):
-            tokens = self._run(place, labels, seeds, settings, tokens)
+            tokens = self._run(place, labels, seeds, settings, tokens, known)
         assert tokens is not None
         return tokens
 
+    def known_tokens(self, image: Image.Image, mask: np.ndarray | Image.Image) -> Tensor:
+        """Tokens of what is to stay of an image: int64 (N,), −1 where to generate.
+
+        A token stays if nothing of its patch is to be generated. Its neighbours decide too how it is painted, so kept
+        pixels change a little along the border, and by as much as the tokenizer loses.
+
+        Args:
+            image: of any size; what the model cannot show is cut off by ADM's centre crop.
+            mask: of the same size: light (128 or more), or true in an array of bool (height, width), where to generate.
+
+        Raises:
+            InputError: sizes that differ, a mask that keeps all or nothing, or an image of another size than the
+                model's, whose images are not square.
+        """
+        height, width = self.image_size
+        if isinstance(mask, np.ndarray):
+            mask = Image.fromarray(np.uint8(255) * mask if mask.dtype == bool else mask)
+        if mask.size != image.size:
+            raise InputError(
+                f"a mask of {mask.width} × {mask.height} pixels for an image of {image.width} × {image.height}: "
+                "both must have one size"
+            )
+        image, mask = image.convert("RGB"), mask.convert("L")
+        if image.size != (width, height):
+            if height != width:
+                raise InputError(f"the model's images are not square: give one of {width} × {height} pixels")
+            image, mask = center_crop(image, height), center_crop(mask, height)
+        drawn = self.touched(np.asarray(mask) >= 128)
+        if drawn.all() or not drawn.any():
+            what = "every token: leave part of the image black" if drawn.all() else "nothing: paint part of it white"
+            raise InputError(f"the mask asks for {what}")
+        pixels = np.array(image)
+        with torch.no_grad():
+            tokens = self.tokenizer.encode(to_tensor(pixels[None]).to(self.device))[0].cpu()
+        return tokens.masked_fill(drawn, -1)
+
+    def touched(self, mask: np.ndarray) -> Tensor:
+        """A mask of pixels, bool (H, W) of the image size → the tokens whose patch holds any of it, bool (N,)."""
+        (rows, columns), (height, width) = self.grid, mask.shape
+        return torch.from_numpy(mask.reshape(rows, height // rows, columns, width // columns).any((1, 3)).ravel())
+
+    def complete(
+        self,
+        image: Image.Image,
+        mask: np.ndarray | Image.Image,
+        labels: Sequence[int | str],
+        seed: int | Sequence[int] = 0,
+        batch_size: int = 64,
+        progress: bool = False,
+        **overrides: Any,
+    ) -> list[Image.Image]:
+        """Keep a part of an image and generate the rest, once for each label: inpainting and outpainting.
+
+        An autoregressive stage continues an image from above, `any_order` and `masked` ones fill any part of it.
+
+        Args:
+            image, mask: what to keep, see `known_tokens`.
+            labels, seed, batch_size, progress, overrides: as those of a call.
+
+        Raises:
+            InputError: as `known_tokens` and a call; a part that a stage cannot keep.
+        """
+        return self(labels, seed, batch_size, progress, self.known_tokens(image, mask), **overrides)
+
+    def _check_known(self, known: Tensor | None) -> None:
+        if known is None:
+            return
+        count = math.prod(self.grid)
+        if known.shape != (count,):
+            raise InputError(f"known tokens of shape {tuple(known.shape)}: give {count}, -1 where to generate")
+        if not -1 <= int(known.min()) <= int(known.max()) < self.tokenizer.codebook_size:
+            raise InputError(
+                f"known tokens range from {int(known.min())} to {int(known.max())}: the codebook has "
+                f"{self.tokenizer.codebook_size}, and -1 is where to generate"
+            )
+        for stage in self.stages:
+            stage.check_kept(known >= 0)
+
     def stream(
-        self, labels: Sequence[int | str], seed: int | Sequence[int] = 0, previews: int = 8, **overrides: Any
+        self,
+        labels: Sequence[int | str],
+        seed: int | Sequence[int] = 0,
+        previews: int = 8,
+        known: Tensor | None = None,
+        **overrides: Any,
     ) -> Iterator[Preview]:
         """Generate one batch and yield what can be seen on the way; the last preview shows the images.
 
@@ -208,20 +300,24 @@ class StagePipeline:
             labels: class indices or names, at least one.
             seed: image i uses seed + i; or one seed per label.
             previews: of each stage, at most, evenly spread over its steps and after the last of them.
+            known: tokens that every image keeps, from `known_tokens`; a stage may then take fewer steps.
             overrides: settings that differ from the model's own, see `sampling`.
         """
         indices, seeds = self._images(labels, seed)
         settings, given = self.sampling(**overrides), None
+        self._check_known(known)
         for place, stage in enumerate(self.packed()):
             sampling = settings[stage.name]
             assert sampling.steps is not None
             count = sampling.steps
             every = math.ceil(count / max(1, previews))
-            steps = stage.stepwise(indices, Random(seeds, place), sampling, given)
+            steps = stage.stepwise(indices, Random(seeds, place), sampling, given, stay(stage, known, len(indices)))
             show = self._preview_of(stage, given)
             for number, tokens in enumerate(steps, start=1):
-                if number == count or number % every == 0:
+                if shown := number % every == 0:
                     yield Preview(stage.name, number, count, [Image.fromarray(image) for image in show(tokens)])
+            if not shown:
+                yield Preview(stage.name, number, count, [Image.fromarray(image) for image in show(tokens)])
             given = tokens.clone()
 
     def _images(self, labels: Sequence[int | str], seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:
@@ -239,9 +335,10 @@ class StagePipeline:
         seeds: Sequence[int],
         settings: dict[str, Sampling],
         given: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
-        stage = self.packed()[place]
-        return stage.generate(labels, Random(seeds, place), settings[stage.name], given)
+        stage, random = self.packed()[place], Random(seeds, place)
+        return stage.generate(labels, random, settings[stage.name], given, stay(stage, known, len(labels)))
 
     def packed(self) -> list[Stage]:
         """The stages made ready for sampling: packed once, and again when their weights or `compute` change."""
@@ -318,6 +415,14 @@ class StagePipeline:
         if not 0 <= int(label) < len(self.class_names):
             raise InputError(f"class {label}: the model has the classes 0 … {len(self.class_names) - 1}")
         return int(label)
+
+
+def stay(stage: Stage, known: Tensor | None, images: int) -> Tensor | None:
+    """Known tokens (N,), −1 where to generate → the labels of the stage's level that every image keeps, (images, N)."""
+    if known is None:
+        return None
+    labels, _ = stage.levels(known.clamp(min=0).to(stage.device))
+    return labels.masked_fill(known.to(stage.device) < 0, -1).expand(images, -1)
 
 
 def level_embeddings(tokenizer: Tokenizer, level: CoarseMap | None) -> Tensor:

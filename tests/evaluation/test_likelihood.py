@@ -49,6 +49,29 @@ def log_probability(stage, tokens, label):
     return total
 
 
+def test_bits_of_a_completion(make_stage, make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer()
+    coarse_map = cluster_codebook(tokenizer.codebook, 5)
+    coarse = make_stage("any_order", name="coarse", predicts=coarse_map)
+    fine = make_stage("masked", name="fine", given=coarse_map, rounds="any")
+    pipeline = Pipeline(tokenizer, list("abcd"), [coarse, fine])
+    tokens, labels = np.random.default_rng(0).integers(0, 24, (7, 6)), np.arange(7) % 4
+    token_set = write(tmp_path / "set", pipeline, tokens, labels)
+    kept, settings = torch.tensor([0, 1, 1, 0, 0, 1]) == 1, {"steps": 2, "order": "raster", "fine_steps": 3}
+    found = bits_per_token(pipeline, token_set, batch_size=3, progress=False, kept=kept, **settings)
+    both, sampling = (torch.tensor(tokens), torch.tensor(labels)), pipeline.sampling(**settings)
+    with torch.no_grad():
+        bits = {
+            how: sum(
+                -stage.log_prob(*both, sampling[stage.name], k)[:, ~kept].mean().item() for stage in (coarse, fine)
+            )
+            for how, k in {"bits_per_token": kept, "unconditional_bits_per_token": None}.items()
+        }
+    assert {how: found[how] for how in bits} == pytest.approx({how: nats / math.log(2) for how, nats in bits.items()})
+    assert found["bits_per_token"] == pytest.approx(found["coarse_bits_per_token"] + found["fine_bits_per_token"])
+    assert abs(found["bits_per_token"] - found["unconditional_bits_per_token"]) > 0.01
+
+
 @KINDS
 def test_against_the_definition(make_pipeline, tmp_path, kind):
     pipeline = make_pipeline(kind)

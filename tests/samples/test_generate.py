@@ -3,9 +3,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
+from ctf.images import to_tensor
+from ctf.pipeline import StagePipeline
 from ctf.samples import Manifest, SampleSet, sample_to
 
 SETTINGS = {"cfg_scale": 1.5, "fine_top_k": 2}
@@ -23,6 +27,42 @@ def expected(pipeline, labels, seed):
 
 def sample(pipeline, out, labels=None, num=None, seed=0, batch_size=4, overrides=SETTINGS, **more):
     return sample_to(pipeline, out, labels, num, seed, batch_size, overrides, **more)
+
+
+# Completion
+
+
+@pytest.fixture
+def mask():
+    """The right half of an image of 2 × 3 tokens of 4 × 4 pixels: two columns of tokens are touched."""
+    mask = np.zeros((8, 12), dtype=bool)
+    mask[:, 7:] = True
+    return mask
+
+
+def test_completion(make_stage, make_tokenizer, tmp_path, mask):
+    tokenizer = make_tokenizer()
+    coarse_map = cluster_codebook(tokenizer.codebook, 5)
+    coarse = make_stage("any_order", name="coarse", predicts=coarse_map)
+    pipeline = StagePipeline(tokenizer, CLASSES, [coarse, make_stage("masked", name="fine", given=coarse_map)])
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8))
+    known = pipeline.known_tokens(picture, mask)
+    assert (known < 0).tolist() == [False, True, True] * 2
+    tokens = tokenizer.encode(to_tensor(np.asarray(picture)[None].copy()))[0]
+    assert torch.equal(known[known >= 0], tokens[known >= 0])
+    images = pipeline.complete(picture, Image.fromarray(mask), ["owl", "cat"], seed=3)
+    completed = pipeline.generate_tokens(torch.tensor([3, 0]), [3, 4], known=known)
+    assert (completed[:, known >= 0] == known[known >= 0]).all()
+    assert (completed >= 0).all()
+    assert np.array_equal(pipeline.decode(completed), np.stack([np.asarray(image) for image in images]))
+    *_, last = pipeline.stream(["owl", "cat"], 3, known=known)
+    assert all(np.array_equal(a, b) for a, b in zip(last.images, images, strict=True))
+    sample(pipeline, tmp_path / "samples.npz", ["owl", "cat"], seed=3, overrides={}, known=known)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert np.array_equal(file["arr_0"], np.stack([np.asarray(image) for image in images]))
+    assert Manifest.load(tmp_path / "samples.manifest.json").known == known.tolist()
+    with pytest.raises(InputError, match="known is"):
+        sample(pipeline, tmp_path / "samples.npz", ["owl", "cat"], seed=3, overrides={})
 
 
 # Writing

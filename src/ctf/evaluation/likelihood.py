@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.pipeline import StagePipeline
@@ -19,7 +20,12 @@ Score = tuple[float, float]
 
 
 def bits_per_token(
-    pipeline: StagePipeline, tokens: TokenSet, batch_size: int = 32, progress: bool = True, **overrides: Any
+    pipeline: StagePipeline,
+    tokens: TokenSet,
+    batch_size: int = 32,
+    progress: bool = True,
+    kept: Tensor | None = None,
+    **overrides: Any,
 ) -> dict[str, Any]:
     """Bits that a pipeline needs for a token of a set, without augmentation, in float32.
 
@@ -33,10 +39,12 @@ def bits_per_token(
         tokens: held-out tokens of the pipeline's codebook.
         batch_size: images at a time.
         progress: show a progress bar.
+        kept: bool (N,): measure completion, that is the other positions given these, at every stage.
         overrides: settings in place of the model's own, see `StagePipeline.sampling`.
 
     Returns:
         bits_per_token: of the whole pipeline, comparable between pipelines of any stages.
+        unconditional_bits_per_token: with `kept`, of the same positions when the others are generated with them.
         <stage>_bits_per_token: the term of each stage, if there are several.
         token_accuracy, or <stage>_accuracy if there are several: how often the most probable label is right, given
             the right labels of the stage before and of earlier steps.
@@ -44,11 +52,15 @@ def bits_per_token(
 
     Raises:
         InputError: tokens of another codebook or grid, or more classes than the model has; steps or an order that a
-            stage cannot take; the order confidence, whose likelihood is not known.
+            stage cannot take; the order confidence, whose likelihood is not known; positions that a stage cannot keep.
     """
     settings = {name: [sampling] for name, sampling in pipeline.sampling(**overrides).items()}
-    scores = _measure(pipeline, tokens, settings, batch_size, progress)
-    return _metrics(pipeline, {name: score for name, (score,) in scores.items()})
+    scores = _measure(pipeline, tokens, settings, batch_size, progress, kept)
+    result = _metrics(pipeline, {name: score for name, (score,) in scores.items()})
+    if kept is not None:
+        scores = _measure(pipeline, tokens, settings, batch_size, progress, positions=~kept)
+        result["unconditional_bits_per_token"] = sum(score for ((score, _),) in scores.values())
+    return result
 
 
 def bits_by_steps(
@@ -91,7 +103,13 @@ def bits_by_steps(
 
 @torch.inference_mode()
 def stage_score(
-    stage: Stage, tokens: TokenSet, sampling: Sampling | None = None, batch_size: int = 32, progress: bool = True
+    stage: Stage,
+    tokens: TokenSet,
+    sampling: Sampling | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+    kept: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> Score:
     """The term of one stage, and how often its most probable label is right, as `bits_per_token` says.
 
@@ -99,10 +117,14 @@ def stage_score(
         stage: any, given the right labels of the level before.
         tokens, batch_size, progress: as those of `bits_per_token`.
         sampling: steps and order; the stage's own when None.
+        kept: bool (N,), positions that the others are given.
+        positions: bool (N,), those that count; all but `kept` when None.
 
     Raises:
         InputError: as `bits_per_token`.
     """
+    if positions is None:
+        positions = torch.ones(stage.num_tokens, dtype=torch.bool) if kept is None else ~kept
     same = (tokens.codebook_size, tokens.grid) == (stage.codebook_size, stage.grid)
     if not same or tokens.num_classes > stage.num_classes:
         raise InputError(
@@ -113,11 +135,13 @@ def stage_score(
         for start in range(0, len(tokens), batch_size):
             images = range(start, min(start + batch_size, len(tokens)))
             labels = torch.from_numpy(tokens.labels[images])
-            log_prob, hit = stage.scores(tokens.gather(images).to(stage.device), labels.to(stage.device), sampling)
-            nats -= log_prob.double().sum().item()
-            hits += hit.double().sum().item()
+            log_prob, hit = stage.scores(
+                tokens.gather(images).to(stage.device), labels.to(stage.device), sampling, kept
+            )
+            nats -= log_prob[:, positions].double().sum().item()
+            hits += hit[:, positions].double().sum().item()
             bar.update(len(images))
-    count = len(tokens) * tokens.num_tokens
+    count = len(tokens) * int(positions.sum())
     return bits(nats / count), hits / count
 
 
@@ -127,14 +151,19 @@ def _measure(
     settings: dict[str, list[Sampling]],
     batch_size: int,
     progress: bool,
+    kept: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> dict[str, list[Score]]:
-    """Of each stage, by its name, in each of its settings."""
+    """Of each stage, by its name, in each of its settings; `kept` and `positions` as of `stage_score`."""
     tokens.check_codebook(pipeline.tokenizer.codebook)
     for stage in pipeline.stages:  # what has no likelihood fails now, not after the work of others
         for sampling in settings[stage.name]:
             stage.groups(sampling)
+        if kept is not None:
+            stage.check_kept(kept)
+    how = (batch_size, progress, kept, positions)
     return {
-        stage.name: [stage_score(stage, tokens, each, batch_size, progress) for each in settings[stage.name]]
+        stage.name: [stage_score(stage, tokens, each, *how) for each in settings[stage.name]]
         for stage in pipeline.stages
     }
 

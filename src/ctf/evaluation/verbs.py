@@ -62,6 +62,7 @@ def likelihood(
     order: Order | None = None,
     schedule: Schedule | None = None,
     order_seed: int | None = None,
+    region: tuple[float, float, float, float] | None = None,
     out: str | None = None,
     device: str = "auto",
 ) -> None:
@@ -79,6 +80,8 @@ def likelihood(
         order: of the stage's positions, the model's own without it; any but confidence, whose bits are not known.
         schedule: how many positions each step takes, the model's own without it.
         order_seed: of the orders random and locality.
+        region: measure the completion of this rectangle: its tokens given the others. Left, top, right and bottom edge
+            as shares of the width and the height, from 0 to 1.
         out: folder for result.json and, with steps, plot.png.
         device: where to compute; auto is a GPU where there is one.
     """
@@ -88,8 +91,11 @@ def likelihood(
     from ctf.evaluation.steps_plot import plot_steps
     from ctf.files import check_writable, write_json
     from ctf.model_folder import Pipeline
+    from ctf.samples.complete import region_mask
     from ctf.tokens.token_set import TokenSet
 
+    if steps is not None and region is not None:
+        raise InputError("steps beside region: measure one of them at a time")
     if out is not None:
         check_writable(out, "folder")
     pipeline, token_set = Pipeline.from_pretrained(model, device), TokenSet.open(tokens)
@@ -97,7 +103,9 @@ def likelihood(
     settings = {"order": order, "schedule": schedule, "order_seed": order_seed}
     overrides: dict[str, Any] = {f"{name}_{setting}": value for setting, value in settings.items()}
     if steps is None:
-        result = bits_per_token(pipeline, token_set, **overrides)
+        height, width = pipeline.image_size
+        kept = None if region is None else ~pipeline.touched(region_mask((width, height), region))
+        result = bits_per_token(pipeline, token_set, kept=kept, **overrides)
     else:
         result = bits_by_steps(pipeline, token_set, steps, name, **overrides)
     print(json.dumps(result, indent=2))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.files import check_writable
@@ -33,6 +34,8 @@ def sample_to(
     overrides: Mapping[str, Any] | None = None,
     label_policy: LabelPolicy | None = None,
     model: str = "",
+    known: Tensor | None = None,
+    before: Sequence[np.ndarray] = (),
 ) -> str | None:
     """Sample and write; image i has the seed `seed + i`. Under torchrun the processes share the batches.
 
@@ -44,6 +47,8 @@ def sample_to(
         out, labels, num, seed, batch_size, label_policy: the options of `ctf sample`, see `ctf.samples.verbs`.
         overrides: of the model's sampling settings, see `StagePipeline.sampling`.
         model: where the pipeline came from, for the manifest.
+        known: tokens that every image keeps, see `StagePipeline.known_tokens`.
+        before: images that the contact sheet begins with, uint8 (H, W, 3) each.
 
     Returns:
         One line that says what was written; None in every process but the main one.
@@ -66,12 +71,13 @@ def sample_to(
         if not is_main_process:
             return None
         check_writable(out)
-        batches = pipeline.generate(chosen[:SHEET_IMAGES], seed, batch_size, progress=True, **overrides)
+        batches = pipeline.generate(chosen[:SHEET_IMAGES], seed, batch_size, progress=True, known=known, **overrides)
         images = [image for batch in batches for image in batch]
-        save_png(out, sheet(images))
+        save_png(out, sheet([*before, *images]))
         return f"{out}: contact sheet of {len(images)} images"
 
-    asked = {"label_policy": policy, "given_labels": given, "seed": seed, "batch_size": batch_size, "model": model}
+    asked: dict[str, Any] = {"label_policy": policy, "given_labels": given, "seed": seed, "batch_size": batch_size}
+    asked |= {"model": model, "known": [] if known is None else known.tolist()}
     manifest = Manifest.of(pipeline, chosen, overrides, processes, **asked)
     facts = f"{manifest.count:,} images of {manifest.image_size[0]} × {manifest.image_size[1]} pixels"
     finished = _finished(out, manifest)
@@ -82,14 +88,14 @@ def sample_to(
         shards.remove()  # left by a process that was killed at the very end
         return f"{out}: {facts}, sampled before with the same settings and left as they are"
     check_writable(out, "file" if out.suffix == ".npz" else "folder")
-    _sample(pipeline, shards, chosen, overrides, rank, processes)
+    _sample(pipeline, shards, chosen, overrides, rank, processes, known)
     if not is_main_process:
         return None
     merged = shards.folder / f"merged{out.suffix}"
     if out.suffix == ".npz":
         write_images(merged, shards.batches(), manifest.count, manifest.image_size, np.array(chosen, np.int64))
     else:
-        write_folder(merged, shards.batches(), chosen, pipeline.class_names, seed)
+        write_folder(merged, shards.batches(), chosen, pipeline.class_names, seed, before)
     manifest.save(manifest_path(merged))
     if out.suffix == ".npz":  # before the images, because a set is finished once `out` exists
         os.replace(manifest_path(merged), manifest_path(out))
@@ -116,7 +122,13 @@ def _finished(out: Path, manifest: Manifest) -> bool:
 
 
 def _sample(
-    pipeline: StagePipeline, shards: Shards, labels: list[int], overrides: Mapping[str, Any], rank: int, processes: int
+    pipeline: StagePipeline,
+    shards: Shards,
+    labels: list[int],
+    overrides: Mapping[str, Any],
+    rank: int,
+    processes: int,
+    known: Tensor | None,
 ) -> None:
     """Compute this process's batches that are missing; the main process then waits for the others."""
     launcher, manifest, is_main_process = os.getppid(), shards.manifest, rank == 0
@@ -126,7 +138,7 @@ def _sample(
         missing = []
     images = [i for k in missing for i in shards.images(k)]
     seeds = [manifest.seed + i for i in images]
-    batches = pipeline.generate([labels[i] for i in images], seeds, manifest.batch_size, **overrides)
+    batches = pipeline.generate([labels[i] for i in images], seeds, manifest.batch_size, known=known, **overrides)
     with progress_bar(manifest.count, "sample", "image", shards.finished(), hidden=not is_main_process) as bar:
         # Only the very last batch may be smaller, so a stream of the missing ones is cut as they are.
         for k, batch in zip(missing, batches, strict=True):

@@ -52,6 +52,7 @@ class Manifest:
         date: when that began, UTC.
         seed_rule: the seeds of the other images.
         resize: never resized after decoding.
+        known: tokens that every image keeps, −1 where they are generated; [] where all are.
     """
 
     count: int
@@ -74,6 +75,7 @@ class Manifest:
     date: str = field(compare=False)
     seed_rule: str = "image i uses seed + i"
     resize: None = None
+    known: list[int] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -86,7 +88,7 @@ class Manifest:
             labels: of all images.
             overrides: of the model's sampling settings, see `StagePipeline.sampling`.
             processes: that share the work.
-            asked: `label_policy`, `given_labels`, `seed`, `batch_size` and `model`.
+            asked: `label_policy`, `given_labels`, `seed`, `batch_size`, `model`; `known` where images are completed.
 
         Raises:
             InputError: settings that no stage has, or without meaning.
@@ -140,6 +142,7 @@ class Manifest:
         values = read_json(path)
         if not isinstance(values, dict) or values.pop("ctf", None) != "samples":
             raise InputError(f"{path} is not the manifest of a sample set: restore it, or delete it and sample again")
+        values.setdefault("known", [])  # absent from sets that are older than completion
         types = {name: get_origin(hint) or hint for name, hint in get_type_hints(cls).items()}
         if values.pop("format", None) != FORMAT or values.keys() != types.keys():
             raise InputError(f"{path} is not of format {FORMAT}, which this version of ctf reads: sample again")

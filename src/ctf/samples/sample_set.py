@@ -203,14 +203,20 @@ def write_images(
 
 
 def write_folder(
-    path: Path, batches: Iterable[np.ndarray], labels: Sequence[int], class_names: Sequence[str], seed: int
+    path: Path,
+    batches: Iterable[np.ndarray],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    seed: int,
+    before: Sequence[np.ndarray] = (),
 ) -> None:
     """Write `000000-class-0003.png` …, `samples.json` (a list of them) and `sheet.png` (the first 64), atomically.
 
-    `batches` are uint8 (b, H, W, 3), with a label per image; image i has the seed `seed + i`.
+    `batches` are uint8 (b, H, W, 3), with a label per image; image i has the seed `seed + i`. The sheet begins with the
+    images `before`.
     """
     names = [f"{i:06d}-class-{label:04d}.png" for i, label in enumerate(labels)]
-    shown: list[np.ndarray] = []
+    shown = [*before]
     with atomic_path(path) as temporary:
         temporary.mkdir()
         for name, image in zip(names, (image for batch in batches for image in batch), strict=True):

@@ -42,31 +42,47 @@ class AnyOrder(CachedStage):
         hidden = self.transformer.hidden_in_groups(targets, labels, given, positions, sizes)
         return hidden, targets.gather(1, positions), None if given is None else given.gather(1, positions)
 
-    def logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
+    def logits(
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
+    ) -> Tensor:
         targets, given = self.levels(tokens)
-        groups = self.groups(sampling or self.sampling)
+        first, drawn = self.ordered(sampling or self.sampling, kept)
+        groups = first + drawn
         positions = torch.cat(groups)
         hidden = self.transformer.hidden_in_groups(targets, labels, given, positions, [len(group) for group in groups])
         return self.head(hidden[:, positions.argsort()], given)
 
+    def ordered(self, sampling: Sampling, kept: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        """The groups of positions to keep, which are read first, and those to draw, both in the sampling's order."""
+        return [] if kept is None else self.groups(sampling, ~kept), self.groups(sampling, kept)
+
     def loop(
-        self, sampling: Sampling, labels: Tensor, uniform: Tensor, given: Tensor | None = None
+        self,
+        sampling: Sampling,
+        labels: Tensor,
+        uniform: Tensor,
+        given: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Iterator[Tensor]:
         network, cache, both = self.begin(sampling, labels)
         copies = len(both) // len(labels)
         tokens = torch.full(uniform.shape, -1, device=labels.device)
-        known, rotary, place = network.label_embedding(both)[:, None], network.rotary[:1], 0
-        for group in self.groups(sampling):
+        first, drawn = self.ordered(sampling, None if known is None else known[0] >= 0)
+        before, rotary, place = network.label_embedding(both)[:, None], network.rotary[:1], 0
+        for number, group in enumerate(first + drawn):
             here = None if given is None else given[:, group]
             queries = network.queries(group, None if here is None else here.repeat(copies, 1))
-            x = torch.cat([known, queries.expand(len(both), -1, -1)], dim=1)
+            x = torch.cat([before, queries.expand(len(both), -1, -1)], dim=1)
             table = network.rotary[1 + group]
-            states = network.step_group(x, torch.cat([rotary, table]), cache, place, known.shape[1])
-            place += known.shape[1]
-            hidden = guide(states, sampling, (place - 1) / self.num_tokens)
-            tokens[:, group] = self.draw(hidden, here, uniform[:, group], sampling)
-            yield tokens
-            known, rotary = network.token_embedding(tokens[:, group]).repeat(copies, 1, 1), table
+            states = network.step_group(x, torch.cat([rotary, table]), cache, place, before.shape[1])
+            place += before.shape[1]
+            if known is not None and number < len(first):
+                tokens[:, group] = known[:, group]
+            else:
+                hidden = guide(states, sampling, (place - 1) / self.num_tokens)
+                tokens[:, group] = self.draw(hidden, here, uniform[:, group], sampling)
+                yield tokens
+            before, rotary = network.token_embedding(tokens[:, group]).repeat(copies, 1, 1), table
 
     def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
         """With the names of `Autoregressive.work`, a step that reads k positions and asks for n, with p in the cache,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ctf.errors import InputError
 from ctf.models.config import Compute
 from ctf.sampling.cost import Work
 from ctf.sampling.guidance import guide
@@ -28,24 +29,45 @@ class Autoregressive(CachedStage):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         return self.transformer.hidden(targets, labels, given), targets, given
 
-    def logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
+    def check_kept(self, kept: Tensor) -> None:
+        count = int(kept.sum())
+        if not kept[:count].all():
+            raise InputError(
+                f"stage {self.name} is autoregressive: it continues images from their first tokens, row by row; other "
+                "parts are kept by stages of kind any_order and masked"
+            )
+
+    def logits(
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
+    ) -> Tensor:
         self.resolved(sampling)
+        if kept is not None:
+            self.check_kept(kept)
         targets, given = self.levels(tokens)
         return self.head(self.transformer.hidden(targets, labels, given), given)
 
     def loop(
-        self, sampling: Sampling, labels: Tensor, uniform: Tensor, given: Tensor | None = None
+        self,
+        sampling: Sampling,
+        labels: Tensor,
+        uniform: Tensor,
+        given: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Iterator[Tensor]:
         network, cache, both = self.begin(sampling, labels)
         copies = len(both) // len(labels)
         tokens = torch.full(uniform.shape, -1, device=labels.device)
+        kept = 0 if known is None else int((known[0] >= 0).sum())
         inputs = network.label_embedding(both)
         for i in range(self.num_tokens):
             here = None if given is None else given[:, i]
             if here is not None:
                 inputs = inputs + network.given_embedding(here).repeat(copies, 1)
             hidden = guide(network.step(inputs, cache, i), sampling, i / self.num_tokens)
-            tokens[:, i] = self.draw(hidden, here, uniform[:, i], sampling)
+            if known is not None and i < kept:
+                tokens[:, i] = known[:, i]
+            else:
+                tokens[:, i] = self.draw(hidden, here, uniform[:, i], sampling)
             yield tokens
             inputs = network.token_embedding(tokens[:, i]).repeat(copies, 1)
 

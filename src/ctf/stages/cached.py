@@ -27,9 +27,14 @@ class CachedStage(TransformerStage):
 
     @abstractmethod
     def loop(
-        self, sampling: Sampling, labels: Tensor, uniform: Tensor, given: Tensor | None = None
+        self,
+        sampling: Sampling,
+        labels: Tensor,
+        uniform: Tensor,
+        given: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        """The steps themselves: everything stays on the device, and no shape depends on a value.
+        """The steps themselves: without known labels everything stays on the device, and no shape depends on a value.
 
         Both guidance branches are one batch: labels int64 (B,) and uniform numbers float64 (B, N).
         """
@@ -40,8 +45,10 @@ class CachedStage(TransformerStage):
         dtype = getattr(self.transformer, "dtype", torch.float32)  # a packed network has one
         return self.transformer, KeyValueCache(self.config, len(both), labels.device, dtype), both
 
-    def steps(self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None) -> Iterator[Tensor]:
-        return self.loop(sampling, labels, random.uniform(self.num_tokens).to(labels.device), given)
+    def steps(
+        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, known: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        return self.loop(sampling, labels, random.uniform(self.num_tokens).to(labels.device), given, known)
 
     def pack(self, compute: Compute) -> CachedStage:
         packed = super().pack(compute)
@@ -55,10 +62,17 @@ class CachedStage(TransformerStage):
     _recording: threading.Lock
 
     def _draw_all(
-        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, on_step: OnStep | None
+        self,
+        labels: Tensor,
+        random: Random,
+        sampling: Sampling,
+        given: Tensor | None,
+        known: Tensor | None,
+        on_step: OnStep | None,
     ) -> Tensor:
-        if not self.packed or labels.device.type != "cuda" or on_step is not None or self.members is not None:
-            return super()._draw_all(labels, random, sampling, given, on_step)
+        stepwise = known is not None or on_step is not None or self.members is not None
+        if not self.packed or labels.device.type != "cuda" or stepwise:
+            return super()._draw_all(labels, random, sampling, given, known, on_step)
         inputs = [labels, random.uniform(self.num_tokens).to(labels.device), *([] if given is None else [given])]
 
         def run(*inputs: Tensor) -> Tensor:

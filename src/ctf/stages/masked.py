@@ -14,6 +14,7 @@ from ctf.models.config import Compute, TransformerConfig
 from ctf.sampling.cost import StageMemory, Work
 from ctf.sampling.draw import draw
 from ctf.sampling.guidance import both_branches, guide
+from ctf.sampling.orders import group_sizes
 from ctf.sampling.random import Random
 from ctf.sampling.settings import Order, Sampling
 from ctf.stages.transformer_stage import TransformerStage
@@ -79,10 +80,12 @@ class Masked(TransformerStage):
         hidden = self._hidden(targets.masked_fill(hide, -1), labels, given)[hide]
         return hidden, targets[hide], None if given is None else given[hide]
 
-    def logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
+    def logits(
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
+    ) -> Tensor:
         targets, given = self.levels(tokens)
-        known, result = torch.full_like(targets, -1), None
-        for group in self.groups(sampling or self.sampling):
+        sampling, known, result = sampling or self.sampling, torch.full_like(targets, -1), None
+        for group in [*([] if kept is None else self.groups(sampling, ~kept)), *self.groups(sampling, kept)]:
             hidden = self._hidden(known, labels, given)[:, group]
             logits = self.head(hidden, None if given is None else given[:, group])
             if result is None:  # once, and filled in place: it may be the largest tensor by far
@@ -93,24 +96,31 @@ class Masked(TransformerStage):
         return result
 
     def _hidden(self, known: Tensor, labels: Tensor, given: Tensor | None) -> Tensor:
-        """States (B, N, dim) from labels (B, N), −1 where hidden."""
+        """States (B, N, dim) from labels (B, N), −1 where hidden; trained for one round it reads none of them."""
         inputs = None
+        if self.once:
+            known = torch.full_like(known, -1)
         if self.config.input_vocab:
             inputs = known.where(known >= 0, self.config.input_vocab - 1)
         return self.transformer.hidden(inputs, labels, given)
 
-    def steps(self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None) -> Iterator[Tensor]:
+    def steps(
+        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, known: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        kept = None if known is None else known[0] >= 0
+        tokens = (
+            torch.full((len(labels), self.num_tokens), -1, device=labels.device) if known is None else known.clone()
+        )
+        count = 0 if kept is None else int(kept.sum())
         if sampling.order == "confidence":
-            yield from self._most_confident(labels, random, sampling, given)
+            yield from self._most_confident(labels, random, sampling, given, tokens, count)
             return
         uniform = random.uniform(self.num_tokens).to(labels.device)
-        tokens = torch.full(uniform.shape, -1, device=labels.device)
-        known = 0
-        for group in self.groups(sampling):
-            for part, states in self._parts(tokens, labels, sampling, given, known):
+        for group in self.groups(sampling, kept):
+            for part, states in self._parts(tokens, labels, sampling, given, count):
                 here = None if given is None else given[part][:, group]
                 tokens[part, group] = self.draw(states[:, group], here, uniform[part][:, group], sampling)
-            known += len(group)
+            count += len(group)
             yield tokens
 
     def _parts(
@@ -125,16 +135,19 @@ class Masked(TransformerStage):
             yield part, guide(self._hidden(tokens[part].repeat(copies, 1), both, here), sampling, share)
 
     def _most_confident(
-        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None
+        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, tokens: Tensor, known: int
     ) -> Iterator[Tensor]:
-        """Draw all that is hidden, and keep the draws that were most probable, with noise that fades (MaskGIT)."""
-        tokens = torch.full((len(labels), self.num_tokens), -1, device=labels.device)
-        sizes = self.group_sizes(sampling)
+        """Draw all that is hidden, and keep the draws that were most probable, with noise that fades (MaskGIT).
+
+        Begins with `tokens` (B, N), of which `known` of each image are not hidden.
+        """
+        hidden = self.num_tokens - known
+        sizes = group_sizes(hidden, min(sampling.steps or 1, hidden), sampling.schedule) if hidden else []
         for step, size in enumerate(sizes):
             uniform = random.uniform(self.num_tokens, step).to(labels.device)
             gumbel = -(-random.uniform(self.num_tokens, len(sizes) + step).clamp(min=2.0**-33).log()).log()
             noise = NOISE * (1 - (step + 1) / len(sizes)) * gumbel.float().to(labels.device)
-            for part, states in self._parts(tokens, labels, sampling, given, sum(sizes[:step])):
+            for part, states in self._parts(tokens, labels, sampling, given, known + sum(sizes[:step])):
                 for image, state in zip(range(part.start, len(labels)), states, strict=False):
                     here = None if given is None else given[image]
                     logits = self.head(state, here)

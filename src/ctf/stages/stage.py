@@ -109,25 +109,31 @@ class Stage(nn.Module, ABC):
         raise InputError(f"stages of kind {cls.kind} have no named sizes: make one from its Config")
 
     @abstractmethod
-    def logits(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
+    def logits(
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
+    ) -> Tensor:
         """Logits of each position, given the right answers of the steps before its own.
 
         Args:
             tokens: the codebook's own, int64 (B, N) in [0, K).
             labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional.
             sampling: steps and order; the stage's own when None.
+            kept: bool (N,), positions that come before all others, as those that an image is completed from.
 
         Returns:
             (B, N, vocabulary); with support "cluster" of given labels (B, N, size of the largest cluster), the
             members of each position's cluster in order, see `member_logits`.
 
         Raises:
-            InputError: steps or an order that the kind cannot take, or that depends on what is drawn.
+            InputError: steps or an order that the kind cannot take, or that depends on what is drawn; positions that
+                it cannot keep.
         """
 
     @abstractmethod
-    def steps(self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None) -> Iterator[Tensor]:
-        """Draw in `sampling.steps` steps; after each the labels so far, int64 (B, N), −1 where unknown.
+    def steps(
+        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, known: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Draw in at most `sampling.steps` steps; after each the labels so far, int64 (B, N), −1 where unknown.
 
         Arguments as those of `generate`, checked and on the stage's device; `sampling` is `resolved`.
         """
@@ -187,8 +193,11 @@ class Stage(nn.Module, ABC):
             raise InputError(f"stage {self.name} cannot draw in the order {order}: it is {self.kind} and takes {can}")
         return dataclasses.replace(sampling, steps=steps, order=order)
 
-    def groups(self, sampling: Sampling) -> list[Tensor]:
-        """The positions that each step draws, int64 (n,) each.
+    def check_kept(self, kept: Tensor) -> None:
+        """Raise InputError if the kind cannot keep the labels at `kept`, bool (N,), and draw the others."""
+
+    def groups(self, sampling: Sampling, kept: Tensor | None = None) -> list[Tensor]:
+        """The positions that each step draws, int64 (n,) each; those of `kept`, bool (N,), are left out.
 
         Raises:
             InputError: steps or an order that the kind cannot take, or that depends on what is drawn.
@@ -199,7 +208,11 @@ class Stage(nn.Module, ABC):
                 f"stage {self.name}: the order confidence depends on what is drawn, so the likelihood of an image is "
                 "not known: choose another"
             )
-        return list(order_groups(order, self.grid, tuple(sizes), sampling.order_seed, self.device))
+        groups = order_groups(order, self.grid, tuple(sizes), sampling.order_seed, self.device)
+        if kept is None:
+            return list(groups)
+        drawn = (group[~kept.to(self.device)[group]] for group in groups)
+        return [group for group in drawn if len(group)]
 
     def group_sizes(self, sampling: Sampling) -> list[int]:
         """How many positions each step draws."""
@@ -220,25 +233,30 @@ class Stage(nn.Module, ABC):
         """
         return self._compare(tokens, labels)[0]
 
-    def log_prob(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> Tensor:
+    def log_prob(
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
+    ) -> Tensor:
         """Exact log P of what the stage predicts of `tokens`, given what it is given: float32 (B, N), in nats.
 
         It is that of sampling at temperature 1 without guidance and filters, in the steps and the order of `sampling`.
-        With support "full" probability is spent on labels outside the given cluster too. Raises InputError as `logits`.
+        With support "full" probability is spent on labels outside the given cluster too. `kept` positions come first:
+        the others' are given them. Raises InputError as `logits`.
         """
-        return -self._compare(tokens, labels, sampling)[0]
+        return -self._compare(tokens, labels, sampling, kept)[0]
 
-    def scores(self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None) -> tuple[Tensor, Tensor]:
+    def scores(
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`log_prob`, and whether the most probable label is the right one: float32 and bool, (B, N) each."""
-        losses, logits, columns = self._compare(tokens, labels, sampling)
+        losses, logits, columns = self._compare(tokens, labels, sampling, kept)
         return -losses, logits.argmax(-1) == columns
 
     def _compare(
-        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         targets, _ = self.levels(tokens)
         columns = targets if self.members is None else self.members.index[targets]
-        logits = self.logits(tokens, labels, sampling).float()
+        logits = self.logits(tokens, labels, sampling, kept).float()
         losses = F.cross_entropy(logits.flatten(0, 1), columns.flatten(), reduction="none")
         return losses.view(targets.shape), logits, columns
 
@@ -249,6 +267,7 @@ class Stage(nn.Module, ABC):
         random: Random,
         sampling: Sampling | None = None,
         given: Tensor | None = None,
+        known: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Generate the labels of the stage's level. An image depends on its own seed and labels, not on its batch.
@@ -260,6 +279,8 @@ class Stage(nn.Module, ABC):
             random: a seed per image.
             sampling: the stage's own settings when None.
             given: int64 (B, N), labels of the level that the stage is given.
+            known: int64 (B, N), labels of the stage's own level that stay, −1 where to draw: the same positions in
+                every image.
             on_step: called after each step with its number and the labels so far, int64 (B, N), −1 where unknown;
                 they are overwritten by the next step.
 
@@ -267,37 +288,72 @@ class Stage(nn.Module, ABC):
             int64 (B, N) in [0, vocabulary).
 
         Raises:
-            InputError: labels out of range, seeds or given labels that do not match, steps or an order that the kind
-                cannot take.
+            InputError: labels out of range, seeds, given or known labels that do not match, steps or an order that the
+                kind cannot take, or positions that it cannot keep.
         """
-        labels, given = self._checked(labels, random, given)
-        tokens = self._draw_all(labels, random, self.resolved(sampling), given, on_step)
+        labels, given, known = self._checked(labels, random, given, known)
+        tokens = self._draw_all(labels, random, self.resolved(sampling), given, known, on_step)
         with torch.inference_mode(False):  # an ordinary tensor, which may go into a training step
             return tokens.clone()
 
     @torch.no_grad()
     def stepwise(
-        self, labels: Tensor, random: Random, sampling: Sampling | None = None, given: Tensor | None = None
+        self,
+        labels: Tensor,
+        random: Random,
+        sampling: Sampling | None = None,
+        given: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Like `generate`, one step at a time: yields what `on_step` is called with."""
-        labels, given = self._checked(labels, random, given)
-        yield from self.steps(labels, random, self.resolved(sampling), given)
+        labels, given, known = self._checked(labels, random, given, known)
+        yield from self.steps(labels, random, self.resolved(sampling), given, known)
 
     def _draw_all(
-        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, on_step: OnStep | None
+        self,
+        labels: Tensor,
+        random: Random,
+        sampling: Sampling,
+        given: Tensor | None,
+        known: Tensor | None,
+        on_step: OnStep | None,
     ) -> Tensor:
-        for number, tokens in enumerate(self.steps(labels, random, sampling, given)):
+        for number, tokens in enumerate(self.steps(labels, random, sampling, given, known)):
             if on_step is not None:
                 on_step(number, tokens)
         return tokens
 
-    def _checked(self, labels: Tensor, random: Random, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Labels and given labels on the stage's device. Raises InputError as `generate` does."""
+    def _checked(
+        self, labels: Tensor, random: Random, given: Tensor | None, known: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Labels, given and known ones on the stage's device. Raises InputError as `generate` does."""
         check_labels(labels, self.num_classes)
         if len(random.seeds) != len(labels):
             raise InputError(f"{len(random.seeds)} seeds for {len(labels)} labels: one per image is needed")
         self._check_given(given, len(labels))
-        return labels.to(self.device), None if given is None else given.to(self.device)
+        self._check_known(known, len(labels))
+        given, known = (None if x is None else x.to(self.device) for x in (given, known))
+        return labels.to(self.device), given, known
+
+    def _check_known(self, known: Tensor | None, images: int) -> None:
+        if known is None:
+            return
+        if known.shape != (images, self.num_tokens):
+            raise InputError(
+                f"known labels of shape {tuple(known.shape)} for {images} class labels: "
+                f"{self.num_tokens} per image are needed, -1 where to draw"
+            )
+        if not -1 <= int(known.min()) <= int(known.max()) < self.vocabulary:
+            raise InputError(
+                f"known labels range from {int(known.min())} to {int(known.max())}: the level has {self.vocabulary}, "
+                "and -1 is where to draw"
+            )
+        kept = known >= 0
+        if kept.all():
+            raise InputError("all labels are known: nothing is left to draw")
+        if not torch.equal(kept, kept[:1].expand_as(kept)):
+            raise InputError("known labels lie at other positions in some images: complete those one by one")
+        self.check_kept(kept[0])
 
     def _check_given(self, given: Tensor | None, images: int) -> None:
         if (given is None) != (self.given is None):

@@ -1,0 +1,61 @@
+"""Completion: a part of an image stays, the model generates the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ctf.errors import InputError
+from ctf.files import existing
+from ctf.images.image_set import decode
+from ctf.pipeline import StagePipeline
+
+#: What a picture shows where tokens are generated.
+BLANK = 255
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """An image file in RGB, transparency on white. Raises InputError: missing, damaged, or too large to be meant."""
+    try:
+        pixels = decode(existing(path).read_bytes(), 0, lambda image, _: image)
+    except InputError:
+        raise
+    except Exception as error:  # whatever Pillow's decoders raise on damaged bytes
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise InputError(f"{path} cannot be read as an image{reason}: give a PNG, JPEG or WebP file") from None
+    return Image.fromarray(pixels)
+
+
+def region_mask(size: tuple[int, int], region: Sequence[float]) -> np.ndarray:
+    """A rectangle to generate as a mask: bool (height, width).
+
+    Args:
+        size: (width, height) in pixels.
+        region: left, top, right and bottom edge, as shares of the width and the height.
+
+    Raises:
+        InputError: no rectangle within the image.
+    """
+    if len(region) != 4 or not (0 <= region[0] < region[2] <= 1 and 0 <= region[1] < region[3] <= 1):
+        raise InputError(
+            f"region {list(region)}: give left, top, right and bottom edge as shares from 0 to 1, such as "
+            "[0, 0.5, 1, 1] for the lower half"
+        )
+    (width, height), (left, top, right, bottom) = size, region
+    mask = np.zeros((height, width), dtype=bool)
+    mask[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
+    return mask
+
+
+def known_part(pipeline: StagePipeline, known: Tensor) -> np.ndarray:
+    """What stays, painted by the tokenizer and white elsewhere: uint8 (H, W, 3)."""
+    image = pipeline.decode(known.clamp(min=0)[None])[0].copy()
+    rows, columns = pipeline.grid
+    generated = (known < 0).view(rows, columns).numpy()
+    high, wide = image.shape[0] // rows, image.shape[1] // columns
+    image[generated.repeat(high, 0).repeat(wide, 1)] = BLANK
+    return image

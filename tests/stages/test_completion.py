@@ -1,0 +1,124 @@
+"""Labels that stay while the others are drawn: at every kind, and as a distribution over what is missing."""
+
+import pytest
+import torch
+from scipy import stats
+
+from ctf.errors import InputError
+from ctf.models import Compute
+from ctf.sampling import Random, Sampling
+
+N = 8
+LABELS = torch.tensor([0, 4, 2, 2, 5])
+SEEDS = [3, 2**40, 0, 11, 3]
+WAYS = [
+    ("autoregressive", Sampling()),
+    ("any_order", Sampling(steps=5, order="random")),
+    ("any_order", Sampling(steps=3, order="halton", cfg_scale=2.0, cfg_schedule="linear")),
+    ("masked, any", Sampling(steps=4, order="locality", cfg_scale=2.0, top_k=5)),
+]
+
+
+@pytest.fixture
+def given_of(coarse_map):
+    def given_of(stage):
+        rows = torch.randint(coarse_map.num_coarse, (len(LABELS), N), generator=torch.Generator().manual_seed(1))
+        return None if stage.given is None else rows
+
+    return given_of
+
+
+@pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "middle"])
+@pytest.mark.parametrize(("kind", "sampling"), WAYS, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_was_drawn_first_and_stays_leads_to_the_same_image(make, given_of, kind, task, sampling, packed):
+    stage = make(kind, task)
+    stage, given = stage.pack(Compute("float32")) if packed else stage, given_of(stage)
+    image = stage.generate(LABELS, Random(SEEDS), sampling, given)
+    groups = stage.groups(sampling)
+    for count in range(1, len(groups)):
+        known = torch.full_like(image, -1)
+        first = torch.cat(groups[:count])
+        known[:, first] = image[:, first]
+        steps = list(stage.stepwise(LABELS, Random(SEEDS), sampling, given, known))
+        assert torch.equal(steps[-1], image)
+        assert len(steps) == (N if kind == "autoregressive" else len(groups) - count)
+        assert torch.equal(stage.generate(LABELS, Random(SEEDS), sampling, given, known), image)
+
+
+@pytest.mark.parametrize("task", ["coarse", "fine"])
+@pytest.mark.parametrize(
+    ("kind", "sampling"),
+    [
+        ("any_order", Sampling(steps=3, order="raster")),
+        ("masked", Sampling()),
+        ("masked, any", Sampling(steps=3)),
+        ("masked, any", Sampling(steps=8, order="confidence")),
+    ],
+    ids=str,
+)
+def test_known_labels_stay_wherever_they_are(make, given_of, kind, task, sampling):
+    stage = make(kind, task)
+    given, images = given_of(stage), len(LABELS)
+    known = stage.generate(LABELS, Random(range(9, 9 + images)), sampling, given)
+    kept = torch.tensor([1, 0, 0, 1, 1, 0, 1, 0], dtype=torch.bool)
+    other = stage.generate(LABELS, Random(SEEDS), sampling, given, known.masked_fill(~kept, -1))
+    assert torch.equal(other[:, kept], known[:, kept])
+    assert not torch.equal(other, known)
+    assert (other >= 0).all()
+    alone = stage.generate(LABELS[1:2], Random(SEEDS[1:2]), sampling, *(
+        None if x is None else x[1:2] for x in (given, known.masked_fill(~kept, -1))
+    ))  # fmt: skip
+    assert torch.equal(alone[0], other[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampling", "kept"),
+    [
+        ("autoregressive", Sampling(), [0, 1]),
+        ("any_order", Sampling(steps=2, order="halton"), [3, 0, 5]),
+        ("any_order", Sampling(steps=8, order="raster"), [6, 7]),
+        ("masked, any", Sampling(steps=3, order="random"), [1, 2, 7]),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_frequencies_of_what_is_missing(make_stage, monkeypatch, kind, sampling, kept):
+    """Three labels on 2 × 4: all completions of some known labels sum to 1 and are drawn as often as they should be."""
+    monkeypatch.setattr("ctf.stages.masked.TOGETHER", 20_000)
+    draws, place = 20_000, torch.zeros(N, dtype=torch.bool)
+    place[torch.tensor(kept)] = True
+    kind, _, rounds = kind.partition(", ")
+    stage = make_stage(kind, grid=(2, 4), layers=1, codebook_size=3, **({"rounds": rounds} if rounds else {}))
+    missing = torch.cartesian_prod(*[torch.arange(3)] * int((~place).sum()))
+    images = torch.tensor([2, 0, 1, 1, 2, 2, 0, 1]).repeat(len(missing), 1)
+    images[:, ~place] = missing
+    labels = torch.full((len(images),), 2)
+    of_missing = stage.log_prob(images, labels, sampling, place)[:, ~place].double().sum(1).exp()
+    assert of_missing.sum().item() == pytest.approx(1, abs=1e-5)
+    known = images[:1].masked_fill(~place, -1).expand(draws, -1)
+    drawn = stage.generate(torch.full((draws,), 2), Random(range(draws)), sampling, known=known)
+    numbers = 3 ** torch.arange(int((~place).sum()))
+    counts = (drawn[:, ~place] * numbers).sum(1).bincount(minlength=len(missing))[(missing * numbers).sum(1)]
+    assert stats.chisquare(counts.numpy(), (of_missing / of_missing.sum() * draws).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (torch.full((5, 7), -1), r"known labels of shape \(5, 7\) for 5 class labels: 8 per image"),
+        (torch.full((5, N), 30), "known labels range from 30 to 30: the level has 30"),
+        (torch.full((5, N), -2), "known labels range from -2 to -2"),
+        (torch.zeros(5, N, dtype=torch.int64), "all labels are known: nothing is left to draw"),
+        (torch.eye(5, N, dtype=torch.int64) - 1, "lie at other positions in some images"),
+        (torch.tensor([-1, 0] * 4).repeat(5, 1), "stage stage is autoregressive: it continues images from their first"),
+    ],
+    ids=str,
+)
+def test_known_labels_that_cannot_stay(make, known, message):
+    stage = make("autoregressive")
+    with pytest.raises(InputError, match=message):
+        stage.generate(LABELS, Random(SEEDS), known=known)
+    if "autoregressive" in message:
+        with pytest.raises(InputError, match=message):
+            stage.log_prob(torch.zeros(5, N, dtype=torch.int64), LABELS, kept=known[0] >= 0)
