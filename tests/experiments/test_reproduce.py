@@ -137,6 +137,9 @@ def measured(**rows):
         ((1.0, 1.2, 1.1), (2.0, 2.1, 2.2), "confirmed"),
         ((2.0, 2.1, 2.2), (1.0, 1.2, 1.1), "not confirmed"),
         ((1.0, 3.0, 2.0), (2.0, 3.1, 2.5), "within the noise"),
+        ((1.0, 1.2, 1.1), (1.2,), "within the noise"),  # a row of one seed spreads as the other does
+        ((1.2,), (1.0, 1.2, 1.1), "within the noise"),
+        ((1.0, 1.2, 1.1), (1.4,), "confirmed"),
     ],
 )
 def test_verdicts(good, bad, word):
@@ -239,6 +242,20 @@ def test_bits_are_those_of_the_pipeline(tiny, out):
     expected = bits_per_token(system.open(store), tokens, progress=False, steps=4, order="halton")
     assert values["bits_per_token"] == pytest.approx([expected["bits_per_token"]])
     assert values["fine_accuracy"] == pytest.approx([expected["fine_accuracy"]])
+
+
+def test_bits_of_full_support_are_bounds(tiny, out, tmp_path):
+    lab = Lab(tiny, 0)
+    systems = {name: lab.system(lab.coarse(), lab.fine(support=name)) for name in ("cluster", "full")}
+    rows = tuple(Row((name,), (system,), measured=("bits",)) for name, system in systems.items())
+    experiment, store = Experiment("Support", ("support",), rows), Store(out, "cpu")
+    for artifact in experiment.artifacts(tiny):
+        store.get(artifact)
+    write_page(tmp_path, experiment, tiny, store, "")
+    lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    exact, bound = (line for line in lines if line.startswith(("| cluster", "| full")))
+    assert "≤" not in exact
+    assert re.match(r"\| full \| ≤ \d+\.\d{3} \|", bound)
 
 
 def test_results_alone_are_enough_for_a_page(tiny, out, tmp_path):

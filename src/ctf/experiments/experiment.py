@@ -106,15 +106,23 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Measured:
-    """The values of a row by metric, a list with one per seed."""
+    """The values of a row by metric, a list with one per seed.
+
+    Attributes:
+        row: the line of the table.
+        values: by metric.
+        bound: whether its bits are an upper bound: a stage has support "full".
+    """
 
     row: Row
     values: dict[str, list[float]]
+    bound: bool = False
 
     @classmethod
     def read(cls, row: Row, preset: Preset, store: Store) -> Measured:
         """What is in the store; nothing is made."""
         values: dict[str, list[float]] = {}
+        bound = False
         for metrics in filter(store.has, row.metrics(preset)):
             result = read_json(store.folder(metrics) / RESULT)["metrics"]
             for name, beginnings in METRICS.items():
@@ -123,20 +131,35 @@ class Measured:
         for stages in row.likelihoods():
             if all(map(store.has, stages)):
                 results = [read_json(store.folder(stage) / RESULT) for stage in stages]
+                bound |= not all(result["exact"] for result in results)
                 values.setdefault("bits_per_token", []).append(sum(result["bits_per_token"] for result in results))
                 for result in results:
                     values.setdefault(f"{result['name']}_accuracy", []).append(result["accuracy"])
                     if len(results) > 1:
                         values.setdefault(f"{result['name']}_bits_per_token", []).append(result["bits_per_token"])
-        return cls(row, {name: each for name, each in values.items() if each})
+        return cls(row, {name: each for name, each in values.items() if each}, bound)
 
     def mean(self, metric: str) -> float:
         return float(np.mean(self.values[metric]))
 
-    def standard_error(self, metric: str) -> float:
-        """Of the mean; NaN of a single seed."""
+    def deviation(self, metric: str) -> float:
+        """The standard deviation of a seed; NaN where there is one alone."""
         each = self.values[metric]
-        return float(np.std(each, ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+        return float(np.std(each, ddof=1)) if len(each) > 1 else math.nan
+
+
+def error_of_difference(a: Measured, b: Measured, metric: str) -> float:
+    """Standard error of the difference of two means; NaN if both are of a single seed.
+
+    A row of a single seed is taken to spread as the other one does.
+    """
+    deviations = [a.deviation(metric), b.deviation(metric)]
+    known = [deviation for deviation in deviations if not math.isnan(deviation)]
+    if not known:
+        return math.nan
+    counts = (len(row.values[metric]) for row in (a, b))
+    each = (known[0] if math.isnan(deviation) else deviation for deviation in deviations)
+    return math.hypot(*(deviation / math.sqrt(count) for deviation, count in zip(each, counts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -155,7 +178,7 @@ HIGHER = ("IS", "precision", "recall")
 def judge(claim: Claim, measured: list[Measured]) -> Verdict:
     """Confirmed if every better row beats every worse one by two standard errors of the difference.
 
-    A difference of less is noise. With one seed its size is not known, and any difference counts.
+    A difference of less is noise. With one seed on both sides its size is not known, and any difference counts.
     """
     by_name = {m.row.name: m for m in measured if claim.metric in m.values}
     if not by_name.keys() >= {*claim.better, *claim.worse}:
@@ -165,7 +188,7 @@ def judge(claim: Claim, measured: list[Measured]) -> Verdict:
     for good in (by_name[name] for name in claim.better):
         for bad in (by_name[name] for name in claim.worse):
             gain = sign * (good.mean(claim.metric) - bad.mean(claim.metric))
-            error = math.hypot(good.standard_error(claim.metric), bad.standard_error(claim.metric))
+            error = error_of_difference(good, bad, claim.metric)
             noise = 0.0 if math.isnan(error) else 2 * error
             words.append("confirmed" if gain > noise else "not confirmed" if gain < -noise else "within the noise")
             values = f"{good.mean(claim.metric):.4g} against {bad.mean(claim.metric):.4g}"

@@ -60,6 +60,8 @@ def table(experiment: Experiment, measured: list[Measured], preset: Preset, stor
         cells = list(m.row.name)
         for name in names:
             ours = spread(m.values[name], digits(name)) if name in m.values else "–"
+            if m.bound and name == "bits_per_token":
+                ours = f"≤ {ours}"
             cells.append(ours + (f" [{m.row.published[name]:g}]" if name in m.row.published else ""))
         if seconds:
             cells.append(f"{seconds['seconds_per_image'][place]:.3g}")
