@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuild the embedded model "emoji" from the embedded images: about two hours on two CPU cores.
+# Rebuild the embedded model "emoji" from the embedded images: about four hours on two CPU cores.
 # Figures: benchmarks/tokenizer.md and benchmarks/emoji_model.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,8 +7,8 @@ assets=src/ctf/assets/emoji
 ctf train tokenizer --config configs/emoji-tokenizer.yaml
 ctf convert half --source runs/emoji-tokenizer --out $assets/tokenizer.safetensors
 ctf evaluate tokenizer --splits '[test,train]'
-ctf tokenize --split train --augmentation flip --out runs/emoji-tokens/train
-ctf tokenize --split test --augmentation none --out runs/emoji-tokens/test
+ctf tokenize --images emoji-subgroups-by-design --split train --augmentation ten-shift --out runs/emoji-tokens/train
+ctf tokenize --images emoji-subgroups-by-design --split test --augmentation none --out runs/emoji-tokens/test
 ctf cluster --out runs/emoji-map.safetensors
 ctf train coarse --config configs/emoji-coarse.yaml
 ctf train fine --config configs/emoji-fine.yaml
