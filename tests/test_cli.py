@@ -288,6 +288,14 @@ def test_an_error_in_a_run_begins_a_line(tmp_path, tokens, capsys):
     assert before.endswith("\n") or not before
 
 
+def test_a_reader_that_has_seen_enough():
+    program = [sys.executable, "-m", "ctf.cli", "info", "emoji"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # as `head` does
+    assert process.stderr.read() == ""
+    assert process.wait() == 128 + signal.SIGPIPE
+
+
 # Ctrl-C
 
 

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 import warnings
 
@@ -55,11 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_: f"ctf: warning: {message}\n"
     try:
         dispatch(VERBS, sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
         return 0
     except InputError as error:
         return _fail(str(error))
     except SystemExit as end:  # --help and --print_config
         return int(end.code or 0)
+    except BrokenPipeError:  # of `ctf … | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ctf.errors import InputError
 from ctf.images import open_images
+from ctf.images.image_set import every_tenth
 
 SIZE = 8
 
@@ -116,6 +117,37 @@ def test_flat_folder_is_one_class(tmp_path):
     assert images.class_names == ["image"]
     assert images.labels.tolist() == [0, 0, 0]
     assert_holds(images, [0, 1, 2])
+
+
+@pytest.mark.parametrize("counts", [(25, 9, 10), (10,)])
+def test_held_out_is_every_tenth_image_of_a_class(tmp_path, counts):
+    names = {}
+    for label, count in enumerate(counts):
+        (tmp_path / f"{label}").mkdir()
+        for i in range(count):
+            (tmp_path / f"{label}" / f"{i:02}.png").write_bytes(png(len(names) % 4))
+            names[f"{label}/{i:02}.png"] = label
+    held_out, rest, whole = (open_images(str(tmp_path), split, SIZE) for split in ("held-out", "not-held-out", None))
+    assert held_out.class_names == rest.class_names == whole.class_names
+    chosen = [place for place, name in enumerate(names) if int(name[-6:-4]) % 10 == 9]
+    assert held_out.labels.tolist() == whole.labels[chosen].tolist()
+    assert len(held_out) + len(rest) == len(whole)
+    for part, places in (held_out, chosen), (rest, [i for i in range(len(whole)) if i not in chosen]):
+        for index, place in enumerate(places):
+            np.testing.assert_array_equal(part.read(index), whole.read(place))
+
+
+def test_nothing_to_hold_out(class_folder):
+    with pytest.raises(InputError, match="no class has ten images, so none can be held out"):
+        open_images(str(class_folder), "held-out", SIZE)
+    with pytest.raises(InputError, match="no class has ten images"):
+        open_images(str(class_folder), "not-held-out", SIZE)
+
+
+def test_held_out_of_classes_in_no_order():
+    labels = np.random.default_rng(0).integers(0, 5, 400)
+    expected = [np.sum(labels[:i] == label) % 10 == 9 for i, label in enumerate(labels)]
+    np.testing.assert_array_equal(every_tenth(labels), expected)
 
 
 def test_folder_with_splits(class_folder, tmp_path_factory):

@@ -18,6 +18,8 @@ from ctf.images.sources import Records, open_records
 
 MAX_ASPECT = 100  # longer by shorter side: a crop from a hair-thin image would first make it as long as it is thin
 MAX_SIZE = 8192
+#: Splits that are made of any source: what is held out, and the rest.
+MADE_SPLITS = ("held-out", "not-held-out")
 # What Pillow warns of in an image, `decode` refuses or does not mind.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -152,7 +154,8 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
             a .tar file, a pattern ("path/*.tar") or a folder of them: WebDataset shards with images under `jpg`,
                              `png` or `webp` and labels under `cls` or in `json`'s "label";
             "hf://name"      a data set of the Hugging Face Hub.
-        split: which part, where the source has several; None takes all. In a folder it is a sub-folder.
+        split: which part, where the source has several; None takes all. In a folder it is a sub-folder. Of any source:
+            "held-out", every tenth image of each class, and "not-held-out", the others.
         size: pixels per side of the images that come out.
 
     Raises:
@@ -160,7 +163,24 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
     """
     if not 1 <= size <= MAX_SIZE:
         raise InputError(f"size={size}: images have 1 to {MAX_SIZE} pixels per side")
-    records = open_records(source, split)
+    made = split in MADE_SPLITS
+    records = open_records(source, None if made else split)
     if not len(records.labels):
-        raise InputError(f"{source} has no images" + (f" in its split {split!r}" if split else ""))
+        raise InputError(f"{source} has no images" + (f" in its split {split!r}" if split and not made else ""))
+    if made:
+        held_out = every_tenth(records.labels)
+        if not held_out.any():
+            raise InputError(
+                f"{source}: no class has ten images, so none can be held out: add some, or name no split"
+            )
+        records = records.subset(np.flatnonzero(held_out == (split == MADE_SPLITS[0])))
     return ImageSet(records, source, size)
+
+
+def every_tenth(labels: np.ndarray) -> np.ndarray:
+    """Whether an image is the tenth, twentieth … of its class: bool (n,)."""
+    order = np.argsort(labels, kind="stable")
+    first = np.searchsorted(labels[order], labels[order])
+    chosen = np.empty(len(labels), dtype=bool)
+    chosen[order] = (np.arange(len(labels)) - first) % 10 == 9
+    return chosen

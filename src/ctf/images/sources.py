@@ -48,6 +48,15 @@ class Records:
     name: Callable[[int], str]
     encoded: Callable[[int], bytes]
 
+    def subset(self, rows: np.ndarray) -> Records:
+        """These images only, int64 (m,), in this order."""
+        return Records(
+            self.labels[rows],
+            self.class_names,
+            lambda index: self.name(int(rows[index])),
+            lambda index: self.encoded(int(rows[index])),
+        )
+
 
 def open_records(source: str, split: str | None) -> Records:
     """The records of `source`, in any of the layouts that `open_images` describes."""
@@ -87,12 +96,8 @@ def emoji_records(source: str, split: str | None) -> Records:
     rows = np.flatnonzero(labelled if split is None else labelled & (splits == split))
     files = table["image"].combine_chunks()
     encoded, paths = files.field("bytes"), files.field("path")
-    return Records(
-        labels=labels[rows],
-        class_names=class_names,
-        name=lambda index: paths[int(rows[index])].as_py(),
-        encoded=lambda index: encoded[int(rows[index])].as_py(),
-    )
+    everything = Records(labels, class_names, lambda index: paths[index].as_py(), lambda index: encoded[index].as_py())
+    return everything.subset(rows)
 
 
 def emoji_labels(source: str, table: Table) -> tuple[np.ndarray, list[str]]:

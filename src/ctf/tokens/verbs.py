@@ -27,7 +27,7 @@ def tokenize(
         out: folder of the token set.
         images: "emoji" (other labels: "emoji-subgroups", "emoji-subgroups-by-design"), a folder with a sub-folder per
             class, Parquet, WebDataset shards or "hf://name".
-        split: which part, where the images have several.
+        split: which part, where the images have several; or held-out, every tenth image of each class, or not-held-out.
         image_size: pixels per side after the centre crop.
         tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
         augmentation: what is stored of each image; training draws one at random. Nothing else; the mirror image;
