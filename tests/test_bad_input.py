@@ -56,6 +56,7 @@ STAGE = f"train stage --out x --tokens tokens --kind masked --given map.safetens
 ASSEMBLE = "assemble --out x --tokenizer tokenizer.safetensors --stages '[coarse.safetensors, fine.safetensors]' "
 ASSEMBLE += "--classes tokens"
 SAMPLE = "sample --device cpu --out x --model model --num 2"
+FIT = "fit --device cpu --out x --images pictures --image_size 16 --time 1s --num_clusters 4 --dry-run"
 COMPLETE = "complete --device cpu --out x --model any_order_model --image pictures/0.png --labels [1] "
 COMPLETE += "--mask mask.png"
 EVALUATE_TOKENIZER = "evaluate tokenizer --device cpu --tokenizer tokenizer.safetensors --images pictures "
@@ -94,6 +95,7 @@ WORKING = [
     ASSEMBLE,
     SAMPLE,
     COMPLETE,
+    FIT,
     EVALUATE_TOKENIZER,
     LIKELIHOOD,
     BY_STEPS,
@@ -1015,6 +1017,18 @@ SAMPLES = [
     case("a manifest of another format", f"{SAMPLE} --out set", "format 2", copied("pictures", "set"),
          written("set/manifest.json", '{"ctf": "samples", "format": 1}')),
     case("parts of junk", SAMPLE, "manifest.json is not valid JSON", written("x.parts/manifest.json", "{")),
+    case("fit of no images", f"{FIT} --images empty", "empty holds no images"),
+    case("fit of a missing folder", f"{FIT} --images nowhere", "nowhere"),
+    case("fit in no time", f"{FIT} --time 0s", "time '0s': give seconds, minutes or hours"),
+    case("fit in a word", f"{FIT} --time soon", "time 'soon': give seconds, minutes or hours"),
+    case("fit of a size that no tokenizer takes", f"{FIT} --image_size 20", "not a multiple of the tokenizer's"),
+    case("fit of no size", f"{FIT} --size huge", "huge"),
+    case("fit of no batch", f"{FIT} --batch_size 0", "batch_size 0 must be at least 1"),
+    case("fit of no cluster", f"{FIT} --num_clusters 0", "num_clusters 0 must be at least 1"),
+    case("fit of more clusters than codewords", f"{FIT} --num_clusters 99", "clusters"),
+    case("fit with another seed than before", f"{FIT} --seed 3", "is no plan", written("x/plan.json", "{}")),
+    case("fit where something else is", f"{FIT} --dry-run false --out pictures", "holds something else"),
+    case("fit with a tokenizer of junk", f"{FIT} --tokenizer junk.pt", "junk.pt", written("junk.pt", JUNK)),
     case("a picture that is missing", f"{COMPLETE} --image nowhere.png", "nowhere.png"),
     case("a folder as a picture", f"{COMPLETE} --image pictures", "pictures"),
     case("a picture of junk", COMPLETE, "0.png cannot be read as an image", written("pictures/0.png", JUNK)),

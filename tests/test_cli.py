@@ -111,6 +111,7 @@ SMALLER = {
 }
 #: Each after those whose output it reads. CI runs the demo.
 ORDER = [
+    "fit",
     "tokenize",
     "cluster",
     "train tokenizer",

@@ -27,6 +27,7 @@ ROOMS = [
     {"samples"},
     {"evaluation"},
     {"bench"},
+    {"fit"},
     {"experiments"},
     {"app"},
 ]
@@ -86,7 +87,7 @@ def test_light_modules_import_nothing_heavy():
 
 
 #: Where the paper's systems are set up or reported: presets, not branches.
-PRESETS = ("training/config.py", "experiments/", "bench/", "interop/llamagen.py", "evaluation/table")
+PRESETS = ("training/config.py", "fit/", "experiments/", "bench/", "interop/llamagen.py", "evaluation/table")
 
 
 @pytest.mark.parametrize("name", ["coarse", "fine", "baseline"])

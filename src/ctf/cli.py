@@ -15,6 +15,7 @@ from ctf.errors import InputError
 
 VERBS: Verbs = {
     "demo": "ctf.experiments.verbs:demo",
+    "fit": "ctf.fit.verbs:fit",
     "tokenize": "ctf.tokens.verbs:tokenize",
     "cluster": "ctf.codebook.verbs:cluster",
     "train": {

@@ -22,6 +22,7 @@ from ctf.tokens.token_set import TokenSet
 from ctf.tokens.writer import write_token_set
 from ctf.training.accelerator import build_accelerator, native_precision
 from ctf.training.config import LoopConfig, OptimizerConfig
+from ctf.training.objective import Objective
 from ctf.training.optimizer import build_adamw
 from ctf.training.token_objective import TokenObjective
 
@@ -53,7 +54,14 @@ class TrainingSpeed:
 
 def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: int, machine: Machine) -> TrainingSpeed:
     """Time steps as the training loop takes them, with the paper's optimizer."""
-    objective = TokenObjective(stage, tokens)
+    median = step_seconds(TokenObjective(stage, tokens), loop, steps)
+    rate = loop.batch_size * stage.num_tokens / median
+    operations = 3 * stage.forward_operations() / stage.num_tokens
+    return TrainingSpeed(stage.num_parameters(), median, rate, operations, operations * rate / machine.matrix_rate)
+
+
+def step_seconds(objective: Objective, loop: LoopConfig, steps: int) -> float:
+    """The median of so many steps, as the loop takes them."""
     accelerator, config = build_accelerator(loop), OptimizerConfig()
     model: Any = objective.module.to(accelerator.device)
     module, optimizer = accelerator.prepare(model, build_adamw(model.parameters(), config))
@@ -68,10 +76,7 @@ def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: in
         optimizer.step()
         optimizer.zero_grad()
 
-    median = statistics.median([seconds(step, accelerator.device) for _ in range(WARM_UP + steps)][WARM_UP:])
-    rate = loop.batch_size * stage.num_tokens / median
-    operations = 3 * stage.forward_operations() / stage.num_tokens
-    return TrainingSpeed(stage.num_parameters(), median, rate, operations, operations * rate / machine.matrix_rate)
+    return statistics.median([seconds(step, accelerator.device) for _ in range(WARM_UP + steps)][WARM_UP:])
 
 
 def training_report(config: TrainingBenchmark) -> Iterator[str]:

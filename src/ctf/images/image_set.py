@@ -170,9 +170,7 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
     if made:
         held_out = every_tenth(records.labels)
         if not held_out.any():
-            raise InputError(
-                f"{source}: no class has ten images, so none can be held out: add some, or name no split"
-            )
+            raise InputError(f"{source}: no class has ten images, so none can be held out: add some, or name no split")
         records = records.subset(np.flatnonzero(held_out == (split == MADE_SPLITS[0])))
     return ImageSet(records, source, size)
 

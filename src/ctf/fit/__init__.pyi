@@ -1,0 +1,3 @@
+from .carry_out import run_fit as run_fit
+from .plan import Plan as Plan
+from .plan import choose as choose

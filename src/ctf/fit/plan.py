@@ -1,0 +1,304 @@
+"""What `ctf fit` is going to do: sizes and steps, from the images, the device and the time that there is."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctf.bench.machine import seconds as seconds_of
+from ctf.bench.training import step_seconds
+from ctf.codebook.clustering import cluster_codebook
+from ctf.errors import InputError
+from ctf.files import read_json, write_json
+from ctf.images.image_set import MADE_SPLITS, ImageSet, every_tenth, open_images
+from ctf.interop.tokenizers import open_tokenizer
+from ctf.stages.registry import new_stage
+from ctf.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
+from ctf.tokenizer.interface import Tokenizer
+from ctf.tokenizer.vq_tokenizer import VQTokenizer
+from ctf.tokens.tokenize import Augmentation
+from ctf.tokens.writer import shorten, write_token_set
+from ctf.training.config import (
+    CoarseTraining,
+    FineTraining,
+    LoopConfig,
+    OptimizerConfig,
+    TokenizerTraining,
+    TokenTraining,
+)
+from ctf.training.token_objective import TokenObjective
+from ctf.training.tokenizer_objective import TokenizerObjective
+
+#: How trainings share the time that is left for them.
+SHARES = {"tokenizer": 0.45, "coarse": 0.33, "fine": 0.22}
+#: Of the time, for turning images into tokens with shifts; if they take more, mirror images must do.
+SHIFTS_SHARE = 0.1
+#: Opening, clustering, evaluating and sampling: seconds, and a share of the time.
+OTHERS, OTHERS_SHARE = 10.0, 0.05
+#: Passes over the images after which more teach next to nothing, or only the images by heart.
+MOST_EPOCHS = {"tokenizer": 100, "coarse": 120, "fine": 80}
+FEWEST_STEPS = 20
+#: Codewords for so many vectors of the training images, and tokens of a cluster (the paper: 16,384 in 512).
+VECTORS_PER_CODEWORD, TOKENS_PER_CLUSTER = 16, 32
+TIMED_STEPS, TIMED_IMAGES = 3, 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the model: written to plan.json first, so that a continued run is the same.
+
+    Attributes:
+        images, split: as for `ctf tokenize`.
+        image_size: pixels per side.
+        num_images: of all.
+        augmentation: of the training tokens.
+        held_out: whether every tenth image of each class is kept from training, for the figures of the report.
+        tokenizer: a given one; None trains one.
+        architecture: of the one to train.
+        num_clusters: M.
+        size: of both stages.
+        batch_size: of stages; the tokenizer's is `tokenizer_batch`.
+        tokenizer_batch: images a step.
+        steps: of "tokenizer", "coarse" and "fine"; 0 for a given tokenizer.
+        seed: of everything.
+        seconds: that the steps take, as measured, and all else as estimated.
+    """
+
+    images: str
+    split: str | None
+    image_size: int
+    num_images: int
+    augmentation: Augmentation
+    held_out: bool
+    tokenizer: str | None
+    architecture: TokenizerConfig
+    num_clusters: int
+    size: str
+    batch_size: int
+    tokenizer_batch: int
+    steps: dict[str, int]
+    seed: int
+    seconds: dict[str, float]
+
+    @property
+    def splits(self) -> tuple[str | None, str | None]:
+        """Of training and of evaluation."""
+        return (MADE_SPLITS[1], MADE_SPLITS[0]) if self.held_out else (self.split, self.split)
+
+    def tokenizer_training(self, run: Path, device: str) -> TokenizerTraining:
+        train, test = self.splits
+        steps = self.steps["tokenizer"]
+        return TokenizerTraining(
+            out=str(run / "tokenizer"),
+            images=self.images,
+            split=train,
+            held_out=self.images,
+            held_out_split=test,
+            image_size=self.image_size,
+            model=self.architecture,
+            warmup_without_codebook=steps // 10,
+            restart_after=max(10, steps // 30),
+            optimizer=OptimizerConfig(1.5e-3, 2e-5, steps // 20, betas=(0.9, 0.99), weight_decay=1e-4),
+            loop=self._loop(steps, self.tokenizer_batch, device),
+        )
+
+    def stage_training(self, name: str, run: Path, device: str) -> TokenTraining:
+        """Of "coarse" or "fine"."""
+        kind_of = {"coarse": CoarseTraining, "fine": FineTraining}[name]
+        return kind_of(
+            out=str(run / name),
+            tokens=str(run / "tokens" / "train"),
+            held_out=str(run / "tokens" / "test"),
+            tokenizer=self.tokenizer or str(run / "tokenizer"),
+            coarse_map=str(run / "map.safetensors"),
+            size=self.size,
+            optimizer=OptimizerConfig(3e-3, 3e-5, self.steps[name] // 20, weight_decay=0.1, name="muon"),
+            loop=self._loop(self.steps[name], self.batch_size, device),
+        )
+
+    def _loop(self, steps: int, batch_size: int, device: str) -> LoopConfig:
+        return LoopConfig(
+            batch_size,
+            steps=steps,
+            ema=min(0.999, 1 - 10 / steps) if steps > 10 else 0.0,
+            seed=self.seed,
+            log_every=max(1, steps // 100),
+            evaluate_every=0,
+            checkpoint_every=max(1, steps // 20),
+            device=device,
+            resume=True,
+        )
+
+    def table(self) -> str:
+        """What is going to happen, in lines."""
+        grid = self.image_size // self.architecture.downsampling
+        held = "every tenth held out" if self.held_out else "none held out, since no class has ten"
+        lines = [f"{self.num_images:,} images of {self.image_size} × {self.image_size} pixels, {held}"]
+        if self.tokenizer is None:
+            codewords = self.architecture.codebook_size
+            lines.append(f"tokenizer: {codewords:,} codewords, {grid} × {grid} tokens an image")
+        else:
+            lines.append(f"tokenizer: {self.tokenizer}, as it is")
+        lines.append(f"stages: size {self.size}, {self.num_clusters:,} clusters")
+        for name, steps in self.steps.items():
+            batch = self.tokenizer_batch if name == "tokenizer" else self.batch_size
+            if steps:
+                lines.append(f"{name}: {steps:,} steps of {batch}, about {self.seconds[name] / 60:.1f} min")
+        lines.append(f"together, with all else, about {sum(self.seconds.values()) / 60:.1f} min")
+        return "\n".join(lines)
+
+    def save(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Raises InputError: damaged, or of another version."""
+        values = read_json(path)
+        try:
+            return cls(**values | {"architecture": TokenizerConfig(**values["architecture"])})
+        except (TypeError, KeyError):
+            raise InputError(f"{path} is no plan of this version of ctf: choose another --out") from None
+
+    def check_asked(self, path: Path, **asked: Any) -> None:
+        """Raise InputError if what is asked for now, None for nothing, differs from what the plan in `path` says."""
+        for name, value in asked.items():
+            if value is not None and getattr(self, name) != value:
+                raise InputError(
+                    f"{path} says {name} {shorten(getattr(self, name))}, not {shorten(value)}: leave it out to go "
+                    "on, or choose another --out"
+                )
+
+
+def parse_time(text: str) -> float:
+    """ "90s", "30m", "2h" or "1.5h" in seconds. Raises InputError: anything else."""
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*([smh])", text.strip())
+    if not found or not float(found[1]):
+        raise InputError(f"time {text!r}: give seconds, minutes or hours, such as 90s, 30m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def choose(
+    images: str,
+    split: str | None,
+    time: float,
+    device: torch.device,
+    image_size: int | None = None,
+    tokenizer: str | None = None,
+    num_clusters: int | None = None,
+    size: str | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Decide what None leaves open.
+
+    Steps of each training are timed here and now, with models of the sizes chosen, and as many are planned as fit into
+    the time, or fewer where more would teach nothing.
+
+    Raises:
+        InputError: images that cannot be opened, or a tokenizer that does not fit them.
+    """
+    for name, value in ("image_size", image_size), ("num_clusters", num_clusters), ("batch_size", batch_size):
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value} must be at least 1")
+    on_gpu = device.type == "cuda"
+    image_size = image_size or (256 if on_gpu else 64)
+    opened = open_images(images, split, image_size)
+    held_out = split is None and bool(every_tenth(opened.labels).any())
+    count = len(opened) - int(held_out) * int(every_tenth(opened.labels).sum())
+    given = None if tokenizer is None else open_tokenizer(tokenizer)
+    architecture = _architecture(image_size, count, on_gpu)
+    if given is None:
+        grid = (image_size // architecture.downsampling,) * 2
+        codebook_size = architecture.codebook_size
+    else:
+        grid, codebook_size = given.grid_of((image_size, image_size)), given.codebook_size
+    num_clusters = num_clusters or max(2, codebook_size // TOKENS_PER_CLUSTER)
+    size = size or ("B" if on_gpu else "micro" if time >= 1800 else "nano")
+    batch_size = batch_size or (256 if on_gpu else 32)
+    batch_size, tokenizer_batch = (min(batch, max(2, count)) for batch in (batch_size, 64 if on_gpu else 32))
+    plan = Plan(
+        images=images,
+        split=split,
+        image_size=image_size,
+        num_images=len(opened),
+        augmentation="ten-shift",
+        held_out=held_out,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        num_clusters=num_clusters,
+        size=size,
+        batch_size=batch_size,
+        tokenizer_batch=tokenizer_batch,
+        steps=dict.fromkeys(SHARES, 1),
+        seed=seed,
+        seconds={},
+    )
+    each = _measure(plan, opened, grid, codebook_size, device)
+    one_view = count * _seconds_to_encode(given or VQTokenizer(architecture), opened, device)
+    shifts = 10 * one_view <= SHIFTS_SHARE * time
+    seconds = {"else": OTHERS + OTHERS_SHARE * time + (10 if shifts else 2) * one_view}
+    left, steps = time - seconds["else"], dict.fromkeys(SHARES, 0)
+    for name in each:
+        share = SHARES[name] / sum(SHARES[other] for other in each)
+        most = math.ceil(MOST_EPOCHS[name] * count / (tokenizer_batch if name == "tokenizer" else batch_size))
+        steps[name] = max(FEWEST_STEPS, min(most, int(share * left / each[name])))
+        seconds[name] = steps[name] * each[name]
+    rounded = {name: round(value, 1) for name, value in seconds.items()}
+    return replace(plan, steps=steps, augmentation="ten-shift" if shifts else "flip", seconds=rounded)
+
+
+def _architecture(image_size: int, count: int, on_gpu: bool) -> TokenizerConfig:
+    """A tokenizer that the device can train, with as many codewords as the images can fill."""
+    small = image_size <= 64
+    grid = image_size // (8 if small else 16)
+    codewords = 2 ** math.floor(math.log2(max(64, count * grid * grid / VECTORS_PER_CODEWORD)))
+    size = min(16_384, codewords)
+    if on_gpu and not small:
+        return TokenizerConfig(**asdict(TOKENIZER_PRESETS["vq16"]) | {"codebook_size": size})
+    levels = (1, 2) if small else (1, 2, 2)
+    return TokenizerConfig(64, levels, 1, 2, z_channels=64, codebook_size=size, patch_size=4)
+
+
+@torch.inference_mode()
+def _seconds_to_encode(tokenizer: Tokenizer, images: ImageSet, device: torch.device) -> float:
+    """Of an image."""
+    pixels = torch.zeros(TIMED_IMAGES, 3, images.size, images.size, device=device)
+    encoder = copy.deepcopy(tokenizer).to(device).eval()
+    return min(seconds_of(lambda: encoder.encode(pixels), device) for _ in range(TIMED_STEPS)) / TIMED_IMAGES
+
+
+def _measure(
+    plan: Plan, images: ImageSet, grid: tuple[int, int], codebook_size: int, device: torch.device
+) -> dict[str, float]:
+    """Seconds of a step of each training, with models, tokens and clusters as they will be, but random."""
+    each, name = {}, str(device)
+    with tempfile.TemporaryDirectory() as folder:
+        if plan.tokenizer is None:
+            config = plan.tokenizer_training(Path(folder), name)
+            objective = TokenizerObjective(config, 1, images, None)
+            each["tokenizer"] = step_seconds(objective, config.loop, TIMED_STEPS)
+        drawn = torch.randint(codebook_size, (plan.batch_size, grid[0] * grid[1]))
+        labels = torch.arange(plan.batch_size) % len(images.class_names)
+        tokens = write_token_set(Path(folder) / "tokens", drawn, labels, codebook_size, grid, images.class_names)
+        clusters = cluster_codebook(torch.randn(codebook_size, 2), plan.num_clusters, "random")
+        maps: dict[str, dict[str, Any]] = {"coarse": {"predicts": clusters}, "fine": {"given": clusters}}
+        for name_of, levels in maps.items():
+            config_of = plan.stage_training(name_of, Path(folder), name)
+            stage = new_stage(
+                config_of.kind,
+                plan.size,
+                name=name_of,
+                grid=grid,
+                num_classes=tokens.num_classes,
+                codebook_size=codebook_size,
+                **levels,
+            )
+            each[name_of] = step_seconds(TokenObjective(stage, tokens), config_of.loop, TIMED_STEPS)
+    return each

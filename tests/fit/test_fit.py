@@ -1,0 +1,142 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ctf.errors import InputError
+from ctf.files import read_json
+from ctf.fit import Plan, choose, run_fit
+from ctf.fit.plan import parse_time
+from ctf.model_folder import Pipeline
+from ctf.training import loop
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve images of each of two classes, noise on a colour."""
+    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, colour in {"red": (200, 60, 60), "blue": (50, 60, 190)}.items():
+        (folder / name).mkdir()
+        for i in range(12):
+            pixels = np.clip(colour + generator.integers(-50, 51, (32, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def plan(photos):
+    """Of a few steps, with a tokenizer of 64 codewords."""
+    chosen = choose(photos, None, 30.0, CPU, image_size=32, batch_size=4, num_clusters=8)
+    return dataclasses.replace(chosen, steps={"tokenizer": 12, "coarse": 6, "fine": 5}, tokenizer_batch=4)
+
+
+def weights(run):
+    return {path.name: path.read_bytes() for path in sorted(Path(run, "model").iterdir())}
+
+
+def test_a_plan_fits_the_time(photos):
+    short, long = (choose(photos, None, time, CPU, image_size=32, size="nano") for time in (60.0, 600.0))
+    for time, chosen in (60.0, short), (600.0, long):
+        assert (chosen.num_images, chosen.held_out, chosen.size) == (24, True, "nano")
+        assert chosen.architecture.codebook_size == 64  # 22 images of 4 × 4 tokens are less than 16 vectors for 64
+        assert sum(chosen.seconds.values()) <= time or min(chosen.steps.values()) == 20
+    assert all(long.steps[name] >= short.steps[name] for name in long.steps)
+    assert long.steps["tokenizer"] <= 100 * 22 / 22  # a batch is all images, which are seen at most 100 times
+    assert "24 images of 32 × 32 pixels, every tenth held out" in long.table()
+
+
+def test_a_given_tokenizer_is_not_trained(photos):
+    chosen = choose(photos, None, 60.0, CPU, tokenizer="emoji")
+    assert (chosen.steps["tokenizer"], chosen.num_clusters) == (0, 512)
+    assert "tokenizer" not in chosen.seconds
+    assert "tokenizer: emoji, as it is" in chosen.table()
+
+
+@pytest.fixture(scope="module")
+def run(plan, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fit") / "run"
+    run_fit(plan, out, "cpu", lambda line: None)
+    return out
+
+
+def test_a_folder_becomes_a_model(run, plan):
+    pipeline = Pipeline.from_pretrained(run / "model")
+    assert pipeline.class_names == ["blue", "red"]
+    assert [stage.name for stage in pipeline.stages] == ["coarse", "fine"]
+    assert pipeline(["red"], seed=1)[0].size == (32, 32)
+    page, metrics = (run / "report.md").read_text(encoding="utf-8"), read_json(run / "metrics.json")
+    assert f"| tokenizer, PSNR | {metrics['tokenizer']['psnr']:.2f} dB |" in page
+    assert metrics["tokenizer"]["images"] == 2
+    assert "dB only, where a good one has 24" in page  # it learnt nothing in 12 steps
+    assert 0 < metrics["likelihood"]["coarse_bits_per_token"] < 4
+    assert Image.open(run / "samples.png").width > 8 * 64
+    assert Image.open(run / "curves.png").width > 1000
+    assert Plan.load(run / "plan.json") == plan
+
+
+@pytest.mark.parametrize("steps", [(5, 4, 3), (12, 1, 5)], ids=str)
+def test_killed_and_started_again_it_gives_the_same_model(run, plan, tmp_path, monkeypatch, steps):
+    class Killed(BaseException):
+        pass
+
+    take = loop._Trainer._step
+    for name, last in zip(("tokenizer", "coarse", "fine"), steps, strict=True):
+
+        def step(self, batch, number, name=name, last=last):
+            if self.run.name == name and number == last - 1:
+                raise Killed
+            return take(self, batch, number)
+
+        monkeypatch.setattr(loop._Trainer, "_step", step)
+        with pytest.raises(Killed):
+            run_fit(plan, tmp_path / "run", "cpu", str)
+    monkeypatch.setattr(loop._Trainer, "_step", take)
+    run_fit(plan, tmp_path / "run", "cpu", str)
+    assert weights(tmp_path / "run") == weights(run)
+    trained = []
+    monkeypatch.setattr("ctf.fit.carry_out.train_stage", trained.append)
+    monkeypatch.setattr("ctf.fit.carry_out.train_tokenizer", trained.append)
+    run_fit(plan, tmp_path / "run", "cpu", str)
+    assert trained == []  # all is there
+
+
+def test_a_flat_folder_of_few_images_is_one_class_with_none_held_out(photos, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted(Path(photos, "red").iterdir())[:6]):
+        (flat / f"{i}.png").write_bytes(path.read_bytes())
+    chosen = choose(str(flat), None, 20.0, CPU, image_size=32, batch_size=2, num_clusters=8)
+    assert not chosen.held_out
+    assert "none held out" in chosen.table()
+    chosen = dataclasses.replace(chosen, steps={"tokenizer": 2, "coarse": 2, "fine": 2})
+    run_fit(chosen, tmp_path / "run", "cpu", str)
+    assert Pipeline.from_pretrained(tmp_path / "run" / "model").class_names == ["image"]
+    assert "the training images, since none could be held out" in (tmp_path / "run" / "report.md").read_text("utf-8")
+
+
+def test_what_cannot_be_planned(plan, photos, tmp_path):
+    with pytest.raises(InputError, match="holds something else"):
+        run_fit(plan, photos)
+    with pytest.raises(InputError, match="says size 'nano', not 'micro': leave it out to go on"):
+        plan.check_asked(tmp_path / "plan.json", size="micro", seed=None)
+    (tmp_path / "plan.json").write_text('{"images": "x"}')
+    with pytest.raises(InputError, match="is no plan of this version"):
+        Plan.load(tmp_path / "plan.json")
+    with pytest.raises(InputError, match="multiple of the tokenizer's downsampling 8"):
+        choose(photos, None, 60.0, CPU, image_size=36)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5 h", 5400)])
+def test_times(text, seconds):
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "0m", "-1h", "m", "1d"])
+def test_what_is_no_time(text):
+    with pytest.raises(InputError, match="give seconds, minutes or hours"):
+        parse_time(text)
