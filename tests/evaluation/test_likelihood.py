@@ -2,6 +2,7 @@ import copy
 import itertools
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -70,6 +71,18 @@ def test_bits_of_a_completion(make_stage, make_tokenizer, tmp_path):
     assert {how: found[how] for how in bits} == pytest.approx({how: nats / math.log(2) for how, nats in bits.items()})
     assert found["bits_per_token"] == pytest.approx(found["coarse_bits_per_token"] + found["fine_bits_per_token"])
     assert abs(found["bits_per_token"] - found["unconditional_bits_per_token"]) > 0.01
+
+
+def test_labels_of_other_classes_are_noticed(make_pipeline, tmp_path):
+    pipeline = make_pipeline("baseline")
+    same, other = pipeline.class_names, ["cat", "red fox", "owl", "dog"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bits_per_token(
+            pipeline, write(tmp_path / "same", pipeline, [[1] * 6], [2], class_names=same[:3]), progress=False
+        )
+    with pytest.warns(UserWarning, match="class 2 is 'owl' in .* and 'dog' in the model: bits mean something only if"):
+        bits_per_token(pipeline, write(tmp_path / "other", pipeline, [[1] * 6], [2], class_names=other), progress=False)
 
 
 @KINDS

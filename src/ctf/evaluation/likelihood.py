@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -156,6 +157,15 @@ def _measure(
 ) -> dict[str, list[Score]]:
     """Of each stage, by its name, in each of its settings; `kept` and `positions` as of `stage_score`."""
     tokens.check_codebook(pipeline.tokenizer.codebook)
+    names = zip(tokens.class_names, pipeline.class_names, strict=False)
+    differ = next((number for number, (there, here) in enumerate(names) if there != here), None)
+    if differ is not None and tokens.num_classes <= len(pipeline.class_names):
+        there, here = tokens.class_names[differ], pipeline.class_names[differ]
+        warnings.warn(
+            f"class {differ} is {there!r} in {tokens.folder} and {here!r} in the model: bits mean something only if "
+            "the labels are the model's",
+            stacklevel=3,
+        )
     for stage in pipeline.stages:  # what has no likelihood fails now, not after the work of others
         for sampling in settings[stage.name]:
             stage.groups(sampling)
