@@ -249,7 +249,7 @@ def test_sampling_settings_are_options_by_their_names(given, sampling):
     assert settings("sample", "--out", "x", "--seed", "3", *given)["sampling"] == sampling
 
 
-@pytest.mark.parametrize("labels", ["[3, 7, noto animals]", "[3]", "[noto animals]"])
+@pytest.mark.parametrize("labels", ["[3, 7, noto face-smiling]", "[3]", "[noto animals]"])
 def test_labels_are_numbers_or_names(labels):
     assert settings("sample", "--out", "x", "--labels", labels)["labels"] == yaml.safe_load(labels)
 

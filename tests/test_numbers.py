@@ -67,7 +67,7 @@ def test_tokens_of_a_llamagen_baseline(name):
 
 
 def test_bits_per_token(emoji, tmp_path):
-    test = open_images("emoji", "test")
+    test = open_images("emoji-subgroups-by-design", "test")
     chosen = np.linspace(0, len(test) - 1, 64).astype(int)
     tokens = emoji.tokenizer.encode(to_tensor(np.stack([test.read(int(i)) for i in chosen])))
     codebook = emoji.tokenizer.codebook
@@ -104,8 +104,8 @@ def losses(objective, folder):
 )
 def test_losses_of_stages(emoji, tmp_path, name, kind, level, support):
     drawn = np.random.default_rng(0).integers(0, 16_384, (16, 64))
-    labels, codebook = np.arange(16) % 54, emoji.tokenizer.codebook
-    tokens = write_token_set(tmp_path / "tokens", drawn, labels, 16_384, (8, 8), emoji.class_names, codebook=codebook)
+    labels, codebook, names = np.arange(16) % 54, emoji.tokenizer.codebook, [str(i) for i in range(54)]
+    tokens = write_token_set(tmp_path / "tokens", drawn, labels, 16_384, (8, 8), names, codebook=codebook)
     facts = {level: emoji.stages[0].predicts} if level else {}
     torch.manual_seed(3)
     sizes = {"grid": (8, 8), "num_classes": 54, "codebook_size": 16_384}

@@ -23,7 +23,7 @@ def sample(
     """Sample images from a model folder, alone or under torchrun. An interrupted set continues where it stopped.
 
     Example:
-        ctf sample --labels '[3, 7, noto animals]' --seed 0 --out runs/samples
+        ctf sample --labels '[3, 7, noto face-smiling]' --seed 0 --out runs/samples
 
     Args:
         out: a folder for one PNG per image and sheet.png; an .npz with `arr_0` uint8 [n, H, W, 3] and `labels`, as
@@ -76,7 +76,7 @@ def complete(
     An autoregressive first stage continues an image from above; any_order and masked stages fill any part.
 
     Example:
-        ctf complete --image photo.png --region '[0, 0.5, 1, 1]' --labels '[noto animals]' --num 7
+        ctf complete --image photo.png --region '[0, 0.5, 1, 1]' --labels '[noto face-smiling]' --num 7
             --out runs/completed.png
 
     Args:
