@@ -21,7 +21,7 @@ def tokenize(
     """Turn images into a stored token set. An interrupted run continues where it stopped.
 
     Example:
-        ctf tokenize --images emoji --split test --augmentation none --out runs/tokens/test
+        ctf tokenize --images emoji-subgroups-by-design --split test --augmentation none --out runs/tokens/test
 
     Args:
         out: folder of the token set.
