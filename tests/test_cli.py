@@ -88,6 +88,7 @@ def test_version():
 TINY = ["--sizes", "[nano]", "--grid", "[2, 2]"]
 #: Changes that only make the example smaller, or name files that stand in for LlamaGen's.
 SMALLER = {
+    ("fit",): ["--image_size", "16"],
     ("evaluate", "tokenizer"): ["--images", "pictures", "--splits", "null"],
     ("evaluate", "samples"): ["--reference", "pictures", "--split", "null", "--cache", "cache"],
     ("evaluate", "neighbours"): [

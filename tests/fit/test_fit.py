@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ from PIL import Image
 
 from ctf.errors import InputError
 from ctf.files import read_json
-from ctf.fit import Plan, choose, run_fit
+from ctf.fit import Plan, carry_out, choose, run_fit
 from ctf.fit.plan import parse_time
+from ctf.images import contact_sheet, open_images
 from ctf.model_folder import Pipeline
 from ctf.training import loop
 
@@ -117,6 +119,21 @@ def test_a_flat_folder_of_few_images_is_one_class_with_none_held_out(photos, tmp
     run_fit(chosen, tmp_path / "run", "cpu", str)
     assert Pipeline.from_pretrained(tmp_path / "run" / "model").class_names == ["image"]
     assert "the training images, since none could be held out" in (tmp_path / "run" / "report.md").read_text("utf-8")
+
+
+def test_columns_of_the_sheet_are_classes_that_were_held_out(run, photos, tmp_path, monkeypatch):
+    shutil.copytree(photos, tmp_path / "fewer")
+    for i in range(3):
+        (tmp_path / "fewer" / "blue" / f"{i}.png").unlink()  # nine are left, of which none is held out
+    held_out, columns = open_images(str(tmp_path / "fewer"), "held-out", 32), []
+
+    def watched(rows, titles, names, **settings):
+        columns.append(([len(row) for row in rows], names))
+        return contact_sheet(rows, titles, names, **settings)
+
+    monkeypatch.setattr(carry_out, "contact_sheet", watched)
+    carry_out._sheet(Pipeline.from_pretrained(run / "model"), held_out, 0)
+    assert columns == [([8] * 6, ["red"] * 8)]
 
 
 def test_what_cannot_be_planned(plan, photos, tmp_path):

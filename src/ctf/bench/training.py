@@ -23,7 +23,7 @@ from ctf.tokens.writer import write_token_set
 from ctf.training.accelerator import build_accelerator, native_precision
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.objective import Objective
-from ctf.training.optimizer import build_adamw
+from ctf.training.optimizer import build_optimizers
 from ctf.training.token_objective import TokenObjective
 
 #: The first steps make the optimizer's state and let libraries allocate.
@@ -54,17 +54,17 @@ class TrainingSpeed:
 
 def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: int, machine: Machine) -> TrainingSpeed:
     """Time steps as the training loop takes them, with the paper's optimizer."""
-    median = step_seconds(TokenObjective(stage, tokens), loop, steps)
+    median = step_seconds(TokenObjective(stage, tokens), loop, OptimizerConfig(), steps)
     rate = loop.batch_size * stage.num_tokens / median
     operations = 3 * stage.forward_operations() / stage.num_tokens
     return TrainingSpeed(stage.num_parameters(), median, rate, operations, operations * rate / machine.matrix_rate)
 
 
-def step_seconds(objective: Objective, loop: LoopConfig, steps: int) -> float:
+def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig, steps: int) -> float:
     """The median of so many steps, as the loop takes them."""
-    accelerator, config = build_accelerator(loop), OptimizerConfig()
+    accelerator = build_accelerator(loop)
     model: Any = objective.module.to(accelerator.device)
-    module, optimizer = accelerator.prepare(model, build_adamw(model.parameters(), config))
+    module, *optimizers = accelerator.prepare(model, *build_optimizers(model, config).values())
     module.train()
     batches = objective.batches(loop.batch_size, seed=0, rank=0, world=1, start=0)
 
@@ -73,8 +73,9 @@ def step_seconds(objective: Objective, loop: LoopConfig, steps: int) -> float:
         loss, _ = objective.loss(module, batch, 0)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(module.parameters(), config.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
     return statistics.median([seconds(step, accelerator.device) for _ in range(WARM_UP + steps)][WARM_UP:])
 

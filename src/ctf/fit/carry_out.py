@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ctf.codebook.clustering import cluster_codebook
 from ctf.device import usable_device
@@ -22,7 +23,7 @@ from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_folder import RUN_LOG, RUN_MODEL, Pipeline, assemble
 from ctf.tokenizer.measure import measure_tokenizer
 from ctf.tokens.token_set import TokenSet
-from ctf.tokens.tokenize import Augmentation, tokenize_images
+from ctf.tokens.tokenize import tokenize_images
 from ctf.training.runs import train_stage, train_tokenizer
 
 PLAN, MODEL, SHEET, CURVES, PAGE, METRICS = (
@@ -68,11 +69,9 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto", say: Callable[[st
     say("2/6  Images to tokens")
     train_split, test_split = plan.splits
     test = open_images(plan.images, test_split, plan.image_size)
-    images = {"train": open_images(plan.images, train_split, plan.image_size), "test": test}
-    augmentations: dict[str, Augmentation] = {"train": plan.augmentation, "test": "none"}
-    for name, augmentation in augmentations.items():
-        folder, where = run / "tokens" / name, usable_device(device)
-        tokenize_images(images[name], tokenizer, folder, augmentation, split=name, device=where)
+    train, where = open_images(plan.images, train_split, plan.image_size), usable_device(device)
+    tokenize_images(train, tokenizer, run / "tokens" / "train", plan.augmentation, split=train_split, device=where)
+    tokenize_images(test, tokenizer, run / "tokens" / "test", "none", split=test_split, device=where)
     metrics: dict[str, Any] = {"tokenizer": measure_tokenizer(tokenizer, test)}
     if metrics["tokenizer"]["psnr"] < POOR_PSNR:
         more = "give it more time or more images" if plan.tokenizer is None else "leave --tokenizer out to train one"
@@ -101,16 +100,18 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto", say: Callable[[st
     return metrics
 
 
-def _sheet(pipeline: Pipeline, test: ImageSet, seed: int) -> Any:
-    """Images that were held out, what the tokenizer makes of them, and samples: of up to eight classes in turn."""
-    labels = [i % len(test.class_names) for i in range(COLUMNS)]
-    order = {label: np.flatnonzero(test.labels == label) for label in set(labels)}
-    shown = [int(order[label][i // len(test.class_names) % len(order[label])]) for i, label in enumerate(labels)
-             if len(order[label])]  # fmt: skip
+def _sheet(pipeline: Pipeline, test: ImageSet, seed: int) -> Image.Image:
+    """Images that were held out, what the tokenizer makes of them, and samples: of classes that were, in turn."""
+    there = np.unique(test.labels).tolist()
+    labels = [there[i % len(there)] for i in range(COLUMNS)]
+    shown = []
+    for i, label in enumerate(labels):
+        rows = np.flatnonzero(test.labels == label)
+        shown.append(int(rows[i // len(there) % len(rows)]))
     real = np.stack([test.read(index) for index in shown])
     device = next(pipeline.tokenizer.parameters()).device
-    rows = {"images": real, "as tokens": pipeline.decode(pipeline.tokenizer.encode(to_tensor(real).to(device)))}
+    seen = {"images": real, "as tokens": pipeline.decode(pipeline.tokenizer.encode(to_tensor(real).to(device)))}
     samples = [np.asarray(image) for image in pipeline(labels * 4, seed=seed)]
     parts = [samples[start : start + COLUMNS] for start in range(0, len(samples), COLUMNS)]
     names = [pipeline.class_names[label] for label in labels]
-    return contact_sheet([*map(list, rows.values()), *parts], [*rows, "samples", "", "", ""], names, scale=2)
+    return contact_sheet([*map(list, seen.values()), *parts], [*seen, "samples", "", "", ""], names, scale=2)

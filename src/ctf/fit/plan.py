@@ -139,7 +139,8 @@ class Plan:
     def table(self) -> str:
         """What is going to happen, in lines."""
         grid = self.image_size // self.architecture.downsampling
-        held = "every tenth held out" if self.held_out else "none held out, since no class has ten"
+        why = "since no class has ten" if self.split is None else f"of the split {self.split}"
+        held = "every tenth held out" if self.held_out else f"none held out, {why}"
         lines = [f"{self.num_images:,} images of {self.image_size} × {self.image_size} pixels, {held}"]
         if self.tokenizer is None:
             codewords = self.architecture.codebook_size
@@ -210,8 +211,8 @@ def choose(
     on_gpu = device.type == "cuda"
     image_size = image_size or (256 if on_gpu else 64)
     opened = open_images(images, split, image_size)
-    held_out = split is None and bool(every_tenth(opened.labels).any())
-    count = len(opened) - int(held_out) * int(every_tenth(opened.labels).sum())
+    num_held_out = int(every_tenth(opened.labels).sum()) if split is None else 0
+    count = len(opened) - num_held_out
     given = None if tokenizer is None else open_tokenizer(tokenizer)
     architecture = _architecture(image_size, count, on_gpu)
     if given is None:
@@ -229,7 +230,7 @@ def choose(
         image_size=image_size,
         num_images=len(opened),
         augmentation="ten-shift",
-        held_out=held_out,
+        held_out=num_held_out > 0,
         tokenizer=tokenizer,
         architecture=architecture,
         num_clusters=num_clusters,
@@ -283,7 +284,7 @@ def _measure(
         if plan.tokenizer is None:
             config = plan.tokenizer_training(Path(folder), name)
             objective = TokenizerObjective(config, 1, images, None)
-            each["tokenizer"] = step_seconds(objective, config.loop, TIMED_STEPS)
+            each["tokenizer"] = step_seconds(objective, config.loop, config.optimizer, TIMED_STEPS)
         drawn = torch.randint(codebook_size, (plan.batch_size, grid[0] * grid[1]))
         labels = torch.arange(plan.batch_size) % len(images.class_names)
         tokens = write_token_set(Path(folder) / "tokens", drawn, labels, codebook_size, grid, images.class_names)
@@ -300,5 +301,7 @@ def _measure(
                 codebook_size=codebook_size,
                 **levels,
             )
-            each[name_of] = step_seconds(TokenObjective(stage, tokens), config_of.loop, TIMED_STEPS)
+            each[name_of] = step_seconds(
+                TokenObjective(stage, tokens), config_of.loop, config_of.optimizer, TIMED_STEPS
+            )
     return each

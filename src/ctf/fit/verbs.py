@@ -26,7 +26,8 @@ def fit(
         images: a folder with a sub-folder per class, or a flat one, which is one class; "emoji", Parquet, WebDataset
             shards or "hf://name".
         out: folder of the run. An interrupted command goes on where it stopped and gives the same model.
-        time: about how long it may take, such as 90s, 30m or 2h. Steps are timed first, and as many are planned.
+        time: about how long it may take, such as 90s, 30m or 2h. Steps are timed first, and as many are planned. An
+            interrupted run keeps its plan.
         split: which part, where the images have several; then none is held out. Else every tenth image of each class
             is.
         image_size: pixels per side: 64 on a CPU and 256 on a GPU without it.

@@ -52,10 +52,6 @@ class AnyOrder(CachedStage):
         hidden = self.transformer.hidden_in_groups(targets, labels, given, positions, [len(group) for group in groups])
         return self.head(hidden[:, positions.argsort()], given)
 
-    def ordered(self, sampling: Sampling, kept: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
-        """The groups of positions to keep, which are read first, and those to draw, both in the sampling's order."""
-        return [] if kept is None else self.groups(sampling, ~kept), self.groups(sampling, kept)
-
     def loop(
         self,
         sampling: Sampling,

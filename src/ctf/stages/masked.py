@@ -84,8 +84,9 @@ class Masked(TransformerStage):
         self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
     ) -> Tensor:
         targets, given = self.levels(tokens)
-        sampling, known, result = sampling or self.sampling, torch.full_like(targets, -1), None
-        for group in [*([] if kept is None else self.groups(sampling, ~kept)), *self.groups(sampling, kept)]:
+        known, result = torch.full_like(targets, -1), None
+        first, drawn = self.ordered(sampling or self.sampling, kept)
+        for group in first + drawn:
             hidden = self._hidden(known, labels, given)[:, group]
             logits = self.head(hidden, None if given is None else given[:, group])
             if result is None:  # once, and filled in place: it may be the largest tensor by far

@@ -211,8 +211,13 @@ class Stage(nn.Module, ABC):
         groups = order_groups(order, self.grid, tuple(sizes), sampling.order_seed, self.device)
         if kept is None:
             return list(groups)
-        drawn = (group[~kept.to(self.device)[group]] for group in groups)
+        free = ~kept.to(self.device)
+        drawn = (group[free[group]] for group in groups)
         return [group for group in drawn if len(group)]
+
+    def ordered(self, sampling: Sampling, kept: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        """The groups of positions to keep, which come first, and those to draw, both as `groups` has them."""
+        return [] if kept is None else self.groups(sampling, ~kept), self.groups(sampling, kept)
 
     def group_sizes(self, sampling: Sampling) -> list[int]:
         """How many positions each step draws."""
