@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs notebook clean
 
 demo: .venv/installed
 	$(BIN)/ctf demo
@@ -15,10 +15,21 @@ lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The site, in site/: open site/index.html. `make notebook` runs the tour and stores what it shows.
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebook: .venv/docs-installed
+	$(BIN)/jupyter execute --inplace docs/tour.ipynb
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv runs build dist site

@@ -1,5 +1,7 @@
 import dataclasses
 import io
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ctf.stages import KINDS
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
 CLASS_NAMES = ["cat", "red fox", "dog", "owl"]
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -108,3 +111,33 @@ def noise_images():
         return file.getvalue()
 
     return ImageSet(Records(np.zeros(20, np.int64), ["image"], lambda index: f"image {index}", encoded), "noise", 32)
+
+
+@pytest.fixture(scope="session")
+def fill_workplace():
+    """A function that puts into a folder what the commands of help and documentation find there."""
+
+    def fill(folder):
+        generator = np.random.default_rng(0)
+        for place, count in ("pictures", 16), ("photos/flower", 20), ("photos/temple", 20):
+            (folder / place).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(generator.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / place / f"{i}.png")
+        shutil.copy(folder / "pictures" / "0.png", folder / "photo.png")
+        (folder / "configs").symlink_to(ROOT / "configs")
+        golden = ROOT / "tests" / "golden" / "llamagen"
+        (folder / "vq_ds16_c2i.pt").symlink_to(golden / "vq8.pt")
+        (folder / "c2i_B_256.pt").symlink_to(golden / "gpt_mha.pt")
+        np.save(folder / "tokens.npy", generator.integers(0, 16_384, (5, 2, 64), np.uint16))
+        np.save(folder / "labels.npy", np.arange(5))
+        for name in ("imagenet_code_c2i_flip_ten_crop", "imagenet_code_c2i_flip_ten_crop_105"):
+            write_code_files(folder / name, generator.integers(0, 64, (3, 10, 256)))
+
+    return fill
+
+
+def write_code_files(folder, codes):
+    for kind, array in ("codes", codes), ("labels", np.arange(len(codes))):
+        (folder / f"imagenet256_{kind}").mkdir(parents=True)
+        for i in range(len(array)):
+            np.save(folder / f"imagenet256_{kind}" / f"{i}.npy", array[i : i + 1])

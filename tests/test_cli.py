@@ -1,7 +1,6 @@
 import io
 import json
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from PIL import Image
 from ctf.cli import VERBS, main
 from ctf.codebook import cluster_codebook
 from ctf.tokens import write_token_set
-
-GOLDEN = Path(__file__).parent / "golden" / "llamagen"
 
 
 def words_of(verbs, before=()):
@@ -88,7 +85,7 @@ def test_version():
 TINY = ["--sizes", "[nano]", "--grid", "[2, 2]"]
 #: Changes that only make the example smaller, or name files that stand in for LlamaGen's.
 SMALLER = {
-    ("fit",): ["--image_size", "16"],
+    ("fit",): ["--image_size", "16", "--time", "1s"],
     ("evaluate", "tokenizer"): ["--images", "pictures", "--splits", "null"],
     ("evaluate", "samples"): ["--reference", "pictures", "--split", "null", "--cache", "cache"],
     ("evaluate", "neighbours"): [
@@ -141,28 +138,10 @@ ORDER = [
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with what the examples find there, and later with what they make."""
+def workplace(tmp_path_factory, fill_workplace):
     folder = tmp_path_factory.mktemp("examples")
-    generator = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
-    for i in range(16):
-        Image.fromarray(generator.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "pictures" / f"{i}.png")
-    shutil.copy(folder / "pictures" / "0.png", folder / "photo.png")
-    (folder / "vq_ds16_c2i.pt").symlink_to(GOLDEN / "vq8.pt")
-    (folder / "c2i_B_256.pt").symlink_to(GOLDEN / "gpt_mha.pt")
-    np.save(folder / "tokens.npy", generator.integers(0, 16_384, (5, 2, 64), np.uint16))
-    np.save(folder / "labels.npy", np.arange(5))
-    for name in ("imagenet_code_c2i_flip_ten_crop", "imagenet_code_c2i_flip_ten_crop_105"):
-        write_code_files(folder / name, generator.integers(0, 16_384, (3, 10, 256)))
+    fill_workplace(folder)
     return folder
-
-
-def write_code_files(folder, codes):
-    for kind, array in ("codes", codes), ("labels", np.arange(len(codes))):
-        (folder / f"imagenet256_{kind}").mkdir(parents=True)
-        for i in range(len(array)):
-            np.save(folder / f"imagenet256_{kind}" / f"{i}.npy", array[i : i + 1])
 
 
 def test_no_example_is_forgotten():

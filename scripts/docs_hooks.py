@@ -1,0 +1,59 @@
+"""What `mkdocs.yml` adds to a build: the pages of benchmarks/, which live beside docs/, the notebook, and all verbs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
+
+from ctf.cli import VERBS
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+NOTEBOOK, NOTEBOOK_PAGE, COMMAND = "tour.ipynb", "tour.md", "api/command.md"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for path in sorted(BENCHMARKS.glob("*.md")):
+        files.append(File.generated(config, f"benchmarks/{path.name}", abs_src_path=str(path)))
+    for name, content in notebook_pages(Path(config.docs_dir) / NOTEBOOK):
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links that are right in the repository, made right in the site: benchmarks/ lies within docs/ there."""
+    place = page.file.src_uri
+    if place == COMMAND:
+        markdown += "".join(verb_sections(VERBS))
+    if place == NOTEBOOK_PAGE:
+        return f"{markdown}\n[Download this notebook]({NOTEBOOK})\n"
+    if place.startswith("benchmarks/"):
+        return markdown.replace("](../docs/", "](../")
+    markdown = markdown.replace(f"]({NOTEBOOK})", f"]({NOTEBOOK_PAGE})")
+    return re.sub(r"\]\((\.\./)+benchmarks/", lambda found: found[0].replace("../", "", 1), markdown)
+
+
+def notebook_pages(path: Path) -> Iterator[tuple[str, str | bytes]]:
+    """The notebook as a Markdown page, and its pictures."""
+    notebook = nbformat.read(path, as_version=4)
+    names = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
+    body, resources = MarkdownExporter().from_notebook_node(notebook, resources=names)
+    yield NOTEBOOK_PAGE, body
+    yield from resources["outputs"].items()
+
+
+def verb_sections(verbs: Mapping[str, Any], words: str = "ctf") -> Iterator[str]:
+    for name, verb in verbs.items():
+        if isinstance(verb, Mapping):
+            yield from verb_sections(verb, f"{words} {name}")
+        else:
+            title = f"{words} {name}"
+            options = f'{{heading: "{title}", toc_label: "{title}", separate_signature: false, show_signature: false}}'
+            yield f"\n::: {verb.replace(':', '.')}\n    options: {options}\n"

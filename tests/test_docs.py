@@ -1,0 +1,164 @@
+"""The README and docs/: blocks of commands and of Python run, in order; what they write, the next ones read.
+
+A block that needs what is not here is marked by a comment before it, `<!-- needs: data -->`, and parsed only.
+"""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from ctf.cli import VERBS, main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS = {"data", "gpu", "minutes", "network", "context"}
+BLOCK = re.compile(r"^(?:<!-- needs: (?P<needs>\w+) -->\n\s*)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+
+#: Options that make a command smaller, after those on the page, by its verb.
+STAGE = "--size nano --loop.steps 2 --loop.batch_size 4"
+PHOTOS = "--reference photos --split null --cache cache"
+SMALLER = {
+    "fit": "--image_size 16 --time 1s",
+    "train tokenizer": "--image_size 64 --loop.steps 2 --loop.batch_size 4 --model.base_channels 32 "
+    "--model.z_channels 32 --model.channel_multipliers [1] --model.patch_size 8 --model.codebook_size 64",
+    "train coarse": STAGE,
+    "train fine": STAGE,
+    "tokenize": "--images photos --split held-out --image_size 64",
+    "cluster": "--num_clusters 8",
+    "sample": "--num 4",
+    "evaluate tokenizer": "--image_size 64",
+    "evaluate samples": PHOTOS,
+    "evaluate neighbours": f"{PHOTOS} --held_out runs/samples.npz --held_out_split null --num 2",
+    "evaluate swap": "--num 2",
+    "convert llamagen": "--num_heads 4 --grid [4,4]",
+    "convert codes": "--codebook_size 64",
+}
+
+
+class Block(NamedTuple):
+    line: int
+    needs: str | None
+    language: str
+    text: str
+
+
+def blocks(page):
+    text = page.read_text(encoding="utf-8")
+    found = [
+        Block(text[: match.start("text")].count("\n"), *match.group("needs", "language", "text"))
+        for match in BLOCK.finditer(text)
+    ]
+    assert 2 * len(found) == len(re.findall(r"^\s*```", text, re.M)), "a block that BLOCK does not see"
+    return found
+
+
+def commands(text):
+    """Each command of a shell block as its words."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def arguments(words):
+    """Those of `ctf`, also under torchrun; None of another program."""
+    if "ctf.cli" in words:
+        return words[words.index("ctf.cli") + 1 :]
+    return words[1:] if words[0] == "ctf" else None
+
+
+def run_command(words):
+    given = arguments(words)
+    assert given is not None, f"{words[0]} is not run here: mark the block"
+    verb = " ".join(given[: 2 if isinstance(VERBS[given[0]], dict) else 1])
+    assert main([*given, *shlex.split(SMALLER.get(verb, ""))]) == 0, shlex.join(words)
+    if "--out" in given and "--dry-run" not in given:
+        assert Path(given[given.index("--out") + 1]).exists()
+
+
+def parse_command(words):
+    """Options that do not exist, or lack a value, are found without running anything; so are files of scripts."""
+    given = arguments(words)
+    if given is not None:
+        assert main([*given, "--print_config"]) == 0, shlex.join(words)
+    elif words[0] == "python" and words[1] != "-m":
+        assert (ROOT / words[1]).exists(), words[1]
+
+
+@pytest.mark.filterwarnings("ignore:class 0 is", "ignore:only .* images for .* features")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_blocks_run(page, tmp_path, monkeypatch, fill_workplace):
+    fill_workplace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks(page):
+        where = f"{page.name}, line {block.line}"
+        assert block.needs is None or block.needs in NEEDS, f"{where}: needs what?"
+        if block.language == "python":
+            code = compile("\n" * block.line + block.text, str(page), "exec")
+            if block.needs is None:
+                exec(code, names)
+        elif block.language == "sh":
+            for words in commands(block.text):
+                (run_command if block.needs is None else parse_command)(words)
+        else:
+            assert block.language == "", f"{where}: {block.language!r} is not checked"
+
+
+def printed(capsys, *words):
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def every_help(verbs, words=()):
+    """The words of every verb, and `--help` behind them."""
+    for word, verb in verbs.items():
+        yield from every_help(verb, (*words, word)) if isinstance(verb, dict) else [(*words, word, "--help")]
+
+
+def test_options_in_the_text_exist(capsys):
+    """`--like_this`, in code within a sentence or a table."""
+    known = {
+        name.replace("-", "_")
+        for words in every_help(VERBS)
+        for name in re.findall(r"--([\w.-]+)", printed(capsys, *words))
+    } | {"help"}
+    for page in PAGES:
+        text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+        code = [span for span in re.findall(r"`[^`\n]+`", text) if not span.startswith("`python")]
+        options = re.findall(r"--([\w.-]+)", " ".join(code))
+        assert {name.replace("-", "_") for name in options} - known == set(), page.name
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code():
+    """What stands in code in the first column, between "…", is in the source: a reader searches for it."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
+    sources = re.sub(r'"\s*\n\s*f?"', "", sources)  # a message that is broken over lines
+    rows = re.findall(
+        r"^\| `([^`]+ [^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.M
+    )
+    assert len(rows) > 20
+    missing = [part for row in rows for part in row.split("…") if part.strip() not in sources]
+    assert missing == []
+
+
+def test_links_of_the_readme_lead_somewhere():
+    """Those of docs/ are checked when the site is built."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_notebook(tmp_path):
+    """It runs, and what is stored in it is no larger than a page may be."""
+    nbclient = pytest.importorskip("nbclient", reason="pip install 'ctf[docs]'")
+    nbformat = pytest.importorskip("nbformat")
+    path = ROOT / "docs" / "tour.ipynb"
+    assert path.stat().st_size < 500_000
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    stored = [[output.output_type for output in cell.outputs] for cell in cells]
+    assert all(stored), "a cell without output: `make notebook`"
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert [[output.output_type for output in cell.outputs] for cell in cells] == stored
