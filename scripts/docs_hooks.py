@@ -19,8 +19,13 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NOTEBOOK, NOTEBOOK_PAGE, COMMAND = "tour.ipynb", "tour.md", "api/command.md"
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    config.nav.append({"Benchmarks": [f"benchmarks/{path.name}" for path in benchmarks()]})
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    for path in sorted(BENCHMARKS.glob("*.md")):
+    for path in benchmarks():
         files.append(File.generated(config, f"benchmarks/{path.name}", abs_src_path=str(path)))
     for name, content in notebook_pages(Path(config.docs_dir) / NOTEBOOK):
         files.append(File.generated(config, name, content=content))
@@ -38,6 +43,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return markdown.replace("](../docs/", "](../")
     markdown = markdown.replace(f"]({NOTEBOOK})", f"]({NOTEBOOK_PAGE})")
     return re.sub(r"\]\((\.\./)+benchmarks/", lambda found: found[0].replace("../", "", 1), markdown)
+
+
+def benchmarks() -> list[Path]:
+    """The overview, README.md, first."""
+    return sorted(BENCHMARKS.glob("*.md"), key=lambda path: (path.name != "README.md", path.name))
 
 
 def notebook_pages(path: Path) -> Iterator[tuple[str, str | bytes]]:
