@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 
 from ctf.experiments.experiment import Experiment, Measured, judge
-from ctf.experiments.page import PLOT, SHEET, claims, plot, sheet, table, title
+from ctf.experiments.page import PLOT, SHEET, claims, figures, plot, sheet, table, title
 from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import PRESETS, Preset
 from ctf.experiments.reproduce import find
@@ -47,29 +47,37 @@ def read(experiment: Experiment, preset: Preset, store: Store) -> list[Measured]
 
 
 def section(name: str, preset: Preset, store: Store, page: Path) -> str:
-    """Table, claims and pictures of an experiment; the pictures are written beside `page`."""
+    """Heading, table, claims and pictures of an experiment; the pictures are written beside `page`."""
     experiment = find(name)(preset)
-    measured, pictures = read(experiment, preset, store), page.with_suffix("")
-    pictures.mkdir(exist_ok=True)
-    parts = [table(experiment, measured, preset, store)] if measured else []
+    measured, folder = read(experiment, preset, store), page.with_suffix("") / name
+    beside = f"{folder.parent.name}/{name}/"
+    parts = [f"## {experiment.title}", experiment.note, *figures(folder, experiment, store, beside)]
+    if measured:
+        parts.append(table(experiment, measured, preset, store))
     if experiment.claims:
         parts.append(claims(experiment, measured, preset))
     if experiment.curve is not None and any(m.values for m in measured):
-        plot(pictures / f"{name}-{PLOT}", experiment, measured, preset)
-        parts.append(f"![{experiment.title}]({pictures.name}/{name}-{PLOT})")
-    if sheet(pictures / f"{name}-{SHEET}", experiment, preset, store):
-        parts.append(f"![samples of each row]({pictures.name}/{name}-{SHEET})")
-    return "\n\n".join(parts)
+        plot(folder / PLOT, experiment, measured, preset)
+        parts.append(f"![{experiment.title}]({beside}{PLOT})")
+    if sheet(folder / SHEET, experiment, preset, store):
+        parts.append(f"![samples of each row]({beside}{SHEET})")
+    return "\n\n".join(part for part in parts if part)
+
+
+def anchor(heading: str) -> str:
+    """Of a heading, as GitHub and MkDocs make it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def directions(preset: Preset, store: Store) -> str:
     """All claims of the paper, in one table."""
     lines = ["| the paper claims | here | by | evidence |", "|---|---|---|---|"]
-    for name, make in EXPERIMENTS.items():
+    for make in EXPERIMENTS.values():
         experiment = make(preset)
         for verdict in (judge(claim, read(experiment, preset, store)) for claim in experiment.claims):
-            cells = verdict.claim.says, f"**{verdict.word}**", title(verdict.claim.metric, preset), verdict.evidence
-            lines.append(f"| {' | '.join((f'[{cells[0]}](#{name})', *cells[1:]))} |")
+            says = f"[{verdict.claim.says}](#{anchor(experiment.title)})"
+            cells = says, f"**{verdict.word}**", title(verdict.claim.metric, preset), verdict.evidence
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
