@@ -1018,6 +1018,7 @@ SAMPLES = [
          written("set/manifest.json", '{"ctf": "samples", "format": 1}')),
     case("parts of junk", SAMPLE, "manifest.json is not valid JSON", written("x.parts/manifest.json", "{")),
     case("fit of no images", f"{FIT} --images empty", "empty holds no images"),
+    case("fit that would train on what it holds out", f"{FIT} --held_out val", "held_out val: name another split"),
     case("fit of a missing folder", f"{FIT} --images nowhere", "nowhere"),
     case("fit in no time", f"{FIT} --time 0s", "time '0s': give seconds, minutes or hours"),
     case("fit in a word", f"{FIT} --time soon", "time 'soon': give seconds, minutes or hours"),

@@ -200,9 +200,14 @@ def run_settings(run: Path) -> dict[str, Any] | None:
     return config if isinstance(config, dict) and "loop" in config else None
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run folder, the newest last."""
+    return sorted((run / RUN_CHECKPOINTS).glob("step-*.safetensors"))
+
+
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run folder."""
-    return max((run / RUN_CHECKPOINTS).glob("step-*.safetensors"), default=None)
+    return max(checkpoints(run), default=None)
 
 
 def describe_pipeline(pipeline: StagePipeline) -> dict[str, Any]:

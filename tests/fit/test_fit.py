@@ -44,12 +44,18 @@ def weights(run):
 def test_a_plan_fits_the_time(photos):
     short, long = (choose(photos, None, time, CPU, image_size=32, size="nano") for time in (60.0, 600.0))
     for time, chosen in (60.0, short), (600.0, long):
-        assert (chosen.num_images, chosen.held_out, chosen.size) == (24, True, "nano")
+        assert (chosen.num_images, chosen.held_out, chosen.size) == (24, "held-out", "nano")
         assert chosen.architecture.codebook_size == 64  # 22 images of 4 × 4 tokens are less than 16 vectors for 64
         assert sum(chosen.seconds.values()) <= time or min(chosen.steps.values()) == 20
     assert all(long.steps[name] >= short.steps[name] for name in long.steps)
     assert long.steps["tokenizer"] <= 100 * 22 / 22  # a batch is all images, which are seen at most 100 times
     assert "24 images of 32 × 32 pixels, every tenth held out" in long.table()
+
+
+def test_a_split_is_held_out():
+    chosen = choose("emoji", "train", 60.0, CPU, held_out="test", tokenizer="emoji", batch_size=2)
+    assert (chosen.num_images, chosen.splits) == (8367, ("train", "test"))
+    assert "8,367 images of 64 × 64 pixels, the split test held out" in chosen.table()
 
 
 def test_a_given_tokenizer_is_not_trained(photos):
@@ -113,12 +119,12 @@ def test_a_flat_folder_of_few_images_is_one_class_with_none_held_out(photos, tmp
     for i, path in enumerate(sorted(Path(photos, "red").iterdir())[:6]):
         (flat / f"{i}.png").write_bytes(path.read_bytes())
     chosen = choose(str(flat), None, 20.0, CPU, image_size=32, batch_size=2, num_clusters=8)
-    assert not chosen.held_out
+    assert chosen.held_out is None
     assert "none held out" in chosen.table()
     chosen = dataclasses.replace(chosen, steps={"tokenizer": 2, "coarse": 2, "fine": 2})
     run_fit(chosen, tmp_path / "run", "cpu", str)
     assert Pipeline.from_pretrained(tmp_path / "run" / "model").class_names == ["image"]
-    assert "the training images, since none could be held out" in (tmp_path / "run" / "report.md").read_text("utf-8")
+    assert "the training images, since none were held out" in (tmp_path / "run" / "report.md").read_text("utf-8")
 
 
 def test_columns_of_the_sheet_are_classes_that_were_held_out(run, photos, tmp_path, monkeypatch):
@@ -139,6 +145,13 @@ def test_columns_of_the_sheet_are_classes_that_were_held_out(run, photos, tmp_pa
 def test_what_cannot_be_planned(plan, photos, tmp_path):
     with pytest.raises(InputError, match="holds something else"):
         run_fit(plan, photos)
+    (tmp_path / "other").mkdir()
+    dataclasses.replace(plan, seed=1).save(tmp_path / "other" / "plan.json")
+    with pytest.raises(InputError, match="is another plan: choose another --out"):
+        run_fit(plan, tmp_path / "other")
+    for split in None, "test":
+        with pytest.raises(InputError, match="held_out test: name another split to train on"):
+            choose("emoji", split, 60.0, CPU, held_out="test")
     with pytest.raises(InputError, match="says size 'nano', not 'micro': leave it out to go on"):
         plan.check_asked(tmp_path / "plan.json", size="micro", seed=None)
     (tmp_path / "plan.json").write_text('{"images": "x"}')

@@ -7,7 +7,7 @@ from torch import nn
 from ctf.errors import InputError
 from ctf.files import save_tensors
 from ctf.model_folder import latest_checkpoint
-from ctf.training.checkpoint import checkpoint_path, load_checkpoint, not_finite, save_checkpoint
+from ctf.training.checkpoint import checkpoint_path, load_checkpoint, not_finite, resume, save_checkpoint
 
 
 def make_parts(channels=4, layers=1, seed=0):
@@ -81,6 +81,46 @@ def test_a_truncated_checkpoint(length, tmp_path):
     with pytest.raises(InputError, match=f"{path.name} is truncated or not a safetensors file") as error:
         load_checkpoint(path, make_parts())
     assert "\n" not in str(error.value)
+
+
+def flip_a_bit(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", [-1, -200, -400])
+def test_a_flipped_bit(place, tmp_path):
+    path = save_checkpoint(tmp_path, 1, make_parts(), keep=1)
+    flip_a_bit(path, place)
+    with pytest.raises(InputError, match=f"{path.name} is damaged, its checksum does not fit its content"):
+        load_checkpoint(path, make_parts())
+
+
+def damaged_runs():
+    yield "flipped", lambda path: flip_a_bit(path, -7)
+    yield "truncated", lambda path: path.write_bytes(path.read_bytes()[:-9])
+    yield "empty", lambda path: path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [damage for _, damage in damaged_runs()], ids=[name for name, _ in damaged_runs()])
+def test_the_checkpoint_before_a_damaged_one_is_taken(damage, tmp_path, capsys):
+    whole = make_parts()
+    for seed in (1, 2):
+        step(whole, seed)
+        last = save_checkpoint(tmp_path, seed, whole, keep=2)
+    damage(last)
+    resumed = make_parts(seed=1)
+    assert resume(tmp_path, resumed) == 1
+    assert f"Going on from {checkpoint_path(tmp_path, 1)}" in capsys.readouterr().err
+    step(resumed, 2)
+    for key, tensor in whole["model"].state_dict().items():
+        assert torch.equal(tensor, resumed["model"].state_dict()[key]), key
+    damage(checkpoint_path(tmp_path, 1))
+    with pytest.raises(InputError, match=r"step-00000001\.safetensors is"):
+        resume(tmp_path, resumed, quiet=True)
+    assert capsys.readouterr().err == ""
+    assert resume(tmp_path / "elsewhere", resumed) == 0
 
 
 def test_another_safetensors_file(tmp_path):

@@ -1,11 +1,11 @@
-"""`ctf demo`: the whole method on the embedded emoji, from pixels to a report."""
+"""`ctf demo`: the whole method on the embedded emoji, from pixels to a report, beside a baseline."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,71 +13,77 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ctf.codebook.clustering import cluster_codebook
+from ctf.codebook.coarse_map import CoarseMap
 from ctf.codebook.statistics import describe
 from ctf.errors import InputError
 from ctf.evaluation.likelihood import bits_per_token
 from ctf.experiments.report import demo_report, plot_curves
 from ctf.experiments.swap import swap_images
 from ctf.files import check_writable, read_json_lines, write_json, write_text
+from ctf.fit.carry_out import MAP, MODEL, run_fit
+from ctf.fit.plan import Plan
 from ctf.images.image_set import ImageSet, open_images
 from ctf.images.pixels import to_tensor
 from ctf.images.sheet import contact_sheet, save_png
-from ctf.model_folder import RUN_LOG, Pipeline, open_stage
-from ctf.sampling.settings import Sampling
-from ctf.tokenizer.interface import Tokenizer
-from ctf.tokenizer.measure import measure_tokenizer
-from ctf.tokenizer.registry import load_tokenizer
-from ctf.tokens.tokenize import tokenize_images
-from ctf.training.config import BaselineTraining, CoarseTraining, FineTraining, LoopConfig, OptimizerConfig
+from ctf.model_folder import RUN_LOG, RUN_MODEL, Pipeline, open_stage
+from ctf.tokens.token_set import TokenSet
 from ctf.training.runs import train_stage
 
+#: The same number of steps, batch and size for every stage, so that the comparison is fair.
+FULL = Plan(
+    images="emoji",
+    split="train",
+    held_out="test",
+    image_size=64,
+    num_images=8_367,
+    augmentation="none",
+    tokenizer="emoji",
+    architecture=None,
+    num_clusters=512,
+    size="nano",
+    batch_size=32,
+    tokenizer_batch=0,
+    steps={"tokenizer": 0, "coarse": 700, "fine": 700},
+    seed=0,
+    seconds={},
+)
+#: Trains on the test images: fewer to tokenize.
+QUICK = replace(
+    FULL,
+    split="test",
+    held_out=None,
+    num_images=786,
+    batch_size=16,
+    steps={"tokenizer": 0, "coarse": 12, "fine": 12},
+)
 
-@dataclass(frozen=True)
-class DemoSize:
-    """What the demo trains, the same for every stage."""
-
-    train_split: str
-    size: str
-    steps: int
-    batch_size: int
-    learning_rate: float
-
-
-FULL = DemoSize("train", "nano", 700, 32, 3e-3)
-QUICK = DemoSize("test", "nano", 12, 16, 3e-3)
-
-NUM_CLUSTERS = 512
 #: The systems that are compared, each a list of stages, named as their run folders.
 SYSTEMS = {"baseline": ["baseline"], "coarse-to-fine": ["coarse", "fine"]}
-#: The paper's guidance; its temperature of 1.1 is for well-trained models; these are under-trained.
-FIRST, LATER = Sampling(cfg_scale=2.0), Sampling()
 COLUMNS = ["noto smileys", "twemoji animals", "noto food", "fluent-emoji smileys", "fluent-emoji-flat travel"]
 COLUMNS += ["emojione flags", "fxemoji people", "emojione animals", "twemoji flags", "fluent-emoji food"]
 COLUMNS += ["fluent-emoji-flat symbols", "noto objects"]
+#: Of the embedded model, shown first.
+CLASSES = ["noto face-smiling", "noto cat-face", "fluent-emoji heart", "twemoji country-flag", "noto person-role"]
+CLASSES += ["twemoji hand-fingers-open", "noto time", "noto transport-ground"]
+FIT, FIRST_SHEET = "fit", "embedded.png"
 
 
 def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Tokenize, cluster, train three stages, sample, measure, report; returns what metrics.json holds.
+    """`ctf fit` on the emoji, then a baseline, measured and sampled beside it; returns what metrics.json holds.
+
+    Interrupted and called again it goes on where it stopped.
 
     Raises:
-        InputError: the folder already holds a demo.
+        InputError: the folder holds something else, or a demo of other settings.
     """
     run = Path(out)
     check_writable(run, "folder")
-    if run.exists() and any(run.iterdir()):
+    if run.exists() and any(run.iterdir()) and not (run / FIRST_SHEET).exists():
         raise InputError(f"{run} is not empty: remove it or choose another --out")
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed} is out of range: choose one in [0, 2^32)")
-    size = QUICK if quick else FULL
-    metrics: dict[str, Any] = {
-        "quick": quick,
-        "seed": seed,
-        "size": asdict(size),
-        "sampling": asdict(FIRST),
-        "threads": torch.get_num_threads(),
-        "seconds": {},
-    }
+    plan = replace(QUICK if quick else FULL, seed=seed)
+    metrics: dict[str, Any] = {"quick": quick, "threads": torch.get_num_threads(), "seconds": {}}
 
     @contextmanager
     def timed(name: str, title: str) -> Iterator[None]:
@@ -86,78 +92,51 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
         yield
         metrics["seconds"][name] = round(time.perf_counter() - start, 1)
 
-    tokenizer = load_tokenizer("emoji")
-    test = open_images("emoji", "test")
-    with timed("tokenize", "1/6  Images to tokens"):
-        tokens = {}
-        for split in dict.fromkeys((size.train_split, "test")):
-            images = open_images("emoji", split)
-            tokens[split] = tokenize_images(images, tokenizer, run / "tokens" / split, "none", split=split)
-        metrics["tokenizer"] = measure_tokenizer(tokenizer, test)
+    with timed("first sheet", "Samples of the embedded model"):
+        save_png(run / FIRST_SHEET, _embedded_samples(seed))
+        print(f"{run / FIRST_SHEET}: look at it while a small model is trained from the start")
+    with timed("fit", f"Coarse-to-fine, as `ctf fit` does it\n\n{plan.table()}"):
+        metrics |= run_fit(plan, run / FIT, "cpu", lambda line: print(f"\n{line}", flush=True))
+    with timed("baseline", "A baseline of the same size, steps and batches"):
+        baseline = plan.stage_training("baseline", run / FIT, "cpu")
+        if not Path(baseline.out, RUN_MODEL).exists():
+            train_stage(baseline)
 
-    with timed("cluster", f"2/6  {tokenizer.codebook_size:,} codewords to {NUM_CLUSTERS} clusters"):
-        coarse_map = cluster_codebook(tokenizer.codebook, NUM_CLUSTERS, "kmeans", seed)
-        coarse_map.save(run / "coarse_map.safetensors")
+    with timed("comparison", "Both compared"):
+        test, tokens = open_images(plan.images, plan.splits[1]), TokenSet.open(run / FIT / "tokens" / "test")
+        model = Pipeline.from_pretrained(run / FIT / MODEL)
+        tokenizer = model.tokenizer
+        pipelines = {"baseline": Pipeline(tokenizer, tokens.class_names, [open_stage(baseline.out)])}
+        pipelines["coarse-to-fine"] = model
+        likelihoods = {"baseline": bits_per_token(pipelines["baseline"], tokens)}
+        metrics["bits_per_token"] = likelihoods | {"coarse-to-fine": metrics.pop("likelihood")}
+        save_png(run / "samples.png", _samples(pipelines, test, seed, metrics))
+        coarse_map = CoarseMap.load(run / FIT / MAP)
         metrics["clusters"] = describe(tokenizer.codebook, coarse_map)
-        swap = swap_images(tokenizer, test, (NUM_CLUSTERS,), seed=seed)
+        swap = swap_images(tokenizer, test, (coarse_map.num_coarse,), seed=seed)
         save_png(run / "swap.png", swap.figure)
         metrics["swap_psnr"] = {str(count): values for count, values in swap.psnr.items()}
 
-    with timed("train", "3/6  Training: baseline, coarse and fine, of the same size and steps"):
-        _train(run, size, seed)
-
-    with timed("likelihood", "4/6  Bits per token on the test split"):
-        names = tokens["test"].class_names
-        pipelines = {
-            system: Pipeline(tokenizer, names, [open_stage(run / stage) for stage in stages])
-            for system, stages in SYSTEMS.items()
-        }
-        metrics["bits_per_token"] = {name: bits_per_token(p, tokens["test"]) for name, p in pipelines.items()}
-
-    with timed("sample", "5/6  Sampling both with the same seeds"):
-        save_png(run / "samples.png", _samples(pipelines, tokenizer, test, seed, metrics))
-        pipelines["coarse-to-fine"].save_pretrained(run / "model")
-
-    print("\n6/6  Report", flush=True)
-    logs = {stage: read_json_lines(run / stage / RUN_LOG) for stages in SYSTEMS.values() for stage in stages}
+    logs = {stage: read_json_lines(run / FIT / stage / RUN_LOG) for stages in SYSTEMS.values() for stage in stages}
     plot_curves(run / "curves.png", logs, metrics["bits_per_token"], SYSTEMS)
     write_json(run / "metrics.json", metrics)
-    write_text(run / "report.md", demo_report(metrics))
-    print(f"Done: open {run / 'report.md'}; sample more with `ctf sample --model {run / 'model'} --out samples`")
+    write_text(run / "report.md", demo_report(plan, metrics))
+    print(f"Done: open {run / 'report.md'}; sample more with `ctf sample --model {run / FIT / MODEL} --out samples`")
     return metrics
 
 
-def _train(run: Path, size: DemoSize, seed: int) -> None:
-    common: dict[str, Any] = {
-        "tokens": str(run / "tokens" / size.train_split),
-        "held_out": str(run / "tokens" / "test"),
-        "size": size.size,
-        "dropout": 0.0,
-        "tokenizer": "emoji",
-        "optimizer": OptimizerConfig(size.learning_rate, size.learning_rate / 30, warmup_steps=size.steps // 20),
-        "loop": LoopConfig(
-            batch_size=size.batch_size,
-            steps=size.steps,
-            seed=seed,
-            log_every=max(1, size.steps // 60),
-            evaluate_every=0,
-            device="cpu",
-        ),
-    }
-    coarse_map = str(run / "coarse_map.safetensors")
-    train_stage(BaselineTraining(out=str(run / "baseline"), sampling=FIRST, **common))
-    train_stage(CoarseTraining(out=str(run / "coarse"), coarse_map=coarse_map, sampling=FIRST, **common))
-    train_stage(FineTraining(out=str(run / "fine"), coarse_map=coarse_map, sampling=LATER, **common))
+def _embedded_samples(seed: int) -> Image.Image:
+    """Two images of each of a few classes."""
+    images = [np.asarray(image) for image in Pipeline.from_pretrained("emoji")(CLASSES * 2, seed=seed)]
+    return contact_sheet([images[: len(CLASSES)], images[len(CLASSES) :]], None, CLASSES, scale=2)
 
 
-def _samples(
-    pipelines: dict[str, Pipeline], tokenizer: Tokenizer, test: ImageSet, seed: int, metrics: dict[str, Any]
-) -> Image.Image:
+def _samples(pipelines: dict[str, Pipeline], test: ImageSet, seed: int, metrics: dict[str, Any]) -> Image.Image:
     """The sheet of labelled rows: real, reconstruction, and a row for each system."""
     labels = [test.class_names.index(name) for name in COLUMNS]
     real = np.stack([test.read(int(np.flatnonzero(test.labels == label)[0])) for label in labels])
     first = next(iter(pipelines.values()))
-    rows = {"real": real, "reconstruction": first.decode(tokenizer.encode(to_tensor(real)))}
+    rows = {"real": real, "reconstruction": first.decode(first.tokenizer.encode(to_tensor(real)))}
     metrics["images_per_second"] = {}
     for name, pipeline in pipelines.items():
         start = time.perf_counter()

@@ -29,14 +29,7 @@ def write_page(folder: Path, experiment: Experiment, preset: Preset, store: Stor
     parts = [f"# {experiment.title}", experiment.note]
     if measured:
         parts.append(table(experiment, measured, preset, store))
-    for place, swap in enumerate(filter(store.has, experiment.figures)):
-        with Image.open(store.folder(swap) / FIGURE) as figure:
-            save_png(folder / f"figure-{place}.png", figure)
-        lines = [
-            f"- M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB"
-            for count, values in read_json(store.folder(swap) / RESULT).items()
-        ]
-        parts += [f"![tokens swapped](figure-{place}.png)", "\n".join(lines)]
+    parts += figures(folder, experiment, store)
     if experiment.claims:
         parts += ["## What the paper claims, and other expectations", claims(experiment, measured, preset)]
     if any(m.values for m in measured):
@@ -46,6 +39,20 @@ def write_page(folder: Path, experiment: Experiment, preset: Preset, store: Stor
         parts += [f"![samples]({SHEET})", "*The same classes and seeds in every row.*"]
     parts += ["## How it was made", made(experiment, preset, store, command)]
     write_text(folder / PAGE, "\n\n".join(part for part in parts if part) + "\n")
+
+
+def figures(folder: Path, experiment: Experiment, store: Store, beside: str = "") -> list[str]:
+    """Write the figures of swapped tokens to `folder`, which a page calls `beside`; parts of the page."""
+    parts = []
+    for place, swap in enumerate(filter(store.has, experiment.figures)):
+        with Image.open(store.folder(swap) / FIGURE) as figure:
+            save_png(folder / f"figure-{place}.png", figure)
+        lines = [
+            f"- M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB"
+            for count, values in read_json(store.folder(swap) / RESULT).items()
+        ]
+        parts += [f"![tokens swapped]({beside}figure-{place}.png)", "\n".join(lines)]
+    return parts
 
 
 def table(experiment: Experiment, measured: list[Measured], preset: Preset, store: Store) -> str:

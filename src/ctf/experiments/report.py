@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctf.files import atomic_path
+from ctf.fit.plan import Plan
 from ctf.stages.stage import bits
 
 COLORS = ["#b5533c", "#2f6f8f", "#8fb8c9"]
@@ -43,12 +44,12 @@ def plot_curves(
         figure.savefig(temporary, dpi=120, format="png")
 
 
-def demo_report(metrics: dict[str, Any]) -> str:
+def demo_report(plan: Plan, metrics: dict[str, Any]) -> str:
     """The page `report.md`: pictures with the numbers that belong to them."""
     tokenizer, clusters, likelihood = metrics["tokenizer"], metrics["clusters"], metrics["bits_per_token"]
     two_stage, baseline = likelihood["coarse-to-fine"], likelihood["baseline"]
     (count, swap), *_ = metrics["swap_psnr"].items()
-    speed, sampling, size = metrics["images_per_second"], metrics["sampling"], metrics["size"]
+    speed = metrics["images_per_second"]
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items())
     note = (
         "**This was `--quick`: it proves that every step runs. The models have seen next to nothing.**\n\n"
@@ -60,8 +61,8 @@ def demo_report(metrics: dict[str, Any]) -> str:
 {note}![real, reconstruction, baseline, coarse-to-fine](samples.png)
 
 Rows: test images; their reconstruction by the tokenizer; samples of the baseline; samples of the coarse-to-fine
-model. Both models are of size `{size["size"]}`, trained for {size["steps"]} steps of {size["batch_size"]} images,
-and sampled with the same labels and seeds (guidance {sampling["cfg_scale"]}, temperature {sampling["temperature"]}).
+model. Both models are of size `{plan.size}`, trained for {plan.steps["coarse"]} steps of {plan.batch_size} images,
+and sampled with the same labels, seeds and settings.
 
 | on the test split | baseline | coarse-to-fine |
 |---|---|---|
@@ -83,6 +84,9 @@ image keeps {swap["kmeans"]:.1f} dB to its reconstruction, with {count} random c
 Tokenizer: {tokenizer["psnr"]:.2f} dB on the test split. Codewords lie {clusters["within_cluster_distance"]:.3f}
 (root mean square) from the mean of their cluster, {clusters["random_within_cluster_distance"]:.3f} in random clusters
 of the same sizes.
+
+The coarse-to-fine model alone, as `ctf fit` reports it: [fit/report.md](fit/report.md). Samples of the embedded model,
+which was trained for hours: [embedded.png](embedded.png).
 
 Time: {seconds}, on {metrics["threads"]} threads. All numbers: [metrics.json](metrics.json).
 """

@@ -15,7 +15,7 @@ from ctf.errors import InputError
 from ctf.evaluation.likelihood import bits_per_token
 from ctf.files import check_writable, read_json_lines, write_json, write_text
 from ctf.fit.page import curves, report
-from ctf.fit.plan import Plan
+from ctf.fit.plan import MAP, PLAN, Plan
 from ctf.images.image_set import ImageSet, open_images
 from ctf.images.pixels import to_tensor
 from ctf.images.sheet import contact_sheet, save_png
@@ -26,14 +26,7 @@ from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import tokenize_images
 from ctf.training.runs import train_stage, train_tokenizer
 
-PLAN, MODEL, SHEET, CURVES, PAGE, METRICS = (
-    "plan.json",
-    "model",
-    "samples.png",
-    "curves.png",
-    "report.md",
-    "metrics.json",
-)
+MODEL, SHEET, CURVES, PAGE, METRICS = "model", "samples.png", "curves.png", "report.md", "metrics.json"
 STAGES = ("coarse", "fine")
 #: Below this PSNR in dB a tokenizer loses what an image shows.
 POOR_PSNR = 20.0
@@ -59,6 +52,8 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto", say: Callable[[st
     check_writable(run, "folder")
     if run.exists() and any(run.iterdir()) and not (run / PLAN).exists():
         raise InputError(f"{run} holds something else: choose another --out")
+    if (run / PLAN).exists() and Plan.load(run / PLAN) != plan:
+        raise InputError(f"{run / PLAN} is another plan: choose another --out")
     plan.save(run / PLAN)
     if plan.tokenizer is None and not (run / "tokenizer" / RUN_MODEL).exists():
         say("1/6  The tokenizer")
@@ -82,8 +77,8 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto", say: Callable[[st
         say(f"Note: {metrics['warning']}")
 
     say("3/6  Codewords to clusters")
-    if not (run / "map.safetensors").exists():
-        cluster_codebook(tokenizer.codebook, plan.num_clusters, "kmeans", plan.seed).save(run / "map.safetensors")
+    if not (run / MAP).exists():
+        cluster_codebook(tokenizer.codebook, plan.num_clusters, "kmeans", plan.seed).save(run / MAP)
     for number, name in enumerate(STAGES, start=4):
         say(f"{number}/6  The {name} stage")
         if not (run / name / RUN_MODEL).exists():

@@ -45,7 +45,7 @@ def curves(path: Path, logs: dict[str, Log]) -> None:
 def report(plan: Plan, metrics: dict[str, Any], logs: dict[str, Log], run: Path) -> str:
     """The page `report.md`."""
     tokenizer, likelihood = metrics["tokenizer"], metrics["likelihood"]
-    whose = "held-out images" if plan.held_out else "the training images, since none could be held out"
+    whose = "held-out images" if plan.held_out else "the training images, since none were held out"
     warning = f"**{metrics['warning'][0].upper()}{metrics['warning'][1:]}.**\n\n" if "warning" in metrics else ""
     plan_lines = "\n".join(f"- {line}" for line in plan.table().splitlines())
     return f"""# A model of {plan.images}

@@ -19,6 +19,7 @@ from ctf.errors import InputError
 from ctf.files import read_json, write_json
 from ctf.images.image_set import MADE_SPLITS, ImageSet, every_tenth, open_images
 from ctf.interop.tokenizers import open_tokenizer
+from ctf.sampling.settings import Sampling
 from ctf.stages.registry import new_stage
 from ctf.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
 from ctf.tokenizer.interface import Tokenizer
@@ -26,6 +27,7 @@ from ctf.tokenizer.vq_tokenizer import VQTokenizer
 from ctf.tokens.tokenize import Augmentation
 from ctf.tokens.writer import shorten, write_token_set
 from ctf.training.config import (
+    BaselineTraining,
     CoarseTraining,
     FineTraining,
     LoopConfig,
@@ -36,6 +38,7 @@ from ctf.training.config import (
 from ctf.training.token_objective import TokenObjective
 from ctf.training.tokenizer_objective import TokenizerObjective
 
+PLAN, MAP = "plan.json", "map.safetensors"
 #: How trainings share the time that is left for them.
 SHARES = {"tokenizer": 0.45, "coarse": 0.33, "fine": 0.22}
 #: Of the time, for turning images into tokens with shifts; if they take more, mirror images must do.
@@ -56,29 +59,29 @@ class Plan:
 
     Attributes:
         images, split: as for `ctf tokenize`.
+        held_out: the split kept from training, for the figures of the report; None for none.
         image_size: pixels per side.
         num_images: of all.
         augmentation: of the training tokens.
-        held_out: whether every tenth image of each class is kept from training, for the figures of the report.
         tokenizer: a given one; None trains one.
-        architecture: of the one to train.
+        architecture: of the tokenizer to train; None for a given one.
         num_clusters: M.
         size: of both stages.
         batch_size: of stages; the tokenizer's is `tokenizer_batch`.
         tokenizer_batch: images a step.
         steps: of "tokenizer", "coarse" and "fine"; 0 for a given tokenizer.
         seed: of everything.
-        seconds: that the steps take, as measured, and all else as estimated.
+        seconds: that the steps take, as measured, and all else as estimated; empty where nothing was timed.
     """
 
     images: str
     split: str | None
+    held_out: str | None
     image_size: int
     num_images: int
     augmentation: Augmentation
-    held_out: bool
     tokenizer: str | None
-    architecture: TokenizerConfig
+    architecture: TokenizerConfig | None
     num_clusters: int
     size: str
     batch_size: int
@@ -90,9 +93,10 @@ class Plan:
     @property
     def splits(self) -> tuple[str | None, str | None]:
         """Of training and of evaluation."""
-        return (MADE_SPLITS[1], MADE_SPLITS[0]) if self.held_out else (self.split, self.split)
+        return (MADE_SPLITS[1] if self.held_out == MADE_SPLITS[0] else self.split), self.held_out or self.split
 
     def tokenizer_training(self, run: Path, device: str) -> TokenizerTraining:
+        assert self.architecture is not None, "a given tokenizer is not trained"
         train, test = self.splits
         steps = self.steps["tokenizer"]
         return TokenizerTraining(
@@ -110,18 +114,23 @@ class Plan:
         )
 
     def stage_training(self, name: str, run: Path, device: str) -> TokenTraining:
-        """Of "coarse" or "fine"."""
+        """Of "coarse", "fine", or a "baseline" to compare them with: as many steps as "coarse" has."""
+        steps = self.steps["coarse" if name == "baseline" else name]
+        common: dict[str, Any] = {
+            "out": str(run / name),
+            "tokens": str(run / "tokens" / "train"),
+            "held_out": str(run / "tokens" / "test"),
+            "tokenizer": self.tokenizer or str(run / "tokenizer"),
+            "size": self.size,
+            # The paper's guidance; its temperature of 1.1 is for models that are trained for long.
+            "sampling": Sampling() if name == "fine" else Sampling(cfg_scale=2.0),
+            "optimizer": OptimizerConfig(3e-3, 3e-5, steps // 20, weight_decay=0.1, name="muon"),
+            "loop": self._loop(steps, self.batch_size, device),
+        }
+        if name == "baseline":
+            return BaselineTraining(**common)
         kind_of = {"coarse": CoarseTraining, "fine": FineTraining}[name]
-        return kind_of(
-            out=str(run / name),
-            tokens=str(run / "tokens" / "train"),
-            held_out=str(run / "tokens" / "test"),
-            tokenizer=self.tokenizer or str(run / "tokenizer"),
-            coarse_map=str(run / "map.safetensors"),
-            size=self.size,
-            optimizer=OptimizerConfig(3e-3, 3e-5, self.steps[name] // 20, weight_decay=0.1, name="muon"),
-            loop=self._loop(self.steps[name], self.batch_size, device),
-        )
+        return kind_of(**common, coarse_map=str(run / MAP))
 
     def _loop(self, steps: int, batch_size: int, device: str) -> LoopConfig:
         return LoopConfig(
@@ -138,12 +147,15 @@ class Plan:
 
     def table(self) -> str:
         """What is going to happen, in lines."""
-        grid = self.image_size // self.architecture.downsampling
-        why = "since no class has ten" if self.split is None else f"of the split {self.split}"
-        held = "every tenth held out" if self.held_out else f"none held out, {why}"
+        if self.held_out == MADE_SPLITS[0]:
+            held = "every tenth held out"
+        elif self.held_out:
+            held = f"the split {self.held_out} held out"
+        else:
+            held = "none held out, " + (f"of the split {self.split}" if self.split else "since no class has ten")
         lines = [f"{self.num_images:,} images of {self.image_size} × {self.image_size} pixels, {held}"]
-        if self.tokenizer is None:
-            codewords = self.architecture.codebook_size
+        if self.architecture is not None:
+            codewords, grid = self.architecture.codebook_size, self.image_size // self.architecture.downsampling
             lines.append(f"tokenizer: {codewords:,} codewords, {grid} × {grid} tokens an image")
         else:
             lines.append(f"tokenizer: {self.tokenizer}, as it is")
@@ -151,8 +163,10 @@ class Plan:
         for name, steps in self.steps.items():
             batch = self.tokenizer_batch if name == "tokenizer" else self.batch_size
             if steps:
-                lines.append(f"{name}: {steps:,} steps of {batch}, about {self.seconds[name] / 60:.1f} min")
-        lines.append(f"together, with all else, about {sum(self.seconds.values()) / 60:.1f} min")
+                time = f", about {self.seconds[name] / 60:.1f} min" if self.seconds else ""
+                lines.append(f"{name}: {steps:,} steps of {batch}{time}")
+        if self.seconds:
+            lines.append(f"together, with all else, about {sum(self.seconds.values()) / 60:.1f} min")
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
@@ -163,7 +177,8 @@ class Plan:
         """Raises InputError: damaged, or of another version."""
         values = read_json(path)
         try:
-            return cls(**values | {"architecture": TokenizerConfig(**values["architecture"])})
+            architecture = values["architecture"] and TokenizerConfig(**values["architecture"])
+            return cls(**values | {"architecture": architecture})
         except (TypeError, KeyError):
             raise InputError(f"{path} is no plan of this version of ctf: choose another --out") from None
 
@@ -190,6 +205,7 @@ def choose(
     split: str | None,
     time: float,
     device: torch.device,
+    held_out: str | None = None,
     image_size: int | None = None,
     tokenizer: str | None = None,
     num_clusters: int | None = None,
@@ -203,7 +219,8 @@ def choose(
     the time, or fewer where more would teach nothing.
 
     Raises:
-        InputError: images that cannot be opened, or a tokenizer that does not fit them.
+        InputError: images that cannot be opened, a split to hold out that would be trained on, or a tokenizer that does
+            not fit the images.
     """
     for name, value in ("image_size", image_size), ("num_clusters", num_clusters), ("batch_size", batch_size):
         if value is not None and value < 1:
@@ -211,8 +228,14 @@ def choose(
     on_gpu = device.type == "cuda"
     image_size = image_size or (256 if on_gpu else 64)
     opened = open_images(images, split, image_size)
-    num_held_out = int(every_tenth(opened.labels).sum()) if split is None else 0
+    num_held_out = int(every_tenth(opened.labels).sum()) if split is held_out is None else 0
     count = len(opened) - num_held_out
+    if num_held_out:
+        held_out = MADE_SPLITS[0]
+    elif held_out is not None:
+        if split is None or split == held_out:
+            raise InputError(f"held_out {held_out}: name another split to train on, such as --split train")
+        open_images(images, held_out, image_size)
     given = None if tokenizer is None else open_tokenizer(tokenizer)
     architecture = _architecture(image_size, count, on_gpu)
     if given is None:
@@ -227,12 +250,12 @@ def choose(
     plan = Plan(
         images=images,
         split=split,
+        held_out=held_out,
         image_size=image_size,
         num_images=len(opened),
         augmentation="ten-shift",
-        held_out=num_held_out > 0,
         tokenizer=tokenizer,
-        architecture=architecture,
+        architecture=architecture if given is None else None,
         num_clusters=num_clusters,
         size=size,
         batch_size=batch_size,

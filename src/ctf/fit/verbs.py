@@ -8,6 +8,7 @@ def fit(
     out: str,
     time: str = "30m",
     split: str | None = None,
+    held_out: str | None = None,
     image_size: int | None = None,
     tokenizer: str | None = None,
     num_clusters: int | None = None,
@@ -28,8 +29,9 @@ def fit(
         out: folder of the run. An interrupted command goes on where it stopped and gives the same model.
         time: about how long it may take, such as 90s, 30m or 2h. Steps are timed first, and as many are planned. An
             interrupted run keeps its plan.
-        split: which part, where the images have several; then none is held out. Else every tenth image of each class
-            is.
+        split: which part to train on, where the images have several.
+        held_out: the split to keep for the report's figures. Where neither is named, every tenth image of each class
+            is kept.
         image_size: pixels per side: 64 on a CPU and 256 on a GPU without it.
         tokenizer: use this one, as for `ctf tokenize`, instead of training one.
         num_clusters: one for every 32 codewords without it.
@@ -43,10 +45,10 @@ def fit(
 
     from ctf.device import usable_device
     from ctf.fit import carry_out
-    from ctf.fit.plan import Plan, choose, parse_time
+    from ctf.fit.plan import PLAN, Plan, choose, parse_time
 
-    seconds, where, path = parse_time(time), usable_device(device), Path(out) / carry_out.PLAN
-    asked = {"images": images, "split": split, "image_size": image_size, "tokenizer": tokenizer}
+    seconds, where, path = parse_time(time), usable_device(device), Path(out) / PLAN
+    asked = {"images": images, "split": split, "held_out": held_out, "image_size": image_size, "tokenizer": tokenizer}
     asked |= {"num_clusters": num_clusters, "size": size, "batch_size": batch_size, "seed": seed}
     if path.exists():
         plan = Plan.load(path)

@@ -1,10 +1,13 @@
 """Checkpoints: one safetensors file each, with everything that a run needs to go on as if never stopped.
 
-Random state is not among it: the loop seeds every step from (seed, step, rank).
+Random state is not among it: the loop seeds every step from (seed, step, rank). A checksum of the content tells a file
+that a disk or a copy has damaged; safetensors alone only notices a wrong length.
 """
 
 from __future__ import annotations
 
+import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,9 +17,13 @@ from torch.optim import Optimizer
 
 from ctf.errors import InputError
 from ctf.files import load_tensors, save_tensors
-from ctf.model_folder import RUN_CHECKPOINTS
+from ctf.model_folder import RUN_CHECKPOINTS, checkpoints
 
 Part = nn.Module | Optimizer
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint whose content is not what was written."""
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -26,11 +33,39 @@ def checkpoint_path(run: Path, step: int) -> Path:
 def save_checkpoint(run: Path, step: int, parts: Mapping[str, Part], keep: int) -> Path:
     """Write the state after `step` steps, then remove all but the newest `keep` checkpoints."""
     path = checkpoint_path(run, step)
-    tensors = {f"{name}/{key}": tensor for name, part in parts.items() for key, tensor in _state(part).items()}
-    save_tensors(path, tensors, {"ctf": "checkpoint", "step": str(step)})
-    for old in sorted(path.parent.glob("step-*.safetensors"))[:-keep]:
+    tensors = {f"{name}/{key}": tensor.cpu() for name, part in parts.items() for key, tensor in _state(part).items()}
+    save_tensors(path, tensors, {"ctf": "checkpoint", "step": str(step), "checksum": checksum(tensors)})
+    for old in checkpoints(run)[:-keep]:
         old.unlink()
     return path
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the bytes of all tensors, in the order of their names: 8 hexadecimal digits."""
+    found = 0
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].detach().contiguous().flatten().view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
+
+
+def resume(run: Path, parts: Mapping[str, Part], quiet: bool = False) -> int:
+    """Restore `parts` from the newest checkpoint that is whole; returns the number of steps done, 0 if there is none.
+
+    A damaged one is named on stderr, unless `quiet`, and the one before it is taken.
+
+    Raises:
+        InputError: all are damaged, or the one to restore is of a run with other settings.
+    """
+    found = checkpoints(run)
+    while found:
+        try:
+            return load_checkpoint(found.pop(), parts)
+        except DamagedCheckpoint as error:
+            if not found:
+                raise
+            if not quiet:
+                print(f"{error}. Going on from {found[-1]}", file=sys.stderr)
+    return 0
 
 
 def not_finite(parts: Mapping[str, Part]) -> str | None:
@@ -43,11 +78,17 @@ def load_checkpoint(path: Path, parts: Mapping[str, Part]) -> int:
     """Restore `parts` in place; returns the number of steps done.
 
     Raises:
-        InputError: truncated, or of a run with other settings.
+        DamagedCheckpoint: truncated or changed.
+        InputError: no checkpoint, or of a run with other settings.
     """
-    tensors, metadata = load_tensors(path)
-    if metadata.get("ctf") != "checkpoint" or "step" not in metadata:
+    try:
+        tensors, metadata = load_tensors(path)
+    except InputError as error:
+        raise DamagedCheckpoint(str(error)) from None
+    if metadata.get("ctf") != "checkpoint" or not {"step", "checksum"} <= metadata.keys():
         raise InputError(f"{path} is not a checkpoint: restore or delete it")
+    if checksum(tensors) != metadata["checksum"]:
+        raise DamagedCheckpoint(f"{path} is damaged, its checksum does not fit its content: restore or delete it")
     for name, part in parts.items():
         prefix = f"{name}/"
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

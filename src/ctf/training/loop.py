@@ -18,7 +18,7 @@ from ctf.images.sheet import save_png
 from ctf.model_folder import CONFIG, RUN_MILESTONES, RUN_MODEL, latest_checkpoint, run_settings
 from ctf.progress import progress_bar
 from ctf.training.accelerator import build_accelerator
-from ctf.training.checkpoint import Part, load_checkpoint, not_finite, save_checkpoint
+from ctf.training.checkpoint import Part, not_finite, resume, save_checkpoint
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.interrupt import interruptible
 from ctf.training.log import Log, Meter
@@ -105,8 +105,7 @@ class _Trainer:
         self.parts: dict[str, Part] = {"model": model, **optimizers, **objective.extra}
         if self.ema is not None:
             self.parts["ema"] = self.ema
-        checkpoint = latest_checkpoint(run)
-        self.done = load_checkpoint(checkpoint, self.parts) if checkpoint else 0
+        self.done = resume(run, self.parts, quiet=not self.is_main_process)
 
     def run_steps(self, log: Log) -> dict[str, float]:
         """Take all steps that are left; returns the last evaluation."""

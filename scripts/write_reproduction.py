@@ -1,0 +1,85 @@
+"""Fill docs/reproduction.md with the tables, claims and pictures of `ctf reproduce`, as far as they are made.
+
+    python scripts/write_reproduction.py [--steps 800] [--store runs/reproduce] [--page docs/reproduction.md]
+
+Whatever stands between `<!-- NAME -->` and `<!-- end -->` is written anew: the table of the experiment NAME, its
+claims and pictures; of `directions`, all claims in one table. The prose around them is written by hand. The results of
+every training and sample set are in benchmarks/reproduce: copied into the store, they are not made again, and the
+tables are complete; only the pictures need the sample sets themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from ctf.experiments.experiment import Experiment, Measured, judge
+from ctf.experiments.page import PLOT, SHEET, claims, figures, plot, sheet, table, title
+from ctf.experiments.paper import EXPERIMENTS
+from ctf.experiments.presets import PRESETS, Preset
+from ctf.experiments.reproduce import find
+from ctf.experiments.store import Store
+from ctf.files import write_text
+
+DIRECTIONS = "directions"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--store", default="runs/reproduce")
+    parser.add_argument("--page", type=Path, default=Path("docs/reproduction.md"))
+    options = parser.parse_args()
+    preset, store = PRESETS["emoji"].changed(None, None, None, None, options.steps, None), Store(Path(options.store))
+
+    def filled(match: re.Match[str]) -> str:
+        name = match[1]
+        text = directions(preset, store) if name == DIRECTIONS else section(name, preset, store, options.page)
+        return f"<!-- {name} -->\n\n{text}\n\n<!-- end -->"
+
+    page = options.page.read_text(encoding="utf-8")
+    write_text(options.page, re.sub(r"<!-- (\w+) -->.*?<!-- end -->", filled, page, flags=re.DOTALL))
+
+
+def read(experiment: Experiment, preset: Preset, store: Store) -> list[Measured]:
+    return [Measured.read(row, preset, store) for row in experiment.rows]
+
+
+def section(name: str, preset: Preset, store: Store, page: Path) -> str:
+    """Heading, table, claims and pictures of an experiment; the pictures are written beside `page`."""
+    experiment = find(name)(preset)
+    measured, folder = read(experiment, preset, store), page.with_suffix("") / name
+    beside = f"{folder.parent.name}/{name}/"
+    parts = [f"## {experiment.title}", experiment.note, *figures(folder, experiment, store, beside)]
+    if measured:
+        parts.append(table(experiment, measured, preset, store))
+    if experiment.claims:
+        parts.append(claims(experiment, measured, preset))
+    if experiment.curve is not None and any(m.values for m in measured):
+        plot(folder / PLOT, experiment, measured, preset)
+        parts.append(f"![{experiment.title}]({beside}{PLOT})")
+    if sheet(folder / SHEET, experiment, preset, store):
+        parts.append(f"![samples of each row]({beside}{SHEET})")
+    return "\n\n".join(part for part in parts if part)
+
+
+def anchor(heading: str) -> str:
+    """Of a heading, as GitHub and MkDocs make it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def directions(preset: Preset, store: Store) -> str:
+    """All claims of the paper, in one table."""
+    lines = ["| the paper claims | here | by | evidence |", "|---|---|---|---|"]
+    for make in EXPERIMENTS.values():
+        experiment = make(preset)
+        for verdict in (judge(claim, read(experiment, preset, store)) for claim in experiment.claims):
+            says = f"[{verdict.claim.says}](#{anchor(experiment.title)})"
+            cells = says, f"**{verdict.word}**", title(verdict.claim.metric, preset), verdict.evidence
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
