@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ctf.models.config import TransformerConfig
+
+WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class KeyValueCache:
@@ -69,8 +72,20 @@ def attend_cached_group(
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     grouped = q.reshape(len(keys), -1, q.shape[-1])  # (rows · kv_heads, group · n, head_dim)
-    by = attend_by_products if q.device.type == "cpu" else F.scaled_dot_product_attention
-    return by(grouped, keys, values).view(q.shape)
+    if q.device.type == "cpu":
+        return attend_by_products(grouped, keys, values).view(q.shape)
+    return attend_fused(grouped, keys, values, len(q)).view(q.shape)
+
+
+def attend_fused(q: Tensor, keys: Tensor, values: Tensor, rows: int) -> Tensor:
+    """q (R, group, d), keys and values (R, n, d), R = rows · kv_heads → (R, group, d), by a fused kernel.
+
+    Those take four dimensions only: of three, PyTorch would compute in float32 what lies in bfloat16, step by step.
+    Without cuDNN's, which prepares anew for every number of keys, and so for every step.
+    """
+    q, keys, values = (part.unflatten(0, (rows, -1)) for part in (q, keys, values))
+    with sdpa_kernel(WITHOUT_CUDNN):
+        return F.scaled_dot_product_attention(q, keys, values).flatten(0, 1)
 
 
 def attend_by_products(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
