@@ -1,9 +1,13 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctf.codebook import CoarseMap
 from ctf.models import ClusterMembers, member_logits
+from ctf.models.cluster_head import grouped_by_products, grouped_on_device
 
 
 def masked_log_probabilities(hidden, weight, coarse, coarse_map):
@@ -30,12 +34,19 @@ def cases(draw):
     return coarse_map, coarse, fine.view(shape), hidden, weight
 
 
-@given(cases())
+def on_device(hidden, weight, coarse, members):
+    """As on a GPU, but in float32."""
+    logits = grouped_on_device(hidden.flatten(0, -2), weight, coarse.flatten(), members, torch.float32)
+    return logits.view(*coarse.shape, -1)
+
+
+@pytest.mark.parametrize("head", [member_logits, on_device])
+@given(case=cases())
 @settings(max_examples=40, deadline=None)
-def test_members_are_the_masked_full_head(case):
+def test_members_are_the_masked_full_head(head, case):
     coarse_map, coarse, fine, hidden, weight = case
     members = ClusterMembers(coarse_map)
-    logits = member_logits(hidden, weight, coarse, members)
+    logits = head(hidden, weight, coarse, members)
     expected = masked_log_probabilities(hidden, weight, coarse, coarse_map)
     assert logits.shape == (*coarse.shape, int(coarse_map.sizes.max()))
     for m, row, right in zip(coarse.flatten(), logits.flatten(0, -2), expected.flatten(0, -2), strict=True):
@@ -70,3 +81,43 @@ def test_absent_clusters_get_no_gradient(make_map):
     logits = member_logits(torch.ones(1, 3, 4), weight, torch.tensor([[1, 1, 0]]), members)
     logits.logsumexp(-1).sum().backward()
     assert weight.grad.ne(0).any(1).tolist() == [True, True, False, True, True]
+
+
+def random_case(seed, rows=40, clusters=16, size=64):
+    """As many rows in clusters of another frequency each time."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(clusters, generator=generator).pow(4).multinomial(rows, replacement=True, generator=generator)
+    return torch.randn(rows, 8, generator=generator), torch.randn(size, 8, generator=generator), coarse
+
+
+def operations_of(head, members):
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            names.add(operation.name().removeprefix("aten::"))
+            return operation(*args, **kwargs or {})
+
+    names = set()
+    rows, weight, coarse = random_case(0)
+    rows, weight = rows.requires_grad_(), weight.requires_grad_()
+    with Operations():
+        head(rows, weight, coarse, members).logsumexp(-1).sum().backward()
+    return names
+
+
+def test_the_device_never_waits_for_the_host(make_map):
+    """No value goes from there to here, and no shape depends on one."""
+    members = ClusterMembers(make_map(*(i % 16 for i in range(64))))
+    waiting = {"_local_scalar_dense", "nonzero", "bincount", "unique2", "_unique2", "masked_select", "equal"}
+    assert not operations_of(grouped_on_device, members) & waiting
+    assert "bincount" in operations_of(grouped_by_products, members)
+
+
+def test_one_compilation_for_batches_of_any_clusters(make_map):
+    members = ClusterMembers(make_map(*(i % 16 for i in range(64))))
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(grouped_on_device, backend=counter, fullgraph=True)
+    for seed in range(20):
+        case = random_case(seed)
+        torch.testing.assert_close(compiled(*case, members), grouped_by_products(*case, members), rtol=0.02, atol=0.1)
+    assert counter.frame_count == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -25,6 +26,8 @@ class ClusterMembers(nn.Module):
     order: Tensor  # (K,) labels, cluster by cluster
     table: Tensor  # (M, S) labels of each cluster, S the largest cluster, padded
     index: Tensor  # (K,) position of a label among its cluster's members
+    slot: Tensor  # (K,) place of a label where every cluster has `width` of them
+    padding: Tensor  # (M, width) bool: places beyond a cluster's size
 
     def __init__(self, relation: CoarseMap) -> None:
         super().__init__()
@@ -32,6 +35,12 @@ class ClusterMembers(nn.Module):
         self.register_buffer("order", relation.order, persistent=False)
         self.register_buffer("table", relation.member_table, persistent=False)
         self.register_buffer("index", relation.index_in_cluster, persistent=False)
+        #: S, rounded up to what grouped products of a GPU need.
+        self.width = -(-max(self.sizes) // 8) * 8
+        slot = relation.fine_to_coarse * self.width + relation.index_in_cluster
+        self.register_buffer("slot", slot, persistent=False)
+        padding = torch.arange(self.width) >= relation.sizes[:, None]
+        self.register_buffer("padding", padding, persistent=False)
 
     def labels(self, coarse: Tensor, choice: Tensor) -> Tensor:
         """Member number `choice` of cluster `coarse`, elementwise."""
@@ -41,7 +50,8 @@ class ClusterMembers(nn.Module):
 def member_logits(hidden: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:
     """Logits of the members of each position's own cluster.
 
-    Positions are sorted by cluster, so that each cluster is one small matrix product.
+    Positions are sorted by cluster, so that each cluster is one small matrix product: `grouped_on_device` on a GPU in
+    bfloat16, else `grouped_by_products`.
 
     Args:
         hidden: (…, dim) states before the head.
@@ -53,12 +63,40 @@ def member_logits(hidden: Tensor, weight: Tensor, coarse: Tensor, members: Clust
         (…, S), S the size of the largest cluster: column j is the j-th member in `members.table`;
         columns beyond a cluster's size are -inf.
     """
-    flat = coarse.flatten()
-    order = flat.argsort(stable=True)
-    counts = torch.bincount(flat, minlength=len(members.sizes)).tolist()
-    with torch.autocast(hidden.device.type, enabled=False):  # rounding would cost more here than it saves
-        logits = GroupedProduct.apply(hidden.flatten(0, -2)[order], weight[members.order], counts, members.sizes)
-    return logits[order.argsort()].view(*coarse.shape, -1)
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    by = grouped_on_device if kind == "cuda" and dtype == torch.bfloat16 else grouped_by_products
+    # On a CPU in float32: rounding would cost more than it saves.
+    with torch.autocast(kind, enabled=False):
+        logits = by(hidden.flatten(0, -2), weight, coarse.flatten(), members)
+    return logits.view(*coarse.shape, -1)
+
+
+def grouped_by_products(rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:
+    """`member_logits` of rows (n, dim) in clusters (n,) as one small product for each cluster that occurs.
+
+    The sizes of these products come to the host: on a CPU that is free, and nothing is padded.
+    """
+    order = coarse.argsort(stable=True)
+    counts = torch.bincount(coarse, minlength=len(members.sizes)).tolist()
+    return GroupedProduct.apply(rows[order], weight[members.order], counts, members.sizes)[order.argsort()]
+
+
+def grouped_on_device(
+    rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """`member_logits` of rows (n, dim) in clusters (n,) as one grouped product in `dtype`.
+
+    All clusters are padded to one size. Where groups begin stays on the device: nothing waits for it, and no shape
+    depends on the clusters that occur.
+    """
+    ordered, order = coarse.sort(stable=True)
+    ends = torch.searchsorted(ordered, torch.arange(len(members.sizes), device=coarse.device), right=True)
+    padded = weight.new_zeros(members.padding.numel(), weight.shape[1], dtype=dtype)
+    columns = padded.index_copy(0, members.slot, weight.to(dtype)).view(*members.padding.shape, -1)
+    logits = F.grouped_mm(rows[order].to(dtype), columns.transpose(1, 2), offs=ends.int())
+    logits = logits.float().masked_fill(members.padding[ordered], -torch.inf)[:, : max(members.sizes)]
+    return torch.empty_like(logits).index_copy(0, order, logits)
 
 
 class GroupedProduct(torch.autograd.Function):
