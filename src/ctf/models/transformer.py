@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -242,6 +243,15 @@ class Transformer(nn.Module):
             attend = partial(attend_cached_group, keys=keys, values=values, position=position, tokens=tokens)
             x = block(x, rotary, attend)
         return self.norm(x[:, tokens:])
+
+    def compile_blocks(self, **settings: Any) -> None:
+        """Compile the blocks where they are, for training; `settings` are those of torch.compile.
+
+        One compilation serves all of them, since they differ in their weights only; that of the whole model would grow
+        with its depth, and be made again where stage 2 meets other clusters.
+        """
+        for block in self.blocks:
+            block.compile(**settings)
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
