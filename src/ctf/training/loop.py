@@ -19,6 +19,7 @@ from ctf.model_folder import CONFIG, RUN_MILESTONES, RUN_MODEL, latest_checkpoin
 from ctf.models.transformer import Transformer
 from ctf.progress import progress_bar
 from ctf.training.accelerator import build_accelerator
+from ctf.training.ahead import ahead
 from ctf.training.checkpoint import Part, not_finite, resume, save_checkpoint
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.interrupt import interruptible
@@ -69,6 +70,10 @@ def train(
     return metrics
 
 
+#: After how many steps processes ask each other whether to stop: seconds, within the grace of a SIGTERM.
+STEPS_BETWEEN_QUESTIONS = 8
+
+
 class _Trainer:
     """A run between its steps.
 
@@ -111,7 +116,8 @@ class _Trainer:
     def run_steps(self, log: Log) -> dict[str, float]:
         """Take all steps that are left; returns the last evaluation."""
         c = self.config
-        batches = self.objective.batches(c.batch_size, c.seed, self.rank, self.world, self.done)
+        read = self.objective.batches(c.batch_size, c.seed, self.rank, self.world, self.done)
+        batches = ahead(read, self.accelerator.device)
         self.module.train()
         bar = progress_bar(self.steps, self.run.name, "step", self.done, hidden=not self.is_main_process)
         with interruptible() as interrupted, bar:
@@ -127,7 +133,7 @@ class _Trainer:
                     log.write(now, {"learning_rate": rate, "epoch": epoch, **line})
                     # Not redrawn at once: a bar that is not on the screen yet would stay behind without its line end.
                     bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
-                stop = self._anywhere(interrupted())
+                stop = self._anywhere(interrupted(), now)
                 if finished or stop or _due(now, c.checkpoint_every):
                     self._save(now)
                 if now in c.milestones:
@@ -147,7 +153,7 @@ class _Trainer:
         rate = learning_rate(self.optimizer_config, step, self.steps)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        pieces = zip(*(tensor.to(self.accelerator.device).chunk(c.accumulate) for tensor in batch), strict=True)
+        pieces = zip(*(tensor.chunk(c.accumulate) for tensor in batch), strict=True)
         for index, piece in enumerate(pieces):
             last = index == c.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.module):
@@ -205,10 +211,15 @@ class _Trainer:
                 "lower optimizer.learning_rate or optimizer.clip, or train in float32"
             )
 
-    def _anywhere(self, flag: bool) -> bool:
-        """Whether `flag` is set on any process: all must stop after the same step, or the rest would wait for ever."""
+    def _anywhere(self, flag: bool, step: int) -> bool:
+        """Whether `flag` is set on any process: all must stop after the same step, or the rest would wait for ever.
+
+        Several processes ask each other every few steps only, since the answer makes the host wait for the device.
+        """
         if self.world == 1:
             return flag
+        if step % STEPS_BETWEEN_QUESTIONS:
+            return False
         flags: Tensor = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device))
         return bool(flags)
 
