@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
@@ -58,7 +59,7 @@ def number(name: str, value: Any, whole: bool = True) -> int | float:
     """A number from a form (often a float) or an address (a text). Raises InputError: it is none, or not a whole one."""
     try:
         read = int(value) if whole else float(value)
-        if isinstance(value, bool) or (isinstance(value, float) and whole and value != read):
+        if isinstance(value, bool) or not math.isfinite(read) or (isinstance(value, float) and value != read):
             raise ValueError
         return read
     except (TypeError, ValueError, OverflowError):
@@ -131,12 +132,14 @@ class Asked:
         return urlencode({"label": self.label, "num": self.num, "seed": self.seed, **settings})
 
     @classmethod
-    def from_form(cls, controls: list[Control], label: Any, num: Any, seed: Any, values: Mapping[str, Any]) -> Asked:
-        """Read what a form or an address holds; what is missing is the default.
+    def from_form(cls, controls: list[Control], label: Any, num: Any, seed: Any, values: Any) -> Asked:
+        """Read what a form, an address or a program gives; `values` are settings by their keys, None is none.
 
         Raises:
             InputError: a number that is none, or a setting that there is not.
         """
+        if not isinstance(values, Mapping):
+            raise InputError("settings: give names and values, such as {\"coarse_temperature\": 0.9}")
         known = {control.key: control for control in controls}
         if unknown := values.keys() - known.keys():
             raise InputError(f"no setting {min(unknown)[:40]!r}: there are {', '.join(known)}")

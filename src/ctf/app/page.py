@@ -23,6 +23,8 @@ from ctf.errors import InputError
 LONGEST_QUEUE = 20
 #: Visitors whose last inputs are kept.
 SESSIONS = 200
+#: Completions that a visitor sees first.
+REST = 4
 LONGEST_MESSAGE = 300
 
 CSS, BOARD = ((files("ctf.app") / name).read_text(encoding="utf-8") for name in ("page.css", "board.js"))
@@ -37,16 +39,20 @@ CHOOSE = """element.addEventListener("click", (event) => {
 });"""
 TAKE = """() => {
   const image = document.querySelector("#made img.chosen") || document.querySelector("#made img");
-  return image ? { src: image.src, keep: "" } : null;
+  return { src: image.src, keep: "KEEP" };
 }"""
 POINT = """element.addEventListener("click", (event) => {
   if (event.target.tagName !== "IMG") return;
   const box = event.target.getBoundingClientRect();
   trigger("point", { x: (event.clientX - box.x) / box.width, y: (event.clientY - box.y) / box.height });
 });"""
+#: The address bar holds the link to what is shown; a visitor who comes by such a link sees it made.
 ADDRESS = """() => {
   const link = document.querySelector("#permalink");
   if (link) history.replaceState(null, "", link.getAttribute("href"));
+}"""
+ARRIVE = """() => {
+  if (new URLSearchParams(location.search).has("seed")) document.querySelector("#generate").click();
 }"""
 
 
@@ -58,7 +64,7 @@ def one_line() -> Iterator[None]:
     except InputError as error:
         message = " ".join(str(error).split())
         message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} …"
-        raise gr.Error(escape(message), print_exception=False) from None
+        raise gr.Error(escape(message, quote=False), print_exception=False) from None
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         raise gr.Error(f"this did not work ({type(error).__name__}); the terminal says more", print_exception=False) from None
@@ -94,142 +100,131 @@ def widget(control: Control) -> gr.components.Component:
     return gr.Number(control.value, precision=0 if control.whole else None, minimum=0, label=label)
 
 
-def board(studio: Studio, marked: bool = False, value: Any = None) -> gr.HTML:
-    """A picture that a visitor gives; `marked`: and marks."""
+def form(studio: Studio, what: str, num: int, action: str) -> list[gr.components.Component]:
+    """Class, number and seed, a button to start and one to stop."""
+    return [
+        gr.Dropdown(studio.classes(), value="", label="class (type to search)"),
+        gr.Slider(1, MOST_IMAGES, value=num, step=1, label=what),
+        gr.Number(0, precision=0, minimum=0, maximum=LARGEST_SEED, label="seed of the first"),
+        *buttons(action),
+    ]
+
+
+def buttons(action: str) -> list[gr.Button]:
+    with gr.Row():
+        return [gr.Button(action, variant="primary", elem_id=action.lower()), gr.Button("Stop", min_width=80)]
+
+
+def board(studio: Studio, value: Any, marked: bool) -> tuple[gr.HTML, gr.Button]:
+    """A picture that a visitor gives, `marked`: and marks; and a button that takes one of the images made before."""
     rows, columns = studio.pipeline.grid if marked else (0, 0)
     facts = {"rows": rows, "columns": columns, "most": MOST_BYTES}
-    return gr.HTML(value, html_template=BOARD_HTML, js_on_load=BOARD, **facts)
+    picture = gr.HTML(value, elem_classes="given", html_template=BOARD_HTML, js_on_load=BOARD, **facts)
+    return picture, gr.Button("Take the chosen image of Generate", size="sm")
 
 
-def build(studio: Studio, first: tuple[str, str]) -> gr.Blocks:
-    """The page. `first` is what `Studio.generate` gave last for its defaults: what a visitor sees before anything else."""
-    pipeline, name = studio.pipeline, studio.model.name
-    height, width = pipeline.image_size
-    model = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
-    with gr.Blocks(title=f"ctf · {name}", analytics_enabled=False) as page:
+def say(text: str) -> None:
+    """What a tab is for."""
+    gr.Markdown(text, elem_classes="say")
+
+
+def results(html: str = "", links: str = "", name: str | None = None) -> list[gr.HTML]:
+    """Images, and the links below them."""
+    with gr.Column(scale=3, min_width=480, elem_classes="results"):
+        return [gr.HTML(html, elem_id=name, elem_classes="shown", js_on_load=CHOOSE), gr.HTML(links)]
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """The page. What it shows first is made here, which also warms the model up."""
+    pipeline, (height, width) = studio.pipeline, studio.pipeline.image_size
+    values = [control.value for control in studio.controls]
+    example, counts, count = studio.example(), studio.clusters.counts, studio.clusters.count
+    *_, first = studio.generate("", Asked.num, 0, False, *values)
+    *_, completed = studio.complete(example, "", REST, 0, *values)
+    with gr.Blocks(title=f"ctf · {studio.model.name}", analytics_enabled=False) as page:
         page.state_session_capacity = SESSIONS
-        stages = "; ".join(stage_in_words(stage) for stage in pipeline.stages)
         gr.Markdown(
-            f"# {escape(name)}\n"
+            f"# {escape(studio.model.name)}\n"
             f"Images of {width} × {height} pixels in {len(pipeline.class_names)} classes, drawn from coarse to fine. "
             "Choose a class, press Generate, and watch the images appear.\n\n"
-            f"<small>{escape(stages)}.</small>",
+            f"<small>{'; '.join(stage_in_words(stage) for stage in pipeline.stages)}.</small>",
             elem_id="title",
         )
         with gr.Tab("Generate"), gr.Row():
             with gr.Column(scale=1, min_width=280):
-                label = gr.Dropdown(studio.classes(), value="", label="class (type to search)", elem_id="label")
-                num = gr.Slider(1, MOST_IMAGES, value=Asked.num, step=1, label="images")
-                seed = gr.Number(0, precision=0, minimum=0, maximum=LARGEST_SEED, label="seed of the first")
+                *ask, start, stop = form(studio, "images", Asked.num, "Generate")
                 beside = gr.Checkbox(False, label="baseline beside it, same seeds", visible=studio.baseline is not None)
-                with gr.Row():
-                    start = gr.Button("Generate", variant="primary", elem_id="generate")
-                    stop = gr.Button("Stop", elem_id="stop", min_width=80)
                 settings = []
                 for stage in pipeline.stages:
                     with gr.Accordion(f"settings of {stage.name}", open=False):
                         settings += [widget(c) for c in studio.controls if c.stage == stage.name]
-            with gr.Column(scale=3, min_width=480):
-                made = gr.HTML(first[0], elem_id="made", elem_classes="shown", js_on_load=CHOOSE)
-                links = gr.HTML(first[1], elem_id="links")
-        with gr.Tab("Complete"), gr.Row():
-            with gr.Column(scale=1, min_width=340):
-                gr.Markdown(f"Mark what to keep; the rest is generated. {studio.keeps()}", elem_classes="say")
-                picture = board(studio, marked=True)
-                take = gr.Button("Take an image from Generate", elem_id="take")
-                rest_label = gr.Dropdown(studio.classes(), value="", label="class (type to search)")
-                rest_num = gr.Slider(1, MOST_IMAGES, value=4, step=1, label="completions")
-                rest_seed = gr.Number(0, precision=0, minimum=0, maximum=LARGEST_SEED, label="seed of the first")
-                with gr.Row():
-                    rest_start = gr.Button("Complete", variant="primary", elem_id="complete")
-                    rest_stop = gr.Button("Stop", min_width=80)
-            with gr.Column(scale=3, min_width=480):
-                rest = gr.HTML(elem_id="rest", elem_classes="shown")
-                rest_links = gr.HTML()
-        counts, count = studio.clusters.counts, studio.clusters.count
-        with gr.Tab("Clusters"), gr.Row():
-            with gr.Column(scale=1, min_width=340):
-                gr.Markdown(
-                    "Tokens of one cluster look alike. Swap some of a picture's tokens for others of their cluster: with "
-                    "k-means clusters little is lost, with random ones of the same number nearly everything.",
-                    elem_classes="say",
-                )
-                swap_picture = board(studio)
-                swap_take = gr.Button("Take an image from Generate", elem_id="swap-take")
-                share = gr.Slider(0, 100, value=50, step=1, label="share of tokens swapped, %", elem_id="share")
-                swap_count = gr.Dropdown(counts, value=count, label="clusters")
-            with gr.Column(scale=3, min_width=480):
-                swapped = gr.HTML(elem_id="swapped", elem_classes="shown")
-        with gr.Tab("Codebook") as tab, gr.Row():
-            with gr.Column(scale=3, min_width=480):
-                gr.Markdown(
-                    f"The {pipeline.tokenizer.codebook_size:,} codewords as tiles, decoded among their like: a block for "
-                    "each cluster, from dark to light, with up to 16 of its tokens. Click one to see all of them.",
-                    elem_classes="say",
-                )
-                codebook = gr.HTML(elem_id="codebook", elem_classes="shown", js_on_load=POINT)
-            with gr.Column(scale=2, min_width=340):
-                book_count = gr.Dropdown(counts, value=count, label="clusters")
-                cluster = gr.Number(0, precision=0, minimum=0, label="cluster", elem_id="cluster")
-                members = gr.HTML(elem_id="members", elem_classes="shown")
+            made = results(*first, name="made")
+        with gr.Tab("Complete"):
+            say(f"Mark what to keep of a picture with the pointer; the rest is generated. {studio.keeps()}")
+            with gr.Row():
+                with gr.Column(scale=1, min_width=280):
+                    picture, take = board(studio, example, marked=True)
+                    *rest_ask, rest_start, rest_stop = form(studio, "completions", REST, "Complete")
+                rest = results(*completed, name="rest")
+        with gr.Tab("Clusters"):
+            say(
+                "Tokens of one cluster look alike. Swap some of a picture's tokens for others of their cluster: within "
+                "k-means clusters little is lost, within random ones of the same number nearly everything."
+            )
+            with gr.Row():
+                with gr.Column(scale=1, min_width=280):
+                    swap_picture, swap_take = board(studio, example, marked=False)
+                    share = gr.Slider(0, 100, value=50, step=1, label="share of tokens swapped, %", elem_id="share")
+                    swap_count = gr.Dropdown(counts, value=count, label="clusters")
+                with gr.Column(scale=3, min_width=480):
+                    swapped = gr.HTML(studio.swap(example, 50, count), elem_id="swapped", elem_classes="shown")
+        with gr.Tab("Codebook") as tab:
+            say(
+                f"The {pipeline.tokenizer.codebook_size:,} codewords as tiles, each decoded among its like: a block for "
+                "each cluster, from dark to light, with up to 16 of its tokens. Click a block to see all of them."
+            )
+            with gr.Row():
+                with gr.Column(scale=3, min_width=480):
+                    codebook = gr.HTML(elem_id="codebook", elem_classes="shown", js_on_load=POINT)
+                with gr.Column(scale=2, min_width=340), gr.Row():
+                    book_count = gr.Dropdown(counts, value=count, label="clusters", min_width=120)
+                    cluster = gr.Number(0, precision=0, minimum=0, label="cluster", elem_id="cluster", min_width=120)
+                    members = gr.HTML(elem_id="members", elem_classes="shown")
 
-        private = {"api_visibility": "private"}
-        run = start.click(
-            told(studio.generate), [label, num, seed, beside, *settings], [made, links], **model, **private
-        )
-        run.then(None, js=ADDRESS, **private)
-        stop.click(None, cancels=[run], **private)
-        rest_run = rest_start.click(
-            told(studio.complete),
-            [picture, rest_label, rest_num, rest_seed, *settings],
-            [rest, rest_links],
-            **model,
-            **private,
-        )
-        rest_stop.click(None, cancels=[rest_run], **private)
-        for button, where in ((take, picture), (swap_take, swap_picture)):
-            button.click(None, js=TAKE, outputs=[where], **private)
-            where.give(upload_of(studio), outputs=[where], **private)
-        swap_inputs = [swap_picture, share, swap_count]
-        gr.on(
-            [swap_picture.change, share.release, swap_count.change],
-            told(studio.swap),
-            swap_inputs,
-            [swapped],
-            trigger_mode="always_last",
-            show_progress="minimal",
-            **private,
-        )
-        draw = {"fn": told(studio.codebook), "inputs": [book_count], "outputs": [codebook], **model, **private}
-        tab.select(**draw)
-        book_count.change(**draw)
-        codebook.point(cluster_of(studio), [book_count], [cluster], show_progress="hidden", **private)
-        gr.on(
-            [tab.select, cluster.change, book_count.change],
-            told(studio.members),
-            [book_count, cluster],
-            [members],
-            show_progress="hidden",
-            **private,
-        )
-        return page
+        # What calls what. The model works for one visitor at a time, the rest is quick.
+        @told
+        def arrive(request: gr.Request) -> Any:
+            query = {name: text for name, text in request.query_params.items() if not name.startswith("__")}
+            if "seed" not in query:
+                return gr.skip()
+            asked = Asked.from_query(studio.controls, query)
+            return [asked.label, asked.num, asked.seed, *(asked.settings.get(c.key, c.value) for c in studio.controls)]
 
-
-def upload_of(studio: Studio) -> Callable[..., Any]:
-    """The function that takes a picture from a board."""
-
-    def upload(event: gr.EventData) -> Any:
-        with one_line():
+        @told
+        def upload(event: gr.EventData) -> Any:
             return studio.upload(event._data.get("url"))
 
-    return upload
-
-
-def cluster_of(studio: Studio) -> Callable[..., Any]:
-    """The function that takes a place in the picture of the codebook."""
-
-    def cluster(count: Any, event: gr.EventData) -> int:
-        with one_line():
+        @told
+        def point(count: Any, event: gr.EventData) -> Any:
             return studio.cluster_at(count, event._data.get("x"), event._data.get("y"))
 
-    return cluster
+        own: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        model = {**own, "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
+        for name, work in (("generate", studio.api_generate), ("complete", studio.api_complete)):
+            gr.api(told(work), api_name=name, concurrency_id="model", concurrency_limit=1)
+        page.load(arrive, None, [*ask, *settings], **own).success(None, js=ARRIVE, **own)
+        run = start.click(told(studio.generate), [*ask, beside, *settings], made, **model)
+        run.then(None, js=ADDRESS, **own)
+        rest_run = rest_start.click(told(studio.complete), [picture, *rest_ask, *settings], rest, **model)
+        for button, running in ((stop, run), (rest_stop, rest_run)):
+            button.click(None, cancels=[running], **own)
+        for button, where in ((take, picture), (swap_take, swap_picture)):
+            button.click(None, js=TAKE.replace("KEEP", studio.half()), outputs=[where], **own)
+            where.give(upload, None, [where], **own)
+        changed = [swap_picture.change, share.release, swap_count.change]
+        gr.on(changed, told(studio.swap), [swap_picture, share, swap_count], swapped, trigger_mode="always_last", **own)
+        gr.on([tab.select, book_count.change], told(studio.codebook), book_count, codebook, **model)
+        codebook.point(point, book_count, cluster, **own)
+        seen = [tab.select, cluster.change, book_count.change]
+        gr.on(seen, told(studio.members), [book_count, cluster], members, **own)
+        return page

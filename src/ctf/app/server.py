@@ -131,8 +131,7 @@ def application(studio: Studio, loopback: bool) -> Gate:
         raise InputError(f"the page needs Gradio ({error}): pip install 'ctf[app]'") from None
     from ctf.app.page import CSS, LONGEST_QUEUE, build
 
-    *_, first = studio.generate("", 8, 0, False, *(control.value for control in studio.controls))
-    page = build(studio, first)
+    page = build(studio)
     page.queue(max_size=LONGEST_QUEUE, default_concurrency_limit=2)
     font = ("system-ui", "sans-serif")
     theme = gradio.themes.Default(primary_hue="blue", font=font, font_mono=("ui-monospace", "monospace"))

@@ -25,6 +25,11 @@ from ctf.stages.stage import Stage
 
 #: Pixels on the screen of an image that stands alone, and of a codeword.
 LARGE, TILE = 320, 44
+#: The link to a single image leads to the chosen one, or the first.
+CHOSEN = (
+    "const all = this.closest('.results'); const image = all.querySelector('img.chosen') || all.querySelector('img'); "
+    "this.href = image.src"
+)
 
 
 class Studio:
@@ -60,10 +65,21 @@ class Studio:
                 stage.check_kept(last)
             except InputError:
                 return (
-                    f"This model's stage {stage.name} is {stage.kind}: it continues a picture from above, so it can keep "
-                    "whole rows from the top (and the beginning of the next one), nothing else."
+                    f"This model's stage {stage.name} is {stage.kind}: it continues a picture from above and can keep "
+                    "rows from the top only (of the last of them the left part)."
                 )
         return "This model can keep any part."
+
+    def half(self) -> str:
+        """Marks on the upper half."""
+        rows, columns = self.pipeline.grid
+        upper = (rows + 1) // 2 * columns
+        return "1" * upper + "0" * (rows * columns - upper)
+
+    def example(self) -> dict[str, str]:
+        """A picture for the visitor who has none at hand: the third of the first images, its upper half marked."""
+        labels = Asked().labels(self.pipeline)
+        return {"src": data_url(png(self.pipeline(labels[2:3], seed=2)[0])), "keep": self.half()}
 
     # Generate and complete
 
@@ -97,10 +113,12 @@ class Studio:
             done += self._panel(sampler, wanted, preview, f"done in {seconds:.1f} s", ctf=made)
             folders[re.sub(r"\W+", "-", sampler.name)] = sampler.folder(preview.images, wanted, known)
         packed = data_url(archive(folders), "application/zip")
-        links = f'<a id="zip" href="{packed}" download="{next(iter(folders))}-{asked.seed}.zip">Download (ZIP)</a>'
+        name = f"{next(iter(folders))}-seed-{asked.seed}"
+        links = f'<a class="zip" href="{packed}" download="{name}.zip">Download all (ZIP)</a>'
+        links += f'<a class="png" href="" download="{name}.png" onclick="{CHOSEN}">Download the chosen one (PNG)</a>'
         if address:
             links += f'<a id="permalink" href="{escape(address, quote=True)}">Link to these images</a>'
-        yield panels(done, len(rows)), f'<div class="links">{links}<span>Click an image to choose it.</span></div>'
+        yield panels(done, len(rows)), f'<div class="links">{links}</div>'
 
     @staticmethod
     def _panel(sampler: Sampler, asked: Asked, preview: Preview, state: str, **notes: str) -> str:
@@ -139,8 +157,43 @@ class Studio:
         return known
 
     def upload(self, url: Any) -> dict[str, str]:
-        """A picture that was dropped → what the page keeps of it: of the model's size, with nothing marked."""
-        return {"src": data_url(png(self.pipeline.fitted(read_upload(url)))), "keep": ""}
+        """A picture that was dropped → what the page keeps of it: of the model's size, its upper half marked."""
+        return {"src": data_url(png(self.pipeline.fitted(read_upload(url)))), "keep": self.half()}
+
+    # For programs
+
+    def api_generate(
+        self, label: str = "", num: int = 1, seed: int = 0, settings: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Images of a class as data URLs of PNG files, with the manifest of how they were made.
+
+        label: name or index of a class, "" for classes evenly spread over all; num: how many; seed: image i uses
+        seed + i; settings: in place of the model's own, such as {"coarse_temperature": 0.9}. Says on the way which
+        step is done: {"stage", "step", "steps"}; the last answer is {"images", "manifest"}.
+        """
+        yield from self._answer(Asked.from_form(self.controls, label, num, seed, settings or {}), None)
+
+    def api_complete(
+        self,
+        picture: str,
+        keep: str,
+        label: str = "",
+        num: int = 1,
+        seed: int = 0,
+        settings: dict[str, Any] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """As generate, but a part of a picture stays.
+
+        picture: a data URL; keep: a "1" for each token that stays and a "0" for each to generate, row by row.
+        """
+        asked = Asked.from_form(self.controls, label, num, seed, settings or {})
+        yield from self._answer(asked, self.known({"src": picture, "keep": keep}))
+
+    def _answer(self, asked: Asked, known: Tensor | None) -> Iterator[dict[str, Any]]:
+        for preview, _ in self.model.watch(asked, known):
+            yield {"stage": preview.stage, "step": preview.step, "steps": preview.steps}
+        images = [data_url(png(image)) for image in preview.images]
+        yield {"images": images, "manifest": self.model.manifest(asked, known).as_json()}
 
     # Clusters and codebook
 
