@@ -1,4 +1,4 @@
-"""What a visitor asks for: a control for each setting of each stage, checked values, and the address that holds them."""
+"""What a visitor asks for: a control for each setting of each stage, checked values, the address that holds them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Control:
 
 
 def number(name: str, value: Any, whole: bool = True) -> int | float:
-    """A number from a form (often a float) or an address (a text). Raises InputError: it is none, or not a whole one."""
+    """A number from a form (often a float) or an address (a text). Raises InputError: it is none, or not whole."""
     try:
         read = int(value) if whole else float(value)
         if isinstance(value, bool) or not math.isfinite(read) or (isinstance(value, float) and value != read):
@@ -139,7 +139,7 @@ class Asked:
             InputError: a number that is none, or a setting that there is not.
         """
         if not isinstance(values, Mapping):
-            raise InputError("settings: give names and values, such as {\"coarse_temperature\": 0.9}")
+            raise InputError('settings: give names and values, such as {"coarse_temperature": 0.9}')
         known = {control.key: control for control in controls}
         if unknown := values.keys() - known.keys():
             raise InputError(f"no setting {min(unknown)[:40]!r}: there are {', '.join(known)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from ctf.images.pixels import to_bytes, to_tensor
 from ctf.pipeline import StagePipeline, level_embeddings
 from ctf.tokenizer.measure import psnr
 
-METHODS = {"kmeans": "k-means", "random": "random"}
+Method = Literal["kmeans", "random"]
+METHODS: dict[Method, str] = {"kmeans": "k-means", "random": "random"}
 #: Larger codebooks take minutes to cluster: of them the page has the model's own clusters only.
 CLUSTERED_AT_ONCE = 1 << 15
 #: A tile is the middle of so many equal tokens in a square: at its border it is that codeword among its like.
@@ -34,7 +36,7 @@ GAP = 4  # pixels between the clusters of the overview
 class Swap:
     """An image after a swap of so many of its tokens, and its PSNR in dB against the one before."""
 
-    method: str
+    method: Method
     image: Image.Image
     swapped: int
     psnr: float
@@ -54,9 +56,9 @@ class Clusters:
         self.counts = sorted({*others, *(m.num_coarse for m in own)})
         self.count = own[0].num_coarse if own else self.counts[len(self.counts) // 2] if self.counts else 0
 
-    def clustering(self, count: int, method: str = "kmeans") -> CoarseMap:
-        """`count` clusters by a method of `METHODS`. Raises InputError: not one of `counts`."""
-        if count not in self.counts or method not in METHODS:
+    def clustering(self, count: int, method: Method = "kmeans") -> CoarseMap:
+        """`count` clusters. Raises InputError: not one of `counts`."""
+        if count not in self.counts:
             raise InputError(f"{count} clusters: choose one of {', '.join(map(str, self.counts))}")
         if (method, count) not in self._maps:
             self._maps[method, count] = cluster_codebook(self.tokenizer.codebook, count, method)

@@ -28,8 +28,9 @@ REST = 4
 LONGEST_MESSAGE = 300
 
 CSS, BOARD = ((files("ctf.app") / name).read_text(encoding="utf-8") for name in ("page.css", "board.js"))
-BOARD_HTML = """<div class="board" style="--columns:${columns}" hidden><img alt="the picture"><div class="cells"></div></div>
-<label class="drop"><input type="file" accept="image/*" hidden><span>Drop a picture here, or click to choose one</span></label>
+BOARD_HTML = """
+<div class="board" style="--columns:${columns}" hidden><img alt="the picture"><div class="cells"></div></div>
+<label class="drop"><input type="file" accept="image/*" hidden><span>Drop a picture, or click to choose</span></label>
 """
 #: A click on an image chooses it; the other tabs take the chosen one, or the first.
 CHOOSE = """element.addEventListener("click", (event) => {
@@ -67,7 +68,9 @@ def one_line() -> Iterator[None]:
         raise gr.Error(escape(message, quote=False), print_exception=False) from None
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        raise gr.Error(f"this did not work ({type(error).__name__}); the terminal says more", print_exception=False) from None
+        raise gr.Error(
+            f"this did not work ({type(error).__name__}); the terminal says more", print_exception=False
+        ) from None
 
 
 def told(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,7 +147,7 @@ def build(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title=f"ctf · {studio.model.name}", analytics_enabled=False) as page:
         page.state_session_capacity = SESSIONS
         gr.Markdown(
-            f"# {escape(studio.model.name)}\n"
+            f"# ctf · {escape(studio.model.name)}\n"
             f"Images of {width} × {height} pixels in {len(pipeline.class_names)} classes, drawn from coarse to fine. "
             "Choose a class, press Generate, and watch the images appear.\n\n"
             f"<small>{'; '.join(stage_in_words(stage) for stage in pipeline.stages)}.</small>",
@@ -174,21 +177,24 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
                     swap_picture, swap_take = board(studio, example, marked=False)
-                    share = gr.Slider(0, 100, value=50, step=1, label="share of tokens swapped, %", elem_id="share")
+                    share = gr.Slider(0, 100, value=50, step=1, label="tokens swapped, %", elem_id="share")
                     swap_count = gr.Dropdown(counts, value=count, label="clusters")
                 with gr.Column(scale=3, min_width=480):
                     swapped = gr.HTML(studio.swap(example, 50, count), elem_id="swapped", elem_classes="shown")
         with gr.Tab("Codebook") as tab:
             say(
-                f"The {pipeline.tokenizer.codebook_size:,} codewords as tiles, each decoded among its like: a block for "
-                "each cluster, from dark to light, with up to 16 of its tokens. Click a block to see all of them."
+                f"The {pipeline.tokenizer.codebook_size:,} codewords as tiles, each decoded among its like: a block "
+                "for each cluster, from dark to light, with up to 16 of its tokens. Click a block to see all of them."
             )
             with gr.Row():
                 with gr.Column(scale=3, min_width=480):
                     codebook = gr.HTML(elem_id="codebook", elem_classes="shown", js_on_load=POINT)
-                with gr.Column(scale=2, min_width=340), gr.Row():
-                    book_count = gr.Dropdown(counts, value=count, label="clusters", min_width=120)
-                    cluster = gr.Number(0, precision=0, minimum=0, label="cluster", elem_id="cluster", min_width=120)
+                with gr.Column(scale=2, min_width=340):
+                    with gr.Row():
+                        book_count = gr.Dropdown(counts, value=count, label="clusters", min_width=120)
+                        cluster = gr.Number(
+                            0, precision=0, minimum=0, label="cluster", elem_id="cluster", min_width=120
+                        )
                     members = gr.HTML(elem_id="members", elem_classes="shown")
 
         # What calls what. The model works for one visitor at a time, the rest is quick.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -63,12 +63,14 @@ def enlarged(image: Image.Image, shown: int = SHOWN) -> int:
     return image.width * max(1, round(shown / image.width))
 
 
-def figure(image: Image.Image, caption: str, note: str = "", width: int = 0, **notes: str) -> str:
+def figure(
+    image: Image.Image, caption: str, note: str = "", width: int = 0, notes: Mapping[str, str] | None = None
+) -> str:
     """An image with a caption, and a second line under it, as HTML; `notes` go into its PNG."""
     width, name = width or enlarged(image), escape(caption, quote=True)
     below = f"<small>{escape(note)}</small>" if note else ""
     return (
-        f'<figure style="width:{width}px"><img src="{data_url(png(image, **notes))}" alt="{name}" width="{width}">'
+        f'<figure style="width:{width}px"><img src="{data_url(png(image, **notes or {}))}" alt="{name}" width="{width}">'
         f'<figcaption title="{name}">{escape(caption)}{below}</figcaption></figure>'
     )
 

@@ -36,7 +36,7 @@ class Sampler:
 
     @classmethod
     def of(cls, pipeline: StagePipeline, source: str) -> Sampler:
-        """`source` is what the pipeline was opened by; of a folder only the last part is said, nothing of where it is."""
+        """`source` is what the pipeline was opened by; of a folder the page says its name, not where it is."""
         return cls(pipeline, Path(source).name if Path(source).exists() else source, weights_of(pipeline))
 
     def watch(self, asked: Asked, known: Tensor | None = None) -> Iterator[tuple[Preview, float]]:

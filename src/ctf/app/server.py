@@ -59,7 +59,7 @@ class Gate:
             if len(body) > MOST_BODY:
                 await _refuse(send, 413, f"a request may have {MOST_BODY >> 20} MiB")
             elif not _plain(body):
-                await _refuse(send, 400, "give JSON without files: pictures come as data URLs, not as paths or addresses")
+                await _refuse(send, 400, "give JSON without files: pictures come as data URLs, not as paths")
             else:
                 await self.app(scope, _replayed(bytes(body), receive), send)
 

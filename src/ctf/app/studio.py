@@ -46,12 +46,12 @@ class Studio:
     def __init__(self, model: Sampler, baseline: Sampler | None = None) -> None:
         self.model, self.baseline, self.pipeline = model, baseline, model.pipeline
         if baseline is not None and baseline.pipeline.class_names != self.pipeline.class_names:
-            raise InputError(f"{baseline.name} and {model.name} have different classes: compare models of the same ones")
+            raise InputError(f"{baseline.name} and {model.name} have different classes: compare models of equal ones")
         self.clusters = Clusters(self.pipeline)
         self.controls: list[Control] = [c for stage in self.pipeline.stages for c in controls_of(stage)]
 
     def classes(self) -> list[tuple[str, str]]:
-        """What to show and what to say for each class; first for all of them. Names that occur twice get their index."""
+        """What to show and what to say for each class, first for all of them. Names that occur twice get indices."""
         names = self.pipeline.class_names
         times = Counter(names)
         single = ((name, name) if times[name] == 1 else (f"{name} ({i})", str(i)) for i, name in enumerate(names))
@@ -126,7 +126,7 @@ class Studio:
         pipeline = sampler.pipeline
         names = [pipeline.class_names[label] for label in asked.labels(pipeline)]
         figures = "".join(
-            figure(image, name, f"seed {asked.seed + i}", **notes)
+            figure(image, name, f"seed {asked.seed + i}", notes=notes)
             for i, (image, name) in enumerate(zip(preview.images, names, strict=True))
         )
         return (
@@ -147,7 +147,7 @@ class Studio:
         if not isinstance(keep, str) or not re.fullmatch(f"[01]{{{rows * columns}}}", keep):
             raise InputError(f"marks: a 0 or 1 for each of {rows} × {columns} tokens, row by row")
         if len({*keep}) == 1:
-            raise InputError("mark what to keep first" if "0" in keep else "everything is marked: leave some to generate")
+            raise InputError("mark what to keep first" if "0" in keep else "leave a part unmarked, to generate")
         image = self.pipeline.fitted(read_upload(picture["src"]))
         drawn = np.array([mark == "0" for mark in keep]).reshape(rows, columns)
         mask = drawn.repeat(image.height // rows, 0).repeat(image.width // columns, 1)
@@ -235,7 +235,7 @@ class Studio:
         count = int(number("clusters", count))
         for picture, _ in self.clusters.overview(count):
             image = Image.fromarray(picture)
-            yield f'<img src="{data_url(png(image))}" alt="the codebook, a block of tiles for each of {count} clusters">'
+            yield f'<img src="{data_url(png(image))}" alt="the codebook, a block of tiles for each cluster">'
 
     def cluster_at(self, count: Any, x: Any, y: Any) -> int:
         """The cluster whose block is at this place of the picture, shares of its width and height from 0 to 1."""
@@ -254,7 +254,8 @@ class Studio:
         figures = "".join(
             figure(Image.fromarray(tile), str(token), width=width) for token, tile in zip(tokens, tiles, strict=True)
         )
-        return f"<section><h3>cluster {cluster}: {len(tokens)} tokens</h3><div class='grid tiles'>{figures}</div></section>"
+        head = f"<h3>cluster {cluster}: {len(tokens)} tokens</h3>"
+        return f"<section>{head}<div class='grid tiles'>{figures}</div></section>"
 
 
 def panels(content: str, count: int) -> str:

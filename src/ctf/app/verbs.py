@@ -33,7 +33,7 @@ def app(
     from ctf.model_folder import Pipeline
     from ctf.models.config import Compute
 
-    socket = listen(host, port)
     sources = [model] if baseline is None else [model, baseline]
-    samplers = [Sampler.of(Pipeline.from_pretrained(source, device, Compute(dtype)), source) for source in sources]
-    serve(Studio(*samplers), socket, lambda address: print(f"{model} is at {address} (Ctrl-C ends it)", flush=True))
+    with listen(host, port) as socket:
+        samplers = [Sampler.of(Pipeline.from_pretrained(source, device, Compute(dtype)), source) for source in sources]
+        serve(Studio(*samplers), socket, lambda address: print(f"{model} is at {address} (Ctrl-C ends it)", flush=True))

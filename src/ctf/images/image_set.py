@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -115,7 +115,7 @@ def decode(
     encoded: bytes,
     size: int,
     crop: Crop = center_crop,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     most_pixels: int | None = None,
 ) -> np.ndarray:
     """Bytes of an image file → uint8 (size, size, 3): transparency on white, then the crop, ADM's by default.

@@ -24,7 +24,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def read_picture(
-    encoded: bytes, name: str, formats: Sequence[str] | None = None, most_pixels: int | None = None
+    encoded: bytes, name: str, formats: tuple[str, ...] | None = None, most_pixels: int | None = None
 ) -> Image.Image:
     """The bytes of an image file in RGB, transparency on white; `name` is what to call it, the rest as for `decode`.
 
