@@ -68,9 +68,9 @@ def figure(
 ) -> str:
     """An image with a caption, and a second line under it, as HTML; `notes` go into its PNG."""
     width, name = width or enlarged(image), escape(caption, quote=True)
-    below = f"<small>{escape(note)}</small>" if note else ""
+    below, source = f"<small>{escape(note)}</small>" if note else "", data_url(png(image, **notes or {}))
     return (
-        f'<figure style="width:{width}px"><img src="{data_url(png(image, **notes or {}))}" alt="{name}" width="{width}">'
+        f'<figure style="width:{width}px"><img src="{source}" alt="{name}" width="{width}">'
         f'<figcaption title="{name}">{escape(caption)}{below}</figcaption></figure>'
     )
 

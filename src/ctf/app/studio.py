@@ -51,10 +51,12 @@ class Studio:
         self.controls: list[Control] = [c for stage in self.pipeline.stages for c in controls_of(stage)]
 
     def classes(self) -> list[tuple[str, str]]:
-        """What to show and what to say for each class, first for all of them. Names that occur twice get indices."""
+        """What to show and what to say for each class, first for all of them: its name, or its index where the name
+        occurs twice or is a number itself."""
         names = self.pipeline.class_names
         times = Counter(names)
-        single = ((name, name) if times[name] == 1 else (f"{name} ({i})", str(i)) for i, name in enumerate(names))
+        numbered = {i: times[name] > 1 or name.isdecimal() for i, name in enumerate(names)}
+        single = ((f"{name} ({i})", str(i)) if numbered[i] else (name, name) for i, name in enumerate(names))
         return [("all classes, evenly spread", ""), *single]
 
     def keeps(self) -> str:
