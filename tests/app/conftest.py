@@ -1,11 +1,7 @@
-"""A tiny studio for the logic, and a server with a tiny model for what goes over HTTP."""
+"""Tiny studios, of the paper's kind and of other kinds."""
 
-import os
-import re
-import signal
-import subprocess
 import sys
-from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +9,8 @@ from ctf.app.sampler import Sampler
 from ctf.app.studio import Studio
 from ctf.codebook import cluster_codebook
 from ctf.model_folder import Pipeline
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `hostile` and `app_process`
 
 SIZES = {"codebook_size": 64, "grid": (4, 4)}
 
@@ -41,21 +39,3 @@ def studio(pipeline, make_pipeline):
 @pytest.fixture(scope="session")
 def free_studio(free_pipeline):
     return Studio(Sampler.of(free_pipeline, "free"))
-
-
-@contextmanager
-def running(folder, *arguments):
-    """`ctf app` in a process whose working, home and temporary folders are new ones in `folder`; gives its address."""
-    places = {name: folder / name for name in ("work", "home", "temporary")}
-    for place in places.values():
-        place.mkdir()
-    environment = {**os.environ, "HOME": str(places["home"]), "TMPDIR": str(places["temporary"])}
-    command = [sys.executable, "-m", "ctf.cli", "app", "--device", "cpu", "--port", "0", *arguments]
-    with subprocess.Popen(command, cwd=places["work"], env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            line = process.stdout.readline()
-            yield re.search(r"http://127\.0\.0\.1:\d+", line)[0]
-            assert process.poll() is None, "the server has ended"
-        finally:
-            process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 130

@@ -115,7 +115,10 @@ def form(studio: Studio, what: str, num: int, action: str) -> list[gr.components
 
 def buttons(action: str) -> list[gr.Button]:
     with gr.Row():
-        return [gr.Button(action, variant="primary", elem_id=action.lower()), gr.Button("Stop", min_width=80)]
+        return [
+            gr.Button(action, variant="primary", elem_id=action.lower()),
+            gr.Button("Stop", min_width=80, elem_id=f"stop-{action.lower()}"),
+        ]
 
 
 def board(studio: Studio, value: Any, marked: bool) -> tuple[gr.HTML, gr.Button]:
@@ -203,7 +206,7 @@ def build(studio: Studio) -> gr.Blocks:
             query = {name: text for name, text in request.query_params.items() if not name.startswith("__")}
             if "seed" not in query:
                 return gr.skip()
-            asked = Asked.from_query(studio.controls, query)
+            asked = studio.checked(Asked.from_query(studio.controls, query))
             return [asked.label, asked.num, asked.seed, *(asked.settings.get(c.key, c.value) for c in studio.controls)]
 
         @told
@@ -214,7 +217,8 @@ def build(studio: Studio) -> gr.Blocks:
         def point(count: Any, event: gr.EventData) -> Any:
             return studio.cluster_at(count, event._data.get("x"), event._data.get("y"))
 
-        own: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # Without Gradio's own checks, whose messages are long: the studio takes what comes, and says what is wrong.
+        own: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
         model = {**own, "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
         for name, work in (("generate", studio.api_generate), ("complete", studio.api_complete)):
             gr.api(told(work), api_name=name, concurrency_id="model", concurrency_limit=1)

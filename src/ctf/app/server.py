@@ -110,6 +110,8 @@ async def _refuse(send: Callable[..., Any], status: int, reason: str) -> None:
 
 def listen(host: str, port: int) -> sockets.socket:
     """A socket that listens. Raises InputError: no such address here, or somebody else listens there."""
+    if not 0 <= port < 1 << 16:  # larger ones would be taken for others, modulo 2^16
+        raise InputError(f"port {port}: give one from 0 (any that is free) to 65535")
     try:
         family, _, _, _, address = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)[0]
         socket = sockets.socket(family)
@@ -117,8 +119,8 @@ def listen(host: str, port: int) -> sockets.socket:
         socket.bind(address)
         socket.listen()
         return socket
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise InputError(f"{host}:{port} cannot be listened on ({reason}): choose another --port or --host") from None
 
 

@@ -85,13 +85,16 @@ class Studio:
 
     # Generate and complete
 
-    def asked(self, label: Any, num: Any, seed: Any, values: tuple[Any, ...]) -> Asked:
-        """What the form holds. Raises InputError: a number out of bounds, or no such class or setting."""
-        keys = [control.key for control in self.controls]
-        asked = Asked.from_form(self.controls, label, num, seed, dict(zip(keys, values, strict=True)))
+    def checked(self, asked: Asked) -> Asked:
+        """The same. Raises InputError: no such class, or settings that a stage cannot take."""
         asked.labels(self.pipeline)
         self.pipeline.sampling(**asked.settings)
         return asked
+
+    def asked(self, label: Any, num: Any, seed: Any, values: tuple[Any, ...]) -> Asked:
+        """What the form holds. Raises InputError as `checked`, and for a number out of bounds."""
+        keys = [control.key for control in self.controls]
+        return self.checked(Asked.from_form(self.controls, label, num, seed, dict(zip(keys, values, strict=True))))
 
     def generate(self, label: Any, num: Any, seed: Any, beside: Any, *values: Any) -> Iterator[tuple[str, str]]:
         """Panels of images while they appear, then what there is to download and the address that leads back."""
