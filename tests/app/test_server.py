@@ -31,6 +31,7 @@ def client(place, pipeline):
         running(place, "--model", str(place / "tiny")) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
+        answer(client, "generate", ["dog", 1, 0, {}])  # the first call of all: Matplotlib lists the fonts in its cache
         yield client
 
 
