@@ -209,7 +209,14 @@ def test_bad_pictures_to_complete(studio, given, message):
 def test_an_upload_is_cropped_and_half_marked(studio, picture):
     given = studio.upload(data_url(png(picture)))
     assert read_upload(given["src"]).size == (16, 16)
-    assert given["keep"] == studio.example()["keep"] == "1" * 8 + "0" * 8
+    assert given["keep"] == "1" * 8 + "0" * 8
+
+
+def test_the_example_is_one_of_the_first_images(studio):
+    *_, (html, _) = studio.generate("", 6, 0, False, *values(studio))
+    given = studio.example(html)
+    assert np.array_equal(np.asarray(read_upload(given["src"])), images(html)[2])
+    assert (studio.known(given) >= 0).tolist() == [True] * 8 + [False] * 8
 
 
 # Clusters, codebook, programs

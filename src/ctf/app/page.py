@@ -144,8 +144,8 @@ def build(studio: Studio) -> gr.Blocks:
     """The page. What it shows first is made here, which also warms the model up."""
     pipeline, (height, width) = studio.pipeline, studio.pipeline.image_size
     values = [control.value for control in studio.controls]
-    example, counts, count = studio.example(), studio.clusters.counts, studio.clusters.count
     *_, first = studio.generate("", Asked.num, 0, False, *values)
+    example, counts, count = studio.example(first[0]), studio.clusters.counts, studio.clusters.count
     *_, completed = studio.complete(example, "", REST, 0, *values)
     with gr.Blocks(title=f"ctf · {studio.model.name}", analytics_enabled=False) as page:
         page.state_session_capacity = SESSIONS
