@@ -57,6 +57,7 @@ def page(browser, address):
     page.on("requestfailed", lambda r: wrong.append(r.url) if "csp" in (r.failure or "") else None)
     page.goto(address)
     page.wait_for_selector("#made img")
+    page.wait_for_timeout(500)  # what is typed before the form has come to life is lost
     yield page
     page.close()
     assert wrong == []
