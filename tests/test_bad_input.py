@@ -79,6 +79,7 @@ CODES = "convert codes --out x --source codes --codebook_size 24 --num_classes 4
 TOKENS = "convert tokens --out x --tokens tokens.npy --labels labels.npy --codebook_size 24"
 TO_CODES = "convert to-codes --out x --tokens tokens --size 8"
 HALF = "convert half --out x --source tokenizer.safetensors"
+APP = "app --device cpu --model model --port 0"
 INFO = "info model"
 
 WORKING = [
@@ -1048,6 +1049,12 @@ SAMPLES = [
     case("the left column of an autoregressive model", f"{COMPLETE} --model model", "stage coarse is autoregressive"),
     case("a completion of no class", f"{COMPLETE} --labels [9]", "class 9"),
     case("a completion without labels", f"{COMPLETE} --labels null", "labels"),
+    case("a page of no model", f"{APP} --model nowhere", "nowhere: no such model folder"),
+    case("a page of a tokenizer", f"{APP} --model tokenizer.safetensors", "tokenizer.safetensors"),
+    case("a page with a baseline of other classes", f"{APP} --baseline emoji",
+         "emoji and model have different classes"),
+    case("a page at no port", f"{APP} --port 70000", "port 70000: give one from 0"),
+    case("a page at another machine's address", f"{APP} --host 203.0.113.1", "203.0.113.1:0 cannot be listened on"),
     case("bits of a region beside steps", f"{LIKELIHOOD} --steps [1] --region [0,0,1,0.5]", "steps beside region"),
     case("bits of a region outside", f"{LIKELIHOOD} --region [0,0,2,1]", "give left, top, right and bottom edge"),
     case("bits of a region that the model cannot fill", f"{LIKELIHOOD} --region [0,0,0.5,1]", "is autoregressive"),

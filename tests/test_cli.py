@@ -107,7 +107,7 @@ SMALLER = {
     ("evaluate", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]"],
     ("convert", "llamagen"): ["--num_heads", "4", "--grid", "[4, 4]"],
 }
-#: Each after those whose output it reads. CI runs the demo.
+#: Each after those whose output it reads. CI runs the demo, tests/app the page.
 ORDER = [
     "fit",
     "tokenize",
@@ -145,7 +145,7 @@ def workplace(tmp_path_factory, fill_workplace):
 
 
 def test_no_example_is_forgotten():
-    assert {*ORDER, "demo"} == {" ".join(words) for words in ALL}
+    assert {*ORDER, "demo", "app"} == {" ".join(words) for words in ALL}
 
 
 @pytest.mark.parametrize("verb", ORDER)

@@ -44,6 +44,7 @@ VERBS: Verbs = {
         "to-codes": "ctf.interop.verbs:to_codes",
         "half": "ctf.interop.verbs:half",
     },
+    "app": "ctf.app.verbs:app",
     "info": "ctf.verbs:info",
 }
 

@@ -222,7 +222,6 @@ class StagePipeline:
             InputError: sizes that differ, a mask that keeps all or nothing, or an image of another size than the
                 model's, whose images are not square.
         """
-        height, width = self.image_size
         if isinstance(mask, np.ndarray):
             mask = Image.fromarray(np.uint8(255) * mask if mask.dtype == bool else mask)
         if mask.size != image.size:
@@ -230,11 +229,7 @@ class StagePipeline:
                 f"a mask of {mask.width} × {mask.height} pixels for an image of {image.width} × {image.height}: "
                 "both must have one size"
             )
-        image, mask = image.convert("RGB"), mask.convert("L")
-        if image.size != (width, height):
-            if height != width:
-                raise InputError(f"the model's images are not square: give one of {width} × {height} pixels")
-            image, mask = center_crop(image, height), center_crop(mask, height)
+        image, mask = self.fitted(image.convert("RGB")), self.fitted(mask.convert("L"))
         drawn = self.touched(np.asarray(mask) >= 128)
         if drawn.all() or not drawn.any():
             what = "every token: leave part of the image black" if drawn.all() else "nothing: paint part of it white"
@@ -243,6 +238,15 @@ class StagePipeline:
         with torch.no_grad():
             tokens = self.tokenizer.encode(to_tensor(pixels[None]).to(self.device))[0].cpu()
         return tokens.masked_fill(drawn, -1)
+
+    def fitted(self, image: Image.Image) -> Image.Image:
+        """An image of the model's size, by ADM's centre crop. Raises InputError: the model's images are not square."""
+        height, width = self.image_size
+        if image.size == (width, height):
+            return image
+        if height != width:
+            raise InputError(f"the model's images are not square: give one of {width} × {height} pixels")
+        return center_crop(image, height)
 
     def touched(self, mask: np.ndarray) -> Tensor:
         """A mask of pixels, bool (H, W) of the image size → the tokens whose patch holds any of it, bool (N,)."""

@@ -111,19 +111,31 @@ class ImageSet:
         return f"Left out {len(names)} of {len(self)} images as unreadable: {', '.join(names[:shown])}{more}"
 
 
-def decode(encoded: bytes, size: int, crop: Crop = center_crop) -> np.ndarray:
+def decode(
+    encoded: bytes,
+    size: int,
+    crop: Crop = center_crop,
+    formats: tuple[str, ...] | None = None,
+    most_pixels: int | None = None,
+) -> np.ndarray:
     """Bytes of an image file → uint8 (size, size, 3): transparency on white, then the crop, ADM's by default.
 
     Like ADM, turns nothing: an EXIF orientation is not applied.
 
+    Args:
+        encoded: the file.
+        size, crop: what `crop` is called with.
+        formats: those that are read, in Pillow's words; all without it.
+        most_pixels: Pillow's `Image.MAX_IMAGE_PIXELS` (89 million unless it is changed) without it.
+
     Raises:
-        ValueError: more pixels than Pillow's `Image.MAX_IMAGE_PIXELS` (89 million unless it is changed), or sides of
-            more than 100 : 1: a small file of such an image takes gigabytes.
+        ValueError: more pixels than that, or sides of more than 100 : 1: a small file of such an image takes gigabytes.
         Exception: whatever Pillow raises on damaged bytes.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
-        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
-            raise ValueError(f"{image.width} × {image.height} pixels, at most {Image.MAX_IMAGE_PIXELS:,} are allowed")
+    with Image.open(io.BytesIO(encoded), formats=formats) as image:
+        most_pixels = most_pixels or Image.MAX_IMAGE_PIXELS
+        if most_pixels and image.width * image.height > most_pixels:
+            raise ValueError(f"{image.width} × {image.height} pixels, at most {most_pixels:,} are allowed")
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} × {image.height} pixels, sides of at most {MAX_ASPECT} : 1 are allowed")
         if "A" in image.getbands() or "transparency" in image.info:

@@ -20,13 +20,22 @@ BLANK = 255
 
 def open_picture(path: str | Path) -> Image.Image:
     """An image file in RGB, transparency on white. Raises InputError: missing, damaged, or too large to be meant."""
+    return read_picture(existing(path).read_bytes(), str(path))
+
+
+def read_picture(
+    encoded: bytes, name: str, formats: tuple[str, ...] | None = None, most_pixels: int | None = None
+) -> Image.Image:
+    """The bytes of an image file in RGB, transparency on white; `name` is what to call it, the rest as for `decode`.
+
+    Raises:
+        InputError: damaged, of another format, or too large to be meant.
+    """
     try:
-        pixels = decode(existing(path).read_bytes(), 0, lambda image, _: image)
-    except InputError:
-        raise
+        pixels = decode(encoded, 0, lambda image, _: image, formats, most_pixels)
     except Exception as error:  # whatever Pillow's decoders raise on damaged bytes
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-        raise InputError(f"{path} cannot be read as an image{reason}: give a PNG, JPEG or WebP file") from None
+        raise InputError(f"{name} cannot be read as an image{reason}: give a PNG, JPEG or WebP file") from None
     return Image.fromarray(pixels)
 
 

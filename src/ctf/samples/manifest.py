@@ -79,7 +79,13 @@ class Manifest:
 
     @classmethod
     def of(
-        cls, pipeline: StagePipeline, labels: Sequence[int], overrides: Mapping[str, Any], processes: int, **asked: Any
+        cls,
+        pipeline: StagePipeline,
+        labels: Sequence[int],
+        overrides: Mapping[str, Any],
+        processes: int,
+        weights: dict[str, str] | None = None,
+        **asked: Any,
     ) -> Manifest:
         """The manifest of what `pipeline` is about to sample here and now.
 
@@ -88,6 +94,7 @@ class Manifest:
             labels: of all images.
             overrides: of the model's sampling settings, see `StagePipeline.sampling`.
             processes: that share the work.
+            weights: what `weights_of` gave for these weights earlier.
             asked: `label_policy`, `given_labels`, `seed`, `batch_size`, `model`; `known` where images are completed.
 
         Raises:
@@ -96,7 +103,7 @@ class Manifest:
         return cls(
             count=len(labels),
             image_size=pipeline.image_size,
-            weights={name: part_fingerprint(part) for name, part in pipeline.parts().items()},
+            weights=weights or weights_of(pipeline),
             stages=[{key: getattr(stage, key) for key in ("name", "kind", "support")} for stage in pipeline.stages],
             sampling={name: dataclasses.asdict(used) for name, used in pipeline.sampling(**overrides).items()},
             compute=dataclasses.asdict(pipeline.compute),
@@ -128,9 +135,13 @@ class Manifest:
         values = {column.name: getattr(self, column.name) for column in dataclasses.fields(self) if column.compare}
         return values | {"stages": {stage["name"]: stage for stage in self.stages}}
 
+    def as_json(self) -> dict[str, Any]:
+        """What a manifest's file holds."""
+        return {"ctf": "samples", "format": FORMAT, **dataclasses.asdict(self)}
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
-        write_json(path, {"ctf": "samples", "format": FORMAT, **dataclasses.asdict(self)})
+        write_json(path, self.as_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
@@ -177,6 +188,11 @@ def manifest_path(samples: str | Path) -> Path:
     """Where the manifest of a sample set is: in the folder, or `x.manifest.json` beside `x.npz`."""
     samples = Path(samples)
     return samples.with_suffix(".manifest.json") if samples.suffix == ".npz" else samples / "manifest.json"
+
+
+def weights_of(pipeline: StagePipeline) -> dict[str, str]:
+    """`part_fingerprint` of each part by its name."""
+    return {name: part_fingerprint(part) for name, part in pipeline.parts().items()}
 
 
 def part_fingerprint(part: nn.Module) -> str:

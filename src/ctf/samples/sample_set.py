@@ -215,20 +215,23 @@ def write_folder(
     `batches` are uint8 (b, H, W, 3), with a label per image; image i has the seed `seed + i`. The sheet begins with the
     images `before`.
     """
-    names = [f"{i:06d}-class-{label:04d}.png" for i, label in enumerate(labels)]
-    shown = [*before]
+    shown, facts = [*before], folder_list(labels, class_names, seed)
     with atomic_path(path) as temporary:
         temporary.mkdir()
-        for name, image in zip(names, (image for batch in batches for image in batch), strict=True):
-            Image.fromarray(image).save(temporary / name)
+        for fact, image in zip(facts, (image for batch in batches for image in batch), strict=True):
+            Image.fromarray(image).save(temporary / fact["file"])
             if len(shown) < SHEET_IMAGES:
                 shown.append(image)
-        facts = [
-            {"file": name, "label": label, "class": class_names[label], "seed": seed + i}
-            for i, (name, label) in enumerate(zip(names, labels, strict=True))
-        ]
         write_json(temporary / LIST, facts)
         save_png(temporary / SHEET, sheet(shown))
+
+
+def folder_list(labels: Sequence[int], class_names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """What `samples.json` says of each image of a folder."""
+    return [
+        {"file": f"{i:06d}-class-{label:04d}.png", "label": label, "class": class_names[label], "seed": seed + i}
+        for i, label in enumerate(labels)
+    ]
 
 
 def sheet(images: Sequence[np.ndarray]) -> Image.Image:

@@ -1,0 +1,2 @@
+from .server import serve as serve
+from .studio import Studio as Studio

@@ -1,0 +1,144 @@
+"""The codebook and its clusters, to look at: swaps within clusters (Fig. 1), and every codeword as a tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ctf.app.pictures import tile_sheet
+from ctf.codebook.clustering import cluster_codebook
+from ctf.codebook.coarse_map import CoarseMap
+from ctf.errors import InputError
+from ctf.images.pixels import to_bytes, to_tensor
+from ctf.pipeline import StagePipeline, level_embeddings
+from ctf.tokenizer.measure import psnr
+
+Method = Literal["kmeans", "random"]
+METHODS: dict[Method, str] = {"kmeans": "k-means", "random": "random"}
+#: Larger codebooks take minutes to cluster: of them the page has the model's own clusters only.
+CLUSTERED_AT_ONCE = 1 << 15
+#: A tile is the middle of so many equal tokens in a square: at its border it is that codeword among its like.
+AROUND = 3
+TILES_AT_ONCE = 512
+#: Tiles of a cluster in the overview, as a square of this side.
+SIDE = 4
+GAP = 4  # pixels between the clusters of the overview
+
+
+@dataclass(frozen=True)
+class Swap:
+    """An image after a swap of so many of its tokens, and its PSNR in dB against the one before."""
+
+    method: Method
+    image: Image.Image
+    swapped: int
+    psnr: float
+
+
+class Clusters:
+    """The clusterings of a pipeline's codebook; each is made once."""
+
+    def __init__(self, pipeline: StagePipeline) -> None:
+        self.pipeline, self.tokenizer = pipeline, pipeline.tokenizer
+        own = [m for stage in pipeline.stages for m in (stage.predicts, stage.given) if m is not None]
+        self._maps = {("kmeans", m.num_coarse): m for m in own}
+        self._tiles: dict[int, np.ndarray] = {}
+        size = self.tokenizer.codebook_size
+        others = [2**power for power in range(4, size.bit_length() - 1)] if size <= CLUSTERED_AT_ONCE else []
+        #: Numbers of clusters to choose from, and the model's own or a middling one.
+        self.counts = sorted({*others, *(m.num_coarse for m in own)})
+        self.count = own[0].num_coarse if own else self.counts[len(self.counts) // 2] if self.counts else 0
+
+    def clustering(self, count: int, method: Method = "kmeans") -> CoarseMap:
+        """`count` clusters. Raises InputError: not one of `counts`."""
+        if count not in self.counts:
+            raise InputError(f"{count} clusters: choose one of {', '.join(map(str, self.counts))}")
+        if (method, count) not in self._maps:
+            self._maps[method, count] = cluster_codebook(self.tokenizer.codebook, count, method)
+        return self._maps[method, count]
+
+    @torch.inference_mode()
+    def tokens(self, image: Image.Image) -> Tensor:
+        """An image of the model's size in RGB → its tokens, int64 (N,)."""
+        return self.tokenizer.encode(to_tensor(np.array(image)[None]).to(self.pipeline.device))[0].cpu()
+
+    def decoded(self, tokens: Tensor) -> np.ndarray:
+        """Tokens int64 (N,) → uint8 (H, W, 3)."""
+        return self.pipeline.decode(tokens[None].to(self.pipeline.device))[0]
+
+    @torch.inference_mode()
+    def means(self, labels: Tensor, coarse_map: CoarseMap) -> np.ndarray:
+        """What the clusters alone show: labels int64 (N,), each as its cluster's mean codeword → uint8 (H, W, 3)."""
+        vectors = level_embeddings(self.tokenizer, coarse_map)[labels][None]
+        return to_bytes(self.tokenizer.decode_embeddings(vectors, self.pipeline.grid))[0]
+
+    def swaps(self, tokens: Tensor, share: float, count: int, seed: int = 0) -> list[Swap]:
+        """Swap a share of the tokens within clusters, k-means and random ones: the same positions in both.
+
+        With a larger share the positions of a smaller one stay among those that are swapped.
+
+        Raises:
+            InputError: a number of clusters that there is not, or a share outside 0 to 1.
+        """
+        if not 0 <= share <= 1:
+            raise InputError(f"share {share}: from 0 (none) to 1 (all tokens)")
+        before, found = torch.from_numpy(self.decoded(tokens)), []
+        for method in METHODS:
+            generator = torch.Generator().manual_seed(seed)
+            turn = torch.rand(len(tokens), generator=generator)
+            other = self.clustering(count, method).swap_within_cluster(tokens, generator)
+            after = self.decoded(other.where(turn < share, tokens))
+            value = psnr(before[None], torch.from_numpy(after)[None]).item()
+            found.append(Swap(method, Image.fromarray(after), int((turn < share).sum()), value))
+        return found
+
+    @torch.inference_mode()
+    def tiles(self, vectors: Tensor) -> np.ndarray:
+        """Vectors (n, d) in the space of the codebook → a tile of each: uint8 (n, f, f, 3)."""
+        side, found = self.tokenizer.downsampling, []
+        for part in vectors.split(TILES_AT_ONCE):
+            square = part[:, None].expand(-1, AROUND**2, -1)
+            found.append(to_bytes(self.tokenizer.decode_embeddings(square, (AROUND, AROUND))))
+        middle = slice(AROUND // 2 * side, (AROUND // 2 + 1) * side)
+        return np.concatenate(found)[:, middle, middle]
+
+    def member_tiles(self, count: int, cluster: int) -> tuple[list[int], np.ndarray]:
+        """The tokens of a cluster, and a tile of each, uint8 (n, f, f, 3). Raises InputError: no such cluster."""
+        members = self.clustering(count).members(cluster)
+        return members.tolist(), self.tiles(self.tokenizer.codebook[members.to(self.pipeline.device)])
+
+    def overview(self, count: int) -> Iterator[tuple[np.ndarray, list[int]]]:
+        """The codebook by cluster, from dark to light: each a block of up to `SIDE`² of its tokens' tiles.
+
+        Yields:
+            The picture so far, uint8 (H, W, 3), and the cluster of each of its blocks, row by row. A finished one is
+            kept.
+        """
+        coarse_map = self.clustering(count)
+        means = self.tiles(level_embeddings(self.tokenizer, coarse_map))
+        order = means.mean((1, 2, 3)).argsort(kind="stable").tolist()
+        columns, each = math.ceil(math.sqrt(count)), SIDE**2
+        if count not in self._tiles:
+            side = self.tokenizer.downsampling
+            blocks = np.full((count, each, side, side, 3), 255, np.uint8)
+            drawn = [(place, i, t) for place, m in enumerate(order) for i, t in enumerate(_first(coarse_map, m, each))]
+            for start in range(0, len(drawn), 4 * TILES_AT_ONCE):
+                part = drawn[start : start + 4 * TILES_AT_ONCE]
+                tokens = torch.tensor([token for _, _, token in part], device=self.pipeline.device)
+                places, numbers = np.array([place for place, _, _ in part]), np.array([i for _, i, _ in part])
+                blocks[places, numbers] = self.tiles(self.tokenizer.codebook[tokens])
+                picture = tile_sheet(np.stack([tile_sheet(block, SIDE, 0) for block in blocks]), columns, GAP)
+                yield picture, order
+            self._tiles[count] = picture
+        yield self._tiles[count], order
+
+
+def _first(coarse_map: CoarseMap, cluster: int, most: int) -> list[int]:
+    return coarse_map.members(cluster)[:most].tolist()

@@ -1,0 +1,39 @@
+"""The verb of this room."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+def app(
+    model: str = "emoji",
+    baseline: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    device: str = "auto",
+) -> None:
+    """Open a page to play with a model: generate, complete, swap within clusters, look at the codebook.
+
+    Example:
+        ctf app --model emoji --port 7860
+
+    Args:
+        model: "emoji", a model folder or a hub id.
+        baseline: another model of the same classes, shown beside it on request, with the same seeds.
+        host: the address to listen on. Without it the page is for this machine only; 0.0.0.0 lets everyone in who
+            reaches it.
+        port: 0 takes a free one.
+        dtype: of the stages; auto is bfloat16 on a GPU and float32 elsewhere.
+        device: where to sample; auto is a GPU where there is one.
+    """
+    from ctf.app.sampler import Sampler
+    from ctf.app.server import listen, serve
+    from ctf.app.studio import Studio
+    from ctf.model_folder import Pipeline
+    from ctf.models.config import Compute
+
+    sources = [model] if baseline is None else [model, baseline]
+    with listen(host, port) as socket:
+        samplers = [Sampler.of(Pipeline.from_pretrained(source, device, Compute(dtype)), source) for source in sources]
+        serve(Studio(*samplers), socket, lambda address: print(f"{model} is at {address} (Ctrl-C ends it)", flush=True))

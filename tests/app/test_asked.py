@@ -1,0 +1,82 @@
+"""What a visitor asks for: controls made from the stages, values that are checked, addresses that lead back."""
+
+from urllib.parse import parse_qsl
+
+import pytest
+
+from ctf.app.asked import MOST_IMAGES, Asked, controls_of
+from ctf.errors import InputError
+from ctf.sampling import Sampling
+
+
+@pytest.fixture
+def controls(free_studio):
+    return free_studio.controls
+
+
+def test_controls_are_what_the_stage_can_use(pipeline, free_pipeline):
+    common = ["cfg_scale", "temperature", "top_k", "top_p"]
+    steps = ["cfg_schedule", "steps", "order", "schedule", "order_seed"]
+    found = [[c.setting for c in controls_of(s)] for s in [*pipeline.stages, *free_pipeline.stages]]
+    assert found == [[*common, "cfg_schedule"], common, common + steps, common + steps]
+
+
+def test_controls_begin_with_the_models_own_settings(make_stage):
+    own = Sampling(cfg_scale=12.5, top_k=7, steps=3, order="random")
+    controls = {c.setting: c for c in controls_of(make_stage("any_order", name="sketch", sampling=own))}
+    assert {name: c.value for name, c in controls.items() if name in ("cfg_scale", "top_k", "steps", "order")} == {
+        "cfg_scale": 12.5,
+        "top_k": 7,
+        "steps": 3,
+        "order": "random",
+    }
+    assert controls["cfg_scale"].span[1] == 12.5  # beyond where the slider usually ends
+    assert controls["steps"].span == (1, 6, 1)
+    assert "random" in controls["order"].choices
+    assert {c.key for c in controls.values()} == {f"sketch_{name}" for name in controls}
+
+
+def test_an_address_leads_back(controls):
+    settings = {c.key: c.value for c in controls} | {"sketch_temperature": 0.35, "paint_order": "halton"}
+    for asked in (Asked(), Asked("red fox & é", 3, 2**53 - 16, settings)):
+        assert Asked.from_query(controls, dict(parse_qsl(asked.query(), keep_blank_values=True))) == asked
+
+
+def test_a_form_may_hold_floats_and_nothing(controls):
+    asked = Asked.from_form(controls, None, 4.0, 7.0, {"sketch_top_k": 5.0, "paint_top_k": None, "paint_steps": "2"})
+    assert asked == Asked("", 4, 7, {"sketch_top_k": 5, "paint_top_k": None, "paint_steps": 2})
+    assert isinstance(asked.settings["sketch_top_k"], int)
+
+
+BAD = [
+    ({"num": "0"}, "ask for 1 to 16"),
+    ({"num": "17"}, "ask for 1 to 16"),
+    ({"num": "many"}, "num 'many' must be a whole number"),
+    ({"seed": "-1"}, "seed -1"),
+    ({"seed": str(2**53)}, "give a whole number from 0"),
+    ({"seed": "9" * 5000}, "must be a whole number"),
+    ({"sketch_top_k": "1.5"}, "must be a whole number"),
+    ({"sketch_temperature": "nan"}, "sketch_temperature 'nan' must be a number"),
+    ({"sketch_temperature": "inf"}, "must be a number"),
+    ({"fine_temperature": "1"}, "no setting 'fine_temperature': there are sketch_cfg_scale"),
+    ({"__class__": "1"}, "no setting"),
+]
+
+
+@pytest.mark.parametrize(("query", "message"), BAD, ids=str)
+def test_bad_addresses(controls, query, message):
+    with pytest.raises(InputError, match=message):
+        Asked.from_query(controls, query)
+
+
+@pytest.mark.parametrize("value", [True, [1], {"a": 1}, 1e400, "1e3"], ids=str)
+def test_numbers_that_are_none(controls, value):
+    with pytest.raises(InputError, match="must be a whole number"):
+        Asked.from_form(controls, "", value, 0, {})
+
+
+def test_no_class_means_all_of_them_evenly(pipeline):
+    assert Asked(num=3).labels(pipeline) == [0, 2, 3]
+    assert Asked(num=1).labels(pipeline) == [0]
+    assert set(Asked(num=MOST_IMAGES).labels(pipeline)) == {0, 1, 2, 3}
+    assert Asked("red fox", 2).labels(pipeline) == Asked("1", 2).labels(pipeline) == [1, 1]

@@ -1,0 +1,69 @@
+"""Pictures from visitors are decoded with limits, pictures to them are exact."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from hostile import HOSTILE, encoded, image
+from PIL import Image
+
+from ctf.app.pictures import data_url, enlarged, figure, png, read_upload, tile_sheet, token_grid
+from ctf.errors import InputError
+
+
+@pytest.mark.parametrize(("url", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_uploads(url, message):
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        read_upload(url)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "JPEG"])
+def test_pictures_are_read(kind):
+    url = data_url(encoded(image(40, 30), kind), f"image/{kind.lower()}")
+    assert read_upload(url).size == (40, 30)
+    assert read_upload(url.replace(f"image/{kind.lower()}", "")).mode == "RGB"
+
+
+def test_png_is_exact_and_holds_notes():
+    data = png(image(), ctf=json.dumps({"seed": 3, "class": "é"}))
+    with Image.open(io.BytesIO(data)) as back:
+        assert np.array_equal(np.asarray(back), np.asarray(image()))
+        assert json.loads(back.text["ctf"]) == {"seed": 3, "class": "é"}
+    assert read_upload(data_url(data)).tobytes() == image().tobytes()
+
+
+def test_captions_are_text():
+    html = figure(image(), "<img src=x onerror=alert(1)> \"'", "<b>")
+    assert re.findall("<[a-z]+", html) == ["<figure", "<img", "<figcaption", "<small"]
+    assert html.count('"') == 10  # those of its own attributes
+
+
+@pytest.mark.parametrize(("width", "shown"), [(8, 128), (64, 128), (96, 96), (128, 128), (256, 256)])
+def test_images_are_enlarged_by_whole_factors(width, shown):
+    assert enlarged(Image.new("RGB", (width, width))) == shown
+
+
+def test_tiles_stand_in_rows():
+    tiles = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(2, 2).repeat(3, 3)
+    sheet = tile_sheet(tiles, columns=2, gap=1)
+    assert sheet[..., 0].tolist() == [
+        [0, 0, 255, 1, 1, 255],
+        [0, 0, 255, 1, 1, 255],
+        [255] * 6,
+        [2, 2, 255, 255, 255, 255],
+        [2, 2, 255, 255, 255, 255],
+        [255] * 6,
+    ]
+
+
+def test_equal_clusters_have_equal_colours():
+    colours = re.findall('style="(--hue[^"]+)"', token_grid([9, 8, 7, 9], [3, 4, 3, 3], 2))
+    assert colours[0] == colours[2] == colours[3] != colours[1]
+
+
+def test_data_urls_are_what_they_hold():
+    assert base64.b64decode(data_url(b"\0\xff").removeprefix("data:image/png;base64,")) == b"\0\xff"
