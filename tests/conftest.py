@@ -1,5 +1,7 @@
 import dataclasses
 import io
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ from ctf.images.sources import Records
 from ctf.model_folder import Pipeline
 from ctf.stages import KINDS
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))  # for what tests share
+from hub_stand_in import HubStandIn
 
 CLASS_NAMES = ["cat", "red fox", "dog", "owl"]
 
@@ -108,3 +113,22 @@ def noise_images():
         return file.getvalue()
 
     return ImageSet(Records(np.zeros(20, np.int64), ["image"], lambda index: f"image {index}", encoded), "noise", 32)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub of this process alone where `owner` is logged in, its own cache, and no waiting between attempts."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    with HubStandIn(tmp_path / "hub") as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+        monkeypatch.setenv("HF_TOKEN", hub.token_of["owner"])
+        yield hub

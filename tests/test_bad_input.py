@@ -55,6 +55,7 @@ ROUNDS = f"{FINE} --rounds any --sampling.order confidence"
 STAGE = f"train stage --out x --tokens tokens --kind masked --given map.safetensors --size nano {LOOP}"
 ASSEMBLE = "assemble --out x --tokenizer tokenizer.safetensors --stages '[coarse.safetensors, fine.safetensors]' "
 ASSEMBLE += "--classes tokens"
+PUSH = "push --model model --to owner/name"
 SAMPLE = "sample --device cpu --out x --model model --num 2"
 FIT = "fit --device cpu --out x --images pictures --image_size 16 --time 1s --num_clusters 4 --dry-run"
 COMPLETE = "complete --device cpu --out x --model any_order_model --image pictures/0.png --labels [1] "
@@ -93,6 +94,7 @@ WORKING = [
     ROUNDS,
     STAGE,
     ASSEMBLE,
+    PUSH,
     SAMPLE,
     COMPLETE,
     FIT,
@@ -192,7 +194,7 @@ def fails(capsys, arguments):
 
 
 @pytest.mark.parametrize("line", WORKING, ids=lambda line: " ".join(line.split(" --")[0].split()[:2]))
-def test_lines_without_an_error_work(place, line):
+def test_lines_without_an_error_work(place, hub, line):
     assert main(shlex.split(line)) == 0
 
 
@@ -818,6 +820,26 @@ TRAINING = [
 ]
 
 MODELS = [
+    case("publishing nothing", f"{PUSH} --model nowhere", "nowhere: no such model folder"),
+    case("publishing what is no model", f"{PUSH} --model pictures", "pictures is not a model folder"),
+    case("publishing half a model", PUSH, "fine.safetensors: no such safetensors file",
+         removed("model/fine.safetensors")),
+    case("publishing a cut model", PUSH, "coarse.safetensors is truncated", cut("model/coarse.safetensors", 900)),
+    case("publishing under no name", f"{PUSH} --to ''", "'' is no name on the Hub: give owner/name"),
+    case("publishing without an owner", f"{PUSH} --to name", "'name' is no name on the Hub: give owner/name"),
+    case("publishing under a name that none can have", f"{PUSH} --to 'owner/a b'", "that is no name on the Hub"),
+    case("publishing with figures that are missing", f"{PUSH} --metrics [nowhere.json]", "nowhere.json: no such"),
+    case("publishing with figures that are none", f"{PUSH} --metrics [f.json]", "f.json holds no figures",
+         written("f.json", '{"fid": "low", "good": true, "kid": NaN}')),
+    case("publishing with figures in a list", f"{PUSH} --metrics [f.json]", "f.json holds no figures",
+         written("f.json", "[1, 2]")),
+    case("publishing with a sheet that is none", f"{PUSH} --samples codebook.npy", "cannot be read as an image"),
+    case("publishing the embedded model with another card", f"{PUSH} --model emoji --licence mit",
+         "the card of the embedded model is complete"),
+    case("a manifest of a model that is damaged", INFO, "manifest.json is not valid JSON",
+         cut("model/manifest.json", 40)),
+    case("a manifest of something else", INFO, "is not the manifest of a model",
+         written("model/manifest.json", '{"ctf": "samples"}')),
     case("no stages", f"{ASSEMBLE} --stages []", "at least one stage"),
     case("stages in the wrong order", f"{ASSEMBLE} --stages '[fine.safetensors, coarse.safetensors]'",
          "stage fine must be given nothing but the class label"),
@@ -1261,6 +1283,7 @@ WRITING = {
     "train coarse": COARSE,
     "assemble": ASSEMBLE,
     "assemble over a model": f"{ASSEMBLE} --out model",
+    "push with a licence": f"{PUSH} --licence mit",
     "sample a folder": SAMPLE,
     "sample an .npz": f"{SAMPLE} --out x.npz",
     "sample a sheet": f"{SAMPLE} --out x.png",

@@ -26,6 +26,7 @@ VERBS: Verbs = {
         "stage": "ctf.training.verbs:stage",
     },
     "assemble": "ctf.verbs:assemble",
+    "push": "ctf.verbs:push",
     "sample": "ctf.samples.verbs:sample",
     "complete": "ctf.samples.verbs:complete",
     "evaluate": {

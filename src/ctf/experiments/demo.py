@@ -23,7 +23,8 @@ from ctf.files import check_writable, read_json_lines, write_json, write_text
 from ctf.images.image_set import ImageSet, open_images
 from ctf.images.pixels import to_tensor
 from ctf.images.sheet import contact_sheet, save_png
-from ctf.model_folder import RUN_LOG, Pipeline, open_stage
+from ctf.model_card import About
+from ctf.model_folder import RUN_LOG, Pipeline, data_in_words, open_stage
 from ctf.sampling.settings import Sampling
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.measure import measure_tokenizer
@@ -116,6 +117,11 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
 
     with timed("sample", "5/6  Sampling both with the same seeds"):
         save_png(run / "samples.png", _samples(pipelines, tokenizer, test, seed, metrics))
+        pipelines["coarse-to-fine"].about = About(
+            data=data_in_words(tokens[size.train_split]),
+            metrics={"bits_per_token": metrics["bits_per_token"]["coarse-to-fine"]["bits_per_token"]},
+            sheet=(run / "samples.png").read_bytes(),
+        )
         pipelines["coarse-to-fine"].save_pretrained(run / "model")
 
     print("\n6/6  Report", flush=True)
