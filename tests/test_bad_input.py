@@ -74,6 +74,7 @@ BENCH_TRAINING = "bench training --device cpu --json x --sizes [nano] --batch_si
 BENCH_TRAINING += "--vocabulary 24 --clusters 5"
 SWAP = "evaluate swap --out x --tokenizer tokenizer.safetensors --images pictures --split null --image_size 16 "
 SWAP += "--cluster_counts [5]"
+PLAN = "plan plan.yaml --gpus 2 --num_clusters 5"
 REPRODUCE = "reproduce table3d --dry-run --out x"
 LLAMAGEN = f"convert llamagen --out x --tokenizer {GOLDEN}/vq8.pt --gpt {GOLDEN}/gpt_mha.pt --num_heads 4 --grid [4,4]"
 CODES = "convert codes --out x --source codes --codebook_size 24 --num_classes 4"
@@ -106,6 +107,7 @@ WORKING = [
     BENCH_SAMPLING,
     BENCH_TRAINING,
     SWAP,
+    PLAN,
     REPRODUCE,
     LLAMAGEN,
     CODES,
@@ -162,6 +164,7 @@ def good(tmp_path_factory, make_tokenizer, make_stage):
         (place / "codes" / f"imagenet256_{kind}").mkdir(parents=True)
         for i in range(2):
             np.save(place / "codes" / f"imagenet256_{kind}" / f"{i}.npy", array[i : i + 1])
+    (place / "plan.yaml").write_text("tokens: tokens\nsize: nano\nloop:\n  batch_size: 4\n  steps: 9\n")
     (place / "empty").mkdir()
     return place
 
@@ -819,6 +822,24 @@ TRAINING = [
     case("a discriminator of small images", f"{TRAIN_TOKENIZER} --discriminator_weight 1", "too small for the discrim"),
 ]
 
+PLANS = [
+    case("a plan of settings that are missing", "plan nowhere.yaml", "nowhere.yaml"),
+    case("a plan of no settings", f"{PLAN} --stages []", "stages are none"),
+    case("a plan of settings of something else", PLAN, "Group 'loop' does not accept option 'stepz' (with the settings",
+         written("plan.yaml", "size: B\nloop:\n  stepz: 3\n")),
+    case("a plan of broken YAML", PLAN, "Problems parsing config", written("plan.yaml", "size: [B\n")),
+    case("a plan of an unknown size", PLAN, "model size 'huge' does not exist", written("plan.yaml", "size: huge\n")),
+    case("a plan of an unknown kind", f"{PLAN} --stages [coarse]", "kind 'best'", written("plan.yaml", "kind: best\n")),
+    case("a plan for an unknown GPU", f"{PLAN} --gpu TPU", "GPU 'TPU' is not in the list: choose one of A100-40GB"),
+    case("a plan for no GPU", f"{PLAN} --gpus 0", "gpus 0 must be at least 1"),
+    case("a plan for GPUs that cannot share a batch", f"{PLAN} --gpus 3", "4 images is not a multiple of 3 GPUs"),
+    case("a plan of an unknown stage", f"{PLAN} --stages [medium]", "medium"),
+    case("a plan of as many clusters as codewords", f"{PLAN} --num_clusters 24", "24 clusters of 24 codewords"),
+    case("a plan with more than all of the rate", f"{PLAN} --mfu 1.2", "mfu 1.2 must be above 0 and at most 1"),
+    case("a plan for a negative price", f"{PLAN} --price -1", "price -1.0 must be at least 0"),
+    case("a plan over tokens that are damaged", PLAN, "tokens", cut("tokens/index.json", 30)),
+]
+
 MODELS = [
     case("publishing nothing", f"{PUSH} --model nowhere", "nowhere: no such model folder"),
     case("publishing what is no model", f"{PUSH} --model pictures", "pictures is not a model folder"),
@@ -1218,7 +1239,7 @@ def half_gpt():
     return {name: tensor for name, tensor in state["model"].items() if "feed_forward" not in name}
 
 
-CASES = [*COMMAND, *CODEBOOKS, *PICTURES, *TOKEN_SETS, *TRAINING, *MODELS, *SAMPLES]
+CASES = [*COMMAND, *PLANS, *CODEBOOKS, *PICTURES, *TOKEN_SETS, *TRAINING, *MODELS, *SAMPLES]
 
 
 @pytest.mark.parametrize(("line", "message", "damage"), CASES)

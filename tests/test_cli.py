@@ -131,6 +131,7 @@ ORDER = [
     "bench sampling",
     "bench training",
     "evaluate swap",
+    "plan",
     "reproduce",
     "convert llamagen",
     "convert codes",
@@ -150,6 +151,7 @@ def workplace(tmp_path_factory):
     for i in range(16):
         Image.fromarray(generator.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "pictures" / f"{i}.png")
     shutil.copy(folder / "pictures" / "0.png", folder / "photo.png")
+    (folder / "configs").symlink_to(Path(__file__).parents[1] / "configs")
     (folder / "vq_ds16_c2i.pt").symlink_to(GOLDEN / "vq8.pt")
     (folder / "c2i_B_256.pt").symlink_to(GOLDEN / "gpt_mha.pt")
     np.save(folder / "tokens.npy", generator.integers(0, 16_384, (5, 2, 64), np.uint16))

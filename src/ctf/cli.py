@@ -37,6 +37,7 @@ VERBS: Verbs = {
         "swap": "ctf.evaluation.verbs:swap",
     },
     "bench": {"sampling": "ctf.bench.verbs:sampling", "training": "ctf.bench.verbs:training"},
+    "plan": "ctf.experiments.verbs:plan",
     "reproduce": "ctf.experiments.verbs:reproduce",
     "convert": {
         "llamagen": "ctf.interop.verbs:from_llamagen",
