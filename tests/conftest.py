@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from ctf.images.sources import Records
 from ctf.model_folder import Pipeline
 from ctf.stages import KINDS
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))  # for what tests share
+from hub_stand_in import HubStandIn
 
 CLASS_NAMES = ["cat", "red fox", "dog", "owl"]
 ROOT = Path(__file__).parent.parent
@@ -141,3 +145,22 @@ def write_code_files(folder, codes):
         (folder / f"imagenet256_{kind}").mkdir(parents=True)
         for i in range(len(array)):
             np.save(folder / f"imagenet256_{kind}" / f"{i}.npy", array[i : i + 1])
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub of this process alone where `owner` is logged in, its own cache, and no waiting between attempts."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    with HubStandIn(tmp_path / "hub") as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+        monkeypatch.setenv("HF_TOKEN", hub.token_of["owner"])
+        yield hub

@@ -55,6 +55,7 @@ ROUNDS = f"{FINE} --rounds any --sampling.order confidence"
 STAGE = f"train stage --out x --tokens tokens --kind masked --given map.safetensors --size nano {LOOP}"
 ASSEMBLE = "assemble --out x --tokenizer tokenizer.safetensors --stages '[coarse.safetensors, fine.safetensors]' "
 ASSEMBLE += "--classes tokens"
+PUSH = "push --model model --to owner/name"
 SAMPLE = "sample --device cpu --out x --model model --num 2"
 FIT = "fit --device cpu --out x --images pictures --image_size 16 --time 1s --num_clusters 4 --dry-run"
 COMPLETE = "complete --device cpu --out x --model any_order_model --image pictures/0.png --labels [1] "
@@ -73,6 +74,7 @@ BENCH_TRAINING = "bench training --device cpu --json x --sizes [nano] --batch_si
 BENCH_TRAINING += "--vocabulary 24 --clusters 5"
 SWAP = "evaluate swap --out x --tokenizer tokenizer.safetensors --images pictures --split null --image_size 16 "
 SWAP += "--cluster_counts [5]"
+PLAN = "plan plan.yaml --gpus 2 --num_clusters 5"
 REPRODUCE = "reproduce table3d --dry-run --out x"
 LLAMAGEN = f"convert llamagen --out x --tokenizer {GOLDEN}/vq8.pt --gpt {GOLDEN}/gpt_mha.pt --num_heads 4 --grid [4,4]"
 CODES = "convert codes --out x --source codes --codebook_size 24 --num_classes 4"
@@ -94,6 +96,7 @@ WORKING = [
     ROUNDS,
     STAGE,
     ASSEMBLE,
+    PUSH,
     SAMPLE,
     COMPLETE,
     FIT,
@@ -105,6 +108,7 @@ WORKING = [
     BENCH_SAMPLING,
     BENCH_TRAINING,
     SWAP,
+    PLAN,
     REPRODUCE,
     LLAMAGEN,
     CODES,
@@ -161,6 +165,7 @@ def good(tmp_path_factory, make_tokenizer, make_stage):
         (place / "codes" / f"imagenet256_{kind}").mkdir(parents=True)
         for i in range(2):
             np.save(place / "codes" / f"imagenet256_{kind}" / f"{i}.npy", array[i : i + 1])
+    (place / "plan.yaml").write_text("tokens: tokens\nsize: nano\nloop:\n  batch_size: 4\n  steps: 9\n")
     (place / "empty").mkdir()
     return place
 
@@ -193,7 +198,7 @@ def fails(capsys, arguments):
 
 
 @pytest.mark.parametrize("line", WORKING, ids=lambda line: " ".join(line.split(" --")[0].split()[:2]))
-def test_lines_without_an_error_work(place, line):
+def test_lines_without_an_error_work(place, hub, line):
     assert main(shlex.split(line)) == 0
 
 
@@ -818,7 +823,45 @@ TRAINING = [
     case("a discriminator of small images", f"{TRAIN_TOKENIZER} --discriminator_weight 1", "too small for the discrim"),
 ]
 
+PLANS = [
+    case("a plan of settings that are missing", "plan nowhere.yaml", "nowhere.yaml"),
+    case("a plan of no settings", f"{PLAN} --stages []", "stages are none"),
+    case("a plan of settings of something else", PLAN, "Group 'loop' does not accept option 'stepz' (with the settings",
+         written("plan.yaml", "size: B\nloop:\n  stepz: 3\n")),
+    case("a plan of broken YAML", PLAN, "Problems parsing config", written("plan.yaml", "size: [B\n")),
+    case("a plan of an unknown size", PLAN, "model size 'huge' does not exist", written("plan.yaml", "size: huge\n")),
+    case("a plan of an unknown kind", f"{PLAN} --stages [coarse]", "kind 'best'", written("plan.yaml", "kind: best\n")),
+    case("a plan for an unknown GPU", f"{PLAN} --gpu TPU", "GPU 'TPU' is not in the list: choose one of A100-40GB"),
+    case("a plan for no GPU", f"{PLAN} --gpus 0", "gpus 0 must be at least 1"),
+    case("a plan for GPUs that cannot share a batch", f"{PLAN} --gpus 3", "4 images is not a multiple of 3 GPUs"),
+    case("a plan of an unknown stage", f"{PLAN} --stages [medium]", "medium"),
+    case("a plan of as many clusters as codewords", f"{PLAN} --num_clusters 24", "24 clusters of 24 codewords"),
+    case("a plan with more than all of the rate", f"{PLAN} --mfu 1.2", "mfu 1.2 must be above 0 and at most 1"),
+    case("a plan for a negative price", f"{PLAN} --price -1", "price -1.0 must be at least 0"),
+    case("a plan over tokens that are damaged", PLAN, "tokens", cut("tokens/index.json", 30)),
+]
+
 MODELS = [
+    case("publishing nothing", f"{PUSH} --model nowhere", "nowhere: no such model folder"),
+    case("publishing what is no model", f"{PUSH} --model pictures", "pictures is not a model folder"),
+    case("publishing half a model", PUSH, "fine.safetensors: no such safetensors file",
+         removed("model/fine.safetensors")),
+    case("publishing a cut model", PUSH, "coarse.safetensors is truncated", cut("model/coarse.safetensors", 900)),
+    case("publishing under no name", f"{PUSH} --to ''", "'' is no name on the Hub: give owner/name"),
+    case("publishing without an owner", f"{PUSH} --to name", "'name' is no name on the Hub: give owner/name"),
+    case("publishing under a name that none can have", f"{PUSH} --to 'owner/a b'", "that is no name on the Hub"),
+    case("publishing with figures that are missing", f"{PUSH} --metrics [nowhere.json]", "nowhere.json: no such"),
+    case("publishing with figures that are none", f"{PUSH} --metrics [f.json]", "f.json holds no figures",
+         written("f.json", '{"fid": "low", "good": true, "kid": NaN}')),
+    case("publishing with figures in a list", f"{PUSH} --metrics [f.json]", "f.json holds no figures",
+         written("f.json", "[1, 2]")),
+    case("publishing with a sheet that is none", f"{PUSH} --samples codebook.npy", "cannot be read as an image"),
+    case("publishing the embedded model with another card", f"{PUSH} --model emoji --licence mit",
+         "the card of the embedded model is complete"),
+    case("a manifest of a model that is damaged", INFO, "manifest.json is not valid JSON",
+         cut("model/manifest.json", 40)),
+    case("a manifest of something else", INFO, "is not the manifest of a model",
+         written("model/manifest.json", '{"ctf": "samples"}')),
     case("no stages", f"{ASSEMBLE} --stages []", "at least one stage"),
     case("stages in the wrong order", f"{ASSEMBLE} --stages '[fine.safetensors, coarse.safetensors]'",
          "stage fine must be given nothing but the class label"),
@@ -1204,7 +1247,7 @@ def half_gpt():
     return {name: tensor for name, tensor in state["model"].items() if "feed_forward" not in name}
 
 
-CASES = [*COMMAND, *CODEBOOKS, *PICTURES, *TOKEN_SETS, *TRAINING, *MODELS, *SAMPLES]
+CASES = [*COMMAND, *PLANS, *CODEBOOKS, *PICTURES, *TOKEN_SETS, *TRAINING, *MODELS, *SAMPLES]
 
 
 @pytest.mark.parametrize(("line", "message", "damage"), CASES)
@@ -1269,6 +1312,7 @@ WRITING = {
     "train coarse": COARSE,
     "assemble": ASSEMBLE,
     "assemble over a model": f"{ASSEMBLE} --out model",
+    "push with a licence": f"{PUSH} --licence mit",
     "sample a folder": SAMPLE,
     "sample an .npz": f"{SAMPLE} --out x.npz",
     "sample a sheet": f"{SAMPLE} --out x.png",

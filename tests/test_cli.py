@@ -119,6 +119,7 @@ ORDER = [
     "train stage",
     "assemble",
     "sample",
+    "push",
     "complete",
     "evaluate tokenizer",
     "evaluate likelihood",
@@ -127,6 +128,7 @@ ORDER = [
     "bench sampling",
     "bench training",
     "evaluate swap",
+    "plan",
     "reproduce",
     "convert llamagen",
     "convert codes",
@@ -149,7 +151,7 @@ def test_no_example_is_forgotten():
 
 
 @pytest.mark.parametrize("verb", ORDER)
-def test_examples_run(workplace, monkeypatch, verb):
+def test_examples_run(workplace, hub, monkeypatch, verb):
     """In order: an example reads what an earlier one wrote, as the reader who types them in does."""
     monkeypatch.chdir(workplace)
     words = tuple(verb.split())

@@ -22,6 +22,7 @@ ROOMS = [
     {"stages"},
     {"interop"},
     {"pipeline"},
+    {"model_card", "hub"},
     {"model_folder"},
     {"training"},
     {"samples"},

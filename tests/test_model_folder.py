@@ -69,6 +69,7 @@ def test_overwriting_replaces_the_whole_folder(make_pipeline, tmp_path):
         "baseline.safetensors",
         "config.json",
         "generation_config.json",
+        "manifest.json",
         "tokenizer.safetensors",
     ]
 
@@ -281,6 +282,11 @@ def test_describe_a_run_and_open_it_as_a_stage(files, tmp_path):
     stage = open_stage(tmp_path / "run")
     assert (stage.name, stage.kind, stage.vocabulary) == ("coarse", "autoregressive", 5)
     assert stage.sampling == Sampling(cfg_scale=2.0, temperature=1.1)  # the paper's
+    assemble(tmp_path / "model", **two_stage(files, stages=[str(tmp_path / "run"), files("fine")]))
+    training = Pipeline.from_pretrained(tmp_path / "model").about.training
+    assert training.keys() == {"coarse"}
+    assert (training["coarse"]["settings"]["loop"]["batch_size"], training["coarse"]["last"]["step"]) == (4, 2)
+    assert str(tmp_path) not in (tmp_path / "model" / "manifest.json").read_text()
     (tmp_path / "run" / "model.safetensors").unlink()
     with pytest.raises(InputError, match="run that has not finished: continue it"):
         open_stage(tmp_path / "run")
@@ -294,6 +300,8 @@ def test_describe_model_folders(files, tmp_path):
     assert [stage["name"] for stage in one["stages"]] == ["baseline"]
     assert one["image_size"] == two["image_size"] == [8, 12]
     fine = Pipeline.from_pretrained(tmp_path / "two").stage("fine")
+    data = Pipeline.from_pretrained(tmp_path / "two").about.data
+    assert data == "images from elsewhere: 12 images of 4 classes × 1"
     assert two["stages"][1]["parameters"] == len(torch.nn.utils.parameters_to_vector(fine.parameters()))
 
 

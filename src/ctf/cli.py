@@ -26,6 +26,7 @@ VERBS: Verbs = {
         "stage": "ctf.training.verbs:stage",
     },
     "assemble": "ctf.verbs:assemble",
+    "push": "ctf.verbs:push",
     "sample": "ctf.samples.verbs:sample",
     "complete": "ctf.samples.verbs:complete",
     "evaluate": {
@@ -36,6 +37,7 @@ VERBS: Verbs = {
         "swap": "ctf.evaluation.verbs:swap",
     },
     "bench": {"sampling": "ctf.bench.verbs:sampling", "training": "ctf.bench.verbs:training"},
+    "plan": "ctf.experiments.verbs:plan",
     "reproduce": "ctf.experiments.verbs:reproduce",
     "convert": {
         "llamagen": "ctf.interop.verbs:from_llamagen",

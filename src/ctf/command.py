@@ -8,13 +8,17 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from ctf.errors import InputError
 
 Verb = Callable[..., None]
 #: A verb is named "module:function", so that a module is imported when its verb is asked for.
 Verbs = Mapping[str, "str | Mapping[str, str]"]
+
+Settings = TypeVar("Settings")
+#: What jsonargparse raises of options and files that do not fit.
+UNPARSABLE = (argparse.ArgumentError, ValueError, TypeError, RecursionError)
 
 #: A parameter of this name takes every option that the verb does not have: `--top_k 5` is `--sampling.top_k 5`.
 OPEN = "sampling"
@@ -111,7 +115,7 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
             if "\0" in str(value):
                 raise ValueError(f"{name} holds a zero byte: no file has such a name")
         values = parser.instantiate(parsed)
-    except (argparse.ArgumentError, ValueError, TypeError, RecursionError) as error:
+    except UNPARSABLE as error:
         files = re.findall(r"--config[ =](\S+)", " ".join(arguments))
         read = f"with the settings in {', '.join(files)}; " if files else ""
         raise InputError(f"{_plain(str(error))} ({read}`{prog} --help` lists the options)") from None
@@ -120,6 +124,30 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
         verb(**vars(values))
     else:
         verb(config(**{field.name: values[field.name] for field in fields(config)}))
+
+
+def read_settings(config: type[Settings], path: str, **absent: Any) -> Settings:
+    """The settings in a YAML file, as the verb that takes this dataclass reads them with `--config`.
+
+    Args:
+        config: the dataclass.
+        path: the file.
+        absent: values for what the file may leave out although the verb needs it.
+
+    Raises:
+        InputError: no such file, or settings that are none of the dataclass or without meaning.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(config)
+    parser.set_defaults(absent)
+    try:
+        values = parser.instantiate(parser.parse_args(["--config", path]))
+    except UNPARSABLE as error:
+        raise InputError(f"{_plain(str(error))} (with the settings in {path})") from None
+    return config(**{field.name: values[field.name] for field in fields(config)})  # type: ignore[arg-type]
 
 
 def _plain(message: str) -> str:

@@ -1,9 +1,10 @@
-"""A pipeline on disk and on the Hub: save, load, assemble, describe, model card."""
+"""A pipeline on disk and on the Hub: save, load, assemble, describe."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
-from ctf.files import atomic_path, existing, read_json, read_json_lines, read_metadata, write_json, write_text
+from ctf.files import atomic_path, existing, read_json, read_json_lines, read_metadata, write_json
+from ctf.hub import CONFIG, pull, push
 from ctf.interop.tokenizers import open_tokenizer
+from ctf.model_card import CARD, MANIFEST, SHEET, About, level, write_about
 from ctf.models.config import MODEL_SIZES, Compute
 from ctf.pipeline import StagePipeline
 from ctf.sampling.settings import Sampling
@@ -23,7 +26,7 @@ from ctf.tokenizer.registry import ASSETS, load_tokenizer
 from ctf.tokens.token_set import TokenSet
 
 FORMAT = 2
-CONFIG, SAMPLING, CARD = "config.json", "generation_config.json", "README.md"
+SAMPLING = "generation_config.json"
 
 #: What a run folder holds beside its config.json.
 RUN_LOG, RUN_MODEL, RUN_CHECKPOINTS, RUN_MILESTONES = "log.jsonl", "model.safetensors", "checkpoints", "milestones"
@@ -33,8 +36,14 @@ class Pipeline(StagePipeline):
     """A pipeline that is opened from and written to a model folder.
 
     A model folder holds `config.json` (class names, stages in order), `generation_config.json` (the sampling settings
-    of each stage), a safetensors file for the tokenizer and each stage, and a model card.
+    of each stage), a safetensors file for the tokenizer and each stage, `manifest.json` (how they were made), a model
+    card, and `samples.png` where there is a sheet.
+
+    Attributes:
+        about: what manifest, card and sheet say: yours to set before saving.
     """
+
+    about = About()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a model folder, atomically.
@@ -59,18 +68,28 @@ class Pipeline(StagePipeline):
             config = {"ctf": "pipeline", "format": FORMAT, "stages": [stage.name for stage in self.stages]}
             write_json(temporary / CONFIG, {**config, "class_names": self.class_names})
             write_json(temporary / SAMPLING, {s.name: dataclasses.asdict(s.sampling) for s in self.stages})
-            write_text(temporary / CARD, model_card(self))
+            write_about(temporary, self, self.about, dtype)
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, device: str | torch.device = "cpu", compute: Compute | None = None
+        cls,
+        source: str | Path,
+        device: str | torch.device = "cpu",
+        compute: Compute | None = None,
+        revision: str | None = None,
     ) -> Pipeline:
-        """Open a model: "emoji" (embedded), a folder, or a Hub id such as "owner/name".
+        """Open a model: "emoji" (embedded), a folder, or a Hub id such as "owner/name" or "owner/name@revision".
+
+        Args:
+            source: what to open.
+            device: where to put it.
+            compute: how to sample.
+            revision: branch, tag or commit of a Hub id.
 
         Raises:
             InputError: nothing there, a part missing or damaged, or parts that do not belong together.
         """
-        folder = find_model(str(source))
+        folder = find_model(str(source), revision)
         config = read_json(folder / CONFIG)
         if config.get("format") != FORMAT or not {"stages", "class_names"} <= config.keys():
             raise InputError(f"{folder}: this ctf reads model folders of format {FORMAT}: update it, or assemble again")
@@ -89,21 +108,65 @@ class Pipeline(StagePipeline):
             except InputError as error:
                 raise InputError(f"{folder / SAMPLING}, {stage.name}: {error}") from None
         pipeline = cls(load_tokenizer(_part(folder, "tokenizer")), config["class_names"], stages)
+        pipeline.about = About.load(folder)
         pipeline.to(device).compute_in(compute or Compute())
         return pipeline
 
-    def push_to_hub(self, name: str, private: bool = False) -> str:
-        """Upload as model "owner/name" to the Hugging Face Hub; returns its address."""
-        import tempfile
+    def push_to_hub(self, name: str, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
+        """Save, and publish on the Hugging Face Hub as "owner/name" in one commit; returns its address.
 
-        from huggingface_hub import HfApi
+        Args:
+            name: a model of ctf that is there already is replaced, anything else is not.
+            private: whether only its owner may see it.
+            dtype: of the stages' weights.
 
+        Raises:
+            InputError: as those of `ctf.hub.push`.
+        """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            self.save_pretrained(folder)
-            api = HfApi()
-            api.create_repo(name, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=name, folder_path=folder))
+            self.save_pretrained(folder, dtype)
+            return push(folder, name, private, model_files)
+
+
+def publish(model: str | Path, name: str, private: bool = False, about: About | None = None) -> str:
+    """Publish a model folder as it is, after a look whether it opens; returns its address. See `ctf push`.
+
+    Args:
+        model: the folder, or "emoji".
+        name: "owner/name".
+        private: whether only its owner may see it.
+        about: what to add to its card first, see `complete_card`.
+
+    Raises:
+        InputError: not a model folder, or the embedded one with `about`; those of `ctf.hub.push`.
+    """
+    if not Path(model).exists() and model != "emoji":
+        raise InputError(f"{model}: no such model folder")
+    folder = find_model(str(model))
+    if about is None:
+        Pipeline.from_pretrained(folder)
+    elif model == "emoji":
+        raise InputError("the card of the embedded model is complete: leave out what would be added")
+    else:
+        complete_card(folder, about)
+    return push(folder, name, private, model_files)
+
+
+def complete_card(folder: str | Path, about: About) -> None:
+    """Add to what manifest, card and sheet of a model folder say; the weights stay as they are.
+
+    Args:
+        folder: a model folder.
+        about: whatever is not empty replaces what is there; metrics are added one by one.
+
+    Raises:
+        InputError: not a model folder, or a damaged one.
+    """
+    pipeline = Pipeline.from_pretrained(folder)
+    new = {column.name: value for column in dataclasses.fields(about) if (value := getattr(about, column.name))}
+    new["metrics"] = pipeline.about.metrics | about.metrics
+    write_about(Path(folder), pipeline, dataclasses.replace(pipeline.about, **new))
 
 
 def open_stage(source: str | Path) -> Stage:
@@ -134,16 +197,50 @@ def assemble(
         InputError: a part is missing or damaged, or they do not belong together.
     """
     tokens = TokenSet.open(classes)
-    pipeline = Pipeline(
-        open_tokenizer(tokenizer, allow_namespace), tokens.class_names, [open_stage(stage) for stage in stages]
-    )
+    opened = [open_stage(stage) for stage in stages]
+    pipeline = Pipeline(open_tokenizer(tokenizer, allow_namespace), tokens.class_names, opened)
     tokens.check_codebook(pipeline.tokenizer.codebook)
     if tokens.grid != pipeline.grid:
         raise InputError(
             f"{classes} has a grid of {tokens.grid}, the stages have {pipeline.grid}: give their token set"
         )
+    training = {stage.name: made for stage, run in zip(opened, stages, strict=True) if (made := _training(Path(run)))}
+    pipeline.about = About(data=data_in_words(tokens), training=training)
     pipeline.save_pretrained(out, torch.float16 if half else torch.float32)
     return pipeline
+
+
+def data_in_words(tokens: TokenSet) -> str:
+    """What a token set was made from, in words; of a path its last name, because the rest is of this machine."""
+    index = tokens.index
+    source = Path(index.source).name if index.source else "images from elsewhere"
+    split = f", {index.split}" if index.split else ""
+    return f"{source}{split}: {len(tokens):,} images of {tokens.num_classes:,} classes × {len(index.augmentations)}"
+
+
+#: Of a run's settings, what does not depend on where it ran.
+PUBLISHED = ("kind", "rounds", "size", "dropout", "class_dropout", "support", "cluster_loss_weight", "optimizer")
+PUBLISHED_OF_LOOP = ("batch_size", "epochs", "steps", "accumulate", "precision", "ema", "seed")
+
+
+def _training(run: Path) -> dict[str, Any]:
+    """Settings and last log entries of a run folder; nothing of a stage's file."""
+    settings = run_settings(run) if run.is_dir() else None
+    if settings is None:
+        return {}
+    last = _last_entries(run)
+    last.pop("steps_per_second", None)
+    loop = {name: settings["loop"][name] for name in PUBLISHED_OF_LOOP}
+    return {"settings": {n: settings[n] for n in PUBLISHED if n in settings} | {"loop": loop}, "last": last}
+
+
+def model_files(config: Any) -> list[str] | None:
+    """The files that a model folder with this config.json may have; None if it is no model folder's."""
+    if not isinstance(config, dict) or config.get("ctf") != "pipeline":
+        return None
+    stages = config.get("stages")
+    parts = [f"{name}.safetensors" for name in ("tokenizer", *(stages if isinstance(stages, list) else []))]
+    return [CONFIG, SAMPLING, *parts, MANIFEST, SHEET, CARD]
 
 
 def describe(source: str) -> dict[str, Any]:
@@ -186,12 +283,17 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 
 def _describe_run(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    checkpoint = latest_checkpoint(run)
+    facts = {"kind": "run", "finished": (run / RUN_MODEL).exists(), "last": _last_entries(run), "settings": settings}
+    return {**facts, "checkpoint": str(checkpoint) if checkpoint else None}
+
+
+def _last_entries(run: Path) -> dict[str, float]:
+    """The last value of each entry of a run's log."""
     last: dict[str, float] = {}
     for line in read_json_lines(run / RUN_LOG) if (run / RUN_LOG).exists() else []:
         last |= line
-    checkpoint = latest_checkpoint(run)
-    facts = {"kind": "run", "finished": (run / RUN_MODEL).exists(), "last": last, "settings": settings}
-    return {**facts, "checkpoint": str(checkpoint) if checkpoint else None}
+    return last
 
 
 def run_settings(run: Path) -> dict[str, Any] | None:
@@ -229,8 +331,8 @@ def describe_stage(stage: Stage) -> dict[str, Any]:
     return {
         "name": stage.name,
         "kind_of_stage": stage.kind,
-        "predicts": _level(stage.predicts, stage.codebook_size),
-        "given": "class label" if stage.given is None else _level(stage.given, stage.codebook_size),
+        "predicts": level(stage.predicts, stage.codebook_size),
+        "given": "class label" if stage.given is None else level(stage.given, stage.codebook_size),
         **({} if stage.given is None else {"support": stage.support}),
         "parameters": stage.num_parameters(),
         "sampling": dataclasses.asdict(stage.resolved()),
@@ -239,59 +341,21 @@ def describe_stage(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _level(coarse_map: CoarseMap | None, codebook_size: int) -> str:
-    if coarse_map is None:
-        return f"{codebook_size:,} tokens"
-    return f"{coarse_map.num_coarse:,} clusters ({coarse_map.method}) of {codebook_size:,} tokens"
-
-
-def model_card(pipeline: StagePipeline) -> str:
-    """The README.md of a model folder."""
-    rows = "\n".join(
-        f"| {stage.name} | {stage.kind} | {_level(stage.predicts, stage.codebook_size)} | "
-        f"{stage.num_parameters() / 1e6:.1f} M | {_settings(stage.resolved())} |"
-        for stage in pipeline.stages
-    )
-    height, width = pipeline.image_size
-    rows_of_tokens, columns = pipeline.grid
-    return (
-        "---\nlibrary_name: ctf\npipeline_tag: unconditional-image-generation\ntags: [autoregressive, vq]\n---\n"
-        f"# Class-conditional images of {height} × {width} pixels\n\n"
-        f"{len(pipeline.class_names)} classes; {rows_of_tokens} × {columns} tokens of a codebook of "
-        f"{pipeline.tokenizer.codebook_size:,}.\n\n"
-        "| stage | kind | predicts | parameters | sampling |\n|---|---|---|---|---|\n"
-        f"{rows}\n\n"
-        "```python\nimport ctf\n\n"
-        'pipe = ctf.Pipeline.from_pretrained("this folder")\nimages = pipe(labels=[0, 1], seed=0)\n```\n'
-    )
-
-
-def _settings(sampling: Sampling) -> str:
-    values = dataclasses.asdict(sampling).items()
-    return ", ".join(f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}" for name, value in values)
-
-
 def is_model(folder: Path) -> bool:
     """Whether `save_pretrained` wrote this folder."""
     path = folder / CONFIG
-    config = read_json(path) if path.exists() else None
-    return isinstance(config, dict) and config.get("ctf") == "pipeline"
+    return path.exists() and model_files(read_json(path)) is not None
 
 
-def find_model(source: str) -> Path:
-    """The model folder of "emoji", a folder, or a Hub id. Raises InputError if there is none."""
+def find_model(source: str, revision: str | None = None) -> Path:
+    """The model folder of "emoji", a folder, or a Hub id, of that `revision`. Raises InputError if there is none."""
     if source == "emoji":
         return ASSETS / "emoji"
     if Path(source).exists() or source.count("/") != 1:
         folder = existing(source, "model folder")
     else:
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(source))
-        except Exception as error:  # the Hub's client raises many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{source} is neither a folder here nor a model that the Hub gives ({reason})") from None
+        name, _, at = source.partition("@")
+        folder = pull(name, revision or at or None)
     if not is_model(folder):
         raise InputError(f"{folder} is not a model folder: its config.json is missing or says something else")
     return folder

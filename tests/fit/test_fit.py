@@ -85,6 +85,8 @@ def test_a_folder_becomes_a_model(run, plan):
     assert Image.open(run / "samples.png").width > 8 * 64
     assert Image.open(run / "curves.png").width > 1000
     assert Plan.load(run / "plan.json") == plan
+    assert pipeline.about.sheet == (run / "samples.png").read_bytes()
+    assert pipeline.about.metrics["tokenizer_psnr"] == metrics["tokenizer"]["psnr"]
 
 
 @pytest.mark.parametrize("steps", [(5, 4, 3), (12, 1, 5)], ids=str)

@@ -8,9 +8,9 @@ import torch
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.files import fingerprint
+from ctf.model_card import part_fingerprint
 from ctf.models.config import Compute
 from ctf.samples import Manifest, manifest_path
-from ctf.samples.manifest import part_fingerprint
 
 CHOSEN = [0, 1, 2, 3, 0]
 ASKED = {"label_policy": "balanced", "given_labels": [], "seed": 7, "batch_size": 2, "model": "here"}

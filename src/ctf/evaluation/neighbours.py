@@ -21,8 +21,8 @@ from ctf.evaluation.features import FeatureExtractor
 from ctf.evaluation.protocol import sample_facts
 from ctf.evaluation.reference import Reference
 from ctf.images.sheet import contact_sheet
+from ctf.model_card import versions
 from ctf.progress import progress_bar
-from ctf.samples.manifest import versions
 from ctf.samples.sample_set import SampleSet
 
 BLOCK_ROWS = 256  # rows compared at once with as many others

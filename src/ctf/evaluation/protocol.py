@@ -12,7 +12,7 @@ from ctf.evaluation.extraction import extract
 from ctf.evaluation.features import FeatureExtractor
 from ctf.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from ctf.evaluation.reference import Reference
-from ctf.samples.manifest import versions
+from ctf.model_card import versions
 from ctf.samples.sample_set import SampleSet
 
 NEIGHBOURS = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ctf.bench.gpus import GPUS, UTILISATION
 from ctf.errors import InputError
 from ctf.experiments.artifacts import Clusters, Data, Tokens, Training
 from ctf.experiments.measurements import System, Weights
@@ -87,7 +88,7 @@ EMOJI = Preset(
     seeds=(0, 1, 2),
 )
 
-#: The paper's settings (section 5.1). A100s sustain about 40 % of 312 TFLOP/s in bfloat16.
+#: The paper's settings (section 5.1).
 IMAGENET = Preset(
     data=Data("imagenet", "train", "val", 256, "vq_ds16_c2i.pt", "ten-crop", "vq16", (16, 16), 1_000, 1_281_167),
     sizes={"B": "B", "L": "L", "XL": "XL"},
@@ -101,7 +102,7 @@ IMAGENET = Preset(
     reference_split=None,
     num_samples=50_000,
     seeds=(0,),
-    machine=("A100", 0.4 * 312e12),
+    machine=("A100", UTILISATION * GPUS["A100"].bfloat16),
 )
 
 PRESETS = {"emoji": EMOJI, "imagenet": IMAGENET}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ctf.bench.gpus import UTILISATION
 from ctf.bench.machine import measure_machine
 from ctf.device import usable_device
 from ctf.errors import InputError
@@ -17,9 +18,6 @@ from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import Preset
 from ctf.experiments.store import Artifact, Store, in_order
 from ctf.files import check_writable
-
-#: Share of the rate of large products that training and sampling sustain, roughly.
-UTILISATION = 0.4
 
 
 def find(name: str) -> Callable[[Preset], Experiment]:
@@ -78,10 +76,11 @@ def _this_machine() -> tuple[str, float]:
 
 def _line(title: str, count: int, missing: Sequence[Artifact], rate: float) -> str:
     operations = sum(artifact.operations() for artifact in missing)
-    return f"{title:12}{count:6}{len(missing):9}{operations:13.2e}{_duration(operations / rate):>12}"
+    return f"{title:12}{count:6}{len(missing):9}{operations:13.2e}{duration(operations / rate):>12}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the unit that suits."""
     if seconds < 3600:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 3 * 86_400 else f"{seconds / 86_400:.1f} days"

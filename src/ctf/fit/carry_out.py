@@ -18,9 +18,10 @@ from ctf.fit.page import curves, report
 from ctf.fit.plan import MAP, PLAN, Plan
 from ctf.images.image_set import ImageSet, open_images
 from ctf.images.pixels import to_tensor
-from ctf.images.sheet import contact_sheet, save_png
+from ctf.images.sheet import contact_sheet, png_bytes, save_png
 from ctf.interop.tokenizers import open_tokenizer
-from ctf.model_folder import RUN_LOG, RUN_MODEL, Pipeline, assemble
+from ctf.model_card import About
+from ctf.model_folder import RUN_LOG, RUN_MODEL, Pipeline, assemble, complete_card
 from ctf.tokenizer.measure import measure_tokenizer
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import tokenize_images
@@ -88,7 +89,13 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto", say: Callable[[st
     pipeline = assemble(run / MODEL, source, [str(run / name) for name in STAGES], str(run / "tokens" / "train"))
     metrics["likelihood"] = bits_per_token(pipeline.to(device), TokenSet.open(run / "tokens" / "test"))
     logs = {name: read_json_lines(run / name / RUN_LOG) for name in ("tokenizer", *STAGES) if (run / name).exists()}
-    save_png(run / SHEET, _sheet(pipeline, test, plan.seed))
+    sheet = _sheet(pipeline, test, plan.seed)
+    save_png(run / SHEET, sheet)
+    figures = {
+        "tokenizer_psnr": metrics["tokenizer"]["psnr"],
+        "bits_per_token": metrics["likelihood"]["bits_per_token"],
+    }
+    complete_card(run / MODEL, About(metrics=figures, sheet=png_bytes(sheet)))
     curves(run / CURVES, logs)
     write_json(run / METRICS, metrics)
     write_text(run / PAGE, report(plan, metrics, logs, run))

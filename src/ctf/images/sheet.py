@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,3 +99,10 @@ def save_png(path: str | Path, image: Image.Image) -> None:
     """Write `image` as a PNG file, atomically."""
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """What a PNG file of `image` holds."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

@@ -126,6 +126,12 @@ class TransformerConfig:
         return -(-hidden // self.ffn_multiple) * self.ffn_multiple
 
     @property
+    def positions(self) -> int:
+        """Of an image in training: N under causal attention, where the label takes the place of the last token, N + 1
+        under full attention, up to 2·N where each position has a query."""
+        return {"causal": self.num_tokens, "full": self.num_tokens + 1, "groups": 2 * self.num_tokens}[self.attention]
+
+    @property
     def block_weights(self) -> int:
         """Weights of all blocks' products: attention and feed-forward."""
         attention = self.dim * (2 * self.heads + 2 * self.num_kv_heads) * self.head_dim

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-import numpy as np
 import torch
-from torch import nn
 
 from ctf.device import device_name
 from ctf.errors import InputError
-from ctf.files import fingerprint, joint_fingerprint, read_json, write_json
+from ctf.files import fingerprint, read_json, write_json
+from ctf.model_card import part_fingerprint, versions
 from ctf.pipeline import StagePipeline
 from ctf.tokens.writer import shorten
 
@@ -174,16 +171,6 @@ def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield prefix + name, value
 
 
-def versions() -> dict[str, str]:
-    """Of ctf, torch, numpy and Python, as they run here."""
-    return {
-        "ctf": version("ctf"),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def manifest_path(samples: str | Path) -> Path:
     """Where the manifest of a sample set is: in the folder, or `x.manifest.json` beside `x.npz`."""
     samples = Path(samples)
@@ -193,9 +180,3 @@ def manifest_path(samples: str | Path) -> Path:
 def weights_of(pipeline: StagePipeline) -> dict[str, str]:
     """`part_fingerprint` of each part by its name."""
     return {name: part_fingerprint(part) for name, part in pipeline.parts().items()}
-
-
-def part_fingerprint(part: nn.Module) -> str:
-    """16 hexadecimal digits of a module's parameters and, for a stage, of the maps it predicts and is given."""
-    maps = [relation for name in ("predicts", "given") if (relation := getattr(part, name, None)) is not None]
-    return joint_fingerprint([*part.parameters(), *(relation.fine_to_coarse for relation in maps)])

@@ -109,14 +109,12 @@ class TransformerStage(Stage):
     def forward_operations(self) -> float:
         """2·n·W + 4·L·dim·n² + 2·N·dim·outputs, for one image.
 
-        W weights in the blocks, L layers, n positions: N under causal attention, where the label takes the place of the
-        last token, N + 1 under full attention, up to 2·N where each position has a query. Attention counts in full, as
-        in PaLM's appendix B.
+        W weights in the blocks, L layers, n positions (`TransformerConfig.positions`). Attention counts in full, as in
+        PaLM's appendix B.
         """
         c = self.config
-        positions = {"causal": c.num_tokens, "full": c.num_tokens + 1, "groups": 2 * c.num_tokens}[c.attention]
-        attention = 4 * c.layers * c.dim * positions**2
-        return 2 * positions * c.block_weights + attention + 2 * c.num_tokens * c.dim * self.mean_outputs
+        attention = 4 * c.layers * c.dim * c.positions**2
+        return 2 * c.positions * c.block_weights + attention + 2 * c.num_tokens * c.dim * self.mean_outputs
 
     @property
     def mean_outputs(self) -> float:

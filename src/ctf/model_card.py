@@ -1,0 +1,173 @@
+"""What is known of a model beyond its weights, data, licence, measurements and making, and the card that says it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ctf.codebook.coarse_map import CoarseMap
+from ctf.errors import InputError
+from ctf.files import atomic_path, joint_fingerprint, read_json, write_json, write_text
+from ctf.pipeline import StagePipeline
+from ctf.sampling.settings import Sampling
+
+CARD, MANIFEST, SHEET = "README.md", "manifest.json", "samples.png"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class About:
+    """What the weights do not say, each entry empty where it is not known.
+
+    Attributes:
+        data: what the model was trained on, in words.
+        licence: as the Hub abbreviates it, such as "apache-2.0".
+        metrics: figures by name.
+        training: settings and last log entries of the run behind each stage, by the stage's name.
+        sheet: a PNG file of samples.
+    """
+
+    data: str = ""
+    licence: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    sheet: bytes = field(default=b"", repr=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> About:
+        """What `write_about` wrote into a model folder; nothing of one that is older than that.
+
+        Raises:
+            InputError: a manifest that is damaged or of another version.
+        """
+        sheet = (folder / SHEET).read_bytes() if (folder / SHEET).exists() else b""
+        path = folder / MANIFEST
+        if not path.exists():
+            return cls(sheet=sheet)
+        values = read_json(path)
+        kinds = {"data": str, "licence": str, "metrics": dict, "training": dict}
+        if not isinstance(values, dict) or values.get("ctf") != "model" or values.get("format") != FORMAT:
+            raise InputError(f"{path} is not the manifest of a model, or of another version: delete or restore it")
+        for name, kind in kinds.items():
+            if not isinstance(values.get(name), kind):
+                raise InputError(f"{path}: {name} is {values.get(name)!r}: delete or restore it")
+        if not all(_is_number(value) for value in values["metrics"].values()):
+            raise InputError(f"{path}: metrics are not all numbers: delete or restore it")
+        return cls(**{name: values[name] for name in kinds}, sheet=sheet)
+
+
+def write_about(folder: Path, pipeline: StagePipeline, about: About, dtype: torch.dtype | None = None) -> None:
+    """Write manifest.json, samples.png and the card into a model folder; each of them is whole or as it was.
+
+    Args:
+        folder: of the pipeline's weights.
+        pipeline: for sizes, settings and the fingerprints of the parts.
+        about: the rest.
+        dtype: in which the stages' weights are stored, if not as they are.
+    """
+    if about.sheet:
+        with atomic_path(folder / SHEET) as temporary:
+            temporary.write_bytes(about.sheet)
+    parts = {"tokenizer": part_fingerprint(pipeline.tokenizer)}
+    parts |= {stage.name: part_fingerprint(stage, dtype) for stage in pipeline.stages}
+    known = {name: value for name, value in dataclasses.asdict(about).items() if name != "sheet"}
+    manifest = {"ctf": "model", "format": FORMAT, **known, "weights": parts, "versions": versions()}
+    write_json(folder / MANIFEST, manifest)
+    write_text(folder / CARD, model_card(pipeline, about))
+
+
+def part_fingerprint(part: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """16 hexadecimal digits of a module's parameters and, for a stage, of the maps it predicts and is given.
+
+    With `dtype`, of the parameters rounded to it.
+    """
+    maps = [relation for name in ("predicts", "given") if (relation := getattr(part, name, None)) is not None]
+    rounded = (parameter.to(dtype) for parameter in part.parameters())
+    return joint_fingerprint([*rounded, *(relation.fine_to_coarse for relation in maps)])
+
+
+def versions() -> dict[str, str]:
+    """Of ctf, torch, numpy and Python, as they run here."""
+    return {
+        "ctf": version("ctf"),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def read_metrics(path: str | Path) -> dict[str, float]:
+    """The numbers in a JSON object, or in its entry "metrics", as `ctf evaluate` writes them.
+
+    Raises:
+        InputError: there are none.
+    """
+    values = read_json(path)
+    if isinstance(values, dict) and isinstance(values.get("metrics"), dict):
+        values = values["metrics"]
+    numbers = {n: v for n, v in values.items() if _is_number(v)} if isinstance(values, dict) else {}
+    if not numbers:
+        raise InputError(f"{path} holds no figures: give what `ctf evaluate` writes, or a JSON object of numbers")
+    return numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def model_card(pipeline: StagePipeline, about: About) -> str:
+    """The README.md of a model folder."""
+    licence = f"license: {json.dumps(about.licence)}\n" if about.licence else ""
+    height, width = pipeline.image_size
+    rows, columns = pipeline.grid
+    parts = [
+        f"---\n{licence}library_name: ctf\npipeline_tag: unconditional-image-generation\n"
+        "tags: [autoregressive, vq]\n---",
+        f"# Class-conditional images of {height} × {width} pixels",
+        f"![samples]({SHEET})" if about.sheet else "",
+        f"{len(pipeline.class_names)} classes; {rows} × {columns} tokens of a codebook of "
+        f"{pipeline.tokenizer.codebook_size:,}.",
+        "```python\nimport ctf\n\n"
+        'pipe = ctf.Pipeline.from_pretrained(".")  # this folder; or its name on the Hub\n'
+        "images = pipe(labels=[0, 1], seed=0)\n```",
+        _table(
+            "| stage | kind | predicts | parameters | sampling |",
+            [
+                f"{stage.name} | {stage.kind} | {level(stage.predicts, stage.codebook_size)} | "
+                f"{stage.num_parameters() / 1e6:.1f} M | {_settings(stage.resolved())}"
+                for stage in pipeline.stages
+            ],
+        ),
+        f"**Data.** {about.data or 'Not stated.'}",
+        f"**Licence.** {about.licence or 'Not stated.'}",
+        _table("| measured | |", [f"{name.replace('_', ' ')} | {value:.6g}" for name, value in about.metrics.items()]),
+        f"Settings of the training runs, versions, and fingerprints of the weights: [{MANIFEST}]({MANIFEST}).",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(head: str, rows: list[str]) -> str:
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *(f"| {row} |" for row in rows)]) if rows else ""
+
+
+def level(coarse_map: CoarseMap | None, codebook_size: int) -> str:
+    """A level in words."""
+    if coarse_map is None:
+        return f"{codebook_size:,} tokens"
+    return f"{coarse_map.num_coarse:,} clusters ({coarse_map.method}) of {codebook_size:,} tokens"
+
+
+def _settings(sampling: Sampling) -> str:
+    values: Mapping[str, Any] = dataclasses.asdict(sampling)
+    return ", ".join(f"{name} {v}" if isinstance(v, str) else f"{name} {v:g}" for name, v in values.items())

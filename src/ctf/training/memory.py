@@ -1,0 +1,109 @@
+"""What training a stage takes on a GPU, in bytes, before there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ctf.models.loss import CHUNK
+from ctf.stages.transformer_stage import TransformerStage
+from ctf.training.config import OptimizerConfig
+
+#: The CUDA context, NCCL's buffers, and scratch of the libraries.
+RESERVED = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes on each GPU.
+
+    Attributes:
+        weights: float32.
+        gradients: float32; twice with several GPUs and whole weights, because DDP sends copies.
+        optimizer: its state, float32.
+        average: the moving average of the weights, if there is one.
+        copies: of weights in bfloat16, which autocast keeps until the backward pass has used them; or of the blocks
+            that are put together from the GPUs' parts.
+        activations: what the blocks keep for the backward pass.
+        head: logits, and what the loss keeps of them.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    average: float
+    copies: float
+    activations: float
+    head: float
+
+    reserved: ClassVar[int] = RESERVED
+
+    @property
+    def peak(self) -> float:
+        kept = self.weights + self.gradients + self.optimizer + self.average + self.copies
+        return self.reserved + kept + self.activations + self.head
+
+
+def training_memory(
+    stage: TransformerStage,
+    images: int,
+    optimizer: OptimizerConfig,
+    average: bool = False,
+    bfloat16: bool = True,
+    gpus: int = 1,
+    shard: bool = False,
+    recompute: bool = False,
+) -> TrainingMemory:
+    """Predict the peak of a training step.
+
+    Args:
+        stage: may be without values, on "meta".
+        images: at a time on each GPU.
+        optimizer: which one.
+        average: whether a moving average of the weights is kept.
+        bfloat16: autocast; else float32.
+        gpus: how many share the work.
+        shard: weights, gradients, optimizer state and average are cut over the GPUs (FSDP2); else each has them whole.
+        recompute: blocks keep their input alone and are computed again in the backward pass (checkpointing).
+    """
+    config, size = stage.config, 2 if bfloat16 else 4
+    parts = gpus if shard else 1
+    whole = 4 * stage.num_parameters()
+    matrices = config.block_weights  # Muon keeps one number for each of these, AdamW two for each of all
+    states = 2 * whole - (4 * matrices if optimizer.name == "muon" else 0)
+    products = matrices + (config.dim * stage.vocabulary if stage.members is None else 0)
+    two_blocks = 2 * size * matrices / config.layers  # sharded: the one at work, and the next one
+    return TrainingMemory(
+        weights=whole / parts,
+        gradients=(1 if shard or gpus == 1 else 2) * whole / parts,
+        optimizer=states / parts,
+        average=whole / parts if average else 0,
+        copies=two_blocks if shard else size * products if bfloat16 else 0,
+        activations=images * activations(stage, size, recompute),
+        head=head_bytes(stage, images, size),
+    )
+
+
+def activations(stage: TransformerStage, size: int, recompute: bool = False) -> float:
+    """Bytes that the blocks keep of one image, with fused attention and norms; `size` is that of a product's elements.
+
+    Of each position a block keeps two states of the residual stream (float32), its norms' outputs (the second one twice
+    in bfloat16: autocast casts it for either product), queries and keys once rotated and once with the values as they
+    came, attention's output and its normaliser, four of the feed-forward layer's width, and two masks of dropout.
+    """
+    c = stage.config
+    attention = c.dim + 3 * c.num_kv_heads * c.head_dim + 2 * c.dim  # rotated q, k; q, k and v; output
+    norms = c.dim + (c.dim if size == 4 else 2 * c.dim)
+    masks = 2 * c.dim if c.dropout else 0
+    block = 8 * c.dim + size * (attention + norms + 4 * c.ffn_dim) + 4 * c.heads + masks
+    return c.positions * (c.layers * 4 * c.dim + block if recompute else c.layers * block)
+
+
+def head_bytes(stage: TransformerStage, images: int, size: int) -> float:
+    """Bytes of logits and of what the loss keeps of them, for so many images."""
+    c = stage.config
+    tokens = images * c.num_tokens
+    if stage.members is not None:  # padded to the largest cluster: logits, probabilities, and the gradients of both
+        return tokens * (16 * max(stage.members.sizes) + 2 * 4 * c.dim)
+    rows = min(tokens, CHUNK["cuda"] // stage.vocabulary)
+    return rows * stage.vocabulary * (2 * size + 4 if size == 2 else 4) + 4 * c.dim * stage.vocabulary

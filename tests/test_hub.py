@@ -1,0 +1,307 @@
+"""Push and pull through a stand-in for the Hub: tests/hub_stand_in.py. Never the network."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_stand_in import Faults
+from PIL import Image
+
+from ctf.cli import main
+from ctf.errors import InputError
+from ctf.images.sheet import png_bytes
+from ctf.model_card import About, part_fingerprint
+from ctf.model_folder import Pipeline, complete_card, find_model, publish
+
+NAME = "owner/birds"
+
+
+@pytest.fixture(scope="module")
+def models(make_pipeline, tmp_path_factory):
+    """A folder of two model folders: "whole" with everything that one can have, and "baseline" with what one must."""
+    place, pipeline = tmp_path_factory.mktemp("models"), make_pipeline("cluster")
+    sheet = png_bytes(Image.new("RGB", (8, 8), "red"))
+    pipeline.about = About("20 birds", "mit", {"bits_per_token": 8.25}, {"coarse": {"last": {"step": 3}}}, sheet)
+    pipeline.save_pretrained(place / "whole")
+    make_pipeline("baseline").save_pretrained(place / "baseline")
+    return place
+
+
+@pytest.fixture
+def model(models, tmp_path):
+    """A copy of the whole one."""
+    return Path(shutil.copytree(models / "whole", tmp_path / "model"))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def on_the_hub(hub, name=NAME):
+    """The files that the newest commit names."""
+    repo = hub.folder / "repos" / name
+    return set(hub.files(repo, "main")[1]) - {".gitattributes"} if (repo / "main").exists() else None
+
+
+def cached(tmp_path, name=NAME):
+    """The snapshots that a pull has left."""
+    return sorted((tmp_path / "cache" / f"models--{name.replace('/', '--')}" / "snapshots").iterdir())
+
+
+def push(model, *options):
+    return main(["push", "--model", str(model), "--to", NAME, *options])
+
+
+def error(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("ctf: error: ")][-1]
+
+
+# There and back
+
+
+@pytest.mark.parametrize("parts_from", [2**40, 1000], ids=["in one piece", "in parts"])
+def test_there_and_back_it_is_the_same_to_the_byte(hub, model, tmp_path, parts_from):
+    hub.parts_from = parts_from
+    assert push(model) == 0
+    pulled = Pipeline.from_pretrained(NAME)
+    (snapshot,) = cached(tmp_path)
+    there = contents(snapshot)
+    assert there.pop(".gitattributes")
+    assert there == contents(model)
+    assert pulled.about == Pipeline.from_pretrained(model).about
+    assert any("lfs-part" in line for line in hub.requests) == (parts_from == 1000)
+
+
+def test_saved_again_it_is_the_same_to_the_byte(model, tmp_path):
+    Pipeline.from_pretrained(model).save_pretrained(tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(model)
+
+
+def test_by_the_command_in_processes_of_their_own(hub, model, tmp_path):
+    """As a user has it: HF_ENDPOINT is read when huggingface_hub is imported."""
+    ours = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+    ours |= {"HF_TOKEN": "hf_owner", "HF_HUB_OFFLINE": "0"}
+    program = f"""
+from ctf.cli import main
+assert main(["push", "--model", {str(model)!r}, "--to", {NAME!r}, "--private"]) == 0
+assert main(["sample", "--model", {NAME!r}, "--labels", "[1]", "--out", {str(tmp_path / "x.png")!r}]) == 0
+"""
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, env=os.environ | ours, capture_output=True, text=True, check=True)
+    assert f"{hub.endpoint}/{NAME}: open it with --model {NAME}" in done.stdout
+    assert Image.open(tmp_path / "x.png").size
+    (snapshot,) = (tmp_path / "home").rglob("snapshots/*")
+    assert contents(model).items() <= contents(snapshot).items()
+
+
+def test_push_from_python_in_half_precision(hub, make_pipeline):
+    address = make_pipeline("baseline").push_to_hub(NAME, dtype=torch.float16)
+    assert address == f"{hub.endpoint}/{NAME}"
+    pulled = Pipeline.from_pretrained(NAME)
+    weights = json.loads((find_model(NAME) / "manifest.json").read_text())["weights"]
+    assert weights == {name: part_fingerprint(part) for name, part in pulled.parts().items()}
+
+
+def test_a_commit_is_opened_by_its_name(hub, model, models):
+    assert push(model) == 0
+    first = hub.head(hub.folder / "repos" / NAME)
+    publish(models / "baseline", NAME)
+    assert [stage.name for stage in Pipeline.from_pretrained(NAME).stages] == ["baseline"]
+    assert [stage.name for stage in Pipeline.from_pretrained(NAME, revision=first).stages] == ["coarse", "fine"]
+    assert len(Pipeline.from_pretrained(f"{NAME}@{first}").stages) == 2
+    with pytest.raises(InputError, match=r"neither a folder here nor .* \(it has no such revision\)"):
+        Pipeline.from_pretrained(f"{NAME}@v9")
+
+
+def test_a_model_replaces_a_model_in_one_commit(hub, model, models):
+    assert push(model) == 0
+    publish(models / "baseline", NAME)
+    files = {"README.md", "baseline.safetensors", "config.json", "generation_config.json", "manifest.json"}
+    assert on_the_hub(hub) == files | {"tokenizer.safetensors"}
+    assert len([line for line in hub.requests if "/commit/" in line]) == 2
+    hub.requests.clear()
+    publish(models / "baseline", NAME)  # nothing new
+    assert not [line for line in hub.requests if "/commit/" in line or line.startswith("PUT")]
+
+
+# The card
+
+
+def test_the_card_says_what_is_known(model):
+    card = (model / "README.md").read_text(encoding="utf-8")
+    assert 'license: "mit"\nlibrary_name: ctf' in card
+    assert "![samples](samples.png)" in card
+    assert "**Data.** 20 birds" in card
+    assert "| bits per token | 8.25 |" in card
+    assert "| coarse | autoregressive |" in card
+    manifest = json.loads((model / "manifest.json").read_text())
+    assert manifest["training"] == {"coarse": {"last": {"step": 3}}}
+    assert manifest["weights"].keys() == {"tokenizer", "coarse", "fine"}
+    assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_options_complete_the_card(hub, model, tmp_path):
+    weights = {name: content for name, content in contents(model).items() if name.endswith(".safetensors")}
+    (tmp_path / "result.json").write_text('{"metrics": {"FID": 3.5, "note": "x"}, "count": 7}')
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "sheet.png")
+    options = ["--licence", "apache-2.0", "--metrics", f"[{tmp_path}/result.json]"]
+    assert push(model, *options, "--samples", f"{tmp_path}/sheet.png") == 0
+    about = Pipeline.from_pretrained(NAME).about
+    assert (about.data, about.licence, about.metrics) == (
+        "20 birds",
+        "apache-2.0",
+        {"bits_per_token": 8.25, "FID": 3.5},
+    )
+    assert about.sheet == png_bytes(Image.open(tmp_path / "sheet.png"))
+    assert weights.items() <= contents(model).items()
+
+
+def test_a_folder_without_a_manifest_is_older(model):
+    (model / "manifest.json").unlink()
+    (model / "samples.png").unlink()
+    assert Pipeline.from_pretrained(model).about == About()
+    complete_card(model, About(licence="mit"))
+    assert Pipeline.from_pretrained(model).about == About(licence="mit")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{", '{"ctf": "model", "format": 9}', '{"ctf": "model", "format": 1, "data": 3}'],
+)
+def test_a_damaged_manifest(model, content):
+    (model / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match=r"manifest\.json.*restore"):
+        Pipeline.from_pretrained(model)
+
+
+# Refused
+
+
+def test_who_may_not(hub, model, monkeypatch, capsys):
+    assert push(model, "--private") == 0
+    monkeypatch.setenv("HF_TOKEN", hub.token_of["other"])
+    assert push(model) == 2
+    assert "owner/birds could not be published (the Hub says 403" in error(capsys)
+    with pytest.raises(InputError, match="no such model, or only for others: check the name"):
+        Pipeline.from_pretrained(NAME)
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    assert push(model) == 2
+    assert "(the Hub says 401, Invalid username or password.: log in with `hf auth login`" in error(capsys)
+    with pytest.raises(InputError, match=r"nobody/nothing is neither .* only for others"):
+        Pipeline.from_pretrained("nobody/nothing")
+
+
+def test_what_is_not_ours_is_not_replaced(hub, model, capsys):
+    bert = {"config.json": hub.store(b'{"model_type": "bert"}'), "model.bin": hub.store(b"weights")}
+    hub.create(NAME, private=False)
+    repo = hub.folder / "repos" / NAME
+    for files in (bert, {"thesis.tex": hub.store(b"years")}):
+        hub.commit(repo, hub.head(repo), files)
+        assert push(model) == 2
+        assert "is there already and is no model of ctf: choose another name" in error(capsys)
+        assert on_the_hub(hub) == set(files)
+        with pytest.raises(InputError, match="is not a model folder"):
+            Pipeline.from_pretrained(NAME)
+
+
+def test_a_public_one_does_not_become_private(hub, model, capsys):
+    assert push(model) == 0
+    assert push(model, "--private", "--licence", "other") == 2
+    assert "is there already and public" in error(capsys)
+
+
+def test_a_licence_that_the_hub_does_not_know(hub, model, capsys):
+    assert push(model, "--licence", "free beer") == 2
+    assert "license" in error(capsys)
+    assert on_the_hub(hub) == set()
+
+
+# Interrupted
+
+FAULTS = {
+    "the connection breaks in an upload": (Faults(upload_bytes=2000), "birds could not be published (Error while"),
+    "the commit is refused": (Faults(commit=(500, "Internal Error")), "the Hub says 500, Internal Error"),
+    "someone else was faster": (Faults(commit=(412, "A commit has happened since.")), "the Hub says 412, A commit"),
+    "the connection breaks at the commit": (Faults(commit_is_lost=True), "what is there is whole, run it again"),
+}
+
+
+@pytest.mark.parametrize(("faults", "message"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("before", [False, True], ids=["the first", "over another"])
+def test_an_interrupted_push_leaves_no_half_model(hub, model, models, capsys, faults, message, before):
+    if before:
+        publish(models / "baseline", NAME)
+    old = on_the_hub(hub) or set()
+    hub.faults = dataclasses.replace(faults)
+    assert push(model) == 2
+    assert message in error(capsys)
+    assert on_the_hub(hub) == old
+    if before:
+        assert [stage.name for stage in Pipeline.from_pretrained(NAME).stages] == ["baseline"]
+    hub.faults = Faults()
+    assert push(model) == 0
+    assert on_the_hub(hub) == set(contents(model))
+
+
+def test_a_connection_that_breaks_once_is_taken_up_again(hub, model):
+    hub.faults = Faults(upload_bytes=2000, uploads=1)
+    assert push(model) == 0
+    assert on_the_hub(hub) == set(contents(model))
+
+
+def test_an_interrupted_pull_leaves_no_half_model(hub, model, tmp_path):
+    assert push(model) == 0
+    hub.faults = Faults(download_bytes=0)
+    with pytest.raises(InputError, match=r"neither a folder here nor .* run it again, what is whole is kept"):
+        Pipeline.from_pretrained(NAME)
+    whole = contents(model)
+    for snapshot in cached(tmp_path):
+        names = contents(snapshot).items() - {(".gitattributes", b"*.safetensors filter=lfs\n")}
+        assert names <= whole.items()
+        assert not [name for name, _ in names if name.endswith(".safetensors")]
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
+    hub.faults = Faults()
+    Pipeline.from_pretrained(NAME)
+    (snapshot,) = cached(tmp_path)
+    assert whole.items() <= contents(snapshot).items()
+
+
+def test_a_download_that_breaks_is_taken_up_where_it_broke(hub, model, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**16)  # what is written, and so kept, at a time
+    assert push(model) == 0
+    hub.faults = Faults(download_bytes=3 * 2**16 + 5)  # of every answer: the tokenizer is larger
+    Pipeline.from_pretrained(NAME)
+    assert any(line.endswith(f"/tokenizer.safetensors bytes={6 * 2**16}-") for line in hub.requests)
+    (snapshot,) = cached(tmp_path)
+    assert contents(model).items() <= contents(snapshot).items()
+
+
+def test_half_a_model_in_the_cache_and_no_hub(hub, model, monkeypatch):
+    from huggingface_hub import constants
+
+    assert push(model) == 0
+    hub.faults = Faults(download_bytes=0)
+    with pytest.raises(InputError):
+        Pipeline.from_pretrained(NAME)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    with pytest.raises(InputError, match="only a part of it is in the cache, and the Hub cannot be reached"):
+        Pipeline.from_pretrained(NAME)
+
+
+def test_a_whole_model_in_the_cache_and_no_hub(hub, model, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    assert push(model) == 0
+    Pipeline.from_pretrained(NAME)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert [stage.name for stage in Pipeline.from_pretrained(NAME).stages] == ["coarse", "fine"]
+    assert push(model) == 2
+    assert "could not be published ([Errno 111] Connection refused" in error(capsys)

@@ -1,0 +1,96 @@
+"""What a training step keeps, beside what autograd saves in one."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ctf.codebook import cluster_codebook
+from ctf.stages import new_stage
+from ctf.training.config import OptimizerConfig
+from ctf.training.memory import RESERVED, activations, training_memory
+from ctf.training.optimizer import build_optimizers
+
+MAP = cluster_codebook(torch.randn(24, 4, generator=torch.Generator().manual_seed(0)), 6, "balanced")
+KINDS = {
+    "causal": ("autoregressive", {}),
+    "full": ("masked", {"given": MAP}),
+    "grouped heads": ("autoregressive", {"kv_heads": 2}),
+}
+IMAGES = 3
+
+
+def stage_of(kind="autoregressive", size="micro", dropout=0.0, **settings):
+    task = {"name": "a", "grid": (4, 6), "num_classes": 5, "codebook_size": 24}
+    return new_stage(kind, size, dropout=dropout, **task, **settings).train()
+
+
+def saved_bytes(stage, call):
+    """Of all storages that a call saves for its backward pass, weights and constants left out."""
+    known = {t.untyped_storage().data_ptr() for t in (*stage.parameters(), *stage.buffers())}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, or its place would be given away again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    return sum(size for size, _ in saved.values())
+
+
+@pytest.mark.parametrize(("kind", "settings"), KINDS.values(), ids=KINDS)
+def test_activations_are_what_autograd_saves(kind, settings):
+    """In float32, where a CPU's norms keep one state more than fused ones do. Of a block: embeddings are the same."""
+    stage = stage_of(kind, "nano", **settings)
+    tokens, labels = torch.zeros(IMAGES, 24, dtype=torch.int64), torch.zeros(IMAGES, dtype=torch.int64)
+    all_blocks = saved_bytes(stage, lambda: stage(tokens, labels))
+    stage.transformer.blocks = stage.transformer.blocks[:1]
+    one_block, c = saved_bytes(stage, lambda: stage(tokens, labels)), stage.config
+    unfused = IMAGES * c.positions * 2 * 4 * (c.dim + 1)
+    each = (all_blocks - one_block) / (c.layers - 1)
+    assert IMAGES * activations(stage, 4) / c.layers == pytest.approx(each - unfused, rel=0.02)
+
+
+def test_checkpointing_keeps_inputs_and_one_block():
+    stage = stage_of()
+    c = stage.config
+    whole, inputs = activations(stage, 2), activations(stage, 2, recompute=True)
+    assert inputs == c.layers * 4 * c.dim * c.positions + whole / c.layers
+
+
+def test_dropout_adds_two_masks():
+    with_masks, without = (activations(stage_of(dropout=p), 2) for p in (0.1, 0.0))
+    assert with_masks - without == 6 * 24 * 2 * 192
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_stays_after_a_step(name):
+    """Weights, gradients and the optimizer's state, to the byte but for its step counters."""
+    stage, config = stage_of(), OptimizerConfig(name=name)
+    optimizers = build_optimizers(stage, config).values()
+    stage(torch.zeros(2, 24, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)).mean().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    state = [value for o in optimizers for values in o.state.values() for value in values.values()]
+    held = [sum(t.nbytes for t in stage.parameters()), sum(p.grad.nbytes for p in stage.parameters())]
+    held.append(sum(tensor.nbytes for tensor in state if tensor.numel() > 1))
+    memory = training_memory(stage, 2, config)
+    assert [memory.weights, memory.gradients, memory.optimizer] == held
+
+
+def test_gpus_share_what_is_sharded():
+    stage, config = stage_of(), OptimizerConfig()
+    one, whole, cut = (
+        training_memory(stage, 2, config, average=True, gpus=gpus, shard=shard)
+        for gpus, shard in ((1, False), (4, False), (4, True))
+    )
+    assert whole.gradients == 2 * one.gradients  # and DDP's buckets
+    assert dataclasses.replace(whole, gradients=one.gradients) == one
+    for part in ("weights", "gradients", "optimizer", "average"):
+        assert getattr(cut, part) == getattr(one, part) / 4
+    assert cut.activations == one.activations
+    parts = [value for field, value in dataclasses.asdict(one).items()]
+    assert one.peak == RESERVED + sum(parts)
