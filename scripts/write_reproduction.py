@@ -3,9 +3,9 @@
     python scripts/write_reproduction.py [--steps 800] [--store runs/reproduce] [--page docs/reproduction.md]
 
 Whatever stands between `<!-- NAME -->` and `<!-- end -->` is written anew: the table of the experiment NAME, its
-claims and pictures; of `directions`, all claims in one table. The prose around them is written by hand. The results of
-every training and sample set are in benchmarks/reproduce: copied into the store, they are not made again, and the
-tables are complete; only the pictures need the sample sets themselves.
+claims and pictures; of `directions`, the measured claims in one table. The prose around them is written by hand. The
+results of every training and sample set are in benchmarks/reproduce: copied into the store, they are not made again,
+and the tables are complete; only the pictures need the sample sets themselves.
 """
 
 from __future__ import annotations
@@ -70,15 +70,19 @@ def anchor(heading: str) -> str:
 
 
 def directions(preset: Preset, store: Store) -> str:
-    """All claims of the paper, in one table."""
+    """All claims of the paper that are measured, in one table, and which experiments have others."""
+    missing: dict[str, None] = {}
     lines = ["| the paper claims | here | by | evidence |", "|---|---|---|---|"]
     for make in EXPERIMENTS.values():
         experiment = make(preset)
         for verdict in (judge(claim, read(experiment, preset, store)) for claim in experiment.claims):
+            if not verdict.evidence:
+                missing[experiment.title] = None
+                continue
             says = f"[{verdict.claim.says}](#{anchor(experiment.title)})"
             cells = says, f"**{verdict.word}**", title(verdict.claim.metric, preset), verdict.evidence
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + (f"\n\nNot measured yet: {'; '.join(missing)}." if missing else "")
 
 
 if __name__ == "__main__":
