@@ -7,7 +7,6 @@ from torch._dynamo.testing import CompileCounter
 
 from ctf.errors import InputError
 from ctf.models import Compute, PackedTransformer
-from ctf.models.cache import attend_by_products
 from ctf.models.linear import Linear, PackedLinear
 from ctf.models.transformer import Block
 
@@ -131,12 +130,6 @@ def test_nothing_to_compile_with(make_model, stepwise, tokens, monkeypatch):
     torch.compiler.reset()
     with pytest.raises(InputError, match="install a C"):
         stepwise(PackedTransformer(make_model(layers=1), Compute("float32", compile=True)), tokens, LABELS)
-
-
-def test_attention_by_products_is_the_fused_kernel():
-    q, keys, values = torch.randn(6, 4, 8), torch.randn(6, 5, 8), torch.randn(6, 5, 8)
-    fused = nn.functional.scaled_dot_product_attention(q, keys, values)
-    torch.testing.assert_close(attend_by_products(q, keys, values), fused)
 
 
 @torch.no_grad()
