@@ -39,14 +39,14 @@ def measure(model: Transformer, quantize: str | None) -> dict[str, float]:
     for tensor in (*cache.keys, *cache.values):
         tensor.normal_()
     x, up = torch.randn(ROWS, 1, config.dim), torch.randn(ROWS, 1, config.ffn_dim)
-    q = torch.randn(ROWS * config.heads, 1, config.head_dim)
+    q = torch.randn(ROWS, config.heads, 1, config.head_dim)
     heads = torch.randn(ROWS, 1, 2 * config.heads, config.head_dim)
     layers = list(zip(cache.keys, cache.values, strict=True))
     parts: dict[str, Callable[[], object]] = {
         "products of the blocks": lambda: [
             (b.attention.qkv(x), b.attention.out(x), b.ffn.w13(x), b.ffn.w2(up)) for b in packed.blocks
         ],
-        "attention": lambda: [attend_by_products(q, k[:, :FILLED], v[:, :FILLED]) for k, v in layers],
+        "attention": lambda: [attend_by_products(q, k[:, :, :FILLED], v[:, :, :FILLED]) for k, v in layers],
         "head": lambda: packed.head(x[: ROWS // 2, 0]),
         "norms, rotation": lambda: [
             (b.attention_norm(x), b.ffn_norm(x), rotate(heads, packed.rotary[5:6])) for b in packed.blocks

@@ -5,7 +5,8 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 from torch.overrides import TorchFunctionMode
 
-from ctf.models.attention import attend, group_attention
+from ctf.models.attention import attend, attend_all, group_attention
+from ctf.models.cache import attend_by_products
 
 SIZES = [[1], [6], [1, 1, 1, 1], [1, 2, 4], [3, 1, 2], [1, 63, 64]]
 CPU = torch.device("cpu")
@@ -103,6 +104,34 @@ def test_fused_attention_on_a_gpu(sizes, dtype):
         torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(expected.sum(), copies), strict=True
     ):
         torch.testing.assert_close(gradient.cpu().float(), right, **tolerance)
+
+
+# --- over a cache ---
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("way", [attend_all, attend_by_products])
+def test_every_query_sees_every_key_of_the_filled_part(way, kv_heads):
+    (q, _, _), (_, k, v) = qkv(3), qkv(9, kv_heads=kv_heads)
+    k, v = k[:, :, :5], v[:, :, :5]
+    expected = written_out(q, k, v, torch.ones(3, 5, dtype=torch.bool))
+    torch.testing.assert_close(way(q, k, v).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize(("dtype", "kernel"), [(torch.bfloat16, "flash"), (torch.float32, "fmha")])
+def test_kernels_over_a_cache_on_a_gpu(dtype, kernel, kv_heads):
+    """Flash attention in bfloat16, the memory-efficient kernel in float32, whose kernels are called fmha."""
+    (q, _, _), (_, k, v) = qkv(3, dtype=dtype, device="cuda"), qkv(9, kv_heads=kv_heads, dtype=dtype, device="cuda")
+    k, v = k[:, :, :5], v[:, :, :5]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        found = attend_all(q, k, v)
+        torch.cuda.synchronize()
+    assert any(kernel in event.name for event in profile.events())
+    expected = written_out(q.cpu(), k.cpu(), v.cpu(), torch.ones(3, 5, dtype=torch.bool))
+    tolerance = {"rtol": 0.03, "atol": 0.03} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-3}
+    torch.testing.assert_close(found.cpu().double(), expected, **tolerance)
 
 
 # --- attend ---

@@ -4,12 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctf.errors import InputError
 from ctf.models import Compute, PackedTransformer
-from ctf.models.cache import attend_by_products, attend_cached, attend_cached_group, attend_fused
 from ctf.models.linear import Linear, PackedLinear
 from ctf.models.transformer import Block
 
@@ -133,53 +130,6 @@ def test_nothing_to_compile_with(make_model, stepwise, tokens, monkeypatch):
     torch.compiler.reset()
     with pytest.raises(InputError, match="install a C"):
         stepwise(PackedTransformer(make_model(layers=1), Compute("float32", compile=True)), tokens, LABELS)
-
-
-def test_attention_by_products_is_the_fused_kernel():
-    q, keys, values = torch.randn(6, 4, 8), torch.randn(6, 5, 8), torch.randn(6, 5, 8)
-    fused = nn.functional.scaled_dot_product_attention(q, keys, values)
-    torch.testing.assert_close(attend_by_products(q, keys, values), fused)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("group", [1, 4])
-def test_fused_attention_is_one_kernel(dtype, group):
-    """And not the products, the softmax and, in bfloat16, the copies in float32 that stand in for it."""
-
-    class Operations(TorchDispatchMode):
-        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            names.add(operation.name())
-            return operation(*args, **kwargs or {})
-
-    names = set()
-    q, keys, values = (torch.randn(6, n, 8).to(dtype) for n in (group, 5, 5))
-    with Operations():
-        found = attend_fused(q, keys, values, rows=3)
-    assert names == {"aten::view", "aten::_scaled_dot_product_flash_attention_for_cpu"}
-    tolerance = 1e-5 if dtype == torch.float32 else 0.05
-    exact = attend_by_products(q.double(), keys.double(), values.double())
-    torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
-
-
-def test_decoding_elsewhere_than_on_a_cpu_gives_fused_kernels_four_dimensions():
-    """On tensors without content, which take the path of a GPU."""
-
-    class Calls(TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            if function is nn.functional.scaled_dot_product_attention:
-                shapes.append([tuple(x.shape) for x in args])
-            return function(*args, **kwargs or {})
-
-    def empty(*shape):
-        return torch.empty(shape, device="meta", dtype=torch.bfloat16)
-
-    shapes = []
-    cache = empty(6, 9, 8), empty(6, 9, 8)  # three rows of two heads each
-    with Calls():
-        assert attend_cached(empty(3, 4, 1, 8), empty(3, 2, 1, 8), empty(3, 2, 1, 8), *cache, 4).shape == (3, 4, 1, 8)
-        attend_cached_group(empty(3, 4, 5, 8), empty(3, 2, 5, 8), empty(3, 2, 5, 8), *cache, 2, 2)
-    assert shapes[0] == [(3, 2, 2, 8), (3, 2, 5, 8), (3, 2, 5, 8)]
-    assert shapes[1:] == [[(3, 2, 4, 8), *[(3, 2, 4, 8)] * 2], [(3, 2, 6, 8), *[(3, 2, 7, 8)] * 2]]
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ def test_decoding_reads_the_weights_and_the_filled_cache(make, kind, cfg_scale, 
     known = list(itertools.accumulate(stage.group_sizes(sampling)))
     ends = range(1, 7) if kind == "autoregressive" else [1 + count for count in known]
     cache = KeyValueCache(stage.config, rows, torch.device("cpu"), getattr(torch, compute.dtype))
-    filled = [sum(t[:, :end].clone().nbytes for t in (*cache.keys, *cache.values)) for end in ends]
+    filled = [sum(t[:, :, :end].clone().nbytes for t in (*cache.keys, *cache.values)) for end in ends]
     steps = stage.work(BATCH, sampling, compute)
     assert [step.bytes for step in steps] == [read_once(stage, compute) + part for part in filled]
 

@@ -85,7 +85,7 @@ def test_groups_keep_a_cache_and_a_feed_forward_layer_or_logits(make, sampling, 
 
     def beside_the_cache(stage):
         cache = KeyValueCache(stage.config, rows, torch.device("cpu"), compute.torch_dtype)
-        assert len(cache.keys[0][0]) == 9  # the label, tokens, queries
+        assert cache.keys[0].shape[2] == 9  # the label, tokens, queries
         held = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
         return stage.memory(BATCH, sampling, compute).activations - held
 

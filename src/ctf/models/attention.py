@@ -1,4 +1,9 @@
-"""Attention over whole sequences, and what sees what where groups of positions are predicted in turn."""
+"""Attention over whole sequences and over cached ones, and what sees what where groups of positions are predicted.
+
+On a GPU `scaled_dot_product_attention` takes a fused kernel for 4-D inputs without a mask whose last dimension is
+contiguous, in float32 for equal numbers of heads only. Anything else falls to products that write all scores, and in
+bfloat16 copy keys and values to float32 (`sdp_utils.cpp` of PyTorch 2.13). So every call here is of that form.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+#: Flash attention comes first of these. cuDNN's, which Hopper prefers, would build a plan for each number of keys. The
+#: choice is the whole process's while it holds, so the others stay allowed for other threads.
+WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
@@ -17,10 +27,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor |
     Training on a CPU computes it in float32: the gradient of the fused kernel takes seven times as long in bfloat16.
     """
     grouped, dtype = q.shape[1] != k.shape[1], q.dtype
+    if grouped and dtype == torch.float32 and q.device.type != "cpu":
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        grouped = False
     if q.device.type != "cpu" or dtype == torch.float32 or not q.requires_grad:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
     with torch.autocast("cpu", enabled=False):
         return attend(q.float(), k.float(), v.float(), causal, mask).to(dtype)
+
+
+def attend_all(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """q (B, heads, n, head_dim), keys and values (B, kv_heads, m, head_dim) → as q: every query sees every key.
+
+    Query heads that share keys are rows of one head, which reads them once and suits every kernel.
+    """
+    rows = q.reshape(*keys.shape[:2], -1, q.shape[-1])  # (B, kv_heads, group · n, head_dim)
+    if q.device.type != "cuda":
+        return F.scaled_dot_product_attention(rows, keys, values).view(q.shape)
+    with sdpa_kernel(WITHOUT_CUDNN):
+        return F.scaled_dot_product_attention(rows, keys, values).view(q.shape)
 
 
 def group_attention(sizes: list[int], device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ctf.models.attention import attend_all
 from ctf.models.config import TransformerConfig
-
-WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class KeyValueCache:
     """Preallocated keys and values for step-by-step decoding, filled from the front.
 
-    Of each layer two tensors (rows · kv_heads, length, head_dim). A causal model reads the label and all tokens but
+    Of each layer two tensors (rows, kv_heads, length, head_dim). A causal model reads the label and all tokens but
     the last, so the length is N; one of groups has queries for the last, so it is N + 1. A cache belongs to one call.
     """
 
     def __init__(self, config: TransformerConfig, rows: int, device: torch.device, dtype: torch.dtype) -> None:
         length = config.num_tokens + (config.attention == "groups")
-        shape = (config.layers, rows * config.num_kv_heads, length, config.head_dim)
+        shape = (config.layers, rows, config.num_kv_heads, length, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype).unbind()
         self.values = torch.empty(shape, device=device, dtype=dtype).unbind()
 
@@ -29,20 +26,20 @@ class KeyValueCache:
 def attend_cached(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
     """Store a new position and let it attend over all stored ones.
 
-    Every stored position may be seen, so there is no mask. Query heads that share keys are rows of one product.
+    Every stored position may be seen, so there is no mask.
 
     Args:
         q: (rows, heads, 1, head_dim).
         k, v: (rows, kv_heads, 1, head_dim).
-        keys, values: (rows · kv_heads, N, head_dim), filled below `position`.
+        keys, values: (rows, kv_heads, N, head_dim), filled below `position`.
         position: the new one.
 
     Returns:
         As q.
     """
-    keys[:, position] = k.flatten(0, 2)
-    values[:, position] = v.flatten(0, 2)
-    return _attend(q, keys[:, : position + 1], values[:, : position + 1])
+    keys[:, :, position] = k[:, :, 0]
+    values[:, :, position] = v[:, :, 0]
+    return _attend(q, keys[:, :, : position + 1], values[:, :, : position + 1])
 
 
 def attend_cached_group(
@@ -56,7 +53,7 @@ def attend_cached_group(
     Args:
         q: (rows, heads, n, head_dim).
         k, v: (rows, kv_heads, n, head_dim).
-        keys, values: (rows · kv_heads, length, head_dim), filled below `position`.
+        keys, values: (rows, kv_heads, length, head_dim), filled below `position`.
         position: of the first new one.
         tokens: how many of the n are tokens.
 
@@ -64,38 +61,24 @@ def attend_cached_group(
         As q.
     """
     whole = position + q.shape[2]
-    keys[:, position:whole] = k.flatten(0, 1)
-    values[:, position:whole] = v.flatten(0, 1)
+    keys[:, :, position:whole] = k
+    values[:, :, position:whole] = v
     parts = ((q[:, :, :tokens], position + tokens), (q[:, :, tokens:], whole))
-    return torch.cat([_attend(part, keys[:, :seen], values[:, :seen]) for part, seen in parts], dim=2)
+    return torch.cat([_attend(part, keys[:, :, :seen], values[:, :, :seen]) for part, seen in parts], dim=2)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    grouped = q.reshape(len(keys), -1, q.shape[-1])  # (rows · kv_heads, group · n, head_dim)
-    if q.device.type == "cpu":
-        return attend_by_products(grouped, keys, values).view(q.shape)
-    return attend_fused(grouped, keys, values, len(q)).view(q.shape)
-
-
-def attend_fused(q: Tensor, keys: Tensor, values: Tensor, rows: int) -> Tensor:
-    """q (R, group, d), keys and values (R, n, d), R = rows · kv_heads → (R, group, d), by a fused kernel.
-
-    Those take four dimensions only: of three, PyTorch would compute in float32 what lies in bfloat16, step by step.
-    Without cuDNN's, which prepares anew for every number of keys, and so for every step.
-    """
-    q, keys, values = (part.unflatten(0, (rows, -1)) for part in (q, keys, values))
-    with sdpa_kernel(WITHOUT_CUDNN):
-        return F.scaled_dot_product_attention(q, keys, values).flatten(0, 1)
+    return (attend_by_products if q.device.type == "cpu" else attend_all)(q, keys, values)
 
 
 def attend_by_products(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """q (R, group, d), keys and values (R, n, d) → (R, group, d).
-
-    On a CPU two batched products read the cache faster than the fused kernel does, in bfloat16 several times.
-    """
-    scaled = (q * q.shape[-1] ** -0.5).to(keys.dtype)
+    """As `attend_all`: on a CPU two batched products read the cache faster than the fused kernel does, in bfloat16
+    several times."""
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # views, also of the filled part
+    rows = q.reshape(len(keys), -1, q.shape[-1])  # (B · kv_heads, group · n, head_dim)
+    scaled = (rows * q.shape[-1] ** -0.5).to(keys.dtype)
     scores = torch.bmm(keys, scaled.transpose(1, 2)).transpose(1, 2)  # keys first: they are read as they lie
-    return torch.bmm(scores.float().softmax(-1).to(values.dtype), values).type_as(q)
+    return torch.bmm(scores.float().softmax(-1).to(values.dtype), values).type_as(q).view(q.shape)
 
 
 #: One operation for a compiler, which would write its own slower loops for products of single rows.
