@@ -101,10 +101,10 @@ class HubStandIn:
             raise Refused(404 if user else 401, "Repository not found", "RepoNotFound")
         return path
 
-    def create(self, name: str, private: bool) -> None:
+    def create(self, name: str, private: bool, gated: bool = False) -> None:
         path = self.folder / "repos" / name
         (path / "commits").mkdir(parents=True)
-        (path / "repo.json").write_text(json.dumps({"private": private}))
+        (path / "repo.json").write_text(json.dumps({"private": private, "gated": gated}))
         self.commit(path, None, {".gitattributes": self.store(b"*.safetensors filter=lfs\n")})
 
     def store(self, content: bytes, lfs: bool = False) -> dict:
@@ -358,7 +358,10 @@ class _Handler(BaseHTTPRequestHandler):
     # Downloads
 
     def resolve(self, body: bytes, name: str, revision: str, path: str) -> None:
-        sha, files = self.hub.files(self.hub.repo(name, self.user), revision)
+        repo = self.hub.repo(name, self.user)
+        if json.loads((repo / "repo.json").read_text())["gated"] and self.user != name.split("/")[0]:
+            raise Refused(403, f"Access to model {name} is restricted", "GatedRepo")
+        sha, files = self.hub.files(repo, revision)
         if path not in files:
             raise Refused(404, f"{path} does not exist", "EntryNotFound")
         entry = files[path]

@@ -197,6 +197,24 @@ def test_who_may_not(hub, model, monkeypatch, capsys):
         Pipeline.from_pretrained("nobody/nothing")
 
 
+def test_a_gated_one(hub, model, monkeypatch):
+    hub.create(NAME, private=False, gated=True)
+    assert push(model) == 0
+    monkeypatch.setenv("HF_TOKEN", hub.token_of["other"])
+    with pytest.raises(InputError, match="it is gated: ask for access on its page"):
+        Pipeline.from_pretrained(NAME)
+
+
+def test_offline(hub, model, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, and it is not in the cache"):
+        Pipeline.from_pretrained(NAME)
+    assert push(model) == 2
+    assert "could not be published (HF_HUB_OFFLINE is set" in error(capsys)
+
+
 def test_what_is_not_ours_is_not_replaced(hub, model, capsys):
     bert = {"config.json": hub.store(b'{"model_type": "bert"}'), "model.bin": hub.store(b"weights")}
     hub.create(NAME, private=False)
