@@ -33,12 +33,13 @@ def main() -> None:
     options = parser.parse_args()
     preset, store = PRESETS["emoji"].changed(None, None, None, None, options.steps, None), Store(Path(options.store))
 
+    page = options.page.read_text(encoding="utf-8")
+
     def filled(match: re.Match[str]) -> str:
         name = match[1]
-        text = directions(preset, store) if name == DIRECTIONS else section(name, preset, store, options.page)
+        text = directions(preset, store, page) if name == DIRECTIONS else section(name, preset, store, options.page)
         return f"<!-- {name} -->\n\n{text}\n\n<!-- end -->"
 
-    page = options.page.read_text(encoding="utf-8")
     write_text(options.page, re.sub(r"<!-- (\w+) -->.*?<!-- end -->", filled, page, flags=re.DOTALL))
 
 
@@ -69,17 +70,19 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
-def directions(preset: Preset, store: Store) -> str:
+def directions(preset: Preset, store: Store, page: str) -> str:
     """All claims of the paper that are measured, in one table, and which experiments have others."""
     missing: dict[str, None] = {}
     lines = ["| the paper claims | here | by | evidence |", "|---|---|---|---|"]
-    for make in EXPERIMENTS.values():
+    for name, make in EXPERIMENTS.items():
         experiment = make(preset)
         for verdict in (judge(claim, read(experiment, preset, store)) for claim in experiment.claims):
             if not verdict.evidence:
                 missing[experiment.title] = None
                 continue
-            says = f"[{verdict.claim.says}](#{anchor(experiment.title)})"
+            says = verdict.claim.says
+            if f"<!-- {name} -->" in page:
+                says = f"[{says}](#{anchor(experiment.title)})"
             cells = says, f"**{verdict.word}**", title(verdict.claim.metric, preset), verdict.evidence
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + (f"\n\nNot measured yet: {'; '.join(missing)}." if missing else "")
