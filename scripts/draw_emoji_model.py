@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--baseline")
     parser.add_argument("--out", default="docs/emoji.png")
     options = parser.parse_args()
-    systems = {"baseline": options.baseline, "coarse-to-fine": options.model}
+    systems = {"baseline": options.baseline, "coarse-\nto-fine": options.model}
     names = [name for row in CLASSES for name in row]
     labels = [name for name in names for _ in range(EACH)]
     images = {
