@@ -1,5 +1,7 @@
 import dataclasses
 import io
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from ctf.images.sources import Records
 from ctf.model_folder import Pipeline
 from ctf.stages import KINDS
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `watched`
 
 CLASS_NAMES = ["cat", "red fox", "dog", "owl"]
 

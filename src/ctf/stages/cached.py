@@ -70,7 +70,7 @@ class CachedStage(TransformerStage):
         known: Tensor | None,
         on_step: OnStep | None,
     ) -> Tensor:
-        stepwise = known is not None or on_step is not None or self.members is not None
+        stepwise = known is not None or on_step is not None
         if not self.packed or labels.device.type != "cuda" or stepwise:
             return super()._draw_all(labels, random, sampling, given, known, on_step)
         inputs = [labels, random.uniform(self.num_tokens).to(labels.device), *([] if given is None else [given])]
