@@ -93,6 +93,18 @@ class Block(nn.Module):
         return x + (self.dropout(y) if self.training else y)
 
 
+def compile_blocks(module: nn.Module) -> None:
+    """Compile what each block does before and after attention, in place.
+
+    One compilation of either serves all blocks, whose weights are inputs of the compiled graph. Attention, whose kernel
+    and mask depend on the caller, stays outside.
+    """
+    before, after = torch.compile(Block.before), torch.compile(Block.after)
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.before, block.after = partial(before, block), partial(after, block)  # type: ignore[method-assign]
+
+
 def take(x: Tensor, positions: Tensor) -> Tensor:
     """x (B, N) at positions (n,), the same of all rows, or (B, n): (B, n)."""
     return x[:, positions] if positions.ndim == 1 else x.gather(1, positions)

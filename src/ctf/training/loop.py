@@ -99,9 +99,9 @@ class _Trainer:
                 part.to(self.accelerator.device)
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if config.ema else None
         self.best = model if self.ema is None else self.ema
-        compiled = torch.compile(model) if config.compile else model
+        trained = objective.compiled() if config.compile else model
         optimizers = build_optimizers(model, optimizer_config)
-        self.module, *self.optimizers = self.accelerator.prepare(compiled, *optimizers.values())
+        self.module, *self.optimizers = self.accelerator.prepare(trained, *optimizers.values())
         self.parts: dict[str, Part] = {"model": model, **optimizers, **objective.extra}
         if self.ema is not None:
             self.parts["ema"] = self.ema
