@@ -42,7 +42,8 @@ class PackedTransformer(Transformer):
         pack = partial(self._pack, compute=compute)
         blocks: Any = self.blocks
         for block in blocks:
-            vars(block).pop("before", None), vars(block).pop("after", None)  # of a model that trains compiled
+            for half in ("before", "after"):  # of a model that trains compiled
+                vars(block).pop(half, None)
             block.attention.qkv, block.attention.out = pack(block.attention.qkv), pack(block.attention.out)
             block.ffn = PackedFeedForward(block.ffn, pack)
             return_freed_memory()
