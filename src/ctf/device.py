@@ -49,6 +49,13 @@ def synchronize(device: torch.device) -> None:
     getattr(torch, device.type).synchronize()
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`: from the host to a GPU out of pinned memory, so that the host does not wait."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that a new batch may use on `device`, now."""
     if device.type == "cuda":

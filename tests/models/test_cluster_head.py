@@ -2,12 +2,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
+from watched import Watched
 
 from ctf.codebook import CoarseMap
 from ctf.models import ClusterMembers, member_logits
-from ctf.models.cluster_head import grouped_by_products, grouped_on_device
+from ctf.models.cluster_head import TILE, multiply_clusters, multiply_tiles, tile_memory
+
+WAYS = pytest.mark.parametrize("multiply", [multiply_clusters, multiply_tiles])
 
 
 def masked_log_probabilities(hidden, weight, coarse, coarse_map):
@@ -34,19 +37,19 @@ def cases(draw):
     return coarse_map, coarse, fine.view(shape), hidden, weight
 
 
-def on_device(hidden, weight, coarse, members):
-    """As on a GPU, but in float32."""
-    logits = grouped_on_device(hidden.flatten(0, -2), weight, coarse.flatten(), members, torch.float32)
-    return logits.view(*coarse.shape, -1)
+def logits_of(multiply, hidden, weight, coarse, members):
+    return multiply(hidden.flatten(0, -2), weight, coarse.flatten(), members).view(*coarse.shape, -1)
 
 
-@pytest.mark.parametrize("head", [member_logits, on_device])
-@given(case=cases())
+@WAYS
+@given(case=cases(), tile=st.sampled_from([1, 2, 3, 64]))
 @settings(max_examples=40, deadline=None)
-def test_members_are_the_masked_full_head(head, case):
+def test_members_are_the_masked_full_head(multiply, case, tile):
     coarse_map, coarse, fine, hidden, weight = case
     members = ClusterMembers(coarse_map)
-    logits = head(hidden, weight, coarse, members)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ctf.models.cluster_head.TILE", tile)
+        logits = logits_of(multiply, hidden, weight, coarse, members)
     expected = masked_log_probabilities(hidden, weight, coarse, coarse_map)
     assert logits.shape == (*coarse.shape, int(coarse_map.sizes.max()))
     for m, row, right in zip(coarse.flatten(), logits.flatten(0, -2), expected.flatten(0, -2), strict=True):
@@ -75,49 +78,109 @@ def test_labels_of_choices(case):
         assert torch.equal(members.labels(torch.full_like(choices, m), choices), coarse_map.members(m))
 
 
-def test_absent_clusters_get_no_gradient(make_map):
+@WAYS
+def test_absent_clusters_get_no_gradient(make_map, multiply):
     members = ClusterMembers(make_map(0, 1, 2, 1, 0))
     weight = torch.ones(5, 4, requires_grad=True)
-    logits = member_logits(torch.ones(1, 3, 4), weight, torch.tensor([[1, 1, 0]]), members)
+    logits = logits_of(multiply, torch.ones(1, 3, 4), weight, torch.tensor([[1, 1, 0]]), members)
     logits.logsumexp(-1).sum().backward()
     assert weight.grad.ne(0).any(1).tolist() == [True, True, False, True, True]
 
 
-def random_case(seed, rows=40, clusters=16, size=64):
-    """As many rows in clusters of another frequency each time."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(clusters, generator=generator).pow(4).multinomial(rows, replacement=True, generator=generator)
-    return torch.randn(rows, 8, generator=generator), torch.randn(size, 8, generator=generator), coarse
+@pytest.fixture
+def many_clusters():
+    """K = 400 tokens in 37 clusters of 1 to some 30."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.cat([torch.arange(37), (37 * torch.rand(363, generator=generator) ** 2).long()])
+    return ClusterMembers(CoarseMap(labels, "test", 0, "none"))
 
 
-def operations_of(head, members):
-    class Operations(TorchDispatchMode):
-        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            names.add(operation.name().removeprefix("aten::"))
-            return operation(*args, **kwargs or {})
-
-    names = set()
-    rows, weight, coarse = random_case(0)
-    rows, weight = rows.requires_grad_(), weight.requires_grad_()
-    with Operations():
-        head(rows, weight, coarse, members).logsumexp(-1).sum().backward()
-    return names
+def batches(members, count, n=300):
+    """Rows, and clusters of which other numbers are there: from one to all of them."""
+    generator = torch.Generator().manual_seed(1)
+    for number in range(count):
+        used = 1 + number * (len(members.sizes) - 1) // (count - 1)
+        coarse = torch.randint(used, (n,), generator=generator)
+        hidden = torch.randn(n, 16, generator=generator).requires_grad_()
+        yield hidden, torch.randn(400, 16, generator=generator).requires_grad_(), coarse
 
 
-def test_the_device_never_waits_for_the_host(make_map):
-    """No value goes from there to here, and no shape depends on one."""
-    members = ClusterMembers(make_map(*(i % 16 for i in range(64))))
-    waiting = {"_local_scalar_dense", "nonzero", "bincount", "unique2", "_unique2", "masked_select", "equal"}
-    assert not operations_of(grouped_on_device, members) & waiting
-    assert "bincount" in operations_of(grouped_by_products, members)
+def loss_and_gradients(multiply, hidden, weight, coarse, members):
+    """Of the first member of each position's cluster."""
+    loss = -multiply(hidden, weight, coarse, members).log_softmax(-1)[:, 0].mean()
+    return loss, *torch.autograd.grad(loss, (hidden, weight))
 
 
-def test_one_compilation_for_batches_of_any_clusters(make_map):
-    members = ClusterMembers(make_map(*(i % 16 for i in range(64))))
+def test_tiles_are_the_products_of_clusters(many_clusters):
+    """With clusters of several tiles, and of none."""
+    for hidden, weight, coarse in batches(many_clusters, 4):
+        assert len(hidden) > 2 * TILE
+        found, expected = (
+            loss_and_gradients(multiply, hidden, weight, coarse, many_clusters)
+            for multiply in (multiply_tiles, multiply_clusters)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_tiles_never_wait_for_the_device(many_clusters):
+    """Neither forward nor backward."""
+    hidden, weight, coarse = next(batches(many_clusters, 2))
+    with Watched() as watched:
+        loss_and_gradients(multiply_tiles, hidden, weight, coarse, many_clusters)
+    assert watched.found == []
+    with Watched() as watched:
+        loss_and_gradients(multiply_clusters, hidden, weight, coarse, many_clusters)
+    assert "bincount" in watched.found
+
+
+def test_tiles_copy_nothing_to_the_device(many_clusters):
+    """ "meta" stands for it."""
+    hidden, weight, coarse = (
+        x.detach().to("meta").requires_grad_(x.requires_grad) for x in next(batches(many_clusters, 2))
+    )
+    members = many_clusters.to("meta")
+    with Watched() as watched:
+        loss_and_gradients(multiply_tiles, hidden, weight, coarse, members)
+    assert watched.found == []
+
+
+def test_tiles_take_the_memory_that_is_predicted(many_clusters):
+    """Of every tensor of floats that is written."""
+    hidden, weight, coarse = next(batches(many_clusters, 2))
+
+    class Written(TorchDispatchMode):
+        bytes = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if function.overloadpacket.__name__ in ("index_copy", "index_select", "bmm"):
+                self.bytes += result.nbytes
+            return result
+
+    with torch.no_grad(), Written() as written:
+        logits = multiply_tiles(hidden, weight, coarse, many_clusters)
+    assert written.bytes - logits.nbytes == tile_memory(len(hidden), many_clusters, hidden.shape[1])
+
+
+def test_tiles_are_compiled_once_for_all_batches(many_clusters):
+    counter = CompileCounterWithBackend("aot_eager")
     torch.compiler.reset()
-    counter = CompileCounter()
-    compiled = torch.compile(grouped_on_device, backend=counter, fullgraph=True)
-    for seed in range(20):
-        case = random_case(seed)
-        torch.testing.assert_close(compiled(*case, members), grouped_by_products(*case, members), rtol=0.02, atol=0.1)
+    compiled = torch.compile(multiply_tiles, fullgraph=True, backend=counter)
+    for hidden, weight, coarse in batches(many_clusters, 20):
+        found = loss_and_gradients(compiled, hidden, weight, coarse, many_clusters)
+        expected = loss_and_gradients(multiply_tiles, hidden, weight, coarse, many_clusters)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert counter.frame_count == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_gpu_computes_what_a_cpu_does(many_clusters, autocast):
+    """In float32, also under autocast."""
+    members = ClusterMembers(CoarseMap(torch.arange(400) % 37, "test", 0, "none"))
+    for hidden, weight, coarse in batches(members, 4):
+        expected = loss_and_gradients(member_logits, hidden, weight, coarse, members.cpu())
+        moved = (x.detach().cuda().requires_grad_(x.requires_grad) for x in (hidden, weight, coarse))
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            found = loss_and_gradients(member_logits, *moved, members.cuda())
+        torch.testing.assert_close([x.cpu() for x in found], list(expected), rtol=1e-4, atol=1e-5)

@@ -1,10 +1,15 @@
 """Losses in chunks against all logits at once: values and gradients."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from watched import Watched
 
 from ctf.models.loss import ClusterLoss, linear_cross_entropy
 
@@ -96,6 +101,28 @@ def test_clusters_of_one_label_double_the_loss_and_one_cluster_of_all_adds_nothi
     for labels, times in ((range(V), 2.0), ([0] * V, 1.0)):
         both = linear_cross_entropy(hidden, weight, targets, ClusterLoss(make_map(*labels)))
         torch.testing.assert_close(both, times * alone, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_take_less_than_half_of_the_memory_of_all_logits():
+    """Measured: gradients of states and weight, and for all logits three tensors of 64 MiB."""
+
+    def peak(way):
+        command = [sys.executable, Path(__file__).with_name("peak_memory_of_loss.py"), way, "1024", "64", "16384"]
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}  # or freed memory would stay in the heap
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+
+    parts, logits = peak("parts"), peak("logits")
+    assert logits > 2 * 4 * 1024 * 16_384
+    assert parts < logits / 2
+
+
+@pytest.mark.parametrize("factor", [None, 1.0])
+def test_losses_never_wait_for_the_device(clusters, factor):
+    hidden, weight, targets = case(2, 5)
+    added = None if factor is None else ClusterLoss(clusters, factor)
+    with Watched() as watched:
+        gradients(linear_cross_entropy(hidden, weight, targets, added), hidden, weight)
+    assert watched.found == []
 
 
 def test_the_maps_of_a_loss_are_no_weights(clusters):

@@ -1,4 +1,5 @@
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from torch._dynamo.testing import CompileCounter
 from ctf.errors import InputError
 from ctf.models import Compute, PackedTransformer
 from ctf.models.linear import Linear, PackedLinear
-from ctf.models.transformer import Block
+from ctf.models.transformer import compile_blocks
 
 FLOAT32 = Compute("float32")
 LABELS = torch.tensor([0, 5, 2])  # 5 is unconditional
+#: Rows, and how often they are repeated.
+HEIGHTS = [(3, 1), (2, 1), (3, 2), (2, 2)]
 HEADS = pytest.mark.parametrize("kv_heads", [None, 2])
 
 
@@ -78,6 +81,17 @@ def test_a_model_in_training_is_packed_without_dropout_and_goes_on_training(make
 
 
 @torch.no_grad()
+def test_a_model_that_trains_compiled_is_packed_uncompiled(make_model, tokens):
+    model = make_model(layers=1)
+    expected = model(tokens, LABELS)
+    compile_blocks(model)
+    packed = PackedTransformer(model, FLOAT32)
+    torch.testing.assert_close(packed(tokens, LABELS), expected, rtol=1e-4, atol=1e-5)
+    assert "before" in vars(model.blocks[0])
+    assert not {"before", "after"} & vars(packed.blocks[0]).keys()
+
+
+@torch.no_grad()
 def test_weights_that_are_not_converted_are_shared_and_none_change(make_model, tokens):
     model = make_model(given_vocab=4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -133,18 +147,19 @@ def test_nothing_to_compile_with(make_model, stepwise, tokens, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("half", ["before", "after"])
-def test_blocks_share_one_compilation(monkeypatch, make_model, half):
-    """Packed as for a GPU: weights are inputs of the compiled graph."""
+def test_blocks_share_one_compilation(monkeypatch, make_model, stepwise, tokens):
+    """Packed as for a GPU: 24 blocks, all positions, and any number of rows after the second."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    packed = PackedTransformer(make_model(), FLOAT32)
-    assert isinstance(packed.blocks[0].ffn.w2, Linear)
     counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True, backend=counter))
+    packed = PackedTransformer(make_model(layers=24), FLOAT32)
+    assert isinstance(packed.blocks[0].ffn.w2, Linear)
+    batches = [(tokens[:rows].repeat(copies, 1), LABELS[:rows].repeat(copies)) for rows, copies in HEIGHTS]
+    expected = [stepwise(packed, *batch) for batch in batches]
     torch.compiler.reset()
-    compiled = torch.compile(getattr(Block, half), fullgraph=True, backend=counter)
-    x = torch.randn(2, 1, 32)
-    for position in range(3):
-        other = packed.rotary[position : position + 1] if half == "before" else torch.randn(2, 4, 1, 8)
-        for block in packed.blocks:
-            torch.testing.assert_close(compiled(block, x, other), getattr(block, half)(x, other))
-    assert counter.frame_count == 1
+    compile_blocks(packed)
+    counts = []
+    for batch, right in zip(batches, expected, strict=True):
+        torch.testing.assert_close(stepwise(packed, *batch), right, rtol=1e-4, atol=1e-4)
+        counts.append(counter.frame_count)
+    assert counts == [2, 4, 4, 4]  # what is before attention, and what is after it

@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +40,23 @@ def test_rotation_is_complex_multiplication():
     angles = torch.complex(table[:, 0, ::2], table[:, 1, 1::2])  # (13, 4)
     turned = torch.view_as_complex(x.unflatten(-1, (4, 2))) * angles[:, None]
     torch.testing.assert_close(rotate(x, table), torch.view_as_real(turned).flatten(-2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("per_image", [False, True])
+def test_compiled_rotation_is_the_same(monkeypatch, dtype, per_image):
+    """Of a part of wider rows, as queries and keys are; values and gradients."""
+    table = rotary_table((3, 4), 8, 10_000.0)
+    table = torch.stack([table, table.flip(0)]) if per_image else table
+    wide = torch.randn(2, 13, 7, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    factors = torch.linspace(1, 2, 8)
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        x = wide.clone().requires_grad_()
+        turned = rotate(x[:, :, 1:6], table)
+        found.append((turned, *torch.autograd.grad((turned * factors).sum(), x)))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 
 def test_rotation_keeps_the_dtype():

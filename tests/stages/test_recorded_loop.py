@@ -2,19 +2,21 @@
 
 import dataclasses
 import itertools
+import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from watched import Watched
 
 from ctf.models import Compute
+from ctf.models.attention import attend_all
+from ctf.models.cluster_head import multiply_tiles
 from ctf.models.linear import Linear
 from ctf.sampling import Random, Sampling
 
 LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
-SEEDS = [3, 0, 2**63, 7, 3]
 #: Groups of 1, 1, 2, 2, 2: of another size after the first two.
 GROUPS = {"steps": 5, "order": "random", "cfg_schedule": "linear"}
 WAYS = pytest.mark.parametrize(
@@ -25,31 +27,14 @@ LOOPS = pytest.mark.parametrize(
     [Sampling(2.0, temperature=0.8, top_k=6, top_p=0.7), Sampling(temperature=0.0), Sampling(2.0)],
     ids=["filters", "greedy", "guided"],
 )
-#: Members of clusters are sorted on the host.
-RECORDED = pytest.mark.parametrize("task", ["all tokens", "coarse", "fine, full"])
+RECORDED = pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full"])
 
 
-class Watched(TorchDispatchMode):
-    """Collects what would make the host wait for a GPU: values read, shapes that depend on values, copies to it."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "bincount")
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.operations = [], 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name, result = function.overloadpacket.__name__, function(*args, **(kwargs or {}))
-        boolean_index = name.startswith("index") and any(
-            isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8)
-            for i in (args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else [])
-        )
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
-        copied = len({tensor.device.type for tensor in tensors if tensor.ndim}) > 1  # numbers are arguments of kernels
-        if boolean_index or copied or any(word in name for word in self.NAMES):
-            self.found.append(name)
-        self.operations += 1
-        return result
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """Attention by a fused kernel, and the head that never reads how many positions each cluster has."""
+    monkeypatch.setattr("ctf.models.cache.attend_by_products", attend_all)
+    monkeypatch.setattr("ctf.models.cluster_head.multiply_clusters", multiply_tiles)
 
 
 def test_what_is_watched():
@@ -87,8 +72,9 @@ def test_the_loop_never_waits_for_the_device(make, coarse, kind, way, task, samp
 
 @RECORDED
 @WAYS
-def test_the_loop_copies_nothing_to_the_device(make, coarse, kind, way, task):
-    """After two steps to warm up; "meta" stands for the device."""
+def test_the_loop_copies_nothing_to_the_device(monkeypatch, make, coarse, kind, way, task):
+    """After two steps to warm up; "meta" stands for the device, and has no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     sampling, packed = Sampling(2.0), make(kind, task).to("meta").pack(Compute("float32"))
 
     def move(tensor):
@@ -108,21 +94,110 @@ def test_the_loop_copies_nothing_to_the_device(make, coarse, kind, way, task):
 @RECORDED
 @WAYS
 def test_the_gpu_path_on_tensors_without_values(monkeypatch, make, coarse, kind, way, task, sampling):
-    """Plain products and fused attention, as on a GPU; reading any value raises."""
+    """Plain products; reading any value raises."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     stage = make(kind, task, kv_heads=1)
+    stage.groups(stage.resolved(dataclasses.replace(sampling, **way)))  # cached, and must not be without values
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
         packed = stage.pack(Compute("float32"))
-        assert isinstance(packed.transformer.head, Linear)
+        assert isinstance(packed.transformer.blocks[0].ffn.w2, Linear)
         *_, tokens = loop_of(packed, sampling, way, coarse, mode.from_tensor)
     assert tokens.shape == (3, 8)
+
+
+# --- on a GPU ---
+
+TASKS = pytest.mark.parametrize("task", ["all tokens", "fine"])
+
+
+def drawn(packed, sampling, coarse, count, seed=0):
+    """Recorded, and by steps: (count, 8) both."""
+    labels, seeds = LABELS[:count], [seed + s for s in (3, 0, 2**40, 7, 3)[:count]]
+    given = None if packed.given is None else coarse[:count].cuda()
+    *_, expected = packed.stepwise(labels, Random(seeds), sampling, given)
+    return packed.generate(labels, Random(seeds), sampling, given), expected
 
 
 @pytest.mark.gpu
 @LOOPS
 @WAYS
-def test_a_recorded_loop_draws_what_the_steps_draw(make, kind, way, sampling):
-    packed, sampling = make(kind).to("cuda").pack(Compute("float32")), dataclasses.replace(sampling, **way)
-    for labels, seeds in ((LABELS, SEEDS), (LABELS.flip(0), SEEDS[::-1])):
-        *_, expected = packed.stepwise(labels, Random(seeds), sampling)
-        assert torch.equal(packed.generate(labels, Random(seeds), sampling), expected)
+@TASKS
+def test_a_recorded_loop_draws_what_the_steps_draw(make, coarse, kind, way, task, sampling):
+    """Batches of all sizes, smaller ones in recordings of their own."""
+    packed, sampling = make(kind, task).to("cuda").pack(Compute("float32")), dataclasses.replace(sampling, **way)
+    for seed, count in enumerate((5, 2, 5, 1, 3, 4)):
+        assert torch.equal(*drawn(packed, sampling, coarse, count, seed))
+
+
+@pytest.mark.gpu
+@WAYS
+def test_recordings_with_other_settings_and_batches(make, coarse, kind, way):
+    packed = make(kind).to("cuda").pack(Compute("float32"))
+    for scale, count in ((2.0, 2), (3.0, 2), (3.0, 5), (1.0, 5), (2.0, 1)):
+        assert torch.equal(*drawn(packed, Sampling(scale, **way), coarse, count))
+
+
+@pytest.mark.gpu
+def test_two_recorded_models_alive_take_turns(make, coarse):
+    models = [make("autoregressive", task, seed=seed).to("cuda") for seed, task in enumerate(("all tokens", "fine"))]
+    packed = [model.pack(Compute("float32")) for model in models]
+    for seed in range(3):
+        for model in packed:
+            assert torch.equal(*drawn(model, Sampling(2.0), coarse, 5, seed))
+
+
+@pytest.mark.gpu
+def test_threads_and_streams_share_a_recording(make, coarse):
+    """Each thread on a stream of its own, with seeds of its own."""
+    packed, found = make("autoregressive").to("cuda").pack(Compute("float32")), {}
+    expected = {seed: drawn(packed, Sampling(2.0), coarse, 5, seed)[1] for seed in range(8)}
+
+    def work(seeds):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for seed in seeds:
+                found[seed] = packed.generate(LABELS, Random([seed + s for s in (3, 0, 2**40, 7, 3)]), Sampling(2.0))
+            torch.cuda.current_stream().synchronize()
+
+    threads = [threading.Thread(target=work, args=(range(start, 8, 2),)) for start in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[seed], expected[seed]) for seed in range(8))
+
+
+@pytest.mark.gpu
+def test_a_second_device(make, coarse):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    first, second = (make("autoregressive").to(f"cuda:{i}").pack(Compute("float32")) for i in range(2))
+    random = Random([1, 2, 3, 4, 5])
+    tokens = [packed.generate(LABELS, random, Sampling(2.0)) for packed in (first, second, first, second)]
+    assert all(torch.equal(t.cpu(), tokens[0].cpu()) for t in tokens)
+    assert tokens[1].device == torch.device("cuda:1")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [("autoregressive", "coarse"), ("any_order", "all tokens"), ("masked", "fine"), ("masked, any", "coarse")],
+)
+def test_a_gpu_draws_what_a_cpu_draws(make, coarse, kind, task):
+    """Greedily, in float32: rounding decides between equal logits only."""
+    stage, sampling = make(kind, task), Sampling(2.0, temperature=0.0)
+    given = None if stage.given is None else coarse
+    expected = stage.pack(Compute("float32")).generate(LABELS, Random(range(5)), sampling, given)
+    packed = stage.to("cuda").pack(Compute("float32"))
+    assert torch.equal(packed.generate(LABELS, Random(range(5)), sampling, given).cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "task"), [("autoregressive", "coarse"), ("masked", "fine, full")])
+def test_bfloat16_on_a_gpu_is_close(make, tokens, kind, task):
+    """The Kullback–Leibler divergence of its distributions from those of float32 on a CPU, in nats per token."""
+    stage = make(kind, task)
+    with torch.no_grad():
+        exact = stage.logits(tokens, LABELS).log_softmax(-1)
+        packed = stage.to("cuda").pack(Compute("bfloat16"))
+        found = packed.logits(tokens.cuda(), LABELS.cuda()).float().log_softmax(-1).cpu()
+    assert 0 <= (exact.exp() * (exact - found)).sum(-1).mean() < 1e-3

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from tiny_runs import (
     run,
     tokenizer_training,
 )
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from ctf.errors import InputError
 from ctf.files import load_tensors, read_json_lines
 from ctf.model_folder import latest_checkpoint, open_stage
+from ctf.models.config import MODEL_SIZES
 from ctf.stages import load_stage
 from ctf.training.batches import TokenBatches
 from ctf.training.checkpoint import checkpoint_path
@@ -151,6 +154,24 @@ def test_two_half_batches_are_one_batch(tokens, tmp_path):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
     losses = [[line["loss"] for line in read_json_lines(tmp_path / name / "log.jsonl")] for name in "12"]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["coarse", "fine"])
+def test_blocks_are_compiled_once(monkeypatch, name, tokens, tmp_path):
+    """24 blocks, 20 batches with other clusters each, and an evaluation with more images."""
+    monkeypatch.setitem(MODEL_SIZES, "nano", (24, 2, 16))
+    small = {"ffn_multiple": 8, "dropout": 0.1}
+    run(make_token_objective(tokens, name, **small), tmp_path / "plain", steps=20)
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True, backend=counter))
+    torch.compiler.reset()
+    objective = make_token_objective(tokens, name, held_out=tokens, **small)
+    run(objective, tmp_path / "compiled", steps=20, compile=True, ema=0.5)
+    assert counter.frame_count == 2  # what is before attention, and what is after it
+    lines = [read_json_lines(tmp_path / folder / "log.jsonl") for folder in ("plain", "compiled")]
+    losses = [[line["loss"] for line in log if "loss" in line] for log in lines]
+    assert len(losses[0]) == 20
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_a_run_that_diverges_stops_before_it_writes_what_is_not_finite(tokens, tmp_path):

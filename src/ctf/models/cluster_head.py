@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ctf.codebook.coarse_map import CoarseMap
+
+#: Rows of one cluster that a GPU multiplies together. Half a tile is empty per cluster on average; each tile reads the
+#: weights of its cluster's members once.
+TILE = 64
 
 
 class ClusterMembers(nn.Module):
@@ -25,22 +28,23 @@ class ClusterMembers(nn.Module):
 
     order: Tensor  # (K,) labels, cluster by cluster
     table: Tensor  # (M, S) labels of each cluster, S the largest cluster, padded
+    inside: Tensor  # bool (M, S), False for padding
     index: Tensor  # (K,) position of a label among its cluster's members
-    slot: Tensor  # (K,) place of a label where every cluster has `width` of them
-    padding: Tensor  # (M, width) bool: places beyond a cluster's size
+    place: Tensor  # (K,) position of a label in the flattened table
 
     def __init__(self, relation: CoarseMap) -> None:
         super().__init__()
         self.sizes: list[int] = relation.sizes.tolist()
-        self.register_buffer("order", relation.order, persistent=False)
-        self.register_buffer("table", relation.member_table, persistent=False)
-        self.register_buffer("index", relation.index_in_cluster, persistent=False)
-        #: S, rounded up to what grouped products of a GPU need.
-        self.width = -(-max(self.sizes) // 8) * 8
-        slot = relation.fine_to_coarse * self.width + relation.index_in_cluster
-        self.register_buffer("slot", slot, persistent=False)
-        padding = torch.arange(self.width) >= relation.sizes[:, None]
-        self.register_buffer("padding", padding, persistent=False)
+        largest = relation.member_table.shape[1]
+        buffers = {
+            "order": relation.order,
+            "table": relation.member_table,
+            "inside": torch.arange(largest) < relation.sizes[:, None],
+            "index": relation.index_in_cluster,
+            "place": relation.fine_to_coarse * largest + relation.index_in_cluster,
+        }
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
 
     def labels(self, coarse: Tensor, choice: Tensor) -> Tensor:
         """Member number `choice` of cluster `coarse`, elementwise."""
@@ -49,9 +53,6 @@ class ClusterMembers(nn.Module):
 
 def member_logits(hidden: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:
     """Logits of the members of each position's own cluster.
-
-    Positions are sorted by cluster, so that each cluster is one small matrix product: `grouped_on_device` on a GPU in
-    bfloat16, else `grouped_by_products`.
 
     Args:
         hidden: (…, dim) states before the head.
@@ -63,40 +64,58 @@ def member_logits(hidden: Tensor, weight: Tensor, coarse: Tensor, members: Clust
         (…, S), S the size of the largest cluster: column j is the j-th member in `members.table`;
         columns beyond a cluster's size are -inf.
     """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    by = grouped_on_device if kind == "cuda" and dtype == torch.bfloat16 else grouped_by_products
-    # On a CPU in float32: rounding would cost more than it saves.
-    with torch.autocast(kind, enabled=False):
-        logits = by(hidden.flatten(0, -2), weight, coarse.flatten(), members)
+    multiply = multiply_clusters if hidden.device.type == "cpu" else multiply_tiles
+    with torch.autocast(hidden.device.type, enabled=False):  # rounding would cost more here than it saves
+        logits = multiply(hidden.flatten(0, -2), weight, coarse.flatten(), members)
     return logits.view(*coarse.shape, -1)
 
 
-def grouped_by_products(rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:
-    """`member_logits` of rows (n, dim) in clusters (n,) as one small product for each cluster that occurs.
+def multiply_tiles(rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:
+    """As `member_logits`, of rows (n, dim) and coarse (n,): one batched product, for a GPU.
 
-    The sizes of these products come to the host: on a CPU that is free, and nothing is padded.
+    The rows of each cluster are cut into tiles of `TILE`, the last one of each filled up with zeros. Shapes follow from
+    n and the clusters alone, so nothing waits for the device, and a compiler compiles once for all batches.
+    """
+    (n, dim), (clusters, largest) = rows.shape, members.table.shape
+    tiles = most_tiles(n, clusters)
+    ordered, order = coarse.sort(stable=True)
+    each = torch.arange(clusters, device=coarse.device)
+    begin, end = torch.searchsorted(ordered, each), torch.searchsorted(ordered, each, right=True)  # (M,)
+    tiles_each = (end - begin + TILE - 1) // TILE
+    last = tiles_each.cumsum(0)
+    of_tile = torch.searchsorted(last, torch.arange(tiles, device=coarse.device), right=True).clamp(max=clusters - 1)
+    first_slot = TILE * (last - tiles_each) - begin
+    slot = torch.empty_like(order).scatter(0, order, first_slot[ordered] + torch.arange(n, device=coarse.device))
+
+    padded = rows.new_zeros(tiles * TILE, dim).index_copy(0, slot, rows)
+    table = weight.new_zeros(clusters * largest, dim).index_copy(0, members.place, weight)
+    columns = table.view(clusters, largest, dim).index_select(0, of_tile)
+    logits = torch.bmm(padded.view(tiles, TILE, dim), columns.mT).view(-1, largest).index_select(0, slot)
+    return logits.masked_fill(~members.inside[coarse], -torch.inf)
+
+
+def most_tiles(rows: int, clusters: int) -> int:
+    """As many tiles as `rows` can fall into."""
+    return (rows + min(rows, clusters) * (TILE - 1)) // TILE
+
+
+def tile_memory(rows: int, members: ClusterMembers, dim: int) -> int:
+    """Bytes of all that `multiply_tiles` writes, in float32: the table, and of each tile its states, columns and
+    logits."""
+    clusters, largest = members.table.shape
+    tiles = most_tiles(rows, clusters)
+    return 4 * (clusters * largest * dim + tiles * (TILE * dim + largest * dim + TILE * largest))
+
+
+def multiply_clusters(rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:
+    """As `multiply_tiles`: a product for each cluster, which copies and multiplies nothing in vain, for a CPU.
+
+    For the head of size L it takes a fifth of the time of tiles there (`benchmarks/stage2_head.md`).
     """
     order = coarse.argsort(stable=True)
     counts = torch.bincount(coarse, minlength=len(members.sizes)).tolist()
-    return GroupedProduct.apply(rows[order], weight[members.order], counts, members.sizes)[order.argsort()]
-
-
-def grouped_on_device(
-    rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers, dtype: torch.dtype = torch.bfloat16
-) -> Tensor:
-    """`member_logits` of rows (n, dim) in clusters (n,) as one grouped product in `dtype`.
-
-    All clusters are padded to one size. Where groups begin stays on the device: nothing waits for it, and no shape
-    depends on the clusters that occur.
-    """
-    ordered, order = coarse.sort(stable=True)
-    ends = torch.searchsorted(ordered, torch.arange(len(members.sizes), device=coarse.device), right=True)
-    padded = weight.new_zeros(members.padding.numel(), weight.shape[1], dtype=dtype)
-    columns = padded.index_copy(0, members.slot, weight.to(dtype)).view(*members.padding.shape, -1)
-    logits = F.grouped_mm(rows[order].to(dtype), columns.transpose(1, 2), offs=ends.int())
-    logits = logits.float().masked_fill(members.padding[ordered], -torch.inf)[:, : max(members.sizes)]
-    return torch.empty_like(logits).index_copy(0, order, logits)
+    logits: Tensor = GroupedProduct.apply(rows[order], weight[members.order], counts, members.sizes)
+    return logits[order.argsort()]
 
 
 class GroupedProduct(torch.autograd.Function):

@@ -14,7 +14,7 @@ from ctf.errors import InputError
 from ctf.models.cache import KeyValueCache, attend_opaque
 from ctf.models.config import Compute
 from ctf.models.linear import pack_linear
-from ctf.models.transformer import Block, FeedForward, Transformer
+from ctf.models.transformer import FeedForward, Transformer, compile_blocks
 
 
 class PackedTransformer(Transformer):
@@ -42,6 +42,8 @@ class PackedTransformer(Transformer):
         pack = partial(self._pack, compute=compute)
         blocks: Any = self.blocks
         for block in blocks:
+            for half in ("before", "after"):  # of a model that trains compiled
+                vars(block).pop(half, None)
             block.attention.qkv, block.attention.out = pack(block.attention.qkv), pack(block.attention.out)
             block.ffn = PackedFeedForward(block.ffn, pack)
             return_freed_memory()
@@ -49,10 +51,7 @@ class PackedTransformer(Transformer):
             self.head = pack(self.head)
         self._compiled: Any = None
         if self.device.type == "cuda":
-            # One compilation serves all blocks: their weights are inputs of the compiled graph.
-            before, after = torch.compile(Block.before), torch.compile(Block.after)
-            for block in blocks:
-                block.before, block.after = partial(before, block), partial(after, block)
+            compile_blocks(self)
         elif compute.compile:
             self.attend = attend_opaque
             self._compiled = torch.compile(self._step, dynamic=True)

@@ -25,8 +25,15 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn adjacent pairs (x[2i], x[2i+1]) of x (B, n, heads, head_dim) by table (n, 2, head_dim), or one per image."""
+    """Turn adjacent pairs (x[2i], x[2i+1]) of x (B, n, heads, head_dim) by table (n, 2, head_dim), or one per image.
+
+    A CPU multiplies complex numbers, which takes a fifth of the time there; a compiler cannot fuse them with the rest.
+    """
     cos, sin = table.unsqueeze(-2).unbind(-3)  # (n, 1, head_dim) each
     values = x.float()
-    swapped = values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    pairs = values.unflatten(-1, (-1, 2))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        turns = torch.complex(cos[..., ::2], sin[..., 1::2])
+        return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).type_as(x)
+    swapped = torch.stack(pairs.unbind(-1)[::-1], -1).flatten(-2)
     return (values * cos + swapped * sin).type_as(x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +91,18 @@ class Block(nn.Module):
         x = x + (self.dropout(y) if self.training else y)
         y = self.ffn(self.ffn_norm(x))
         return x + (self.dropout(y) if self.training else y)
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Compile what each block does before and after attention, in place.
+
+    One compilation of either serves all blocks, whose weights are inputs of the compiled graph. Attention, whose kernel
+    and mask depend on the caller, stays outside.
+    """
+    before, after = torch.compile(Block.before), torch.compile(Block.after)
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.before, block.after = partial(before, block), partial(after, block)  # type: ignore[method-assign]
 
 
 def take(x: Tensor, positions: Tensor) -> Tensor:
@@ -243,15 +254,6 @@ class Transformer(nn.Module):
             attend = partial(attend_cached_group, keys=keys, values=values, position=position, tokens=tokens)
             x = block(x, rotary, attend)
         return self.norm(x[:, tokens:])
-
-    def compile_blocks(self, **settings: Any) -> None:
-        """Compile the blocks where they are, for training; `settings` are those of torch.compile.
-
-        One compilation serves all of them, since they differ in their weights only; that of the whole model would grow
-        with its depth, and be made again where stage 2 meets other clusters.
-        """
-        for block in self.blocks:
-            block.compile(**settings)
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,20 +18,27 @@ def prefetch(calls: Iterable[Callable[[], Tensor]], device: torch.device) -> Ite
     if device.type != "cuda":
         yield from (call() for call in calls)
         return
-    own, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    own = _own_stream(device)
     begun: list[tuple[Tensor, torch.cuda.Event]] = []
     for call in calls:
-        own.wait_stream(main)
+        own.wait_stream(torch.cuda.current_stream(device))  # what a call reads may still be written there
         with torch.cuda.stream(own):
             begun.append((call(), own.record_event()))
         if len(begun) > 1:
-            yield _ready(*begun.pop(0), main)
+            yield _ready(*begun.pop(0))
     for result, event in begun:
-        yield _ready(result, event, main)
+        yield _ready(result, event)
 
 
-def _ready(result: Tensor, event: torch.cuda.Event, stream: torch.cuda.Stream) -> Tensor:
-    """The result, for use on `stream`."""
+@lru_cache
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all calls: memory that was freed on a stream is used again on it only."""
+    return torch.cuda.Stream(device)
+
+
+def _ready(result: Tensor, event: torch.cuda.Event) -> Tensor:
+    """The result, for use on the stream that its caller is on."""
+    stream = torch.cuda.current_stream(result.device)
     stream.wait_event(event)
     result.record_stream(stream)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
@@ -10,11 +9,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ctf.device import send
 from ctf.models.cache import KeyValueCache
 from ctf.models.config import Compute
 from ctf.models.transformer import Transformer
 from ctf.sampling.cost import StageMemory
-from ctf.sampling.cuda_graph import RecordedLoop
+from ctf.sampling.cuda_graph import RecordedLoops
 from ctf.sampling.guidance import both_branches
 from ctf.sampling.random import Random
 from ctf.sampling.settings import Sampling
@@ -48,18 +48,17 @@ class CachedStage(TransformerStage):
     def steps(
         self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, known: Tensor | None = None
     ) -> Iterator[Tensor]:
-        return self.loop(sampling, labels, random.uniform(self.num_tokens).to(labels.device), given, known)
+        return self.loop(sampling, labels, send(random.uniform(self.num_tokens), labels.device), given, known)
 
     def pack(self, compute: Compute) -> CachedStage:
         packed = super().pack(compute)
         assert isinstance(packed, CachedStage)
         if packed is not self:
-            packed._recorded, packed._recording = None, threading.Lock()
+            packed._recorded = RecordedLoops()
         return packed
 
-    #: Of a packed stage on a GPU: the loop for some settings, and who may use its buffers.
-    _recorded: tuple[Sampling, RecordedLoop] | None
-    _recording: threading.Lock
+    #: Of a packed stage, used on a GPU.
+    _recorded: RecordedLoops
 
     def _draw_all(
         self,
@@ -70,20 +69,15 @@ class CachedStage(TransformerStage):
         known: Tensor | None,
         on_step: OnStep | None,
     ) -> Tensor:
-        stepwise = known is not None or on_step is not None or self.members is not None
+        stepwise = known is not None or on_step is not None
         if not self.packed or labels.device.type != "cuda" or stepwise:
             return super()._draw_all(labels, random, sampling, given, known, on_step)
-        inputs = [labels, random.uniform(self.num_tokens).to(labels.device), *([] if given is None else [given])]
+        inputs = [labels, send(random.uniform(self.num_tokens), labels.device), *([] if given is None else [given])]
 
         def run(*inputs: Tensor) -> Tensor:
             return deque(self.loop(sampling, *inputs), maxlen=1)[0]
 
-        with self._recording:  # the buffers of a recording belong to one caller at a time
-            recorded = self._recorded
-            if recorded is None or recorded[0] != sampling or len(recorded[1].inputs[0]) < len(labels):
-                self._recorded = None  # its memory goes first
-                self._recorded = recorded = sampling, RecordedLoop(run, inputs)
-            return recorded[1](inputs)
+        return self._recorded(sampling, run, inputs)
 
     def memory(self, batch: int, sampling: Sampling, compute: Compute) -> StageMemory:
         """The cache; and of the largest step what a feed-forward layer keeps, which are the residual stream, its two

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ctf.device import send
 from ctf.errors import InputError
 from ctf.models.config import Compute, TransformerConfig
 from ctf.sampling.cost import StageMemory, Work
@@ -116,7 +117,7 @@ class Masked(TransformerStage):
         if sampling.order == "confidence":
             yield from self._most_confident(labels, random, sampling, given, tokens, count)
             return
-        uniform = random.uniform(self.num_tokens).to(labels.device)
+        uniform = send(random.uniform(self.num_tokens), labels.device)
         for group in self.groups(sampling, kept):
             for part, states in self._parts(tokens, labels, sampling, given, count):
                 here = None if given is None else given[part][:, group]
@@ -145,9 +146,9 @@ class Masked(TransformerStage):
         hidden = self.num_tokens - known
         sizes = group_sizes(hidden, min(sampling.steps or 1, hidden), sampling.schedule) if hidden else []
         for step, size in enumerate(sizes):
-            uniform = random.uniform(self.num_tokens, step).to(labels.device)
+            uniform = send(random.uniform(self.num_tokens, step), labels.device)
             gumbel = -(-random.uniform(self.num_tokens, len(sizes) + step).clamp(min=2.0**-33).log()).log()
-            noise = NOISE * (1 - (step + 1) / len(sizes)) * gumbel.float().to(labels.device)
+            noise = NOISE * (1 - (step + 1) / len(sizes)) * send(gumbel.float(), labels.device)
             for part, states in self._parts(tokens, labels, sampling, given, known + sum(sizes[:step])):
                 for image, state in zip(range(part.start, len(labels)), states, strict=False):
                     here = None if given is None else given[image]

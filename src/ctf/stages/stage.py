@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.codebook.coarse_map import CoarseMap
+from ctf.device import send
 from ctf.errors import InputError
 from ctf.files import save_tensors
 from ctf.models.cluster_head import ClusterMembers
@@ -337,8 +338,8 @@ class Stage(nn.Module, ABC):
             raise InputError(f"{len(random.seeds)} seeds for {len(labels)} labels: one per image is needed")
         self._check_given(given, len(labels))
         self._check_known(known, len(labels))
-        given, known = (None if x is None else x.to(self.device) for x in (given, known))
-        return labels.to(self.device), given, known
+        given, known = (None if x is None else send(x, self.device) for x in (given, known))
+        return send(labels, self.device), given, known
 
     def _check_known(self, known: Tensor | None, images: int) -> None:
         if known is None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.models.cluster_head import member_logits
+from ctf.models.cluster_head import member_logits, tile_memory
 from ctf.models.config import Compute, TransformerConfig
 from ctf.models.linear import packed_bytes
 from ctf.models.loss import ClusterLoss, linear_cross_entropy
@@ -71,10 +71,14 @@ class TransformerStage(Stage):
         return torch.cat(drawn)
 
     def drawing_memory(self, batch: int, positions: int, compute: Compute) -> int:
-        """Bytes that `draw` keeps: logits, those in float32, probabilities, and their sums in float64."""
+        """Bytes that `draw` keeps: logits, those in float32, probabilities, and their sums in float64; beside them, on
+        a GPU, what the head over members takes."""
         outputs = positions * (self.vocabulary if self.members is None else max(self.members.sizes))
-        size = compute.on(self.device).torch_dtype.itemsize
-        return min(batch, max(1, LOGITS // outputs)) * outputs * (size + 4 + 4 + 8)
+        size, images = compute.on(self.device).torch_dtype.itemsize, min(batch, max(1, LOGITS // outputs))
+        head = 0
+        if self.members is not None and self.device.type != "cpu":
+            head = tile_memory(images * positions, self.members, self.config.dim)
+        return head + images * outputs * (size + 4 + 4 + 8)
 
     @abstractmethod
     def training_states(

@@ -68,8 +68,7 @@ class LoopConfig:
         precision: "auto" is bfloat16 where the device computes it natively, else float32.
         ema: decay of the exponential moving average of the weights, reached gradually; 0 keeps none. With
             it, the averaged weights are evaluated and saved as the model.
-        compile: pass the model through torch.compile: the blocks of a Transformer, which share one compilation, or
-            the whole tokenizer.
+        compile: pass the model through torch.compile, a stage block by block.
         seed: fixes initial weights, order of the data, augmentation and dropout.
         log_every: steps between lines in log.jsonl.
         evaluate_every: steps between evaluations on held-out data and contact sheets; 0 only at the end.

@@ -16,7 +16,6 @@ from ctf.errors import InputError
 from ctf.files import check_writable, write_json
 from ctf.images.sheet import save_png
 from ctf.model_folder import CONFIG, RUN_MILESTONES, RUN_MODEL, latest_checkpoint, run_settings
-from ctf.models.transformer import Transformer
 from ctf.progress import progress_bar
 from ctf.training.accelerator import build_accelerator
 from ctf.training.ahead import ahead
@@ -105,9 +104,9 @@ class _Trainer:
                 part.to(self.accelerator.device)
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if config.ema else None
         self.best = model if self.ema is None else self.ema
-        compiled = _compiled(model) if config.compile else model
+        trained = objective.compiled() if config.compile else model
         optimizers = build_optimizers(model, optimizer_config)
-        self.module, *self.optimizers = self.accelerator.prepare(compiled, *optimizers.values())
+        self.module, *self.optimizers = self.accelerator.prepare(trained, *optimizers.values())
         self.parts: dict[str, Part] = {"model": model, **optimizers, **objective.extra}
         if self.ema is not None:
             self.parts["ema"] = self.ema
@@ -229,14 +228,6 @@ class _Trainer:
             where = latest_checkpoint(self.run)
             print(f"Stopped after step {step}; continue with --loop.resume true ({where})", file=sys.stderr)
         raise KeyboardInterrupt
-
-
-def _compiled(model: nn.Module) -> Any:
-    """The model with its Transformer's blocks compiled one by one, or as a whole where it has none."""
-    transformers = [part for part in model.modules() if isinstance(part, Transformer)]
-    for transformer in transformers:
-        transformer.compile_blocks()
-    return model if transformers else torch.compile(model)
 
 
 def milestone_path(run: Path, step: int, suffix: str = "") -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,6 +27,10 @@ class Objective(ABC):
     module: nn.Module
     num_images: int
     extra: dict[str, nn.Module | Optimizer]
+
+    def compiled(self) -> nn.Module:
+        """The module, to be trained through torch.compile; it may be compiled in place."""
+        return torch.compile(self.module)  # type: ignore[return-value]
 
     @abstractmethod
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:

@@ -14,9 +14,11 @@ from ctf.errors import InputError
 from ctf.images.pixels import to_bytes
 from ctf.images.sheet import contact_sheet
 from ctf.models.loss import ClusterLoss
+from ctf.models.transformer import compile_blocks
 from ctf.pipeline import level_embeddings
 from ctf.sampling.random import Random
 from ctf.stages.stage import Stage, bits
+from ctf.stages.transformer_stage import TransformerStage
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokens.token_set import TokenSet
 from ctf.training.batches import TokenBatches
@@ -73,6 +75,13 @@ class TokenObjective(Objective):
         own = stage.resolved()  # refuses now what the first evaluation would
         # By confidence there is no likelihood: evaluated is then the kind's own order.
         self.measured = dataclasses.replace(own, order=None) if own.order == "confidence" else own
+
+    def compiled(self) -> nn.Module:
+        """A Transformer block by block: compiled once for all blocks, and for all batches."""
+        if not isinstance(self.module, TransformerStage):
+            return super().compiled()
+        compile_blocks(self.module)
+        return self.module
 
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
         batches = TokenBatches(self.tokens, batch_size, seed, rank, world)
