@@ -21,6 +21,7 @@ from ctf.stages.registry import find_kind
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.writer import write_token_set
 from ctf.training.accelerator import build_accelerator, native_precision
+from ctf.training.batches import on_device
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.objective import Objective
 from ctf.training.optimizer import build_optimizers
@@ -66,11 +67,11 @@ def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig
     model: Any = objective.module.to(accelerator.device)
     module, *optimizers = accelerator.prepare(model, *build_optimizers(model, config).values())
     module.train()
-    batches = objective.batches(loop.batch_size, seed=0, rank=0, world=1, start=0)
+    endless = objective.batches(loop.batch_size, seed=0, rank=0, world=1, start=0)
+    batches = on_device(endless, accelerator.device)
 
     def step() -> None:
-        batch = tuple(tensor.to(accelerator.device) for tensor in next(batches))
-        loss, _ = objective.loss(module, batch, 0)
+        loss, _ = objective.loss(module, next(batches), 0)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(module.parameters(), config.clip)
         for optimizer in optimizers:

@@ -187,7 +187,7 @@ class Transformer(nn.Module):
         rotary = torch.cat([start, table[..., :known, :, :], table], dim=-3)
         queries = self.queries(positions, None if given is None else take(given, positions))
         parts = [self._first(labels), self.token_embedding(take(tokens, before)), queries.expand(len(labels), -1, -1)]
-        return self._run(torch.cat(parts, dim=1), rotary, group_attention(sizes, tokens.device))[:, 1 + known :]
+        return self._run(torch.cat(parts, dim=1), rotary, group_attention(tuple(sizes), tokens.device))[:, 1 + known :]
 
     def queries(self, positions: Tensor, given: Tensor | None) -> Tensor:
         """Inputs that ask for positions: (n,) → (1, n, dim), with given labels (B, n), or for (B, n), → (B, n, dim)."""
