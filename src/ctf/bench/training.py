@@ -65,7 +65,8 @@ def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig
     """The median of so many steps, as the loop takes them."""
     accelerator = build_accelerator(loop)
     model: Any = objective.module.to(accelerator.device)
-    module, *optimizers = accelerator.prepare(model, *build_optimizers(model, config).values())
+    trained = objective.compiled() if loop.compile else model
+    module, *optimizers = accelerator.prepare(trained, *build_optimizers(model, config).values())
     module.train()
     endless = objective.batches(loop.batch_size, seed=0, rank=0, world=1, start=0)
     batches = on_device(endless, accelerator.device)
@@ -88,7 +89,9 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
         InputError: no such device, or one that cannot train in the precision.
     """
     precision = native_precision(config.device) if config.precision == "auto" else config.precision
-    loop = LoopConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
+    loop = LoopConfig(
+        batch_size=config.batch_size, precision=config.precision, device=config.device, compile=config.compile
+    )
     if config.kind is not None:
         find_kind(config.kind)
     coarse_map = cluster_codebook(torch.randn(config.vocabulary, 1), config.clusters, "random")
@@ -109,8 +112,9 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
 
     task = (
         f"Random tokens of {config.vocabulary:,}, {config.clusters:,} clusters, {rows} × {columns} tokens an image, "
-        f"{config.batch_size} images a step: loss, backward pass, clipping and AdamW, not compiled. Median of "
-        f"{config.steps} steps after {WARM_UP}. MFU: operations of the model, recomputation not counted and causal "
+        f"{config.batch_size} images a step: loss, backward pass, clipping and AdamW, "
+        f"{'compiled' if config.compile else 'not compiled'}. Median of {config.steps} steps after {WARM_UP}. MFU: "
+        "operations of the model, recomputation not counted and causal "
         "attention counted in full (PaLM, appendix B), over the rate of large products."
     )
     titles = ["model", "parameters", "step (s)", "tokens/s", "MFLOP/token", "MFU"]
