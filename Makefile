@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs notebook clean
+.PHONY: demo test lint docs notebook gpu clean
 
 demo: .venv/installed
 	$(BIN)/ctf demo
@@ -21,6 +21,9 @@ docs: .venv/docs-installed
 
 notebook: .venv/docs-installed
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False docs/tour.ipynb
+
+gpu: .venv/installed
+	$(BIN)/python benchmarks/gpu.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

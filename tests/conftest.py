@@ -23,6 +23,14 @@ CLASS_NAMES = ["cat", "red fox", "dog", "owl"]
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(config, items):
+    """Where there is no GPU, `pytest -m gpu` has nothing to run."""
+    if not torch.cuda.is_available():
+        left_out = [item for item in items if item.get_closest_marker("gpu")]
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer():
     """A random tokenizer of 4 × 4 pixels per token, in evaluation mode."""

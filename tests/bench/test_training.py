@@ -27,6 +27,7 @@ SMALL = {
     "stages": PRESETS,
     "batch_size": 2,
     "steps": 1,
+    "compile": False,
     "precision": "float32",
 }
 MAP = cluster_codebook(torch.arange(24.0)[:, None], 6, "random")

@@ -56,7 +56,7 @@ def test_who_sees_what(sizes):
     mask = expected_mask(sizes)
     n = len(mask)
     q, v = torch.zeros(1, 1, n, n), torch.eye(n)[None, None]
-    assert torch.equal(group_attention(sizes, CPU)(q, q, v)[0, 0] > 0, mask)
+    assert torch.equal(group_attention(tuple(sizes), CPU)(q, q, v)[0, 0] > 0, mask)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -64,7 +64,7 @@ def test_who_sees_what(sizes):
 def test_group_attention_against_rows_written_out(sizes, kv_heads):
     mask = expected_mask(sizes)
     q, k, v = qkv(len(mask), kv_heads=kv_heads)
-    found = group_attention(sizes, CPU)(q, k, v)
+    found = group_attention(tuple(sizes), CPU)(q, k, v)
     torch.testing.assert_close(found.double(), written_out(q, k, v, mask), rtol=1e-4, atol=1e-5)
 
 
@@ -85,10 +85,10 @@ def test_the_gpus_block_mask_is_the_cpus_mask(monkeypatch, sizes, kv_heads):
     """What a GPU runs, with FlexAttention uncompiled."""
     monkeypatch.setattr("ctf.models.attention._compiled_flex_attention", lambda: flex_attention)
     with OnTheCpu():
-        of_gpu = group_attention(sizes, torch.device("cuda"))
+        of_gpu = group_attention(tuple(sizes), torch.device("cuda"))
     q, k, v = qkv(len(sequence(sizes)), kv_heads=kv_heads)
     assert of_gpu.func is flex_attention
-    torch.testing.assert_close(of_gpu(q, k, v), group_attention(sizes, CPU)(q, k, v), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_gpu(q, k, v), group_attention(tuple(sizes), CPU)(q, k, v), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu
@@ -97,7 +97,10 @@ def test_the_gpus_block_mask_is_the_cpus_mask(monkeypatch, sizes, kv_heads):
 def test_fused_attention_on_a_gpu(sizes, dtype):
     inputs = [x.requires_grad_() for x in qkv(len(sequence(sizes)), dtype=dtype, device="cuda")]
     copies = [x.detach().cpu().float().requires_grad_() for x in inputs]
-    found, expected = group_attention(sizes, torch.device("cuda"))(*inputs), group_attention(sizes, CPU)(*copies)
+    found, expected = (
+        group_attention(tuple(sizes), torch.device("cuda"))(*inputs),
+        group_attention(tuple(sizes), CPU)(*copies),
+    )
     tolerance = {"rtol": 0.03, "atol": 0.03} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-3}
     torch.testing.assert_close(found.cpu().float(), expected, **tolerance)
     for gradient, right in zip(

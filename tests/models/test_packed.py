@@ -163,3 +163,20 @@ def test_blocks_share_one_compilation(monkeypatch, make_model, stepwise, tokens)
         torch.testing.assert_close(stepwise(packed, *batch), right, rtol=1e-4, atol=1e-4)
         counts.append(counter.frame_count)
     assert counts == [2, 4, 4, 4]  # what is before attention, and what is after it
+
+
+@torch.no_grad()
+def test_many_models_are_compiled_in_one_process(monkeypatch, make_model, tokens):
+    """Dynamo compiles a function at most eight times; models of other widths, and rows, must not add up."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True, backend=counter))
+    torch.compiler.reset()
+    counts = []
+    for width in range(1, 7):
+        model = make_model(dim=16 * width, layers=1)
+        expected = [model(tokens[:rows], LABELS[:rows]) for rows in (3, 2, 1)]
+        compile_blocks(model)
+        for rows, right in zip((3, 2, 1), expected, strict=True):
+            torch.testing.assert_close(model(tokens[:rows], LABELS[:rows]), right, rtol=1e-4, atol=1e-4)
+        counts.append(counter.frame_count)
+    assert counts == [6 * number for number in range(1, 7)]  # two halves: some rows, any number of rows, one row

@@ -1,3 +1,5 @@
+import itertools
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -9,7 +11,7 @@ from tiny_runs import make_image_set
 
 from ctf.errors import InputError
 from ctf.tokens import TokenSet, write_token_set
-from ctf.training.batches import ImageBatches, TokenBatches
+from ctf.training.batches import ImageBatches, TokenBatches, on_device, read_ahead
 
 N, A, K = 23, 3, 300
 
@@ -154,3 +156,53 @@ def test_crops_change_from_epoch_to_epoch_and_leave_the_order_alone():
     assert [which(cropped[epoch]) for epoch in range(2)] == [which(whole[epoch]) for epoch in range(2)]
     assert sum(not torch.equal(epochs[0][image], epochs[1][image]) for image in range(10)) > 7
     assert all(epochs[0][image].shape == (3, 32, 32) for image in range(10))
+
+
+# --- read ahead ---
+
+
+def endless(read):
+    for number in itertools.count():
+        read.append(number)
+        yield (torch.tensor(number),)
+
+
+def double(batch):
+    return (2 * batch[0],)
+
+
+def test_batches_are_read_ahead_in_order():
+    read = []
+    batches = read_ahead(endless(read), double, count=3)
+    assert read == []
+    assert [int(next(batches)[0]) for _ in range(5)] == [0, 2, 4, 6, 8]
+    batches.close()  # waits for what is being read
+    assert read == [*range(len(read))]
+    assert 5 <= len(read) <= 8
+    assert next(batches, None) is None
+
+
+def test_what_reading_raises_is_raised_where_the_batch_is_wanted():
+    def broken():
+        yield (torch.tensor(1),)
+        raise InputError("a shard is damaged")
+
+    batches = read_ahead(broken(), double)
+    assert int(next(batches)[0]) == 2
+    with pytest.raises(InputError, match="a shard is damaged"):
+        next(batches)
+
+
+def test_on_a_cpu_nothing_is_read_ahead():
+    read = []
+    batches = on_device(endless(read), torch.device("cpu"))
+    assert int(next(batches)[0]) == 0
+    assert read == [0]
+
+
+@pytest.mark.gpu
+def test_batches_arrive_on_a_gpu():
+    with closing(on_device(endless([]), torch.device("cuda"))) as batches:
+        found = [next(batches)[0] for _ in range(50)]
+    assert all(tensor.is_cuda for tensor in found)
+    assert torch.stack(found).tolist() == [*range(50)]

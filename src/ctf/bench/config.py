@@ -83,6 +83,7 @@ class TrainingBenchmark(Benchmark):
         kind: of all stages; the paper's without it.
         batch_size: images per step.
         steps: that each median is of, after two.
+        compile: the stage, block by block, as `--loop.compile` does.
         precision: auto is bfloat16 where the device computes it natively, else float32.
     """
 
@@ -90,6 +91,7 @@ class TrainingBenchmark(Benchmark):
     kind: str | None = None
     batch_size: int = 16
     steps: int = 5
+    compile: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:

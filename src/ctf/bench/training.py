@@ -21,6 +21,7 @@ from ctf.stages.registry import find_kind
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.writer import write_token_set
 from ctf.training.accelerator import build_accelerator, native_precision
+from ctf.training.batches import on_device
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.objective import Objective
 from ctf.training.optimizer import build_optimizers
@@ -64,13 +65,14 @@ def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig
     """The median of so many steps, as the loop takes them."""
     accelerator = build_accelerator(loop)
     model: Any = objective.module.to(accelerator.device)
-    module, *optimizers = accelerator.prepare(model, *build_optimizers(model, config).values())
+    trained = objective.compiled() if loop.compile else model
+    module, *optimizers = accelerator.prepare(trained, *build_optimizers(model, config).values())
     module.train()
-    batches = objective.batches(loop.batch_size, seed=0, rank=0, world=1, start=0)
+    endless = objective.batches(loop.batch_size, seed=0, rank=0, world=1, start=0)
+    batches = on_device(endless, accelerator.device)
 
     def step() -> None:
-        batch = tuple(tensor.to(accelerator.device) for tensor in next(batches))
-        loss, _ = objective.loss(module, batch, 0)
+        loss, _ = objective.loss(module, next(batches), 0)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(module.parameters(), config.clip)
         for optimizer in optimizers:
@@ -87,7 +89,9 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
         InputError: no such device, or one that cannot train in the precision.
     """
     precision = native_precision(config.device) if config.precision == "auto" else config.precision
-    loop = LoopConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
+    loop = LoopConfig(
+        batch_size=config.batch_size, precision=config.precision, device=config.device, compile=config.compile
+    )
     if config.kind is not None:
         find_kind(config.kind)
     coarse_map = cluster_codebook(torch.randn(config.vocabulary, 1), config.clusters, "random")
@@ -108,8 +112,9 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
 
     task = (
         f"Random tokens of {config.vocabulary:,}, {config.clusters:,} clusters, {rows} × {columns} tokens an image, "
-        f"{config.batch_size} images a step: loss, backward pass, clipping and AdamW, not compiled. Median of "
-        f"{config.steps} steps after {WARM_UP}. MFU: operations of the model, recomputation not counted and causal "
+        f"{config.batch_size} images a step: loss, backward pass, clipping and AdamW, "
+        f"{'compiled' if config.compile else 'not compiled'}. Median of {config.steps} steps after {WARM_UP}. MFU: "
+        "operations of the model, recomputation not counted and causal "
         "attention counted in full (PaLM, appendix B), over the rate of large products."
     )
     titles = ["model", "parameters", "step (s)", "tokens/s", "MFLOP/token", "MFU"]

@@ -48,12 +48,14 @@ def attend_all(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(rows, keys, values).view(q.shape)
 
 
-def group_attention(sizes: list[int], device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+@lru_cache
+def group_attention(sizes: tuple[int, ...], device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Attention (q, k, v → as q) over [label, tokens of all groups but the last, queries of all groups].
 
     That of LPD (arXiv 2507.01957, section 3.2).
     Tokens see the label and the tokens of earlier groups and their own; queries see the label, the tokens of earlier
-    groups, and the queries of their own. Nobody else sees queries.
+    groups, and the queries of their own. Nobody else sees queries. Made once for each of the few numbers of groups that
+    training draws: making it waits for the device.
     """
     of_queries = torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))
     group = torch.cat([of_queries.new_full((1,), -1), of_queries[: len(of_queries) - sizes[-1]], of_queries])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import types
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,10 +102,23 @@ def compile_blocks(module: nn.Module) -> None:
     One compilation of either serves all blocks, whose weights are inputs of the compiled graph. Attention, whose kernel
     and mask depend on the caller, stays outside.
     """
-    before, after = torch.compile(Block.before), torch.compile(Block.after)
+    number = next(_COMPILED)
+    before, after = torch.compile(_copied(Block.before, number)), torch.compile(_copied(Block.after, number))
     for block in module.modules():
         if isinstance(block, Block):
             block.before, block.after = partial(before, block), partial(after, block)  # type: ignore[method-assign]
+
+
+_COMPILED = itertools.count()
+
+
+def _copied(function: Any, number: int) -> Any:
+    """A function of another name: for each Dynamo keeps eight graphs, and knows which sizes vary.
+
+    All models would share those of one: the fourth would run uncompiled, and sizes of the second would be dynamic.
+    """
+    code = function.__code__.replace(co_name=f"{function.__name__}_{number}")
+    return types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
 
 
 def take(x: Tensor, positions: Tensor) -> Tensor:
@@ -187,7 +203,7 @@ class Transformer(nn.Module):
         rotary = torch.cat([start, table[..., :known, :, :], table], dim=-3)
         queries = self.queries(positions, None if given is None else take(given, positions))
         parts = [self._first(labels), self.token_embedding(take(tokens, before)), queries.expand(len(labels), -1, -1)]
-        return self._run(torch.cat(parts, dim=1), rotary, group_attention(sizes, tokens.device))[:, 1 + known :]
+        return self._run(torch.cat(parts, dim=1), rotary, group_attention(tuple(sizes), tokens.device))[:, 1 + known :]
 
     def queries(self, positions: Tensor, given: Tensor | None) -> Tensor:
         """Inputs that ask for positions: (n,) → (1, n, dim), with given labels (B, n), or for (B, n), → (B, n, dim)."""

@@ -36,7 +36,8 @@ class AnyOrder(CachedStage):
     def training_states(
         self, targets: Tensor, labels: Tensor, given: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        steps = max(1, round(self.num_tokens * GROUPS[int(torch.randint(len(GROUPS), ()))]))
+        share = GROUPS[int(torch.randint(len(GROUPS), ()).numpy())]  # drawn on the host
+        steps = max(1, round(self.num_tokens * share))
         sizes = group_sizes(self.num_tokens, steps)
         positions = torch.rand(targets.shape, device=targets.device).argsort(1)
         hidden = self.transformer.hidden_in_groups(targets, labels, given, positions, sizes)

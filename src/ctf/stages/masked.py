@@ -74,12 +74,15 @@ class Masked(TransformerStage):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.once:
             return self._hidden(torch.full_like(targets, -1), labels, given), targets, given
-        # MaskGIT's share of hidden labels, cos(πu / 2), 2/π of them on average.
-        share = torch.cos(math.pi / 2 * torch.rand(len(targets), 1, device=targets.device))
+        # MaskGIT's share of hidden labels, cos(πu / 2), 2/π of them on average; on the host, which then knows how many.
+        share = torch.cos(math.pi / 2 * torch.rand(len(targets), 1))
+        counts = (share * self.num_tokens).ceil().clamp(min=1)
         rank = torch.rand(targets.shape, device=targets.device).argsort(1).argsort(1)
-        hide = rank < (share * self.num_tokens).ceil().clamp(min=1)
-        hidden = self._hidden(targets.masked_fill(hide, -1), labels, given)[hide]
-        return hidden, targets[hide], None if given is None else given[hide]
+        hide = rank < send(counts, targets.device)
+        where = torch.nonzero_static(hide.flatten(), size=int(counts.numpy().sum())).squeeze(1)
+        states = self._hidden(targets.masked_fill(hide, -1), labels, given)
+        hidden, targets = states.flatten(0, 1).index_select(0, where), targets.flatten()[where]
+        return hidden, targets, None if given is None else given.flatten()[where]
 
     def logits(
         self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None

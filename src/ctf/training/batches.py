@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
 
@@ -16,6 +16,7 @@ from ctf.images.crop import Crop, center_crop, random_crop
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_tensor
 from ctf.tokens.token_set import TokenSet
+from ctf.training.objective import Batch
 
 
 class EpochSampler:
@@ -132,6 +133,29 @@ class ImageBatches:
                     pending.append(pool.submit(self.__getitem__, start))
                     start += 1
                 yield pending.popleft().result()
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
+    """The batches on `device`; to a GPU they are copied out of pinned memory, read ahead, while it works on others."""
+    if device.type == "cuda":
+        batches = read_ahead(batches, lambda batch: tuple(tensor.pin_memory() for tensor in batch))
+    for batch in batches:
+        yield tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+
+
+def read_ahead(
+    batches: Iterator[Batch], prepare: Callable[[Batch], Batch], count: int = 2
+) -> Generator[Batch, None, None]:
+    """`prepare` of each batch, in order; a thread reads and prepares `count` of them in advance, without end."""
+    with ThreadPoolExecutor(1) as pool:
+        pending: deque[Future[Batch]] = deque()
+        try:
+            while True:
+                while len(pending) <= count:
+                    pending.append(pool.submit(lambda: prepare(next(batches))))
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_or_next(images: ImageSet, index: int, crop: Crop = center_crop) -> np.ndarray:

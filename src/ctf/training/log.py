@@ -72,12 +72,12 @@ class Meter:
 
     def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
+        self._weights: dict[str, float | Tensor] = {}
         self._counts: dict[str, float] = {}
         self._steps = 0
         self._since = time.perf_counter()
 
-    def add(self, values: dict[str, Tensor], weight: float = 1.0) -> None:
+    def add(self, values: dict[str, Tensor], weight: float | Tensor = 1.0) -> None:
         """Scalars to average over the steps that have them."""
         for key, value in values.items():
             self._sums[key] = self._sums.get(key, torch.zeros_like(value)) + value.detach() * weight
@@ -95,7 +95,8 @@ class Meter:
 
     def line(self) -> dict[str, float]:
         """Means, counts and speed since the last line; starts the next one."""
-        means = {key: float(value) / self._weights[key] for key, value in self._sums.items()}
+        weights = {key: float(weight) for key, weight in self._weights.items()}
+        means = {key: float(value) / weights[key] for key, value in self._sums.items() if weights[key]}
         speed = self._steps / (time.perf_counter() - self._since)
         counts = self._counts
         self._reset()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import sys
-from contextlib import nullcontext
+from collections import deque
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,14 @@ from ctf.images.sheet import save_png
 from ctf.model_folder import CONFIG, RUN_MILESTONES, RUN_MODEL, latest_checkpoint, run_settings
 from ctf.progress import progress_bar
 from ctf.training.accelerator import build_accelerator
-from ctf.training.ahead import ahead
+from ctf.training.batches import on_device
 from ctf.training.checkpoint import Part, not_finite, resume, save_checkpoint
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.interrupt import interruptible
 from ctf.training.log import Log, Meter
 from ctf.training.objective import Batch, Objective
 from ctf.training.optimizer import build_optimizers, learning_rate
+from ctf.training.skipping import SkippedSteps
 
 
 def train(
@@ -49,7 +52,8 @@ def train(
     Raises:
         InputError: the folder holds a run and `resume` is off, or something else; it cannot be written; the
             checkpoint to resume from is damaged or of other settings; loss or weights are no longer finite (the
-            message names the last good checkpoint); settings that do not go together.
+            message names the last good checkpoint), or gradients are not in many steps in a row; settings that do not
+            go together.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     run = Path(out)
@@ -67,10 +71,6 @@ def train(
             objective.save(trainer.best, run / RUN_MODEL)
         trainer.accelerator.wait_for_everyone()
     return metrics
-
-
-#: After how many steps processes ask each other whether to stop: seconds, within the grace of a SIGTERM.
-STEPS_BETWEEN_QUESTIONS = 8
 
 
 class _Trainer:
@@ -107,6 +107,8 @@ class _Trainer:
         trained = objective.compiled() if config.compile else model
         optimizers = build_optimizers(model, optimizer_config)
         self.module, *self.optimizers = self.accelerator.prepare(trained, *optimizers.values())
+        self.skipped = SkippedSteps(self.optimizers, self.accelerator.device)
+        self.flags: deque[Tensor] = deque()
         self.parts: dict[str, Part] = {"model": model, **optimizers, **objective.extra}
         if self.ema is not None:
             self.parts["ema"] = self.ema
@@ -115,24 +117,25 @@ class _Trainer:
     def run_steps(self, log: Log) -> dict[str, float]:
         """Take all steps that are left; returns the last evaluation."""
         c = self.config
-        read = self.objective.batches(c.batch_size, c.seed, self.rank, self.world, self.done)
-        batches = ahead(read, self.accelerator.device)
+        endless = self.objective.batches(c.batch_size, c.seed, self.rank, self.world, self.done)
+        batches = on_device(endless, self.accelerator.device)
         self.module.train()
         bar = progress_bar(self.steps, self.run.name, "step", self.done, hidden=not self.is_main_process)
-        with interruptible() as interrupted, bar:
+        with interruptible() as interrupted, bar, closing(batches):
             for step in range(self.done, self.steps):
                 rate = self._step(next(batches), step)
                 now = step + 1
                 finished = now == self.steps
                 bar.update()
                 if finished or now % c.log_every == 0:
-                    self._check_finite(self.meter.not_finite(), now)
-                    line = self.meter.line()
+                    self._check_finite(self.meter.not_finite() or self.skipped.culprit(), now)
+                    skipped = self.skipped.take()
+                    line = self.meter.line() | ({"skipped_steps": skipped} if skipped else {})
                     epoch = now * c.batch_size / self.objective.num_images
                     log.write(now, {"learning_rate": rate, "epoch": epoch, **line})
                     # Not redrawn at once: a bar that is not on the screen yet would stay behind without its line end.
                     bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
-                stop = self._anywhere(interrupted(), now)
+                stop = self._anywhere(interrupted())
                 if finished or stop or _due(now, c.checkpoint_every):
                     self._save(now)
                 if now in c.milestones:
@@ -159,10 +162,11 @@ class _Trainer:
                 loss, values = self.objective.loss(self.module, piece, step)
                 self.accelerator.backward(loss / c.accumulate)
             self.meter.add({"loss": loss, **values}, 1 / c.accumulate)
-        if self.optimizer_config.clip:
-            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.optimizer_config.clip)
-            if self.accelerator.scaler is None:  # which meets infinite gradients on purpose, and skips their steps
-                self.meter.add({"gradient_norm": norm})
+        clip = self.optimizer_config.clip or math.inf  # which multiplies by 1
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), clip)
+        if self.accelerator.scaler is None:  # which meets infinite gradients on purpose, and skips their steps itself
+            finite = self.skipped.judge(norm)
+            self.meter.add({"gradient_norm": norm.where(finite > 0, 0)}, finite)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -173,12 +177,13 @@ class _Trainer:
         return rate
 
     def _report(self, step: int, log: Log) -> dict[str, float]:
-        """Evaluate and make a contact sheet, on the main process."""
+        """Evaluate and make a contact sheet, on the main process; on a GPU in the precision of the run."""
         if not self.is_main_process:
             return {}
         was_training = self.best.training
         self.best.eval()
-        with torch.no_grad():
+        on_cpu = self.accelerator.device.type == "cpu"
+        with torch.no_grad(), nullcontext() if on_cpu else self.accelerator.autocast():
             metrics = self.objective.evaluate(self.best)
             sheet = self.objective.sheet(self.best)
         self.best.train(was_training)
@@ -189,13 +194,13 @@ class _Trainer:
         return metrics
 
     def _save(self, step: int) -> None:
-        self._check_finite(self.meter.not_finite() or not_finite(self.parts), step)
+        self._check_finite(self.meter.not_finite() or self.skipped.culprit() or not_finite(self.parts), step)
         if self.is_main_process:
             save_checkpoint(self.run, step, self.parts, self.config.keep_checkpoints)
 
     def _keep(self, step: int) -> None:
         """Write the weights of this step where later steps leave them."""
-        self._check_finite(self.meter.not_finite() or not_finite(self.parts), step)
+        self._check_finite(self.meter.not_finite() or self.skipped.culprit() or not_finite(self.parts), step)
         if self.is_main_process:
             self.objective.save(self.best, milestone_path(self.run, step))
             if self.ema is not None:
@@ -210,17 +215,14 @@ class _Trainer:
                 "lower optimizer.learning_rate or optimizer.clip, or train in float32"
             )
 
-    def _anywhere(self, flag: bool, step: int) -> bool:
-        """Whether `flag` is set on any process: all must stop after the same step, or the rest would wait for ever.
-
-        Several processes ask each other every few steps only, since the answer makes the host wait for the device.
-        """
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether `flag` is set on any process: all must stop after the same step, or the rest would wait for ever."""
         if self.world == 1:
             return flag
-        if step % STEPS_BETWEEN_QUESTIONS:
-            return False
-        flags: Tensor = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device))
-        return bool(flags)
+        device = self.accelerator.device
+        self.flags.append(self.accelerator.reduce(torch.full((), float(flag), device=device)))
+        # A GPU is asked for the answer of two steps ago, which it has.
+        return len(self.flags) > (0 if device.type == "cpu" else 2) and bool(self.flags.popleft())
 
     def _stop(self, step: int) -> None:
         self.accelerator.wait_for_everyone()  # else torchrun would end the main process while it writes

@@ -46,9 +46,11 @@ class Muon(Optimizer):
                     by_shape.setdefault(p.shape, []).append(p)
             for shape, matrices in by_shape.items():
                 updates = orthogonalized(torch.stack([self._momentum(p, group["momentum"]) for p in matrices]))
-                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                scale = 0.2 * math.sqrt(max(shape)) * group["lr"]
-                torch._foreach_sub_(matrices, list(updates.to(matrices[0].dtype)), alpha=scale)
+                decay, scale = 1 - group["lr"] * group["weight_decay"], 0.2 * math.sqrt(max(shape)) * group["lr"]
+                changed = torch._foreach_mul(matrices, decay)
+                torch._foreach_sub_(changed, list(updates.to(matrices[0].dtype)), alpha=scale)
+                for p, new in zip(matrices, changed, strict=True):
+                    p.copy_(self._unless_skipped(new, p))
         return loss
 
     def _momentum(self, p: Tensor, momentum: float) -> Tensor:
@@ -57,8 +59,15 @@ class Muon(Optimizer):
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        mean: Tensor = state["momentum"].lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(mean, momentum)
+        gradient = self._unless_skipped(p.grad, state["momentum"])
+        mean: Tensor = state["momentum"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(mean, momentum)
+
+    #: 1.0 where the step is to change nothing, as the fused optimizers of PyTorch have it.
+    found_inf: Tensor | None = None
+
+    def _unless_skipped(self, new: Tensor, old: Tensor) -> Tensor:
+        return new if self.found_inf is None else torch.where(self.found_inf > 0, old, new)
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:

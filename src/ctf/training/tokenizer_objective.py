@@ -95,7 +95,8 @@ class TokenizerObjective(Objective):
         total = reconstruction
         if quantize:
             self.features = quantized.features
-            self.counts += torch.bincount(quantized.tokens.flatten().cpu(), minlength=len(self.counts))
+            found = quantized.tokens.flatten()
+            self.counts = self.counts.to(found.device).index_add(0, found, torch.ones_like(found))
             values |= {"codebook_loss": quantized.codebook_loss.detach()}
         if quantize or _is_distributed():  # unquantised, both are 0, but DDP waits for a gradient of every parameter
             total = total + c.codebook_weight * quantized.codebook_loss
