@@ -15,7 +15,7 @@ from ctf.model_folder import Pipeline
 from ctf.stages import KINDS
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `watched`
+sys.path.insert(0, str(Path(__file__).parent))  # for `watched` and `simulated_graphs`
 
 CLASS_NAMES = ["cat", "red fox", "dog", "owl"]
 
