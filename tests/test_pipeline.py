@@ -217,3 +217,52 @@ def test_settings_without_meaning(make_pipeline, settings, message):
 
 def test_no_labels_no_images(make_pipeline):
     assert make_pipeline("cluster")([]) == []
+
+
+# --- on a GPU ---
+
+
+def on_a_gpu(pipeline):
+    return pipeline.to("cuda").compute_in(Compute("float32"))
+
+
+def nearly(batches, others):
+    """A decoder's rounding may move a byte by one."""
+    pairs = zip(np.concatenate(batches).astype(int), np.concatenate(others).astype(int), strict=True)
+    return all(np.abs(a - b).max() <= 1 for a, b in pairs)
+
+
+@pytest.mark.gpu
+def test_pipelines_on_a_gpu_take_turns(make_pipeline):
+    """Two alive, batch by batch, with a smaller last one."""
+    first, second = on_a_gpu(make_pipeline("cluster")), on_a_gpu(make_pipeline("full"))
+    alone = [list(pipeline.generate(LABELS, SEEDS, batch_size=3)) for pipeline in (first, second)]
+    turns = [*zip(*(pipeline.generate(LABELS, SEEDS, batch_size=3) for pipeline in (first, second)), strict=True)]
+    assert all(nearly(batches, expected) for batches, expected in zip(zip(*turns, strict=True), alone, strict=True))
+
+
+@pytest.mark.gpu
+def test_threads_share_a_pipeline_on_a_gpu(make_pipeline):
+    pipeline, found = on_a_gpu(make_pipeline("cluster")), {}
+    seeds = [[10 * number + i for i in range(7)] for number in range(4)]
+    expected = [list(pipeline.generate(LABELS, own, batch_size=3)) for own in seeds]
+
+    def work(number):
+        found[number] = list(pipeline.generate(LABELS, seeds[number], batch_size=3))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(nearly(found[number], expected[number]) for number in range(4))
+
+
+@pytest.mark.gpu
+def test_a_gpu_generates_what_a_cpu_generates(make_pipeline):
+    """Greedily, so that rounding decides between equal logits only."""
+    greedy = {"temperature": 0.0, "fine_temperature": 0.0}
+    pipeline = make_pipeline("cluster")
+    expected = pipeline.compute_in(Compute("float32")).generate_tokens(torch.tensor(LABELS), SEEDS, **greedy)
+    found = on_a_gpu(pipeline).generate_tokens(torch.tensor(LABELS), SEEDS, **greedy)
+    assert torch.equal(found.cpu(), expected)

@@ -53,7 +53,8 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on `device`: from the host to a GPU out of pinned memory, so that the host does not wait."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    with torch.cuda.device(device):  # or a new thread would begin to use the first GPU
+        return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def available_memory(device: torch.device) -> int:

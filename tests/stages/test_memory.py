@@ -11,7 +11,7 @@ import torch
 from ctf.errors import InputError
 from ctf.models import Compute, KeyValueCache
 from ctf.models.linear import Int8Linear, Linear, PackedLinear, packed_bytes
-from ctf.sampling import Sampling
+from ctf.sampling import Random, Sampling
 from ctf.sampling.cost import LIBRARIES, SamplingMemory, StageMemory
 
 BATCH = 5
@@ -149,3 +149,23 @@ def test_guidance_leaves_room_for_fewer_images(monkeypatch, make_pipeline):
     pipeline = make_pipeline("baseline", grid=(16, 16))
     monkeypatch.setattr("ctf.pipeline.available_memory", lambda device: 2.01 * pipeline.memory(64, cfg_scale=1.0).peak)
     assert pipeline.largest_batch(cfg_scale=1.0) > pipeline.largest_batch(cfg_scale=2.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [("autoregressive", "all tokens"), ("any_order", "coarse"), ("masked", "fine"), ("masked", "fine, full")],
+)
+def test_predicted_memory_on_a_gpu(make, kind, task):
+    """Of a second batch too, which a recorded loop adds nothing for; without what libraries take."""
+    stage = make(kind, task, grid=(8, 8), dim=256, heads=4, ffn_multiple=256, layers=4).to("cuda")
+    compute, labels = Compute("bfloat16"), torch.zeros(64, dtype=torch.int64)
+    given = None if stage.given is None else torch.zeros(64, 64, dtype=torch.int64, device="cuda")
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    packed = stage.pack(compute)
+    for _ in range(2):
+        packed.generate(labels, Random(range(64)), GUIDED, given)
+    predicted = stage.memory(64, GUIDED, compute)
+    measured = torch.cuda.max_memory_allocated() - before
+    assert predicted.weights + predicted.activations == pytest.approx(measured, rel=0.3)

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from simulated_graphs import SimulatedGraph, simulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 from watched import Watched
 
@@ -105,45 +106,63 @@ def test_the_gpu_path_on_tensors_without_values(monkeypatch, make, coarse, kind,
     assert tokens.shape == (3, 8)
 
 
-# --- on a GPU ---
+# --- recorded and replayed ---
 
 TASKS = pytest.mark.parametrize("task", ["all tokens", "fine"])
+
+
+@pytest.fixture(params=["simulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """Where loops are recorded: by a GPU, or by a CPU that simulates its graphs."""
+    if request.param == "cuda":
+        return "cuda"
+    simulate(monkeypatch)
+    return "cpu"
 
 
 def drawn(packed, sampling, coarse, count, seed=0):
     """Recorded, and by steps: (count, 8) both."""
     labels, seeds = LABELS[:count], [seed + s for s in (3, 0, 2**40, 7, 3)[:count]]
-    given = None if packed.given is None else coarse[:count].cuda()
+    given = None if packed.given is None else coarse[:count].to(packed.device)
     *_, expected = packed.stepwise(labels, Random(seeds), sampling, given)
     return packed.generate(labels, Random(seeds), sampling, given), expected
 
 
-@pytest.mark.gpu
 @LOOPS
 @WAYS
 @TASKS
-def test_a_recorded_loop_draws_what_the_steps_draw(make, coarse, kind, way, task, sampling):
+def test_a_recorded_loop_draws_what_the_steps_draw(device, make, coarse, kind, way, task, sampling):
     """Batches of all sizes, smaller ones in recordings of their own."""
-    packed, sampling = make(kind, task).to("cuda").pack(Compute("float32")), dataclasses.replace(sampling, **way)
+    packed = make(kind, task).to(device).pack(Compute("float32"))
     for seed, count in enumerate((5, 2, 5, 1, 3, 4)):
-        assert torch.equal(*drawn(packed, sampling, coarse, count, seed))
+        assert torch.equal(*drawn(packed, dataclasses.replace(sampling, **way), coarse, count, seed))
 
 
-@pytest.mark.gpu
 @WAYS
-def test_recordings_with_other_settings_and_batches(make, coarse, kind, way):
-    packed = make(kind).to("cuda").pack(Compute("float32"))
+def test_recordings_with_other_settings_and_batches(device, make, coarse, kind, way):
+    packed = make(kind).to(device).pack(Compute("float32"))
     for scale, count in ((2.0, 2), (3.0, 2), (3.0, 5), (1.0, 5), (2.0, 1)):
         assert torch.equal(*drawn(packed, Sampling(scale, **way), coarse, count))
 
 
-@pytest.mark.gpu
-def test_two_recorded_models_alive_take_turns(make, coarse):
-    models = [make("autoregressive", task, seed=seed).to("cuda") for seed, task in enumerate(("all tokens", "fine"))]
+def test_two_recorded_models_alive_take_turns(device, make, coarse):
+    models = [make("autoregressive", task, seed=seed).to(device) for seed, task in enumerate(("all tokens", "fine"))]
     packed = [model.pack(Compute("float32")) for model in models]
     for seed in range(3):
         for model in packed:
             assert torch.equal(*drawn(model, Sampling(2.0), coarse, 5, seed))
+
+
+def test_a_loop_is_recorded_once(make, coarse, monkeypatch):
+    simulate(monkeypatch)
+    monkeypatch.setattr(SimulatedGraph, "captures", 0)
+    packed = make("autoregressive").pack(Compute("float32"))
+    for seed in range(3):
+        assert torch.equal(*drawn(packed, Sampling(2.0), coarse, 5, seed))
+    assert SimulatedGraph.captures == 1
+
+
+# --- on a GPU ---
 
 
 @pytest.mark.gpu

@@ -21,6 +21,9 @@ from ctf.sampling.settings import Sampling
 from ctf.stages.stage import OnStep
 from ctf.stages.transformer_stage import TransformerStage
 
+#: The type of device that records loops.
+RECORDED_ON = "cuda"
+
 
 class CachedStage(TransformerStage):
     """A stage whose steps see what is before them through a cache; arguments as those of `Stage`."""
@@ -70,7 +73,7 @@ class CachedStage(TransformerStage):
         on_step: OnStep | None,
     ) -> Tensor:
         stepwise = known is not None or on_step is not None
-        if not self.packed or labels.device.type != "cuda" or stepwise:
+        if not self.packed or labels.device.type != RECORDED_ON or stepwise:
             return super()._draw_all(labels, random, sampling, given, known, on_step)
         inputs = [labels, send(random.uniform(self.num_tokens), labels.device), *([] if given is None else [given])]
 

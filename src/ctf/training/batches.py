@@ -138,9 +138,14 @@ class ImageBatches:
 def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
     """The batches on `device`; to a GPU they are copied out of pinned memory, read ahead, while it works on others."""
     if device.type == "cuda":
-        batches = read_ahead(batches, lambda batch: tuple(tensor.pin_memory() for tensor in batch))
+        batches = read_ahead(batches, partial(_pinned, device=device))
     for batch in batches:
         yield tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+
+
+def _pinned(batch: Batch, device: torch.device) -> Batch:
+    with torch.cuda.device(device):  # or the thread would begin to use the first GPU
+        return tuple(tensor.pin_memory() for tensor in batch)
 
 
 def read_ahead(
