@@ -14,8 +14,8 @@ import argparse
 import re
 from pathlib import Path
 
-from ctf.experiments.experiment import Experiment, Measured, judge
-from ctf.experiments.page import PLOT, SHEET, claims, figures, plot, sheet, table, title
+from ctf.experiments.experiment import Measured, judge
+from ctf.experiments.page import results, title
 from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import PRESETS, Preset
 from ctf.experiments.reproduce import find
@@ -43,26 +43,10 @@ def main() -> None:
     write_text(options.page, re.sub(r"<!-- (\w+) -->.*?<!-- end -->", filled, page, flags=re.DOTALL))
 
 
-def read(experiment: Experiment, preset: Preset, store: Store) -> list[Measured]:
-    return [Measured.read(row, preset, store) for row in experiment.rows]
-
-
 def section(name: str, preset: Preset, store: Store, page: Path) -> str:
-    """Heading, table, claims and pictures of an experiment; the pictures are written beside `page`."""
-    experiment = find(name)(preset)
-    measured, folder = read(experiment, preset, store), page.with_suffix("") / name
-    beside = f"{folder.parent.name}/{name}/"
-    parts = [f"## {experiment.title}", experiment.note, *figures(folder, experiment, store, beside)]
-    if measured:
-        parts.append(table(experiment, measured, preset, store))
-    if experiment.claims:
-        parts.append(claims(experiment, measured, preset))
-    if experiment.curve is not None and any(m.values for m in measured):
-        plot(folder / PLOT, experiment, measured, preset)
-        parts.append(f"![{experiment.title}]({beside}{PLOT})")
-    if sheet(folder / SHEET, experiment, preset, store):
-        parts.append(f"![samples of each row]({beside}{SHEET})")
-    return "\n\n".join(part for part in parts if part)
+    """Heading and results of an experiment; the pictures are written beside `page`."""
+    experiment, folder = find(name)(preset), page.with_suffix("") / name
+    return "\n\n".join([f"## {experiment.title}", *results(folder, experiment, preset, store, f"{page.stem}/{name}/")])
 
 
 def anchor(heading: str) -> str:
@@ -76,7 +60,8 @@ def directions(preset: Preset, store: Store, page: str) -> str:
     lines = ["| the paper claims | here | by | evidence |", "|---|---|---|---|"]
     for name, make in EXPERIMENTS.items():
         experiment = make(preset)
-        for verdict in (judge(claim, read(experiment, preset, store)) for claim in experiment.claims):
+        measured = [Measured.read(row, preset, store) for row in experiment.rows]
+        for verdict in (judge(claim, measured) for claim in experiment.claims):
             if not verdict.evidence:
                 missing[experiment.title] = None
                 continue

@@ -10,8 +10,9 @@ import pytest
 from hostile import HOSTILE, encoded, image
 from PIL import Image
 
-from ctf.app.pictures import data_url, enlarged, figure, png, read_upload, tile_sheet, token_grid
+from ctf.app.pictures import data_url, enlarged, figure, read_upload, tile_sheet, token_grid
 from ctf.errors import InputError
+from ctf.images.sheet import png_bytes
 
 
 @pytest.mark.parametrize(("url", "message"), HOSTILE.values(), ids=HOSTILE)
@@ -29,7 +30,7 @@ def test_pictures_are_read(kind):
 
 
 def test_png_is_exact_and_holds_notes():
-    data = png(image(), ctf=json.dumps({"seed": 3, "class": "é"}))
+    data = png_bytes(image(), ctf=json.dumps({"seed": 3, "class": "é"}))
     with Image.open(io.BytesIO(data)) as back:
         assert np.array_equal(np.asarray(back), np.asarray(image()))
         assert json.loads(back.text["ctf"]) == {"seed": 3, "class": "é"}

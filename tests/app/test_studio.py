@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from ctf.app.asked import Asked
-from ctf.app.pictures import data_url, png, read_upload
+from ctf.app.pictures import data_url, read_upload
 from ctf.app.sampler import Sampler
 from ctf.app.studio import Studio
 from ctf.cli import main
 from ctf.errors import InputError
+from ctf.images.sheet import png_bytes
 from ctf.model_folder import Pipeline
 from ctf.samples import SampleSet
 
@@ -162,7 +163,7 @@ def picture(pipeline):
 
 
 def dropped(studio, picture, keep=None):
-    return {**studio.upload(data_url(png(picture))), **({} if keep is None else {"keep": keep})}
+    return {**studio.upload(data_url(png_bytes(picture))), **({} if keep is None else {"keep": keep})}
 
 
 def test_what_is_kept_stays(studio, free_studio, picture):
@@ -194,10 +195,10 @@ def test_a_model_says_what_it_can_keep(studio, free_studio, picture):
         ("/etc/passwd", "no picture: drop one"),
         ({"src": ""}, "no picture: drop one"),
         ({"src": "/etc/passwd", "keep": "1" + "0" * 15}, "no picture: give one as a data URL"),
-        ({"src": data_url(png(Image.new("RGB", (9, 9)))), "keep": "1" * 16}, "leave a part unmarked"),
-        ({"src": data_url(png(Image.new("RGB", (9, 9)))), "keep": ""}, "mark what to keep first"),
-        ({"src": data_url(png(Image.new("RGB", (9, 9)))), "keep": "12"}, "a 0 or 1 for each of 4 × 4 tokens"),
-        ({"src": data_url(png(Image.new("RGB", (9, 9)))), "keep": [1, 0]}, "a 0 or 1 for each of 4 × 4 tokens"),
+        ({"src": data_url(png_bytes(Image.new("RGB", (9, 9)))), "keep": "1" * 16}, "leave a part unmarked"),
+        ({"src": data_url(png_bytes(Image.new("RGB", (9, 9)))), "keep": ""}, "mark what to keep first"),
+        ({"src": data_url(png_bytes(Image.new("RGB", (9, 9)))), "keep": "12"}, "a 0 or 1 for each of 4 × 4 tokens"),
+        ({"src": data_url(png_bytes(Image.new("RGB", (9, 9)))), "keep": [1, 0]}, "a 0 or 1 for each of 4 × 4 tokens"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -207,7 +208,7 @@ def test_bad_pictures_to_complete(studio, given, message):
 
 
 def test_an_upload_is_cropped_and_half_marked(studio, picture):
-    given = studio.upload(data_url(png(picture)))
+    given = studio.upload(data_url(png_bytes(picture)))
     assert read_upload(given["src"]).size == (16, 16)
     assert given["keep"] == "1" * 8 + "0" * 8
 
@@ -252,7 +253,7 @@ def test_programs_get_images_and_manifest(free_studio, picture):
     wanted = free_studio.pipeline(labels=["dog"] * 2, seed=3, sketch_steps=2)
     assert [read_upload(url).tobytes() for url in last["images"]] == [image.tobytes() for image in wanted]
     assert last["manifest"]["sampling"]["sketch"]["steps"] == 2
-    *_, last = free_studio.api_complete(data_url(png(picture)), "0110" * 4, "dog")
+    *_, last = free_studio.api_complete(data_url(png_bytes(picture)), "0110" * 4, "dog")
     assert len(last["images"]) == 1
     with pytest.raises(InputError, match="settings: give names and values"):
         next(free_studio.api_generate(settings=["a"]))

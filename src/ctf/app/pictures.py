@@ -6,7 +6,6 @@ No file is read or written: a picture comes and goes as a data URL, `data:image/
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ctf.errors import InputError
+from ctf.images.sheet import png_bytes
 from ctf.samples.complete import read_picture
 
 #: Of an uploaded file, 8 MiB, and of the picture in it.
@@ -44,15 +43,6 @@ def read_upload(url: Any) -> Image.Image:
     return read_picture(encoded, "the upload", FORMATS, MOST_PIXELS)
 
 
-def png(image: Image.Image, **notes: str) -> bytes:
-    """The bytes of a PNG file, with `notes` in its text."""
-    info, file = PngInfo(), io.BytesIO()
-    for name, text in notes.items():
-        info.add_itxt(name, text)
-    image.save(file, "PNG", pnginfo=info)
-    return file.getvalue()
-
-
 def data_url(data: bytes, kind: str = "image/png") -> str:
     """Bytes as an address that holds them."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
@@ -68,7 +58,7 @@ def figure(
 ) -> str:
     """An image with a caption, and a second line under it, as HTML; `notes` go into its PNG."""
     width, name = width or enlarged(image), escape(caption, quote=True)
-    below, source = f"<small>{escape(note)}</small>" if note else "", data_url(png(image, **notes or {}))
+    below, source = f"<small>{escape(note)}</small>" if note else "", data_url(png_bytes(image, **notes or {}))
     return (
         f'<figure style="width:{width}px"><img src="{source}" alt="{name}" width="{width}">'
         f'<figcaption title="{name}">{escape(caption)}{below}</figcaption></figure>'

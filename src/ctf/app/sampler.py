@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ctf.app.asked import Asked
-from ctf.app.pictures import png
+from ctf.images.sheet import png_bytes
 from ctf.pipeline import Preview, StagePipeline
 from ctf.samples.manifest import Manifest, weights_of
 from ctf.samples.sample_set import LIST, SHEET, folder_list, sheet
@@ -89,8 +89,8 @@ class Sampler:
         """The files of a sample set, as `ctf sample` writes it to a folder: names and contents."""
         facts = folder_list(asked.labels(self.pipeline), self.pipeline.class_names, asked.seed)
         for fact, image in zip(facts, images, strict=True):
-            yield fact["file"], png(image)
-        yield SHEET, png(sheet([np.asarray(image) for image in images]))
+            yield fact["file"], png_bytes(image)
+        yield SHEET, png_bytes(sheet([np.asarray(image) for image in images]))
         for name, value in ((LIST, facts), ("manifest.json", self.manifest(asked, known).as_json())):
             yield name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 

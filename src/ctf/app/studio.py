@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ctf.app.asked import Asked, Control, controls_of, number
 from ctf.app.clusters import METHODS, Clusters
-from ctf.app.pictures import data_url, enlarged, figure, png, read_upload, token_grid
+from ctf.app.pictures import data_url, enlarged, figure, read_upload, token_grid
 from ctf.app.sampler import Sampler, archive
 from ctf.errors import InputError
+from ctf.images.sheet import png_bytes
 from ctf.pipeline import Preview
 from ctf.stages.stage import Stage
 
@@ -163,7 +164,7 @@ class Studio:
 
     def upload(self, url: Any) -> dict[str, str]:
         """A picture that was dropped → what the page keeps of it: of the model's size, its upper half marked."""
-        return {"src": data_url(png(self.pipeline.fitted(read_upload(url)))), "keep": self.half()}
+        return {"src": data_url(png_bytes(self.pipeline.fitted(read_upload(url)))), "keep": self.half()}
 
     # For programs
 
@@ -197,7 +198,7 @@ class Studio:
     def _answer(self, asked: Asked, known: Tensor | None) -> Iterator[dict[str, Any]]:
         for preview, _ in self.model.watch(asked, known):
             yield {"stage": preview.stage, "step": preview.step, "steps": preview.steps}
-        images = [data_url(png(image)) for image in preview.images]
+        images = [data_url(png_bytes(image)) for image in preview.images]
         yield {"images": images, "manifest": self.model.manifest(asked, known).as_json()}
 
     # Clusters and codebook
@@ -240,7 +241,7 @@ class Studio:
         count = int(number("clusters", count))
         for picture, _ in self.clusters.overview(count):
             image = Image.fromarray(picture)
-            yield f'<img src="{data_url(png(image))}" alt="the codebook, a block of tiles for each cluster">'
+            yield f'<img src="{data_url(png_bytes(image))}" alt="the codebook, a block of tiles for each cluster">'
 
     def cluster_at(self, count: Any, x: Any, y: Any) -> int:
         """The cluster whose block is at this place of the picture, shares of its width and height from 0 to 1."""

@@ -25,23 +25,29 @@ BITS = ("bits_per_token", "accuracy")
 
 def write_page(folder: Path, experiment: Experiment, preset: Preset, store: Store, command: str) -> None:
     """Write report.md, with its pictures, from what is in the store; what is not is left out, and nothing is made."""
+    parts = [f"# {experiment.title}", *results(folder, experiment, preset, store)]
+    parts += ["## How it was made", made(experiment, preset, store, command)]
+    write_text(folder / PAGE, "\n\n".join(parts) + "\n")
+
+
+def results(folder: Path, experiment: Experiment, preset: Preset, store: Store, beside: str = "") -> list[str]:
+    """Note, table, claims and pictures as parts of a page, which calls `folder`, where the pictures go, `beside`."""
     measured = [Measured.read(row, preset, store) for row in experiment.rows]
-    parts = [f"# {experiment.title}", experiment.note]
+    parts = [experiment.note] if experiment.note else []
     if measured:
         parts.append(table(experiment, measured, preset, store))
-    parts += figures(folder, experiment, store)
+    parts += figures(folder, experiment, store, beside)
     if experiment.claims:
-        parts += ["## What the paper claims, and other expectations", claims(experiment, measured, preset)]
+        parts += ["What the paper claims, and other expectations:", claims(experiment, measured, preset)]
     if any(m.values for m in measured):
         plot(folder / PLOT, experiment, measured, preset)
-        parts.append(f"![{experiment.title}]({PLOT})")
+        parts.append(f"![{experiment.title}]({beside}{PLOT})")
     if sheet(folder / SHEET, experiment, preset, store):
-        parts += [f"![samples]({SHEET})", "*The same classes and seeds in every row.*"]
-    parts += ["## How it was made", made(experiment, preset, store, command)]
-    write_text(folder / PAGE, "\n\n".join(part for part in parts if part) + "\n")
+        parts += [f"![samples]({beside}{SHEET})", "*The same classes and seeds in every row.*"]
+    return parts
 
 
-def figures(folder: Path, experiment: Experiment, store: Store, beside: str = "") -> list[str]:
+def figures(folder: Path, experiment: Experiment, store: Store, beside: str) -> list[str]:
     """Write the figures of swapped tokens to `folder`, which a page calls `beside`; parts of the page."""
     parts = []
     for place, swap in enumerate(filter(store.has, experiment.figures)):

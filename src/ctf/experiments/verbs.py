@@ -12,7 +12,8 @@ def demo(out: str = "runs/demo", quick: bool = False, seed: int = 0) -> None:
         ctf demo --quick --out runs/quick
 
     Args:
-        out: folder for samples.png, swap.png, curves.png, metrics.json, report.md and model/.
+        out: folder for embedded.png, samples.png, swap.png, curves.png, metrics.json, report.md and fit/, where
+            the model is. An interrupted command goes on where it stopped.
         quick: about a minute, at a size that only proves the path.
         seed: of clustering, training and sampling.
     """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from ctf.files import atomic_path
 
@@ -101,8 +102,10 @@ def save_png(path: str | Path, image: Image.Image) -> None:
         image.save(temporary, format="PNG")
 
 
-def png_bytes(image: Image.Image) -> bytes:
-    """What a PNG file of `image` holds."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
+def png_bytes(image: Image.Image, **notes: str) -> bytes:
+    """What a PNG file of `image` holds, with `notes` in its text."""
+    info, file = PngInfo(), io.BytesIO()
+    for name, text in notes.items():
+        info.add_itxt(name, text)
+    image.save(file, "PNG", pnginfo=info)
     return file.getvalue()
