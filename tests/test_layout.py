@@ -23,6 +23,7 @@ ROOMS = [
     {"interop"},
     {"pipeline"},
     {"model_card", "hub"},
+    {"run_folder"},
     {"model_folder"},
     {"training"},
     {"samples"},

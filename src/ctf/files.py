@@ -190,26 +190,27 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         InputError: the file is missing, truncated or not safetensors.
     """
-    return _open_tensors(
+    return read_tensors(
         path,
-        lambda file: ({name: file.get_tensor(name) for name in file.keys()}, _metadata(file)),  # noqa: SIM118
+        lambda file, metadata: ({name: file.get_tensor(name) for name in file.keys()}, metadata),  # noqa: SIM118
     )
 
 
-def _open_tensors(path: str | Path, read: Callable[[Any], Result]) -> Result:
+def read_tensors(path: str | Path, read: Callable[[Any, dict[str, str]], Result]) -> Result:
+    """What `read` returns for an open safetensors file and its metadata. Raises InputError as `load_tensors` does."""
     from safetensors import SafetensorError, safe_open
 
     path = existing(path, "safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            return read(file)
+            return read(file, _metadata(file))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({error}): copy or write it again") from None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a safetensors file, without its tensors. Raises InputError as `load_tensors` does."""
-    return _open_tensors(path, _metadata)
+    return read_tensors(path, lambda _, metadata: metadata)
 
 
 def _metadata(file: Any) -> dict[str, str]:

@@ -19,6 +19,7 @@ from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_card import CARD, MANIFEST, SHEET, About, level, write_about
 from ctf.models.config import MODEL_SIZES, Compute
 from ctf.pipeline import StagePipeline
+from ctf.run_folder import RUN_CHECKPOINTS, RUN_LOG, RUN_MODEL, latest_checkpoint, run_settings
 from ctf.sampling.settings import Sampling
 from ctf.stages.registry import load_stage
 from ctf.stages.stage import Stage
@@ -27,9 +28,6 @@ from ctf.tokens.token_set import TokenSet
 
 FORMAT = 2
 SAMPLING = "generation_config.json"
-
-#: What a run folder holds beside its config.json.
-RUN_LOG, RUN_MODEL, RUN_CHECKPOINTS, RUN_MILESTONES = "log.jsonl", "model.safetensors", "checkpoints", "milestones"
 
 
 class Pipeline(StagePipeline):
@@ -294,22 +292,6 @@ def _last_entries(run: Path) -> dict[str, float]:
     for line in read_json_lines(run / RUN_LOG) if (run / RUN_LOG).exists() else []:
         last |= line
     return last
-
-
-def run_settings(run: Path) -> dict[str, Any] | None:
-    """What a run folder was made from; None of a folder that is no run."""
-    config = read_json(run / CONFIG) if (run / CONFIG).exists() else None
-    return config if isinstance(config, dict) and "loop" in config else None
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run folder, the newest last."""
-    return sorted((run / RUN_CHECKPOINTS).glob("step-*.safetensors"))
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder."""
-    return max(checkpoints(run), default=None)
 
 
 def describe_pipeline(pipeline: StagePipeline) -> dict[str, Any]:

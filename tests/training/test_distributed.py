@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,28 +7,122 @@ import pytest
 import torch
 from tiny_runs import make_token_objective, make_token_set, run
 
+from ctf.errors import InputError
+from ctf.files import read_json_lines
+from ctf.run_folder import (
+    RUN_CHECKPOINTS,
+    checkpoint_files,
+    checkpoint_path,
+    checkpoints,
+    latest_checkpoint,
+    milestone_path,
+)
 from ctf.stages import load_stage
+from ctf.training.checkpoint import resume
+from ctf.training.processes import Processes
+
+HERE = Path(__file__).parent
+RUNS = ["copies", "cut", "cut-recomputed", "grown"]
+
+
+def start(script, *arguments):
+    """Two processes of a script of this folder."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run([*command, HERE / script, *arguments], cwd=HERE, capture_output=True, text=True)
+
+
+def objective(tokens):
+    return make_token_objective(tokens, "fine", held_out=tokens)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Both runs of `two_processes.py`, done."""
+    """A run of one process, and all runs of `two_processes.py`, done."""
     folder = tmp_path_factory.mktemp("distributed")
-    make_token_set(folder / "tokens")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    here = Path(__file__).parent
-    done = subprocess.run([*command, here / "two_processes.py", folder], cwd=here, capture_output=True, text=True)
+    tokens = make_token_set(folder / "tokens")
+    settings = {"steps": 50, "ema": 0.9, "milestones": (30,), "checkpoint_every": 20}
+    metrics = run(objective(tokens), folder / "alone", **settings, keep_checkpoints=9)
+    (folder / "alone.txt").write_text(str(metrics["held_out/loss"]))
+    shutil.copytree(folder / "alone", folder / "grown", ignore=shutil.ignore_patterns("*40*", "*50*", "model*"))
+    done = start("two_processes.py", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def test_two_processes_train_what_one_does(folder, tokens, tmp_path):
-    alone = make_token_objective(tokens, "fine")
-    run(alone, tmp_path, steps=3)
-    shared = load_stage(folder / "shared" / "model.safetensors")
-    for p, q in zip(shared.parameters(), alone.module.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
+def losses(run):
+    return [line["loss"] for line in read_json_lines(run / "log.jsonl") if "loss" in line]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_of_two_processes_are_those_of_one(name, folder):
+    assert len(losses(folder / name)) == 50
+    assert losses(folder / name) == pytest.approx(losses(folder / "alone"), abs=1e-5)
+    assert losses(folder / name)[-1] < 0.9 * losses(folder / name)[0]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_weights_of_two_processes_are_those_of_one(name, folder):
+    """The averaged ones, which are the model, and both kinds of a milestone."""
+    for path in [Path("model.safetensors"), *(milestone_path(Path(), 30, kind) for kind in ("", "-without-ema"))]:
+        shared, alone = (load_stage(folder / run / path) for run in (name, "alone"))
+        for p, q in zip(shared.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_all_processes_evaluate_together(name, folder):
+    found = [float((folder / f"{name}-{rank}.txt").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1] == pytest.approx(float((folder / "alone.txt").read_text()), abs=1e-5)
+
+
+def test_each_process_writes_its_part(folder):
+    files, folders = ([path.name for path in checkpoints(folder / name)] for name in ("copies", "cut"))
+    assert folders == ["step-00000040", "step-00000050"]
+    assert files == [f"{name}.safetensors" for name in folders]
+    parts = checkpoint_files(latest_checkpoint(folder / "cut"))
+    assert [part.name for part in parts] == ["00000-of-00002.safetensors", "00001-of-00002.safetensors"]
+    sizes = [part.stat().st_size for part in parts]
+    whole = latest_checkpoint(folder / "alone").stat().st_size
+    assert sum(sizes) == pytest.approx(whole, rel=0.1)
+    assert max(sizes) < 0.6 * whole
+
+
+def test_one_process_goes_on_from_the_parts_of_two(folder, tokens, tmp_path):
+    shutil.copytree(folder / "cut" / RUN_CHECKPOINTS / "step-00000040", checkpoint_path(tmp_path, 40).with_suffix(""))
+    run(objective(tokens), tmp_path, steps=50, ema=0.9, resume=True)
+    assert losses(tmp_path) == pytest.approx(losses(folder / "alone")[40:], abs=1e-5)
+    assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 50)
 
 
 def test_codebook_ages_and_discriminator_are_the_same_in_both(folder):
     assert (folder / "rank-0.txt").read_text() == (folder / "rank-1.txt").read_text()
+
+
+def damage_a_part(checkpoint):
+    part = checkpoint_files(checkpoint)[1]
+    content = bytearray(part.read_bytes())
+    content[-9] ^= 1
+    part.write_bytes(content)
+    return f"{part} is damaged, its checksum does not fit its content"
+
+
+def remove_a_part(checkpoint):
+    checkpoint_files(checkpoint)[0].unlink()
+    return ""
+
+
+@pytest.mark.parametrize("damage", [damage_a_part, remove_a_part])
+def test_the_checkpoint_before_one_with_a_bad_part_is_taken(damage, folder, tokens, tmp_path, capsys):
+    shutil.copytree(folder / "cut" / RUN_CHECKPOINTS, tmp_path / RUN_CHECKPOINTS)
+    (tmp_path / RUN_CHECKPOINTS / "step-00000050" / ".00000-of-00002.safetensors.abcd.tmp").touch()
+    said = damage(latest_checkpoint(tmp_path))
+    stage = objective(tokens).module
+    assert resume(tmp_path, {"model": stage}) == 40
+    assert said in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / RUN_CHECKPOINTS).iterdir()] == ["step-00000040"]
+
+
+def test_processes_that_see_other_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [500, value])
+    with pytest.raises(InputError, match=r"process 1 sees step 0 as the last checkpoint of .* process 0 sees 500"):
+        resume(tmp_path, {}, Processes(1, 2))

@@ -9,7 +9,7 @@ from tiny_runs import make_token_objective, run
 from torch import nn
 
 from ctf.files import load_tensors
-from ctf.model_folder import latest_checkpoint
+from ctf.run_folder import latest_checkpoint
 from ctf.training.interrupt import interruptible
 from ctf.training.token_objective import TokenObjective
 

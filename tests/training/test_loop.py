@@ -20,11 +20,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from ctf.errors import InputError
 from ctf.files import load_tensors, read_json_lines
-from ctf.model_folder import latest_checkpoint, open_stage
+from ctf.model_folder import open_stage
 from ctf.models.config import MODEL_SIZES
+from ctf.run_folder import checkpoint_path, latest_checkpoint
 from ctf.stages import load_stage
 from ctf.training.batches import TokenBatches
-from ctf.training.checkpoint import checkpoint_path
 from ctf.training.config import OptimizerConfig
 
 

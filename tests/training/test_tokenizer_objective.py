@@ -11,9 +11,9 @@ from tiny_runs import make_image_set, make_loop, make_tokenizer_objective, run, 
 
 from ctf.errors import InputError
 from ctf.files import read_json_lines
+from ctf.run_folder import checkpoint_path
 from ctf.tokenizer import LPIPS, TOKENIZER_PRESETS, VQTokenizer
 from ctf.training.batches import ImageBatches
-from ctf.training.checkpoint import checkpoint_path
 from ctf.training.config import LoopConfig, OptimizerConfig, TokenizerTraining
 
 CONFIGS = Path(__file__).parents[2] / "configs"

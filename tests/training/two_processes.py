@@ -1,4 +1,4 @@
-"""What `test_distributed.py` starts with torchrun: a token run and a tokenizer run, shared by the processes."""
+"""What `test_distributed.py` starts with torchrun: token runs and a tokenizer run, shared by the processes."""
 
 import os
 import sys
@@ -10,7 +10,20 @@ from ctf.files import fingerprint
 from ctf.tokens.token_set import TokenSet
 
 folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-run(make_token_objective(TokenSet.open(folder / "tokens"), "fine"), folder / "shared", steps=3)
+tokens = TokenSet.open(folder / "tokens")
+
+
+def train(name, **loop):
+    """As `alone` is trained by one process."""
+    settings = {"steps": 50, "ema": 0.9, "checkpoint_every": 20, "milestones": (30,)}
+    metrics = run(make_token_objective(tokens, "fine", held_out=tokens), folder / name, **{**settings, **loop})
+    (folder / f"{name}-{rank}.txt").write_text(str(metrics["held_out/loss"]))
+
+
+train("copies")
+train("cut", shard=True)
+train("cut-recomputed", shard=True, recompute=True, accumulate=2)
+train("grown", shard=True, resume=True)
 
 objective = make_tokenizer_objective(make_image_set(), tokenizer_training())
 run(objective, folder / "tokenizer", steps=20)

@@ -16,7 +16,7 @@ from ctf.device import usable_device
 from ctf.experiments.store import Artifact, Store
 from ctf.images.image_set import open_images
 from ctf.interop.tokenizers import open_tokenizer
-from ctf.model_folder import RUN_MODEL
+from ctf.run_folder import RUN_MODEL
 from ctf.stages import Stage, new_stage
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import Augmentation, tokenize_images

@@ -25,7 +25,8 @@ from ctf.fit.plan import Plan
 from ctf.images.image_set import ImageSet, open_images
 from ctf.images.pixels import to_tensor
 from ctf.images.sheet import contact_sheet, save_png
-from ctf.model_folder import RUN_LOG, RUN_MODEL, Pipeline, open_stage
+from ctf.model_folder import Pipeline, open_stage
+from ctf.run_folder import RUN_LOG, RUN_MODEL
 from ctf.tokens.token_set import TokenSet
 from ctf.training.runs import train_stage
 

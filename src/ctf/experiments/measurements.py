@@ -24,13 +24,13 @@ from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_folder import Pipeline, open_stage
 from ctf.models.config import Compute
 from ctf.pipeline import StagePipeline
+from ctf.run_folder import milestone_path
 from ctf.samples.generate import sample_to
 from ctf.samples.sample_set import SampleSet
 from ctf.sampling.settings import Sampling, overridden
 from ctf.tokenizer.config import TOKENIZER_PRESETS
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 from ctf.tokens.token_set import TokenSet
-from ctf.training.loop import milestone_path
 
 RESULT, SAMPLES, FIGURE = "result.json", "samples.npz", "figure.png"
 #: The settings that decide in which steps and order a stage draws.

@@ -21,7 +21,8 @@ from ctf.images.pixels import to_tensor
 from ctf.images.sheet import contact_sheet, png_bytes, save_png
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_card import About
-from ctf.model_folder import RUN_LOG, RUN_MODEL, Pipeline, assemble, complete_card
+from ctf.model_folder import Pipeline, assemble, complete_card
+from ctf.run_folder import RUN_LOG, RUN_MODEL
 from ctf.tokenizer.measure import measure_tokenizer
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import tokenize_images

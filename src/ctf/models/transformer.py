@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ctf.models.attention import attend as attend_whole
 from ctf.models.attention import group_attention
@@ -26,8 +27,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:  # the same bits in one call
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        if x.dtype == torch.float32:  # the same bits in one call; a weight that is cut may come in bfloat16
+            return F.rms_norm(x, x.shape[-1:], self.weight.float(), self.eps)
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
 
 
@@ -68,7 +69,13 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """The block of training and of sampling: the latter replaces its products by packed ones and brings a cache."""
+    """The block of training and of sampling: the latter replaces its products by packed ones and brings a cache.
+
+    Attributes:
+        recomputed: keep the input alone for the backward pass, which runs the block again (activation checkpointing).
+    """
+
+    recomputed = False
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -82,6 +89,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
         """(B, n, dim) → the same; `attend` (q, k, v → as q) is attention over a cache in place of that over x."""
         attend = attend or partial(attend_whole, causal=self.config.attention == "causal")
+        if self.recomputed and torch.is_grad_enabled():
+            dropout = self.training and self.dropout.p > 0
+            return checkpoint(self._run, x, rotary, attend, use_reentrant=False, preserve_rng_state=dropout)
+        return self._run(x, rotary, attend)
+
+    def _run(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         return self.after(x, attend(*self.before(x, rotary)))  # q, k and v are freed before the feed-forward layer
 
     def before(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def build_accelerator(config: LoopConfig) -> Any:
     Raises:
         InputError: the device is not there, or cannot train in the precision.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
     available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -27,12 +28,16 @@ def build_accelerator(config: LoopConfig) -> Any:
         raise InputError(f"loop.device {config.device!r} does not exist here: choose one of {there}")
     precision = native_precision(config.device) if config.precision == "auto" else config.precision
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several models
+    # Longer than `Watch` waits, whose message says more.
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=2 * config.patience + 60))
     try:
-        accelerator = Accelerator(mixed_precision=MODES[precision], cpu=config.device == "cpu")
+        accelerator = Accelerator(mixed_precision=MODES[precision], cpu=config.device == "cpu", kwargs_handlers=[group])
     except ValueError as error:
         raise InputError(f"loop.precision {precision!r} does not work here ({error}): choose float32") from None
     if precision == "float16" and accelerator.device.type == "cpu":  # accelerate would train in float32
         raise InputError("loop.precision 'float16' does not work on a CPU: choose bfloat16 or float32")
+    if precision == "float16" and config.shard:
+        raise InputError("loop.precision 'float16' does not go with loop.shard: choose bfloat16 or float32")
     return accelerator
 
 

@@ -69,6 +69,11 @@ class LoopConfig:
         ema: decay of the exponential moving average of the weights, reached gradually; 0 keeps none. With
             it, the averaged weights are evaluated and saved as the model.
         compile: pass the model through torch.compile, a stage block by block.
+        recompute: of a stage's blocks, keep the inputs alone for the backward pass and compute the rest again
+            (activation checkpointing): a third more operations for a small part of the memory.
+        shard: cut a stage's weights, gradients, optimizer state and average over the processes (FSDP2), for models that
+            one device cannot hold; each process then writes its part of a checkpoint.
+        patience: seconds that a process may keep the others waiting before the run ends and says which one did.
         seed: fixes initial weights, order of the data, augmentation and dropout.
         log_every: steps between lines in log.jsonl.
         evaluate_every: steps between evaluations on held-out data and contact sheets; 0 only at the end.
@@ -88,6 +93,9 @@ class LoopConfig:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     ema: float = 0.0
     compile: bool = False
+    recompute: bool = False
+    shard: bool = False
+    patience: float = 600.0
     seed: int = 0
     log_every: int = 50
     evaluate_every: int = 5000
@@ -103,6 +111,7 @@ class LoopConfig:
         check_settings(self, "loop.", counts, "at least 1", lambda x: x >= 1)
         check_settings(self, "loop.", ("milestones",), "at least 1 each", lambda x: x >= 1)
         check_settings(self, "loop.", ("evaluate_every", "checkpoint_every"), "at least 0", lambda x: x >= 0)
+        check_settings(self, "loop.", ("patience",), "above 0", lambda x: x > 0)
         check_settings(self, "loop.", ("seed",), "from 0 to 2^32 − 1", lambda x: 0 <= x < 2**32)
         check_settings(self, "loop.", ("ema",), "at least 0 and below 1", lambda x: 0 <= x < 1)
         if self.steps is not None and self.steps < 1:

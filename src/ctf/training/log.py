@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.files import read_json_lines, write_text
-from ctf.model_folder import RUN_LOG
+from ctf.run_folder import RUN_LOG
+from ctf.training.processes import ALONE, Processes
 
 
 class Log:
@@ -93,10 +94,11 @@ class Meter:
         """Name of a value that was infinite or not a number since the last line, if there is one."""
         return next((key for key, value in self._sums.items() if not bool(value.isfinite())), None)
 
-    def line(self) -> dict[str, float]:
-        """Means, counts and speed since the last line; starts the next one."""
-        weights = {key: float(weight) for key, weight in self._weights.items()}
-        means = {key: float(value) / weights[key] for key, value in self._sums.items() if weights[key]}
+    def line(self, processes: Processes = ALONE) -> dict[str, float]:
+        """Means over all processes, counts and speed since the last line; starts the next one."""
+        pairs = [torch.stack([x, torch.as_tensor(self._weights[key]).to(x)]) for key, x in self._sums.items()]
+        sums = processes.sum(torch.stack(pairs)).tolist()
+        means = {key: value / weight for key, (value, weight) in zip(self._sums, sums, strict=True) if weight}
         speed = self._steps / (time.perf_counter() - self._since)
         counts = self._counts
         self._reset()

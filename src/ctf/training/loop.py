@@ -16,18 +16,22 @@ from torch import Tensor, nn
 
 from ctf.errors import InputError
 from ctf.files import check_writable, write_json
+from ctf.hub import CONFIG
 from ctf.images.sheet import save_png
-from ctf.model_folder import CONFIG, RUN_MILESTONES, RUN_MODEL, latest_checkpoint, run_settings
 from ctf.progress import progress_bar
+from ctf.run_folder import RUN_MODEL, latest_checkpoint, milestone_path, run_settings
 from ctf.training.accelerator import build_accelerator
 from ctf.training.batches import on_device
-from ctf.training.checkpoint import Part, not_finite, resume, save_checkpoint
+from ctf.training.checkpoint import Checkpoints, Part, not_finite, resume
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.interrupt import interruptible
 from ctf.training.log import Log, Meter
 from ctf.training.objective import Batch, Objective
 from ctf.training.optimizer import build_optimizers, learning_rate
+from ctf.training.processes import Processes
+from ctf.training.sharding import joined, local, outline, shard, whole
 from ctf.training.skipping import SkippedSteps
+from ctf.training.watch import Watch
 
 
 def train(
@@ -36,8 +40,8 @@ def train(
     """Train until the last step and write `out/model.safetensors`.
 
     The run folder also gets `config.json`, `log.jsonl`, `checkpoints/`, `milestones/` where some are asked for, and
-    `samples/` where the objective can show any. Under `torchrun` each process takes its part of every batch (DDP); the
-    first one writes, and logs the loss of its own part.
+    `samples/` where the objective can show any. Under `torchrun` each process takes its part of every batch, with a
+    copy of the weights (DDP) or a part of them (`shard`, FSDP2); the first one writes, and logs the mean over all.
 
     Args:
         objective: what to train.
@@ -47,7 +51,7 @@ def train(
         settings: the dataclass that the run was made from, kept in the run folder.
 
     Returns:
-        The last evaluation.
+        The last evaluation; of several processes, the first one's.
 
     Raises:
         InputError: the folder holds a run and `resume` is off, or something else; it cannot be written; the
@@ -63,13 +67,16 @@ def train(
     if not config.resume and (latest_checkpoint(run) or (run / RUN_MODEL).exists()):
         raise InputError(f"{run} already holds a run: continue it with --loop.resume true, or choose another --out")
     trainer = _Trainer(objective, run, optimizer_config, config)
-    if trainer.is_main_process:
+    first = trainer.processes.is_first
+    if first:
         write_json(run / CONFIG, dataclasses.asdict(settings))
-    with Log(run, trainer.done, config.tensorboard, silent=not trainer.is_main_process) as log:
+    with Log(run, trainer.done, config.tensorboard, silent=not first) as log:
         metrics = trainer.run_steps(log)
-        if trainer.is_main_process:
-            objective.save(trainer.best, run / RUN_MODEL)
-        trainer.accelerator.wait_for_everyone()
+        best = trainer.whole(trainer.best)
+        if first:
+            objective.save(best, run / RUN_MODEL)
+        trainer.processes.wait()
+        trainer.checkpoints.keep_newest()  # of which only now all parts are there
     return metrics
 
 
@@ -80,62 +87,82 @@ class _Trainer:
         done: steps before this start.
         steps: number of the last step.
         best: what is evaluated and saved as the model: the averaged weights where there are any.
-        is_main_process: whether this process writes the files.
+        processes: all of the run, seen from this one.
     """
 
     def __init__(self, objective: Objective, run: Path, optimizer_config: OptimizerConfig, config: LoopConfig) -> None:
         self.objective, self.run, self.optimizer_config, self.config = objective, run, optimizer_config, config
         self.accelerator = build_accelerator(config)
-        self.is_main_process = self.accelerator.is_main_process
-        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
-        if config.batch_size % (config.accumulate * self.world):
+        device = self.accelerator.device
+        self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes, device)
+        world = self.processes.world
+        if config.batch_size % (config.accumulate * world):
             raise InputError(
                 f"batch_size {config.batch_size} is not a multiple of accumulate × processes = "
-                f"{config.accumulate} × {self.world}"
+                f"{config.accumulate} × {world}"
             )
         self.steps = config.total_steps(objective.num_images)
         if beyond := [step for step in config.milestones if step > self.steps]:
             raise InputError(f"loop.milestones: step {beyond[0]} is never reached, the run has {self.steps}")
         self.meter = Meter()
+        self.watch = Watch(self.processes, config.patience)
 
         model = objective.module
         for part in (model, *objective.extra.values()):
             if isinstance(part, nn.Module):
-                part.to(self.accelerator.device)
+                part.to(device)
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if config.ema else None
         self.best = model if self.ema is None else self.ema
+        if config.recompute:
+            for unit in objective.units(model):
+                unit.recomputed = True  # type: ignore[assignment]
         trained = objective.compiled() if config.compile else model
+        self.is_cut = config.shard and world > 1
+        if self.is_cut:
+            if optimizer_config.name == "muon":
+                raise InputError("optimizer.name muon needs whole matrices: choose adamw, or leave out loop.shard")
+            self.outline = outline(self.best)
+            for module in (model, *([] if self.ema is None else [self.ema])):
+                shard(module, objective.units(module), device, self.accelerator.mixed_precision == "bf16")
         optimizers = build_optimizers(model, optimizer_config)
-        self.module, *self.optimizers = self.accelerator.prepare(trained, *optimizers.values())
-        self.skipped = SkippedSteps(self.optimizers, self.accelerator.device)
+        # "Evaluation" leaves out DDP, which weights that are cut do without.
+        self.module = self.accelerator.prepare_model(trained, evaluation_mode=self.is_cut)
+        self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in optimizers.values()]
+        self.skipped = SkippedSteps(self.optimizers, device)
         self.flags: deque[Tensor] = deque()
         self.parts: dict[str, Part] = {"model": model, **optimizers, **objective.extra}
         if self.ema is not None:
             self.parts["ema"] = self.ema
-        self.done = resume(run, self.parts, quiet=not self.is_main_process)
+        self.done = resume(run, self.parts, self.processes)
+        writers = self.processes if self.is_cut else Processes(self.processes.rank)
+        self.checkpoints = Checkpoints(run, self.parts, config.keep_checkpoints, writers)
 
     def run_steps(self, log: Log) -> dict[str, float]:
         """Take all steps that are left; returns the last evaluation."""
-        c = self.config
-        endless = self.objective.batches(c.batch_size, c.seed, self.rank, self.world, self.done)
-        batches = on_device(endless, self.accelerator.device)
+        c, processes = self.config, self.processes
+        endless = self.objective.batches(c.batch_size, c.seed, processes.rank, processes.world, self.done)
+        batches = on_device(endless, processes.device)
         self.module.train()
-        bar = progress_bar(self.steps, self.run.name, "step", self.done, hidden=not self.is_main_process)
-        with interruptible() as interrupted, bar, closing(batches):
+        bar = progress_bar(self.steps, self.run.name, "step", self.done, hidden=not processes.is_first)
+        with interruptible() as interrupted, bar, closing(batches), self.watch, closing(self.checkpoints):
             for step in range(self.done, self.steps):
-                rate = self._step(next(batches), step)
+                self.watch.now(step, "reading a batch")
+                batch = next(batches)
+                self.watch.now(step, "training")
+                rate = self._step(batch, step)
                 now = step + 1
                 finished = now == self.steps
                 bar.update()
                 if finished or now % c.log_every == 0:
                     self._check_finite(self.meter.not_finite() or self.skipped.culprit(), now)
                     skipped = self.skipped.take()
-                    line = self.meter.line() | ({"skipped_steps": skipped} if skipped else {})
+                    line = self.meter.line(processes) | ({"skipped_steps": skipped} if skipped else {})
                     epoch = now * c.batch_size / self.objective.num_images
                     log.write(now, {"learning_rate": rate, "epoch": epoch, **line})
                     # Not redrawn at once: a bar that is not on the screen yet would stay behind without its line end.
                     bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
                 stop = self._anywhere(interrupted())
+                self.watch.now(step, "saving")
                 if finished or stop or _due(now, c.checkpoint_every):
                     self._save(now)
                 if now in c.milestones:
@@ -144,26 +171,27 @@ class _Trainer:
                     self._stop(now)
                 if not finished and _due(now, c.evaluate_every):
                     self._report(now, log)
-        return self._report(max(self.done, self.steps), log)
+            return self._report(max(self.done, self.steps), log)
 
     def _step(self, batch: Batch, step: int) -> float:
         """One optimizer step, number `step` from 0; returns its learning rate."""
         c = self.config
         # Dropout depends on seed, step and rank alone: random state need not be in the checkpoint.
-        torch.manual_seed(((c.seed * 1_000_003 + step) * self.world + self.rank) % 2**63)
+        torch.manual_seed(((c.seed * 1_000_003 + step) * self.processes.world + self.processes.rank) % 2**63)
         self.objective.before_step(self.ema, step)
         rate = learning_rate(self.optimizer_config, step, self.steps)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         pieces = zip(*(tensor.chunk(c.accumulate) for tensor in batch), strict=True)
         for index, piece in enumerate(pieces):
-            last = index == c.accumulate - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.module):
+            # Weights that are cut add up their gradients at once: whole ones would take their room.
+            send = self.is_cut or index == c.accumulate - 1
+            with nullcontext() if send else self.accelerator.no_sync(self.module):
                 loss, values = self.objective.loss(self.module, piece, step)
                 self.accelerator.backward(loss / c.accumulate)
             self.meter.add({"loss": loss, **values}, 1 / c.accumulate)
         clip = self.optimizer_config.clip or math.inf  # which multiplies by 1
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), clip)
+        norm = joined(self.accelerator.clip_grad_norm_(self.module.parameters(), clip))
         if self.accelerator.scaler is None:  # which meets infinite gradients on purpose, and skips their steps itself
             finite = self.skipped.judge(norm)
             self.meter.add({"gradient_norm": norm.where(finite > 0, 0)}, finite)
@@ -177,34 +205,39 @@ class _Trainer:
         return rate
 
     def _report(self, step: int, log: Log) -> dict[str, float]:
-        """Evaluate and make a contact sheet, on the main process; on a GPU in the precision of the run."""
-        if not self.is_main_process:
-            return {}
-        was_training = self.best.training
-        self.best.eval()
-        on_cpu = self.accelerator.device.type == "cpu"
+        """Evaluate, and make a contact sheet on the first process; on a GPU in the precision of the run."""
+        self.watch.now(step, "evaluating")
+        best = self.whole(self.best)
+        was_training = best.training
+        best.eval()
+        on_cpu = self.processes.device.type == "cpu"
         with torch.no_grad(), nullcontext() if on_cpu else self.accelerator.autocast():
-            metrics = self.objective.evaluate(self.best)
-            sheet = self.objective.sheet(self.best)
-        self.best.train(was_training)
+            metrics = self.objective.evaluate(best, self.processes)
+            sheet = self.objective.sheet(best) if self.processes.is_first else None
+        best.train(was_training)
         if sheet is not None:
             save_png(self.run / "samples" / f"step-{step:08d}.png", sheet)
         if metrics:
             log.write(step, metrics)
         return metrics
 
+    def whole(self, module: nn.Module) -> nn.Module:
+        """The module, or a copy that is put together from all processes."""
+        return whole(module, self.outline) if self.is_cut else module
+
     def _save(self, step: int) -> None:
         self._check_finite(self.meter.not_finite() or self.skipped.culprit() or not_finite(self.parts), step)
-        if self.is_main_process:
-            save_checkpoint(self.run, step, self.parts, self.config.keep_checkpoints)
+        if self.is_cut or self.processes.is_first:
+            self.checkpoints.save(step)
 
     def _keep(self, step: int) -> None:
         """Write the weights of this step where later steps leave them."""
         self._check_finite(self.meter.not_finite() or self.skipped.culprit() or not_finite(self.parts), step)
-        if self.is_main_process:
-            self.objective.save(self.best, milestone_path(self.run, step))
-            if self.ema is not None:
-                self.objective.save(self.objective.module, milestone_path(self.run, step, "-without-ema"))
+        kept = {"": self.best} if self.ema is None else {"": self.best, "-without-ema": self.objective.module}
+        for suffix, module in kept.items():
+            best = self.whole(module)
+            if self.processes.is_first:
+                self.objective.save(best, milestone_path(self.run, step, suffix))
 
     def _check_finite(self, culprit: str | None, step: int) -> None:
         if culprit:
@@ -217,24 +250,19 @@ class _Trainer:
 
     def _anywhere(self, flag: bool) -> bool:
         """Whether `flag` is set on any process: all must stop after the same step, or the rest would wait for ever."""
-        if self.world == 1:
+        if self.processes.world == 1:
             return flag
-        device = self.accelerator.device
-        self.flags.append(self.accelerator.reduce(torch.full((), float(flag), device=device)))
+        self.flags.append(self.processes.sum(torch.tensor(float(flag))))
         # A GPU is asked for the answer of two steps ago, which it has.
-        return len(self.flags) > (0 if device.type == "cpu" else 2) and bool(self.flags.popleft())
+        return len(self.flags) > (0 if self.processes.device.type == "cpu" else 2) and bool(self.flags.popleft())
 
     def _stop(self, step: int) -> None:
-        self.accelerator.wait_for_everyone()  # else torchrun would end the main process while it writes
-        if self.is_main_process:
+        self.checkpoints.wait()
+        self.processes.wait()  # else torchrun would end those that still write
+        if self.processes.is_first:
             where = latest_checkpoint(self.run)
             print(f"Stopped after step {step}; continue with --loop.resume true ({where})", file=sys.stderr)
         raise KeyboardInterrupt
-
-
-def milestone_path(run: Path, step: int, suffix: str = "") -> Path:
-    """Where the weights after `step` steps are kept."""
-    return run / RUN_MILESTONES / f"step-{step:08d}{suffix}.safetensors"
 
 
 def _due(now: int, every: int) -> bool:
@@ -243,4 +271,5 @@ def _due(now: int, every: int) -> bool:
 
 @torch.no_grad()
 def _update_average(ema: nn.Module, module: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in module.parameters()], 1 - decay)
+    now = [local(p.detach()) for p in module.parameters()]
+    torch._foreach_lerp_([local(p) for p in ema.parameters()], now, 1 - decay)

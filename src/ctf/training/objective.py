@@ -12,6 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ctf.errors import InputError
+from ctf.training.processes import ALONE, Processes
+
 Batch = tuple[Tensor, ...]
 
 
@@ -32,6 +35,15 @@ class Objective(ABC):
         """The module, to be trained through torch.compile; it may be compiled in place."""
         return torch.compile(self.module)  # type: ignore[return-value]
 
+    def units(self, module: nn.Module) -> list[nn.Module]:
+        """The parts of the module, or of its copy, that are put together one at a time where weights are cut over
+        processes, and run again in the backward pass for `loop.recompute`.
+
+        Raises:
+            InputError: for the setting `loop.shard` or `loop.recompute`, where a module has no such parts.
+        """
+        raise InputError("loop.shard and loop.recompute are for stages that are Transformers: leave them out")
+
     @abstractmethod
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
         """This rank's part of batches `start`, `start` + 1, …; batch s depends on s and the seed alone."""
@@ -48,8 +60,11 @@ class Objective(ABC):
         return {}
 
     @abstractmethod
-    def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Metrics of a module in evaluation mode, named "held_out/…" or "train/…"; empty without held-out data."""
+    def evaluate(self, module: nn.Module, processes: Processes = ALONE) -> dict[str, float]:
+        """Metrics of a module in evaluation mode, named "held_out/…" or "train/…"; empty without held-out data.
+
+        All processes call it, and may share the work; what the first one returns counts.
+        """
 
     def sheet(self, module: nn.Module) -> Image.Image | None:
         """A contact sheet of what the module can do, if it can be shown."""

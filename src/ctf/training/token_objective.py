@@ -23,6 +23,7 @@ from ctf.tokenizer.interface import Tokenizer
 from ctf.tokens.token_set import TokenSet
 from ctf.training.batches import TokenBatches
 from ctf.training.objective import Batch, Objective
+from ctf.training.processes import ALONE, Processes
 
 SHEET_COLUMNS = 8
 
@@ -83,6 +84,9 @@ class TokenObjective(Objective):
         compile_blocks(self.module)
         return self.module
 
+    def units(self, module: nn.Module) -> list[nn.Module]:
+        return list(module.transformer.blocks) if isinstance(module, TransformerStage) else super().units(module)
+
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
         batches = TokenBatches(self.tokens, batch_size, seed, rank, world)
         while True:
@@ -93,18 +97,19 @@ class TokenObjective(Objective):
         added = {} if self.cluster_loss is None else {"cluster_loss": self.cluster_loss.to(batch[0].device)}
         return module(*batch, **added).mean(), {}
 
-    def evaluate(self, module: Any) -> dict[str, float]:
+    def evaluate(self, module: Any, processes: Processes = ALONE) -> dict[str, float]:
         """Mean loss in nats and bits per token of this stage, and token accuracy, without augmentation, in the steps
-        and the order that the stage samples in."""
+        and the order that the stage samples in; processes share the images."""
         if self.held_out is None:
             return {}
         nats = hits = 0.0
-        for start in range(0, len(self.held_out), 64):
+        for start in range(64 * processes.rank, len(self.held_out), 64 * processes.world):
             images = range(start, min(start + 64, len(self.held_out)))
             tokens, labels = self.held_out.gather(images), torch.from_numpy(self.held_out.labels[images])
             log_prob, right = module.scores(tokens.to(module.device), labels.to(module.device), self.measured)
             nats -= log_prob.double().sum().item()
             hits += right.double().sum().item()
+        nats, hits = processes.sum(torch.tensor([nats, hits], dtype=torch.float64)).tolist()
         count = len(self.held_out) * self.held_out.num_tokens
         metrics = {"loss": nats / count, "bits_per_token": bits(nats / count), "accuracy": hits / count}
         return {f"held_out/{name}": value for name, value in metrics.items()}

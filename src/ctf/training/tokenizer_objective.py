@@ -24,6 +24,7 @@ from ctf.training.batches import ImageBatches, read_or_next
 from ctf.training.config import TokenizerTraining
 from ctf.training.objective import Batch, Objective
 from ctf.training.optimizer import build_adamw, learning_rate
+from ctf.training.processes import ALONE, Processes
 
 SHEET_COLUMNS = 12
 
@@ -176,8 +177,10 @@ class TokenizerObjective(Objective):
         if isinstance(ema, VQTokenizer):
             ema.quantizer.weight.copy_(self.module.quantizer.weight)
 
-    def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Codebook health over the training tokens since the last evaluation, PSNR on held-out images."""
+    def evaluate(self, module: nn.Module, processes: Processes = ALONE) -> dict[str, float]:
+        """Codebook health over the first process's tokens since the last evaluation, PSNR on held-out images."""
+        if not processes.is_first:
+            return {}
         metrics = {}
         if self.counts.any():
             metrics = {"train/usage": usage(self.counts), "train/perplexity": perplexity(self.counts)}

@@ -1,0 +1,53 @@
+"""The processes that train one model together, under `torchrun`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """All processes of a run, seen from one of them. What they do together, all must do.
+
+    Attributes:
+        rank: number of this one, from 0; the first one writes the files.
+        world: how many there are.
+        device: of this one.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.world > 1:
+            values = values.to(self.device, copy=True)
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any process."""
+        return bool(self.sum(torch.tensor(float(flag))))
+
+    def gather(self, value: int) -> list[int]:
+        """The values of all processes, by rank."""
+        values = torch.zeros(self.world, dtype=torch.int64)
+        values[self.rank] = value
+        return self.sum(values).tolist()
+
+    def wait(self) -> None:
+        """For all others to come here."""
+        self.any(False)
+
+
+#: One process and no others.
+ALONE = Processes()

@@ -1,0 +1,67 @@
+"""Weights that are cut over the processes that train them: PyTorch's FSDP2, without its names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+
+def shard(module: nn.Module, units: Iterable[nn.Module], device: torch.device, bfloat16: bool) -> None:
+    """Cut all weights over all processes, in place, along their first axis.
+
+    Each of the `units` is put together when it is at work, what is in none of them during the whole pass.
+
+    Args:
+        module: on its device.
+        units: parts of it, such as the blocks of a stage.
+        device: of this process.
+        bfloat16: put units together in bfloat16, which halves what is sent; gradients are added up in float32.
+    """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=half if bfloat16 else MixedPrecisionPolicy())
+    fully_shard(module, mesh=mesh)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows of a tensor that this process holds, sharing memory: all of them if it is not cut."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def first_row(tensor: Tensor) -> int | None:
+    """Where the rows of this process begin; None for a tensor that is not cut."""
+    if not isinstance(tensor, DTensor):
+        return None
+    mesh, rows = tensor.device_mesh, len(tensor)
+    return min(rows, mesh.get_local_rank() * -(-rows // mesh.size()))
+
+
+def joined(tensor: Tensor) -> Tensor:
+    """The whole tensor, on every process; all must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def outline(module: nn.Module) -> nn.Module:
+    """A copy of a module whose weights have shapes and no values."""
+    empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, empty)
+
+
+def whole(module: nn.Module, empty: nn.Module) -> nn.Module:
+    """A copy with all weights of a module that is cut, on every process; all must ask for it.
+
+    Args:
+        module: whose weights.
+        empty: the `outline` of the module before it was cut.
+    """
+    filled = copy.deepcopy(empty)
+    weights = {name: joined(p.detach()) for name, p in module.named_parameters()}
+    filled.load_state_dict(weights, strict=False, assign=True)
+    return filled

@@ -1,0 +1,93 @@
+"""Ends a run whose processes wait for one that hangs, and says which."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Literal
+
+import torch.distributed as dist
+
+from ctf.training.processes import Processes
+
+Phase = Literal["reading a batch", "training", "saving", "evaluating"]
+#: Step, place in `PHASES`, and a count that goes up while the process lives.
+Place = tuple[int, int, int]
+#: In the order of a step: who is behind keeps the others waiting.
+PHASES: tuple[Phase, ...] = ("reading a batch", "training", "saving", "evaluating")
+#: These read what all say of themselves: the second one for the case that the first one hangs.
+READERS = 2
+
+
+class Watch:
+    """While it is entered, a thread tells the others where this process is.
+
+    Args:
+        processes: of the run; one alone is not watched.
+        patience: seconds that this process may stay in one phase of one step.
+    """
+
+    def __init__(self, processes: Processes, patience: float) -> None:
+        self.processes, self.patience = processes, patience
+        self._step, self._phase, self._since = 0, 0, time.monotonic()
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def now(self, step: int, phase: Phase) -> None:
+        """This process begins a phase of a step."""
+        self._step, self._phase, self._since = step, PHASES.index(phase), time.monotonic()
+
+    def __enter__(self) -> Watch:
+        self._since = time.monotonic()
+        if self.processes.world > 1:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        rank, pause = self.processes.rank, min(5.0, self.patience / 4)
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        keys = [f"ctf-watch/{rank}" for rank in range(self.processes.world)]
+        beat = 0
+        while not self._left.wait(pause):
+            beat += 1
+            store.set(keys[rank], json.dumps([self._step, self._phase, beat]))
+            if rank < READERS and time.monotonic() - self._since > self.patience * (1 + rank / 4):
+                before = _read(store, keys)
+                time.sleep(2 * pause)
+                print(f"ctf: error: {blame(before, _read(store, keys), self.patience)}", file=sys.stderr, flush=True)
+                os._exit(1)  # the thread that trains hangs too, and torchrun ends the others
+
+
+def _read(store: Any, keys: list[str]) -> list[Place]:
+    """Where each process says it is; zeros of one that has not said a word."""
+    return [tuple(json.loads(store.get(key))) if store.check([key]) else (0, 0, 0) for key in keys]
+
+
+def blame(before: list[Place], now: list[Place], patience: float) -> str:
+    """Which process keeps the others waiting: one that does not answer, else those that are behind.
+
+    Args:
+        before, now: where each process was, and some beats later.
+        patience: seconds, for the message.
+    """
+    silent = [rank for rank, (old, new) in enumerate(zip(before, now, strict=True)) if old[2] == new[2]]
+    behind = [rank for rank, place in enumerate(now) if place[:2] == min(now)[:2]]
+    late = silent or behind
+    step, phase, _ = now[late[0]]
+    who = f"process{'es' if len(late) > 1 else ''} {', '.join(map(str, late))} of {len(now)}"
+    what = "no longer answers" if silent else "keeps the others waiting" if len(late) < len(now) else "stands still"
+    return (
+        f"{who} {what}, in step {step} ({PHASES[phase]}), for {patience:g} s and more: look at its machine and what it "
+        "printed, then continue with --loop.resume true; if the work only takes that long, raise loop.patience"
+    )
