@@ -173,8 +173,8 @@ def verify(file: Path) -> None:
 
 
 def _tidy(run: Path, done: int) -> None:
-    """Remove files and folders of checkpoints that no process will finish, since all go on from step `done`."""
-    for path in (run / RUN_CHECKPOINTS).rglob(".step-*.tmp"):
+    """Remove temporary files, and folders that no process will finish, since all go on from step `done`."""
+    for path in (run / RUN_CHECKPOINTS).rglob(".*"):
         path.unlink()
     for path in (run / RUN_CHECKPOINTS).glob("step-*"):
         if path.is_dir() and (step_of(path) > done or not checkpoint_files(path)):

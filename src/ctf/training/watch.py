@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import threading
 import time
+from collections import deque
 from types import TracebackType
 from typing import Any, Literal
 
@@ -58,14 +60,17 @@ class Watch:
         rank, pause = self.processes.rank, min(5.0, self.patience / 4)
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         keys = [f"ctf-watch/{rank}" for rank in range(self.processes.world)]
-        beat = 0
-        while not self._left.wait(pause):
-            beat += 1
+        seen: deque[list[Place]] = deque(maxlen=3)
+        for beat in itertools.count(1):
+            if self._left.wait(pause):
+                return
             store.set(keys[rank], json.dumps([self._step, self._phase, beat]))
-            if rank < READERS and time.monotonic() - self._since > self.patience * (1 + rank / 4):
-                before = _read(store, keys)
-                time.sleep(2 * pause)
-                print(f"ctf: error: {blame(before, _read(store, keys), self.patience)}", file=sys.stderr, flush=True)
+            if rank >= READERS or time.monotonic() - self._since < self.patience * (1 + rank / 4):
+                seen.clear()
+                continue
+            seen.append(_read(store, keys))
+            if len(seen) == seen.maxlen:
+                print(f"ctf: error: {blame(seen[0], seen[-1], self.patience)}", file=sys.stderr, flush=True)
                 os._exit(1)  # the thread that trains hangs too, and torchrun ends the others
 
 
@@ -84,10 +89,10 @@ def blame(before: list[Place], now: list[Place], patience: float) -> str:
     silent = [rank for rank, (old, new) in enumerate(zip(before, now, strict=True)) if old[2] == new[2]]
     behind = [rank for rank, place in enumerate(now) if place[:2] == min(now)[:2]]
     late = silent or behind
+    what = "no answer from" if silent else "all others wait for" if len(late) < len(now) else "no progress of"
     step, phase, _ = now[late[0]]
-    who = f"process{'es' if len(late) > 1 else ''} {', '.join(map(str, late))} of {len(now)}"
-    what = "no longer answers" if silent else "keeps the others waiting" if len(late) < len(now) else "stands still"
     return (
-        f"{who} {what}, in step {step} ({PHASES[phase]}), for {patience:g} s and more: look at its machine and what it "
-        "printed, then continue with --loop.resume true; if the work only takes that long, raise loop.patience"
+        f"{what} process{'es' * (len(late) > 1)} {', '.join(map(str, late))} of {len(now)}, in step {step} "
+        f"({PHASES[phase]}), for {patience:g} s and more: look at its machine and what it printed, then continue with "
+        "--loop.resume true; if the work only takes that long, raise loop.patience"
     )
