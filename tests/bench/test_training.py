@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import time
 
@@ -7,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ctf.bench import Machine, TrainingBenchmark, measure_training, training_report
 from ctf.bench.config import Preset
+from ctf.bench.gpus import GPUS, gpu_of_device
 from ctf.bench.presets import CLASS_NAMES, random_stage
 from ctf.bench.report import command_line
 from ctf.bench.training import WARM_UP
@@ -41,10 +43,10 @@ def measure(tmp_path):
     coarse_map = cluster_codebook(torch.randn(24, 2), 6, "balanced")
     loop = LoopConfig(batch_size=2, precision="float32", device="cpu")
 
-    def measure(preset, steps=1, slower_by=0.0):
+    def measure(preset, steps=1, slower_by=0.0, machine=MACHINE):
         stage = random_stage(preset, "nano", coarse_map, (2, 2))
         stage.register_forward_pre_hook(lambda *_: time.sleep(slower_by))
-        return stage, measure_training(stage, tokens, loop, steps, MACHINE)
+        return stage, measure_training(stage, tokens, loop, steps, machine)
 
     return measure
 
@@ -56,6 +58,37 @@ def test_speed_is_tokens_over_the_seconds_of_a_step(measure, preset):
     assert 0.05 <= speed.step_seconds <= time.monotonic() - start
     assert speed.tokens_per_second * speed.step_seconds == pytest.approx(2 * 4)
     assert speed.utilisation == pytest.approx(speed.operations_per_token * speed.tokens_per_second / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("A100-SXM4-80GB", "A100"),  # as older drivers call it
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GeForce RTX 4090", "RTX-4090"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GH200 480GB", None),
+        ("AMD EPYC 9654 96-Core Processor", None),
+        ("", None),
+    ],
+)
+def test_a_device_is_the_gpu_of_a_datasheet_or_none(name, gpu):
+    assert gpu_of_device(name) == (None if gpu is None else GPUS[gpu])
+
+
+@pytest.mark.parametrize(
+    ("name", "products", "rate"),
+    [("NVIDIA H200", "bfloat16", 989e12), ("NVIDIA H200", "float32", None), ("NVIDIA H200 NVL", "bfloat16", None)],
+)
+def test_the_datasheets_rate_is_that_of_a_known_gpu_in_bfloat16(measure, name, products, rate):
+    _, speed = measure("baseline", machine=dataclasses.replace(MACHINE, name=name, products=products))
+    sustained = speed.operations_per_token * speed.tokens_per_second
+    assert speed.datasheet_utilisation == (None if rate is None else pytest.approx(sustained / rate))
 
 
 def test_operations_are_palms(measure):
@@ -94,6 +127,7 @@ def test_the_page_names_command_machine_and_method(tmp_path):
     rows = list(zip(PRESETS, kinds, strict=True))
     assert [line.split(" | ")[0] for line in lines[-4:]] == [f"| nano, {preset}, {kind}" for preset, kind in rows]
     assert [(row["size"], row["stage"], row["kind"]) for row in page["rows"]] == [("nano", *row) for row in rows]
+    assert all(line.endswith("% | – |") for line in lines[-4:])  # of a CPU there is no datasheet
 
 
 @pytest.mark.parametrize("kind", ["any_order", "masked"])

@@ -115,7 +115,7 @@ def test_decoding_memory_of_vq16(device, dtype):
     """Written out for 64 images of 256 × 256 pixels: 128 channels at full resolution, and 3 bytes per pixel."""
     with torch.device("meta"):
         tokenizer = VQTokenizer(TokenizerConfig())
-    together = min(torch.get_num_threads(), 16) if device == "cpu" else 8
+    together = min(torch.get_num_threads(), 16) if device == "cpu" else 32
     bytes_per_pixel = 8.5 * 128 * 4 if device == "cpu" else 6 * 128 * 2
     expected = together * 256 * 256 * bytes_per_pixel + 64 * 256 * 256 * 3
     assert tokenizer.decoding_memory(64, (16, 16), device, dtype) == expected

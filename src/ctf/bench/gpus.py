@@ -1,4 +1,4 @@
-"""GPUs as their datasheets describe them, for plans of trainings that nobody has paid for yet."""
+"""GPUs as their datasheets describe them: to plan trainings that nobody has paid for yet, and to compare with."""
 
 from __future__ import annotations
 
@@ -42,9 +42,27 @@ GPUS = {
     )
 }
 
+#: What CUDA calls them, less "NVIDIA ", by all of the name: H100 PCIe, H200 NVL, laptops and MIG slices are slower.
+DEVICES = {
+    "A100-SXM4-40GB": "A100-40GB",
+    "A100-PCIE-40GB": "A100-40GB",
+    "A100-SXM4-80GB": "A100",
+    "H100 80GB HBM3": "H100",
+    "H200": "H200",
+    "B200": "B200",
+    "L40S": "L40S",
+    "GeForce RTX 4090": "RTX-4090",
+}
+
 
 def find_gpu(name: str) -> Gpu:
     """The GPU called `name`. Raises InputError if there is none."""
     if name not in GPUS:
         raise InputError(f"GPU {name!r} is not in the list: choose one of {', '.join(GPUS)}")
     return GPUS[name]
+
+
+def gpu_of_device(name: str) -> Gpu | None:
+    """The GPU that `torch.cuda.get_device_name` calls `name`, or None: not in the list, or no GPU."""
+    known = DEVICES.get(name.removeprefix("NVIDIA "))
+    return None if known is None else GPUS[known]

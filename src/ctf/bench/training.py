@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ctf.bench.config import Preset, TrainingBenchmark
+from ctf.bench.gpus import gpu_of_device
 from ctf.bench.machine import Machine, measure_machine, seconds
 from ctf.bench.presets import CLASS_NAMES, random_stage
 from ctf.bench.report import report
@@ -44,6 +45,8 @@ class TrainingSpeed:
             12·layers·dim·N, where P are the parameters of blocks and head; embeddings do not multiply. The head counts
             for every position, also where a kind trains on some of them only.
         utilisation: MFU, the share of the machine's matrix rate that these operations make up.
+        datasheet_utilisation: MFU as papers give it, the share of the datasheet's bfloat16 rate. None on a CPU, on a
+            GPU that is not in `ctf.bench.gpus`, and in another precision.
     """
 
     parameters: int
@@ -51,6 +54,7 @@ class TrainingSpeed:
     tokens_per_second: float
     operations_per_token: float
     utilisation: float
+    datasheet_utilisation: float | None
 
 
 def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: int, machine: Machine) -> TrainingSpeed:
@@ -58,7 +62,15 @@ def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: in
     median = step_seconds(TokenObjective(stage, tokens), loop, OptimizerConfig(), steps)
     rate = loop.batch_size * stage.num_tokens / median
     operations = 3 * stage.forward_operations() / stage.num_tokens
-    return TrainingSpeed(stage.num_parameters(), median, rate, operations, operations * rate / machine.matrix_rate)
+    sustained, gpu = operations * rate, gpu_of_device(machine.name)
+    return TrainingSpeed(
+        parameters=stage.num_parameters(),
+        step_seconds=median,
+        tokens_per_second=rate,
+        operations_per_token=operations,
+        utilisation=sustained / machine.matrix_rate,
+        datasheet_utilisation=sustained / gpu.bfloat16 if gpu and machine.products == "bfloat16" else None,
+    )
 
 
 def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig, steps: int) -> float:
@@ -108,6 +120,7 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
             f"{speed.tokens_per_second:,.0f}",
             f"{speed.operations_per_token / 1e6:,.0f}",
             f"{speed.utilisation:.0%}",
+            "–" if speed.datasheet_utilisation is None else f"{speed.datasheet_utilisation:.0%}",
         ]
 
     task = (
@@ -115,9 +128,10 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
         f"{config.batch_size} images a step: loss, backward pass, clipping and AdamW, "
         f"{'compiled' if config.compile else 'not compiled'}. Median of {config.steps} steps after {WARM_UP}. MFU: "
         "operations of the model, recomputation not counted and causal "
-        "attention counted in full (PaLM, appendix B), over the rate of large products."
+        "attention counted in full (PaLM, appendix B), over the rate of large products as measured, and over the "
+        "datasheet's in bfloat16."
     )
-    titles = ["model", "parameters", "step (s)", "tokens/s", "MFLOP/token", "MFU"]
+    titles = ["model", "parameters", "step (s)", "tokens/s", "MFLOP/token", "MFU", "datasheet's MFU"]
     cases = [*itertools.product(config.sizes, config.stages)]
     with tempfile.TemporaryDirectory() as folder:
         drawn = torch.randint(config.vocabulary, (config.batch_size, rows * columns))

@@ -12,7 +12,12 @@ def to_tensor(images: np.ndarray | Tensor) -> Tensor:
     return torch.as_tensor(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
-def to_bytes(images: Tensor) -> np.ndarray:
+def to_uint8(images: Tensor) -> Tensor:
     """float (B, 3, H, W) → uint8 (B, H, W, 3): clamp(127.5·x + 128, 0, 255), truncated, as LlamaGen and ADM do."""
     scaled = images.detach().float().mul(127.5).add(128).clamp(0, 255)
-    return scaled.permute(0, 2, 3, 1).to(torch.uint8).contiguous().cpu().numpy()
+    return scaled.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """`to_uint8` of images on any device, on the host."""
+    return to_uint8(images).cpu().numpy()

@@ -147,7 +147,7 @@ class Compute:
             float32 on a CPU. Norms, guidance and draws are always float32.
         quantize: "int8" weights in every stage, on a CPU.
         compile: on a CPU, compile a decoding step: about 30 s of warm-up and a C++ compiler; saves a few % (float32),
-            20 % (int8). A GPU always compiles.
+            20 % (int8). A GPU always compiles stages and decoder.
         decoder_dtype: of the tokenizer's convolutions: published figures are those of a float32 decoder.
 
     Raises:

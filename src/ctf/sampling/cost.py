@@ -18,7 +18,8 @@ class StageMemory:
     Attributes:
         weights: packed for sampling; they stay.
         activations: caches, states and logits of a batch.
-        stays: activations keep their memory between batches, as those of a CUDA graph do.
+        stays: activations keep their memory between batches: those of a CUDA graph, and on a GPU those of any stage,
+            since what a stream has freed is kept for it, and the first stage runs beside the decoder.
     """
 
     weights: int

@@ -173,7 +173,7 @@ class Masked(TransformerStage):
         at_once = 1 if self.resolved(sampling).order == "confidence" else batch
         drawn = self.drawing_memory(at_once, max(self.drawn(sampling)), compute)
         activations = max(states, drawn) + 4 * c.output_vocab * c.dim
-        return StageMemory(self.packed_memory(compute), activations)
+        return StageMemory(self.packed_memory(compute), activations, stays=self.device.type == "cuda")
 
     def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
         """A pass for each round, the head for the n labels that it draws, over the members of each position's cluster.

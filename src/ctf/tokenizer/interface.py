@@ -85,6 +85,11 @@ class Tokenizer(nn.Module, ABC):
         Raises:
             InputError: a token is out of range, or the tokens do not fill the grid.
         """
+        grid = self.check_tokens(tokens, grid)
+        return self.decode_embeddings(self.embed(tokens.long()), grid)
+
+    def check_tokens(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> tuple[int, int]:
+        """The grid that integer tokens (B, N) fill; arguments and errors as those of `decode`. Waits for a GPU."""
         if tokens.ndim != 2 or not tokens.numel():
             raise InputError(f"tokens of shape {tuple(tokens.shape)}: decode takes (B, N), B positive")
         tokens = tokens.long()
@@ -94,7 +99,7 @@ class Tokenizer(nn.Module, ABC):
         size, low, high = self.codebook_size, int(tokens.min()), int(tokens.max())
         if low < 0 or high >= size:
             raise InputError(f"tokens range from {low} to {high}, the codebook has {size}")
-        return self.decode_embeddings(self.embed(tokens), (rows, columns))
+        return rows, columns
 
     def grid_of(self, image_size: Sequence[int]) -> tuple[int, int]:
         """(rows, columns) of tokens of an image of (height, width) pixels. Raises InputError: they do not fit."""

@@ -59,7 +59,7 @@ class VQTokenizer(Tokenizer):
         return self.quant_conv(self.encoder(images)).flatten(2).transpose(1, 2)
 
     def decode_embeddings(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        features = vectors.transpose(1, 2).unflatten(2, grid)  # (B, d, rows, columns)
+        features = vectors.transpose(1, 2).unflatten(2, grid)  # (B, d, rows, columns), in channels-last format
         return self.decoder(self.post_quant_conv(features.to(self.post_quant_conv.weight.dtype)))
 
     def forward(self, images: Tensor, quantize: bool = True) -> tuple[Tensor, Quantized]:
