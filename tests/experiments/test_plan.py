@@ -50,8 +50,8 @@ def test_time_and_cost_are_those_of_the_gpus():
     plan = plan_stage(settings("coarse", loop=LoopConfig(16, steps=5)), DATA, 6, ONE)
     assert plan.seconds == plan.operations / (0.4 * 312e12)
     assert (plan.gpu_hours, plan.cost) == (plan.seconds / 3600, None)
-    eight = dataclasses.replace(ONE, count=8, utilisation=0.2, price=3.0, recompute=True)
-    shared = plan_stage(settings("coarse", loop=LoopConfig(16, steps=5)), DATA, 6, eight)
+    eight = dataclasses.replace(ONE, count=8, utilisation=0.2, price=3.0)
+    shared = plan_stage(settings("coarse", loop=LoopConfig(16, steps=5, recompute=True)), DATA, 6, eight)
     assert shared.operations == plan.operations
     assert shared.seconds == pytest.approx(plan.seconds * 2 / 8 * 4 / 3)
     assert shared.cost == pytest.approx(3 * 8 * shared.seconds / 3600)
@@ -60,11 +60,12 @@ def test_time_and_cost_are_those_of_the_gpus():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_are_the_papers_recipe_at_one_size(path):
-    """For all three trainings; the size is all that differs."""
+    """For all three trainings; the size is all that differs, and the largest needs its weights cut."""
     size = path.stem.removeprefix("imagenet-256-")
     for name, kind in SETTINGS_OF.items():
         found = read_settings(kind, str(path), out="x")
-        assert found == kind("x", "runs/imagenet/tokens/train", "runs/imagenet/tokens/val", kind=found.kind, size=size)
+        paper = kind("x", "runs/imagenet/tokens/train", "runs/imagenet/tokens/val", kind=found.kind, size=size)
+        assert found == dataclasses.replace(paper, loop=LoopConfig(shard=size == "3B"))
         assert found.kind == ("masked" if name == "fine" else "autoregressive")
 
 
@@ -88,6 +89,9 @@ def test_the_page(tmp_path):
     assert page.splitlines()[-1].split() == ["fits", "fits"]
     large = plan_page(str(CONFIGS[0]), ["baseline"], 512, dataclasses.replace(ONE, gpu=GPUS["RTX-4090"]))
     assert "too much\n\nWhat is too much may fit with --recompute" in large
+    assert "weights and optimizer cut over the GPUs" in large.splitlines()[0]
+    whole = plan_page(str(CONFIGS[0]), ["baseline"], 512, ONE, shard=False, recompute=True)
+    assert whole.splitlines()[0].endswith("sustained (MFU), blocks computed again in the backward pass")
 
 
 def test_bad_input(tmp_path):

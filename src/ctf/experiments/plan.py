@@ -36,16 +36,12 @@ class Cluster:
         gpu: the kind.
         count: how many.
         utilisation: MFU, the share of the datasheet's bfloat16 rate that the model's operations make up.
-        shard: cut weights, gradients, optimizer state and average over them (FSDP2); else each has them whole (DDP).
-        recompute: compute blocks again in the backward pass (activation checkpointing), a third more operations.
         price: of a GPU and hour, in whatever currency.
     """
 
     gpu: Gpu
     count: int
     utilisation: float
-    shard: bool = False
-    recompute: bool = False
     price: float | None = None
 
     def __post_init__(self) -> None:
@@ -108,7 +104,7 @@ def plan_stage(config: TokenTraining, data: Data, num_clusters: int, cluster: Cl
     stage, steps = training.stage(), loop.total_steps(data.num_images)
     assert isinstance(stage, TransformerStage)  # only these have named sizes
     images = loop.batch_size // (cluster.count * loop.accumulate)
-    computed = training.operations() * (4 / 3 if cluster.recompute else 1)
+    computed = training.operations() * (4 / 3 if loop.recompute else 1)
     seconds = computed / (cluster.count * cluster.utilisation * cluster.gpu.bfloat16)
     hours = cluster.count * seconds / 3600
     return StagePlan(
@@ -129,8 +125,8 @@ def plan_stage(config: TokenTraining, data: Data, num_clusters: int, cluster: Cl
             average=loop.ema > 0,
             bfloat16=loop.precision in ("auto", "bfloat16"),
             gpus=cluster.count,
-            shard=cluster.shard,
-            recompute=cluster.recompute,
+            shard=loop.shard,
+            recompute=loop.recompute,
         ),
     )
 
@@ -150,7 +146,9 @@ def data_of(tokens: str) -> tuple[Data, str]:
     return data, tokens
 
 
-def plan_page(path: str, stages: Sequence[SystemStage], num_clusters: int, cluster: Cluster) -> str:
+def plan_page(
+    path: str, stages: Sequence[SystemStage], num_clusters: int, cluster: Cluster, **loop: bool | None
+) -> str:
     """The plan of the trainings that a file of settings describes, as text.
 
     Args:
@@ -158,6 +156,7 @@ def plan_page(path: str, stages: Sequence[SystemStage], num_clusters: int, clust
         stages: which of the paper's stages to plan, each from these settings.
         num_clusters: M, where the settings name no coarse map that is there.
         cluster: the GPUs.
+        loop: settings of the loop that replace the file's, unless they are None.
 
     Raises:
         InputError: settings that do not fit a stage; as `plan_stage`.
@@ -165,6 +164,9 @@ def plan_page(path: str, stages: Sequence[SystemStage], num_clusters: int, clust
     if not stages:
         raise InputError("stages are none: choose of baseline, coarse and fine")
     configs = {name: read_settings(SETTINGS_OF[name], path, out="", tokens="") for name in dict.fromkeys(stages)}
+    changes: dict[str, Any] = {name: value for name, value in loop.items() if value is not None}
+    for name, config in configs.items():
+        configs[name] = dataclasses.replace(config, loop=dataclasses.replace(config.loop, **changes))
     first = next(iter(configs.values()))
     data, where = data_of(first.tokens)
     coarse_map = next((m for c in configs.values() if (m := getattr(c, "coarse_map", None)) and Path(m).exists()), None)
@@ -175,8 +177,8 @@ def plan_page(path: str, stages: Sequence[SystemStage], num_clusters: int, clust
     plans = {name: plan_stage(config, data, num_clusters, cluster) for name, config in configs.items()}
     gpu, (rows, columns), every = cluster.gpu, data.grid, [*plans.values()]
     used = [f"{cluster.utilisation:.0%} of that rate sustained (MFU)"]
-    used += ["weights and optimizer cut over the GPUs"] * cluster.shard
-    used += ["blocks computed again in the backward pass"] * cluster.recompute
+    used += ["weights and optimizer cut over the GPUs"] * first.loop.shard
+    used += ["blocks computed again in the backward pass"] * first.loop.recompute
     lines = [
         f"{path} on {cluster.count} × {gpu.name}: {', '.join(used)}",
         f"{gpu.name}: {gpu.bfloat16 / 1e12:,.0f} TFLOP/s in bfloat16, {gpu.memory / 1e9:.0f} GB ({gpu.source})",
@@ -194,7 +196,10 @@ def plan_page(path: str, stages: Sequence[SystemStage], num_clusters: int, clust
     fits = [plan.memory.peak <= gpu.memory for plan in every]
     lines.append(_row("", ["fits" if fit else "too much" for fit in fits]))
     if not all(fits):
-        lines += ["", "What is too much may fit with --recompute, --shard, more GPUs or a larger loop.accumulate."]
+        lines += [
+            "",
+            "What is too much may fit with --recompute true, --shard true, more GPUs or a larger loop.accumulate.",
+        ]
     return "\n".join(line.rstrip() for line in lines)
 
 

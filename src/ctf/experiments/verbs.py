@@ -30,8 +30,8 @@ def plan(
     num_clusters: int = 512,
     mfu: float | None = None,
     price: float | None = None,
-    shard: bool = False,
-    recompute: bool = False,
+    shard: bool | None = None,
+    recompute: bool | None = None,
 ) -> None:
     """Parameters, operations, memory, time and cost of trainings, before anyone pays for them.
 
@@ -48,15 +48,14 @@ def plan(
         mfu: share of the datasheet's rate that the model's operations make up; 0.4 without it. `ctf bench training`
             measures yours.
         price: of a GPU and hour.
-        shard: cut weights, gradients, optimizer state and averages over the GPUs (FSDP2).
-        recompute: keep only the inputs of blocks for the backward pass (activation checkpointing), for a third more
-            operations.
+        shard, recompute: in place of the settings' `loop.shard` and `loop.recompute`.
     """
     from ctf.bench.gpus import UTILISATION, find_gpu
     from ctf.experiments.plan import SETTINGS_OF, Cluster, plan_page
 
-    cluster = Cluster(find_gpu(gpu), gpus, UTILISATION if mfu is None else mfu, shard, recompute, price)
-    print(plan_page(path, list(SETTINGS_OF) if stages is None else stages, num_clusters, cluster))
+    cluster = Cluster(find_gpu(gpu), gpus, UTILISATION if mfu is None else mfu, price)
+    every = list(SETTINGS_OF) if stages is None else stages
+    print(plan_page(path, every, num_clusters, cluster, shard=shard, recompute=recompute))
 
 
 def reproduce(

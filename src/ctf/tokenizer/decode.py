@@ -34,7 +34,7 @@ def decode_images(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int], d
     On a CPU each image is decoded alone by one core. That is as fast as all cores on a batch, and rounding then
     depends neither on the batch nor on the number of cores: an image is the same to the last bit.
 
-    On a GPU `ON_GPU` images are decoded together, and the decoder is compiled, as the stages are, whatever
+    On a CUDA GPU `ON_GPU` images are decoded together, and the decoder is compiled, as the stages are, whatever
     `Compute.compile` says: norms, activations and casts between two convolutions are fused, and all of it stays in
     channels-last format, which GroupNorm leaves in eager mode.
     """
@@ -46,6 +46,8 @@ def decode_images(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int], d
         with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
             return to_bytes(tokenizer.decode(part, grid))
 
+    if tokens.device.type != "cpu":
+        return np.concatenate([decode(part) for part in tokens.split(ON_GPU)])
     with THREADS:
         threads, cores = torch.get_num_threads(), decoded_together("cpu")
         try:
