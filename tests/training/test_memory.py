@@ -54,6 +54,32 @@ def test_activations_are_what_autograd_saves(kind, settings):
     assert IMAGES * activations(stage, 4) / c.layers == pytest.approx(each - unfused, rel=0.02)
 
 
+@pytest.mark.parametrize(("kind", "settings"), [*KINDS.values(), ("any_order", {})], ids=[*KINDS, "groups"])
+def test_recomputed_blocks_keep_their_inputs_and_have_the_same_gradients(kind, settings):
+    """Bit for bit, under dropout too."""
+    gradients = []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        stage = stage_of(kind, "nano", dropout=0.2, **settings)
+        torch.nn.init.normal_(stage.transformer.head.weight)
+        for block in stage.transformer.blocks:
+            block.recomputed = recomputed
+        torch.manual_seed(1)
+        stage(torch.arange(24).expand(IMAGES, 24), torch.arange(IMAGES)).sum().backward()
+        gradients.append([p.grad for p in stage.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+    def saved():
+        torch.manual_seed(2)  # the groups of `any_order` decide how many positions there are
+        tokens, labels = torch.zeros(IMAGES, 24, dtype=torch.int64), torch.zeros(IMAGES, dtype=torch.int64)
+        return saved_bytes(stage, lambda: stage(tokens, labels))
+
+    inputs = []
+    stage.transformer.blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0].nbytes))
+    all_blocks, stage.transformer.blocks = saved(), stage.transformer.blocks[:1]
+    assert all_blocks - saved() == (stage.config.layers - 1) * inputs[0]
+
+
 def test_checkpointing_keeps_inputs_and_one_block():
     stage = stage_of()
     c = stage.config

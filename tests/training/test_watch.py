@@ -4,6 +4,7 @@ import pytest
 from test_distributed import start
 from tiny_runs import make_token_set
 
+from ctf.run_folder import RUN_CHECKPOINTS, latest_checkpoint
 from ctf.training.watch import blame
 
 
@@ -24,6 +25,15 @@ def test_a_process_that_dies_ends_the_run_with_its_number(folder):
     done = start("uneven_processes.py", folder, "killed")
     assert done.returncode != 0
     assert re.search(r"rank\s*: 1 .*\n.*exitcode\s*: -9", done.stderr)
+
+
+def test_all_stop_with_a_checkpoint_when_one_is_terminated(folder):
+    """After the same step, and before torchrun ends them."""
+    done = start("uneven_processes.py", folder, "terminated")
+    assert done.returncode != 0
+    checkpoint = latest_checkpoint(folder / "terminated")
+    assert checkpoint == folder / "terminated" / RUN_CHECKPOINTS / "step-00000004"
+    assert f"Stopped after step 4; continue with --loop.resume true ({checkpoint})" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `test_watch.py` starts with torchrun: two processes, of which the second one fails in step 3."""
+"""What `test_watch.py` starts with torchrun: two processes, of which something happens to the second one in step 3."""
 
 import os
 import signal
@@ -22,13 +22,14 @@ class Uneven:
     def __iter__(self):
         for step, batch in enumerate(self.batches):
             if step == 3 and os.environ["RANK"] == "1":
-                if failure == "killed":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                time.sleep(20)
+                if failure == "hanging":
+                    time.sleep(20)
+                else:
+                    signal.raise_signal({"killed": signal.SIGKILL, "terminated": signal.SIGTERM}[failure])
             yield batch
 
 
 objective = make_token_objective(TokenSet.open(folder / "tokens"))
 batches = objective.batches
 objective.batches = lambda *arguments: iter(Uneven(batches(*arguments)))
-run(objective, folder / failure, patience=3.0)
+run(objective, folder / failure, patience=3.0, shard=True)
