@@ -13,7 +13,7 @@ from ctf.files import load_tensors
 from ctf.run_folder import RUN_CHECKPOINTS, checkpoint_path
 from ctf.tokens.token_set import TokenSet
 
-STEPS, KILLS = 40, 20
+STEPS, KILLS = 60, 20
 
 
 def train(tokens, out, written):
@@ -45,7 +45,7 @@ def test_twenty_kills_change_nothing(tokens, tmp_path):
         if attempt < KILLS:
             while not written.value and process.is_alive():
                 time.sleep(0.001)
-            time.sleep(chosen.uniform(0, 0.15))
+            time.sleep(chosen.uniform(0, 0.4))
             os.kill(process.pid, signal.SIGKILL)
         process.join()
         killed += process.exitcode == -signal.SIGKILL
