@@ -164,7 +164,7 @@ def error_of_difference(a: Measured, b: Measured, metric: str) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim beside the evidence: "confirmed", "not confirmed", "within the noise" or "not measured", and values."""
+    """A claim beside the evidence: one of `WORDS`, or "not measured", and values."""
 
     claim: Claim
     word: str
@@ -175,10 +175,14 @@ class Verdict:
 HIGHER = ("IS", "precision", "recall")
 
 
+#: From the worst for a claim to the best.
+WORDS = ("not confirmed", "not as claimed, one seed", "within the noise", "as claimed, one seed", "confirmed")
+
+
 def judge(claim: Claim, measured: list[Measured]) -> Verdict:
     """Confirmed if every better row beats every worse one by two standard errors of the difference.
 
-    A difference of less is noise. With one seed on both sides its size is not known, and any difference counts.
+    A difference of less is noise. With one seed on both sides nobody knows how large that is, and the verdict says so.
     """
     by_name = {m.row.name: m for m in measured if claim.metric in m.values}
     if not by_name.keys() >= {*claim.better, *claim.worse}:
@@ -189,9 +193,12 @@ def judge(claim: Claim, measured: list[Measured]) -> Verdict:
         for bad in (by_name[name] for name in claim.worse):
             gain = sign * (good.mean(claim.metric) - bad.mean(claim.metric))
             error = error_of_difference(good, bad, claim.metric)
-            noise = 0.0 if math.isnan(error) else 2 * error
-            words.append("confirmed" if gain > noise else "not confirmed" if gain < -noise else "within the noise")
             values = f"{good.mean(claim.metric):.4g} against {bad.mean(claim.metric):.4g}"
-            evidence.append(f"{values}, one seed" if math.isnan(error) else f"{values}, difference ± {error:.2g}")
-    order = ("not confirmed", "within the noise", "confirmed")
-    return Verdict(claim, min(words, key=order.index), "; ".join(evidence))
+            if math.isnan(error):
+                words.append("as claimed, one seed" if gain > 0 else "not as claimed, one seed")
+                evidence.append(values)
+            else:
+                noise = 2 * error
+                words.append("confirmed" if gain > noise else "not confirmed" if gain < -noise else "within the noise")
+                evidence.append(f"{values}, difference ± {error:.2g}")
+    return Verdict(claim, min(words, key=WORDS.index), "; ".join(evidence))

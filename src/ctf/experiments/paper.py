@@ -121,7 +121,7 @@ def sampled(
         return lab.system(lab.coarse("B"), lab.fine("L"), **settings)
 
     rows = tuple(
-        Row((f"{value:g}",), first(preset, partial(system, value)), published(*metrics), ("samples",))
+        Row((f"{value:g}",), every(preset, partial(system, value)), published(*metrics), ("samples",))
         for value, metrics in values.items()
     )
     return title, (column,), rows
