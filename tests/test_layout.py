@@ -21,7 +21,7 @@ ROOMS = [
     {"sampling"},
     {"stages"},
     {"interop"},
-    {"pipeline"},
+    {"pipeline", "completion", "preview"},
     {"model_card", "hub"},
     {"run_folder"},
     {"model_folder"},

@@ -6,7 +6,6 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,11 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ctf.codebook.coarse_map import CoarseMap, codebook_fingerprint
+from ctf.completion import divided
 from ctf.device import available_memory, return_freed_memory, usable_device
 from ctf.errors import InputError
-from ctf.images.crop import center_crop
-from ctf.images.pixels import to_bytes, to_tensor
+from ctf.images.pixels import to_tensor
 from ctf.models.config import Compute
+from ctf.preview import Preview, preview_of
 from ctf.progress import progress_bar
 from ctf.sampling.cost import LARGEST_BATCH, SamplingMemory
 from ctf.sampling.prefetch import prefetch
@@ -29,24 +29,6 @@ from ctf.sampling.settings import Sampling, overridden
 from ctf.stages.stage import Stage
 from ctf.tokenizer.decode import decode_images
 from ctf.tokenizer.interface import Tokenizer
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What can be seen after a step.
-
-    Attributes:
-        stage: name of the stage that took it.
-        step: its number, from 1, of `steps`.
-        steps: how many the stage takes.
-        images: one per label. Labels of a coarse level are shown by the mean codeword of their cluster, positions that
-            are not known yet by what the stage is given there, or the mean of all codewords.
-    """
-
-    stage: str
-    step: int
-    steps: int
-    images: list[Image.Image]
 
 
 class StagePipeline:
@@ -222,36 +204,11 @@ class StagePipeline:
             InputError: sizes that differ, a mask that keeps all or nothing, or an image of another size than the
                 model's, whose images are not square.
         """
-        if isinstance(mask, np.ndarray):
-            mask = Image.fromarray(np.uint8(255) * mask if mask.dtype == bool else mask)
-        if mask.size != image.size:
-            raise InputError(
-                f"a mask of {mask.width} × {mask.height} pixels for an image of {image.width} × {image.height}: "
-                "both must have one size"
-            )
-        image, mask = self.fitted(image.convert("RGB")), self.fitted(mask.convert("L"))
-        drawn = self.touched(np.asarray(mask) >= 128)
-        if drawn.all() or not drawn.any():
-            what = "every token: leave part of the image black" if drawn.all() else "nothing: paint part of it white"
-            raise InputError(f"the mask asks for {what}")
+        image, drawn = divided(image, mask, self.image_size, self.grid)
         pixels = np.array(image)
         with torch.no_grad():
             tokens = self.tokenizer.encode(to_tensor(pixels[None]).to(self.device))[0].cpu()
         return tokens.masked_fill(drawn, -1)
-
-    def fitted(self, image: Image.Image) -> Image.Image:
-        """An image of the model's size, by ADM's centre crop. Raises InputError: the model's images are not square."""
-        height, width = self.image_size
-        if image.size == (width, height):
-            return image
-        if height != width:
-            raise InputError(f"the model's images are not square: give one of {width} × {height} pixels")
-        return center_crop(image, height)
-
-    def touched(self, mask: np.ndarray) -> Tensor:
-        """A mask of pixels, bool (H, W) of the image size → the tokens whose patch holds any of it, bool (N,)."""
-        (rows, columns), (height, width) = self.grid, mask.shape
-        return torch.from_numpy(mask.reshape(rows, height // rows, columns, width // columns).any((1, 3)).ravel())
 
     def complete(
         self,
@@ -363,20 +320,11 @@ class StagePipeline:
 
     def _preview_of(self, stage: Stage, given: Tensor | None) -> Callable[[Tensor], np.ndarray]:
         """A function from labels of the stage's level, −1 where unknown, int64 (B, N), to images uint8 (B, H, W, 3)."""
-        tokenizer = self.tokenizer
-        known = level_embeddings(tokenizer, stage.predicts)
-        unknown = tokenizer.project(tokenizer.codebook.mean(0, keepdim=True))
-        if given is not None:
-            unknown = level_embeddings(tokenizer, stage.given)[given]
-
-        @torch.no_grad()
-        def show(tokens: Tensor) -> np.ndarray:
-            if stage.predicts is None and not bool((tokens < 0).any()):
-                return self.decode(tokens)
-            vectors = known[tokens.clamp(min=0)].where(tokens[..., None] >= 0, unknown)
-            return to_bytes(tokenizer.decode_embeddings(vectors, self.grid))
-
-        return show
+        show = preview_of(self.tokenizer, self.grid, stage, given)
+        if stage.predicts is not None:
+            return show
+        # All are known in the last step: the images themselves.
+        return lambda tokens: show(tokens) if bool((tokens < 0).any()) else self.decode(tokens)
 
     def memory(self, batch_size: int, **overrides: Any) -> SamplingMemory:
         """Predict what a batch adds to the memory of the loaded pipeline."""
@@ -427,12 +375,3 @@ def stay(stage: Stage, known: Tensor | None, images: int) -> Tensor | None:
         return None
     labels, _ = stage.levels(known.clamp(min=0).to(stage.device))
     return labels.masked_fill(known.to(stage.device) < 0, -1).expand(images, -1)
-
-
-def level_embeddings(tokenizer: Tokenizer, level: CoarseMap | None) -> Tensor:
-    """What each label of a level looks like when nothing finer is known: its codeword, or the mean of its cluster's.
-
-    float32 (labels, d), for `Tokenizer.decode_embeddings`.
-    """
-    codebook = tokenizer.codebook
-    return codebook if level is None else tokenizer.project(level.means(codebook))

@@ -17,7 +17,8 @@ from ctf.codebook.clustering import cluster_codebook
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.images.pixels import to_bytes, to_tensor
-from ctf.pipeline import StagePipeline, level_embeddings
+from ctf.pipeline import StagePipeline
+from ctf.preview import level_embeddings
 from ctf.tokenizer.measure import psnr
 
 Method = Literal["kmeans", "random"]

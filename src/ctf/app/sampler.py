@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ctf.app.asked import Asked
 from ctf.images.sheet import png_bytes
-from ctf.pipeline import Preview, StagePipeline
+from ctf.pipeline import StagePipeline
+from ctf.preview import Preview
 from ctf.samples.manifest import Manifest, weights_of
 from ctf.samples.sample_set import LIST, SHEET, folder_list, sheet
 

@@ -19,9 +19,10 @@ from ctf.app.asked import Asked, Control, controls_of, number
 from ctf.app.clusters import METHODS, Clusters
 from ctf.app.pictures import data_url, enlarged, figure, read_upload, token_grid
 from ctf.app.sampler import Sampler, archive
+from ctf.completion import fitted
 from ctf.errors import InputError
 from ctf.images.sheet import png_bytes
-from ctf.pipeline import Preview
+from ctf.preview import Preview
 from ctf.stages.stage import Stage
 
 #: Pixels on the screen of an image that stands alone, and of a codeword.
@@ -154,7 +155,7 @@ class Studio:
             raise InputError(f"marks: a 0 or 1 for each of {rows} × {columns} tokens, row by row")
         if len({*keep}) == 1:
             raise InputError("mark what to keep first" if "0" in keep else "leave a part unmarked, to generate")
-        image = self.pipeline.fitted(read_upload(picture["src"]))
+        image = fitted(read_upload(picture["src"]), self.pipeline.image_size)
         drawn = np.array([mark == "0" for mark in keep]).reshape(rows, columns)
         mask = drawn.repeat(image.height // rows, 0).repeat(image.width // columns, 1)
         known = self.pipeline.known_tokens(image, mask)
@@ -164,7 +165,7 @@ class Studio:
 
     def upload(self, url: Any) -> dict[str, str]:
         """A picture that was dropped → what the page keeps of it: of the model's size, its upper half marked."""
-        return {"src": data_url(png_bytes(self.pipeline.fitted(read_upload(url)))), "keep": self.half()}
+        return {"src": data_url(png_bytes(fitted(read_upload(url), self.pipeline.image_size))), "keep": self.half()}
 
     # For programs
 
@@ -207,7 +208,7 @@ class Studio:
         """Fig. 1: a picture, its tokens and clusters, and what is left of it after swaps within clusters."""
         if not isinstance(picture, Mapping) or not picture.get("src"):
             raise InputError("no picture: drop one, or take one from the tab Generate")
-        image = self.pipeline.fitted(read_upload(picture["src"]))
+        image = fitted(read_upload(picture["src"]), self.pipeline.image_size)
         clusters, count = self.clusters, int(number("clusters", count))
         tokens, coarse_map = clusters.tokens(image), clusters.clustering(count)
         swaps = clusters.swaps(tokens, float(number("share", share, whole=False)) / 100, count)

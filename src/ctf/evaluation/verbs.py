@@ -87,6 +87,7 @@ def likelihood(
     """
     import shlex
 
+    from ctf.completion import touched
     from ctf.evaluation.likelihood import bits_by_steps, bits_per_token
     from ctf.evaluation.steps_plot import plot_steps
     from ctf.files import check_writable, write_json
@@ -104,7 +105,7 @@ def likelihood(
     overrides: dict[str, Any] = {f"{name}_{setting}": value for setting, value in settings.items()}
     if steps is None:
         height, width = pipeline.image_size
-        kept = None if region is None else ~pipeline.touched(region_mask((width, height), region))
+        kept = None if region is None else ~touched(region_mask((width, height), region), pipeline.grid)
         result = bits_per_token(pipeline, token_set, kept=kept, **overrides)
     else:
         result = bits_by_steps(pipeline, token_set, steps, name, **overrides)

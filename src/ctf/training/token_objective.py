@@ -15,7 +15,7 @@ from ctf.images.pixels import to_bytes
 from ctf.images.sheet import contact_sheet
 from ctf.models.loss import ClusterLoss
 from ctf.models.transformer import compile_blocks
-from ctf.pipeline import level_embeddings
+from ctf.preview import level_embeddings
 from ctf.sampling.random import Random
 from ctf.stages.stage import Stage, bits
 from ctf.stages.transformer_stage import TransformerStage

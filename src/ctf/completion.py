@@ -1,0 +1,59 @@
+"""Which part of an image stays, and which is generated anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ctf.errors import InputError
+from ctf.images.crop import center_crop
+
+
+def divided(
+    image: Image.Image, mask: np.ndarray | Image.Image, size: tuple[int, int], grid: tuple[int, int]
+) -> tuple[Image.Image, Tensor]:
+    """An image in the model's size, and the tokens that a mask asks to generate, bool (N,).
+
+    Args:
+        image: of any size; what the model cannot show is cut off by ADM's centre crop.
+        mask: of the same size: light (128 or more), or true in an array of bool (height, width), where to generate.
+        size: (height, width) of the model's images.
+        grid: (rows, columns) of its tokens.
+
+    Raises:
+        InputError: sizes that differ, a mask that keeps all or nothing; as `fitted`.
+    """
+    if isinstance(mask, np.ndarray):
+        mask = Image.fromarray(np.uint8(255) * mask if mask.dtype == bool else mask)
+    if mask.size != image.size:
+        raise InputError(
+            f"a mask of {mask.width} × {mask.height} pixels for an image of {image.width} × {image.height}: "
+            "both must have one size"
+        )
+    drawn = touched(np.asarray(fitted(mask.convert("L"), size)) >= 128, grid)
+    if drawn.all() or not drawn.any():
+        what = "every token: leave part of the image black" if drawn.all() else "nothing: paint part of it white"
+        raise InputError(f"the mask asks for {what}")
+    return fitted(image.convert("RGB"), size), drawn
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image of a size (height, width), by ADM's centre crop.
+
+    Raises:
+        InputError: a model's images are not square, and this one is not of their size.
+    """
+    height, width = size
+    if image.size == (width, height):
+        return image
+    if height != width:
+        raise InputError(f"the model's images are not square: give one of {width} × {height} pixels")
+    return center_crop(image, height)
+
+
+def touched(mask: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """A mask of pixels, bool (H, W) of the image size → the tokens whose patch holds any of it, bool (N,)."""
+    (rows, columns), (height, width) = grid, mask.shape
+    return torch.from_numpy(mask.reshape(rows, height // rows, columns, width // columns).any((1, 3)).ravel())

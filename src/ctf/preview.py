@@ -1,0 +1,67 @@
+"""What can be seen of an image while it is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ctf.codebook.coarse_map import CoarseMap
+from ctf.images.pixels import to_bytes
+from ctf.stages.stage import Stage
+from ctf.tokenizer.interface import Tokenizer
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What can be seen after a step.
+
+    Attributes:
+        stage: name of the stage that took it.
+        step: its number, from 1, of `steps`.
+        steps: how many the stage takes.
+        images: one per label. Labels of a coarse level are shown by the mean codeword of their cluster, positions that
+            are not known yet by what the stage is given there, or the mean of all codewords.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    images: list[Image.Image]
+
+
+def preview_of(
+    tokenizer: Tokenizer, grid: tuple[int, int], stage: Stage, given: Tensor | None
+) -> Callable[[Tensor], np.ndarray]:
+    """A function from labels of a stage's level, −1 where unknown, int64 (B, N), to images uint8 (B, H, W, 3).
+
+    Args:
+        tokenizer: decodes.
+        grid: of its tokens.
+        stage: which predicts the labels.
+        given: what it is given (B, N).
+    """
+    known = level_embeddings(tokenizer, stage.predicts)
+    unknown = tokenizer.project(tokenizer.codebook.mean(0, keepdim=True))
+    if given is not None:
+        unknown = level_embeddings(tokenizer, stage.given)[given]
+
+    @torch.no_grad()
+    def show(tokens: Tensor) -> np.ndarray:
+        vectors = known[tokens.clamp(min=0)].where(tokens[..., None] >= 0, unknown)
+        return to_bytes(tokenizer.decode_embeddings(vectors, grid))
+
+    return show
+
+
+def level_embeddings(tokenizer: Tokenizer, level: CoarseMap | None) -> Tensor:
+    """What each label of a level looks like when nothing finer is known: its codeword, or the mean of its cluster's.
+
+    float32 (labels, d), for `Tokenizer.decode_embeddings`.
+    """
+    codebook = tokenizer.codebook
+    return codebook if level is None else tokenizer.project(level.means(codebook))
