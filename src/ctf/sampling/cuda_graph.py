@@ -18,6 +18,10 @@ class RecordedLoops:
 
     The recorded steps are those that the CPU runs: attention over exactly the filled part of the cache, no masks,
     since each position has kernels of its own in the graph. Several threads and streams may call.
+
+    The other way, not tried for want of a GPU: one recorded step for all positions, with their number in a tensor
+    (`torch.nn.attention.varlen.varlen_attn`, `seqused_k`). It would record N times faster and take less memory for the
+    graph, but nothing computes it on a CPU, so that no test without a GPU could tell whether it is right.
     """
 
     def __init__(self) -> None:
