@@ -315,10 +315,10 @@ def test_size_is_the_crop(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_batches_are_everything_in_order(tmp_path, batch_size):
     images = open_images(write_parquet(tmp_path / "a.parquet", list(range(20))), size=SIZE)
-    for start in (0, 5, 20):
-        batches = list(images.batches(batch_size, start=start, workers=3))
+    for part in (None, range(5, 20), range(8, 11), range(20, 20)):
+        batches = list(images.batches(batch_size, part, workers=3))
         assert all(len(indices) <= batch_size for indices, _, _ in batches)
-        assert [i for indices, _, _ in batches for i in indices] == list(range(start, 20))
+        assert [i for indices, _, _ in batches for i in indices] == list(range(20) if part is None else part)
         for indices, pictures, labels in batches:
             assert labels.tolist() == indices.tolist()
             np.testing.assert_array_equal(pictures, np.stack([pixels(i) for i in indices]))

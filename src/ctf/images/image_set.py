@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -45,6 +45,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def name(self, index: int) -> str:
+        """What to call image `index` in a message, in one line."""
+        return self._records.name(index)
+
     def read(self, index: int, size: int | None = None, crop: Crop = center_crop) -> np.ndarray:
         """Image `index`: uint8 (size, size, 3). `size` replaces the set's own, for crops that need a margin.
 
@@ -60,16 +64,16 @@ class ImageSet:
             ) from None
 
     def batches(
-        self, batch_size: int, start: int = 0, size: int | None = None, workers: int | None = None
+        self, batch_size: int, part: range | None = None, size: int | None = None, workers: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """All images in order, decoded ahead in threads: (indices (b,), uint8 images (b, size, size, 3), labels (b,)).
+        """Images in order, decoded ahead in threads: (indices (b,), uint8 images (b, size, size, 3), labels (b,)).
 
-        Batches are cut at start + multiples of `batch_size`; unreadable images are left out of theirs, so b can be
+        Batches are cut each `batch_size` images from the first; unreadable images are left out of theirs, so b can be
         smaller, and are named in `skipped`.
 
         Args:
             batch_size: images per batch, unreadable ones included.
-            start: index of the first image, to go on where an earlier run stopped.
+            part: indices of the images, all by default. No others are read.
             size: replaces the set's own.
             workers: decoding threads; by default one per core, at most 16.
 
@@ -83,7 +87,8 @@ class ImageSet:
             except InputError:
                 return None
 
-        blocks = [range(first, min(first + batch_size, len(self))) for first in range(start, len(self), batch_size)]
+        part = range(len(self)) if part is None else part
+        blocks = [part[first : first + batch_size] for first in range(0, len(part), batch_size)]
         with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
             pending: deque[Iterator[np.ndarray | None]] = deque()
             for position, block in enumerate(blocks):
@@ -104,11 +109,15 @@ class ImageSet:
 
     def report_skipped(self, shown: int = 5) -> str:
         """One line that counts the unreadable images met so far and names the first ones; "" if there were none."""
-        names = self.skipped
-        if not names:
-            return ""
-        more = f" and {len(names) - shown} more" if len(names) > shown else ""
-        return f"Left out {len(names)} of {len(self)} images as unreadable: {', '.join(names[:shown])}{more}"
+        return report_skipped(self.skipped, len(self), shown)
+
+
+def report_skipped(names: Sequence[str], count: int, shown: int = 5) -> str:
+    """One line on unreadable images, by `names`, of `count`; "" if there were none."""
+    if not names:
+        return ""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"Left out {len(names)} of {count} images as unreadable: {', '.join(names[:shown])}{more}"
 
 
 def decode(
