@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from image_files import write_tar
 from PIL import Image
 
 from ctf.cli import main
@@ -169,6 +170,36 @@ def test_another_number_of_processes_resumes(source, tokenizer, tmp_path):
         with pytest.raises(InputError, match="incomplete" if (tmp_path / "set").exists() else "no such token set"):
             TokenSet.open(tmp_path / "set")
         tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "set", rank=rank, world=world)
+    assert files(tmp_path / "set") == files(tmp_path / "whole")
+
+
+def test_processes_share_shards_at_a_url(source, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("CTF_CACHE", str(tmp_path / "cache"))
+    for letter in "ab":
+        paths = sorted((Path(source) / letter).iterdir())
+        label = str("ab".index(letter)).encode()
+        write_tar(tmp_path / f"{letter}.tar", [{"png": path.read_bytes(), "cls": label} for path in paths])
+    local = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "local")
+    url = f"file://{tmp_path}/*.tar"
+    whole = tokenize(open_images(url, size=SIZE), tokenizer, tmp_path / "whole")
+    assert torch.cat(list(whole.blocks())).tolist() == torch.cat(list(local.blocks())).tolist()
+    assert (whole.labels.tolist(), len(whole.index.skipped)) == (local.labels.tolist(), len(DAMAGED))
+    for rank in (2, 1, 0):
+        tokenize(open_images(url, size=SIZE), tokenizer, tmp_path / "shared", rank=rank, world=3)
+    assert files(tmp_path / "shared") == files(tmp_path / "whole")
+
+
+def test_bytes_that_do_not_come_end_the_work(source, tokenizer, tmp_path):
+    """They are not left out like corrupt images, and the same command goes on from there."""
+    tokenize(open_images(f"file://{source}", size=SIZE), tokenizer, tmp_path / "whole")
+    images, away = open_images(f"file://{source}", size=SIZE), Path(source) / "b" / "14.png"
+    away.rename(tmp_path / "14.png")
+    with pytest.raises(InputError, match=r"14\.png cannot be read \(FileNotFoundError"):
+        tokenize(images, tokenizer, tmp_path / "set")
+    (tmp_path / "14.png").rename(away)
+    with pytest.raises(InputError, match="incomplete"):
+        TokenSet.open(tmp_path / "set")
+    tokenize(images, tokenizer, tmp_path / "set")
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from ctf.errors import InputError
 from ctf.images.crop import Crop, center_crop
 from ctf.images.sources import Records, open_records
+from ctf.images.urls import UnreachableError, is_url, url_records
 
 MAX_ASPECT = 100  # longer by shorter side: a crop from a hair-thin image would first make it as long as it is thin
 MAX_SIZE = 8192
@@ -54,9 +55,12 @@ class ImageSet:
 
         Raises:
             InputError: the image is damaged, or more than `decode` takes. It is then in `skipped` too.
+            UnreachableError: its bytes did not come from a URL.
         """
         try:
             return decode(self._records.encoded(index), size or self.size, crop)
+        except UnreachableError:
+            raise
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged bytes
             self._unreadable[index] = self._records.name(index)
             raise InputError(
@@ -64,7 +68,7 @@ class ImageSet:
             ) from None
 
     def batches(
-        self, batch_size: int, part: range | None = None, size: int | None = None, workers: int | None = None
+        self, batch_size: int, part: range | None = None, crop: Crop = center_crop, workers: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Images in order, decoded ahead in threads: (indices (b,), uint8 images (b, size, size, 3), labels (b,)).
 
@@ -74,16 +78,19 @@ class ImageSet:
         Args:
             batch_size: images per batch, unreadable ones included.
             part: indices of the images, all by default. No others are read.
-            size: replaces the set's own.
+            crop: called with each image and the set's size; what it returns stands in place of (size, size, 3).
             workers: decoding threads; by default one per core, at most 16.
 
         Raises:
             InputError: not one image of the set is readable.
+            UnreachableError: the bytes of one did not come from a URL.
         """
 
         def read(index: int) -> np.ndarray | None:
             try:
-                return self.read(index, size)
+                return self.read(index, crop=crop)
+            except UnreachableError:
+                raise
             except InputError:
                 return None
 
@@ -174,18 +181,22 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
             a .parquet file, a folder of them, or a folder that `datasets` saved;
             a .tar file, a pattern ("path/*.tar") or a folder of them: WebDataset shards with images under `jpg`,
                              `png` or `webp` and labels under `cls` or in `json`'s "label";
-            "hf://name"      a data set of the Hugging Face Hub.
+            "hf://name"      a data set of the Hugging Face Hub;
+            another URL      "s3://…", "gs://…", "https://…", "file://…": such a folder, file or pattern, read where it
+                             lies. (Of local shards `datasets` makes a copy first.)
         split: which part, where the source has several; None takes all. In a folder it is a sub-folder. Of any source:
             "held-out", every tenth image of each class, and "not-held-out", the others.
         size: pixels per side of the images that come out.
 
     Raises:
-        InputError: nothing there, nothing in it, an unknown split, or labels outside the class names.
+        InputError: nothing there, nothing in it, an unknown split, or labels outside the class names; at a URL also
+            what its storage refuses, or a package that it needs.
     """
     if not 1 <= size <= MAX_SIZE:
         raise InputError(f"size={size}: images have 1 to {MAX_SIZE} pixels per side")
     made = split in MADE_SPLITS
-    records = open_records(source, None if made else split)
+    open_source = url_records if is_url(source) else open_records
+    records = open_source(source, None if made else split)
     if not len(records.labels):
         raise InputError(f"{source} has no images" + (f" in its split {split!r}" if split and not made else ""))
     if made:

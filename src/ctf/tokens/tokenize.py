@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ctf.errors import InputError
 from ctf.files import fingerprint
-from ctf.images import ImageSet, ten_crop, ten_shift, to_tensor
+from ctf.images import ImageSet, center_crop, ten_crop, ten_shift, to_tensor
 from ctf.progress import progress_bar
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokens.token_set import TokenIndex, TokenSet
@@ -95,20 +97,20 @@ def tokenize_images(
         for shard in missing:
             inputs = writer.inputs(shard)
             tokens, read = [np.empty((0, len(settings.augmentations), settings.num_tokens), dtype)], [np.empty(0, int)]
-            # One stream per crop range: LlamaGen resizes for each range, it does not crop one from another.
-            streams = [images.batches(batch_size, inputs, size) for size in sizes]
-            for parts in zip(*streams, strict=True):
-                views = [view for _, pixels, _ in parts for view in augmented(pixels, images.size, augmentation)]
+            for indices, crops, _ in images.batches(batch_size, inputs, partial(center_crops, sizes=sizes)):
+                pixels = [crops[:, number, :size, :size] for number, size in enumerate(sizes)]
+                views = [view for part in pixels for view in augmented(part, images.size, augmentation)]
                 tokens.append(encode(encoder, views, device).astype(dtype))
-                read.append(parts[0][0])
-                bar.update(len(read[-1]))
+                read.append(indices)
+                bar.update(len(indices))
             indices = np.concatenate(read)
             skipped = [images.name(index) for index in sorted({*inputs}.difference(indices.tolist()))]
             writer.add(shard, np.concatenate(tokens), images.labels[indices], skipped)
             bar.update(len(skipped))
     if rank > 0:
         return None
-    wait_until(lambda: not writer.missing(), launcher)
+    for shard in writer.missing():
+        wait_until(partial(writer.is_finished, shard), launcher)
     return writer.close()
 
 
@@ -120,6 +122,17 @@ def augmentation_names(augmentation: Augmentation, crop_ranges: Sequence[float])
     if augmentation == "ten-shift":
         return ten
     return ["none", "flip"] if augmentation == "flip" else ["none"]
+
+
+def center_crops(image: Image.Image, _: int, sizes: Sequence[int]) -> np.ndarray:
+    """The centre crop for each crop range, at the top left of uint8 (R, S, S, 3) with the largest size S.
+
+    LlamaGen resizes for each range, it does not crop one from another.
+    """
+    crops = np.zeros((len(sizes), max(sizes), max(sizes), 3), np.uint8)
+    for crop, size in zip(crops, sizes, strict=True):
+        crop[:size, :size] = np.asarray(center_crop(image, size))
+    return crops
 
 
 def augmented(pixels: np.ndarray, size: int, augmentation: Augmentation) -> np.ndarray:

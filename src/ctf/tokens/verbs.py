@@ -26,7 +26,7 @@ def tokenize(
     Args:
         out: folder of the token set.
         images: "emoji" (other labels: "emoji-subgroups", "emoji-subgroups-by-design"), a folder with a sub-folder per
-            class, Parquet, WebDataset shards or "hf://name".
+            class, Parquet, WebDataset shards, such at a URL ("s3://…", "gs://…", "https://…") or "hf://name".
         split: which part, where the images have several; or held-out, every tenth image of each class, or not-held-out.
         image_size: pixels per side after the centre crop.
         tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
@@ -51,8 +51,19 @@ def tokenize(
     where = usable_device(device)
     opened = open_images(images, split, image_size)
     encoder = open_tokenizer(tokenizer, allow_namespace)
-    options = {"split": split, "batch_size": batch_size, "shard_size": shard_size, "device": where}
-    made = tokenize_images(opened, encoder, out, augmentation, crop_ranges, **options, rank=rank, world=world)
+    made = tokenize_images(
+        opened,
+        encoder,
+        out,
+        augmentation,
+        crop_ranges,
+        split,
+        batch_size,
+        shard_size,
+        where,
+        rank=rank,
+        world=world,
+    )
     if made is not None:
         print(made)
         if note := report_skipped(made.index.skipped, len(opened)):

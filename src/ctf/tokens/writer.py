@@ -64,7 +64,11 @@ class TokenWriter:
     def missing(self, rank: int = 0, world: int = 1) -> list[int]:
         """The shards of process `rank` of `world` that are not finished."""
         missing = [shard for shard in range(rank, len(self), world) if self._finished(shard) is None]
-        return [] if self.complete else missing  # in this order, since a complete set has no `shard-<i>.json`
+        return [] if self.complete else missing  # asked last, since a complete set has no `shard-<i>.json`
+
+    def is_finished(self, shard: int) -> bool:
+        """Whether this process or another has written the shard."""
+        return self._finished(shard) is not None or self.complete
 
     def add(
         self, shard: int, tokens: np.ndarray | Tensor, labels: np.ndarray | Tensor, skipped: Sequence[str] = ()
