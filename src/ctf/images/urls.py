@@ -110,7 +110,7 @@ def of_split(source: str, shards: list[str], split: str | None) -> list[str]:
 
 
 def folder_records(source: str, fs: AbstractFileSystem, root: str, files: Sequence[str], split: str | None) -> Records:
-    """One sub-folder per class, or a flat folder: what `ctf.images.sources.folder_records` says of a local one."""
+    """One sub-folder per class, or a flat folder, as of local ones; but sub-folders without images are not seen."""
     images = [path for path in files if f".{path.rpartition('.')[2].lower()}" in EXTENSIONS and path[0] != "."]
     subfolders = sorted({path.partition("/")[0] for path in images if "/" in path})
     if split is not None:
@@ -162,7 +162,7 @@ def tar_records(source: str, fs: AbstractFileSystem, paths: Sequence[str]) -> Re
     def encoded(index: int) -> bytes:
         path, start, end = paths[shard_of[index]], int(starts[index]), int(ends[index])
         with reading(path, UnreachableError):
-            data = fs.cat_file(path, start, end)
+            data = fs.cat_file(path, start=start, end=end)
             if len(data) != end - start:
                 raise EOFError(f"{len(data)} bytes came of the {end - start} of {names[index]}")
             return data
