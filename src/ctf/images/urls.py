@@ -106,7 +106,7 @@ def of_split(source: str, shards: list[str], split: str | None) -> list[str]:
         return shards
     if chosen := [path for path in shards if split in words[path]]:
         return chosen
-    raise unknown_split(source, split, sorted(SPLIT_NAMES.intersection(*[set().union(*words.values())])))
+    raise unknown_split(source, split, sorted(SPLIT_NAMES.intersection(set().union(*words.values()))))
 
 
 def folder_records(source: str, fs: AbstractFileSystem, root: str, files: Sequence[str], split: str | None) -> Records:
