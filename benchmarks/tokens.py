@@ -26,14 +26,13 @@ BATCH, SECONDS, TURNS = 256, 10.0, 4
 
 def write(folder: Path, count: int) -> None:
     names = [str(i) for i in range(CLASSES)]
-    settings = TokenIndex(CODEBOOK, [16, 16], [str(i) for i in range(AUGMENTATIONS)], names, SHARD)
+    settings = TokenIndex(CODEBOOK, [16, 16], [str(i) for i in range(AUGMENTATIONS)], names, SHARD, inputs=count)
     writer, generator = TokenWriter(folder, settings), np.random.default_rng(0)
-    for start in range(writer.consumed, count, SHARD):
-        rows = min(SHARD, count - start)
+    for shard in writer.missing():
+        rows = len(writer.inputs(shard))
         raw = np.frombuffer(generator.bytes(rows * AUGMENTATIONS * TOKENS * 2), np.uint16) % CODEBOOK
-        writer.add(raw.reshape(rows, AUGMENTATIONS, TOKENS), generator.integers(CLASSES, size=rows))
-    if not writer.complete:
-        writer.close()
+        writer.add(shard, raw.reshape(rows, AUGMENTATIONS, TOKENS), generator.integers(CLASSES, size=rows))
+    writer.close()
 
 
 def own_memory() -> float:

@@ -155,6 +155,11 @@ def write_npy(path: str | Path, array: np.ndarray) -> None:
         file.write(np.ascontiguousarray(array).data)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $CTF_CACHE or ~/.cache/ctf."""
+    return Path(os.environ.get("CTF_CACHE") or Path.home() / ".cache" / "ctf")
+
+
 def existing(path: str | Path, what: str = "file or folder") -> Path:
     """`path` as a Path, or an InputError that says it is missing."""
     path = Path(path)

@@ -1,9 +1,7 @@
-import io
 import json
 import struct
 import subprocess
 import sys
-import tarfile
 import zlib
 
 import datasets
@@ -11,40 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_files import SIZE, assert_holds, pixels, png, write_parquet, write_tar
 from PIL import Image
 
 from ctf.errors import InputError
 from ctf.images import open_images
 from ctf.images.image_set import every_tenth
-
-SIZE = 8
-
-
-def pixels(seed, height=SIZE, width=SIZE):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def png(seed):
-    stream = io.BytesIO()
-    Image.fromarray(pixels(seed)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write_parquet(path, labels, column="label", images=None):
-    images = images or [png(i) for i in range(len(labels))]
-    rows = [{"image": {"bytes": data, "path": None}, column: label} for data, label in zip(images, labels, strict=True)]
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return str(path)
-
-
-def write_tar(path, examples):
-    """`examples`: for each, extension → bytes."""
-    with tarfile.open(path, "w") as archive:
-        for i, example in enumerate(examples):
-            for extension, data in example.items():
-                member = tarfile.TarInfo(f"{path.stem}{i:04d}.{extension}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
 
 
 @pytest.fixture
@@ -56,12 +26,6 @@ def class_folder(tmp_path):
         (tmp_path / folder / "notes.txt").write_text("not an image")
     (tmp_path / ".hidden").mkdir()
     return tmp_path
-
-
-def assert_holds(images, seeds):
-    assert len(images) == len(seeds)
-    for index, seed in enumerate(seeds):
-        np.testing.assert_array_equal(images.read(index), pixels(seed))
 
 
 # --- the embedded emoji ---
@@ -309,16 +273,17 @@ def test_size_is_the_crop(tmp_path):
     images = open_images(str(tmp_path), size=10)
     np.testing.assert_array_equal(images.read(0), pixels(0, 10, 16)[:, 3:13])
     assert images.read(0, size=13).shape == (13, 13, 3)
-    assert next(images.batches(1, size=13))[1].shape == (1, 13, 13, 3)
+    shrunk = next(images.batches(1, crop=lambda image, size: image.resize((size // 2, size))))[1]
+    assert shrunk.shape == (1, 10, 5, 3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_batches_are_everything_in_order(tmp_path, batch_size):
     images = open_images(write_parquet(tmp_path / "a.parquet", list(range(20))), size=SIZE)
-    for start in (0, 5, 20):
-        batches = list(images.batches(batch_size, start=start, workers=3))
+    for part in (None, range(5, 20), range(8, 11), range(20, 20)):
+        batches = list(images.batches(batch_size, part, workers=3))
         assert all(len(indices) <= batch_size for indices, _, _ in batches)
-        assert [i for indices, _, _ in batches for i in indices] == list(range(start, 20))
+        assert [i for indices, _, _ in batches for i in indices] == list(range(20) if part is None else part)
         for indices, pictures, labels in batches:
             assert labels.tolist() == indices.tolist()
             np.testing.assert_array_equal(pictures, np.stack([pixels(i) for i in indices]))

@@ -120,7 +120,7 @@ def test_damaged_index(folder):
 
 def test_incomplete_set_says_how_to_go_on(folder):
     write_json(folder / "index.json", read_json(folder / "index.json") | {"complete": False})
-    assert "incomplete (23 images so far): run the command" in refused(folder)
+    assert "incomplete (0 shards so far): run the command" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["tokens-00002.npy", "labels-00002.npy"])

@@ -1,11 +1,15 @@
 """Tokenizing folders of small PNG files, some damaged, with a tiny random tokenizer."""
 
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from image_files import write_tar
 from PIL import Image
 
 from ctf.cli import main
@@ -145,6 +149,87 @@ def test_resumed_is_uninterrupted(source, tokenizer, tmp_path, shard_size):
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("world", [2, 3, 9])
+def test_processes_share_the_images(source, tokenizer, tmp_path, world):
+    tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "whole")
+    for rank in reversed(range(world)):  # the first one would wait for the others
+        images = open_images(source, size=SIZE)
+        images.read = Mock(wraps=images.read)
+        made = tokenize(images, tokenizer, tmp_path / "shared", rank=rank, world=world)
+        assert (made is None) == (rank > 0)
+        own = [i for shard in range(rank, 6, world) for i in range(4 * shard, min(4 * shard + 4, 23))]
+        assert sorted(call.args[0] for call in images.read.call_args_list) == own
+    assert files(tmp_path / "shared") == files(tmp_path / "whole")
+
+
+def test_another_number_of_processes_resumes(source, tokenizer, tmp_path):
+    tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "whole")
+    for rank, world in (1, 3), (3, 4), (1, 2), (0, 2):
+        with pytest.raises(InputError, match="incomplete" if (tmp_path / "set").exists() else "no such token set"):
+            TokenSet.open(tmp_path / "set")
+        tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "set", rank=rank, world=world)
+    assert files(tmp_path / "set") == files(tmp_path / "whole")
+
+
+def test_processes_share_shards_at_a_url(source, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("CTF_CACHE", str(tmp_path / "cache"))
+    for letter in "ab":
+        paths = sorted((Path(source) / letter).iterdir())
+        label = str("ab".index(letter)).encode()
+        write_tar(tmp_path / f"{letter}.tar", [{"png": path.read_bytes(), "cls": label} for path in paths])
+    local = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "local")
+    url = f"file://{tmp_path}/*.tar"
+    whole = tokenize(open_images(url, size=SIZE), tokenizer, tmp_path / "whole")
+    assert torch.cat(list(whole.blocks())).tolist() == torch.cat(list(local.blocks())).tolist()
+    assert (whole.labels.tolist(), len(whole.index.skipped)) == (local.labels.tolist(), len(DAMAGED))
+    for rank in (2, 1, 0):
+        tokenize(open_images(url, size=SIZE), tokenizer, tmp_path / "shared", rank=rank, world=3)
+    assert files(tmp_path / "shared") == files(tmp_path / "whole")
+
+
+def test_bytes_that_do_not_come_end_the_work(source, tokenizer, tmp_path):
+    """They are not left out like corrupt images, and the same command goes on from there."""
+    tokenize(open_images(f"file://{source}", size=SIZE), tokenizer, tmp_path / "whole")
+    images, away = open_images(f"file://{source}", size=SIZE), Path(source) / "b" / "14.png"
+    away.rename(tmp_path / "14.png")
+    with pytest.raises(InputError, match=r"14\.png cannot be read \(FileNotFoundError"):
+        tokenize(images, tokenizer, tmp_path / "set")
+    (tmp_path / "14.png").rename(away)
+    with pytest.raises(InputError, match="incomplete"):
+        TokenSet.open(tmp_path / "set")
+    tokenize(images, tokenizer, tmp_path / "set")
+    assert files(tmp_path / "set") == files(tmp_path / "whole")
+
+
+def test_torchrun(source, tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.safetensors")
+    whole = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "whole", augmentation="ten-shift")
+    line = f"tokenize --images {source} --image_size {SIZE} --tokenizer {tmp_path}/tokenizer.safetensors --device cpu"
+    line += f" --augmentation ten-shift --batch_size 4 --shard_size 4 --out {tmp_path}/shared"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", "-m", "ctf.cli"]
+    done = subprocess.run([*torchrun, *line.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "shared") == files(tmp_path / "whole")
+    said, left_out = done.stdout.splitlines()  # by one of the processes
+    assert said.endswith(str(whole).removeprefix(str(tmp_path / "whole")))
+    assert (
+        left_out == "Left out 8 of 23 images as unreadable: a/00.png, a/05.png, a/08.png, a/09.png, a/10.png and 3 more"
+    )
+
+
+def test_a_kill_at_any_moment_and_another_number_of_processes(source, tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.safetensors")
+    whole = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "whole")
+    program = Path(__file__).parent / "killed_processes.py"
+    line = [sys.executable, program, source, tmp_path / "tokenizer.safetensors", tmp_path / "tries"]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tries = list((tmp_path / "tries").iterdir())
+    # Two indexes, three files for each shard, a record for that of which nothing is readable, and the last one's end.
+    assert len(tries) == 2 + 3 * len(whole.index.shards) + 1 + 6 + 1
+    assert all(files(folder) == files(tmp_path / "whole") for folder in tries)
 
 
 def test_a_complete_folder_is_left_alone(source, tokenizer, tmp_path):

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -5,29 +6,27 @@ import pytest
 import torch
 
 from ctf.errors import InputError
+from ctf.files import read_json, write_json
 from ctf.tokens import TokenIndex, TokenSet, TokenWriter, write_token_set
 
 
 def settings(**changes) -> TokenIndex:
     values = {"codebook_size": 16, "grid": [2, 2], "augmentations": ["none"], "class_names": ["a", "b"]}
-    return TokenIndex(**(values | {"shard_size": 4} | changes))
+    return TokenIndex(**(values | {"shard_size": 4, "inputs": 18} | changes))
 
 
-def stream() -> list[tuple[np.ndarray, np.ndarray, list[str]]]:
-    """26 inputs in uneven batches, 3 of them unreadable."""
+def shards() -> list[tuple[np.ndarray, np.ndarray, list[str]]]:
+    """18 inputs in shards of 4, 7 of them unreadable."""
     rng = np.random.default_rng(0)
-    batch = [(3, ["x"]), (2, []), (6, []), (0, ["y", "z"]), (1, []), (3, []), (3, []), (5, [])]
-    return [(rng.integers(16, size=(n, 1, 4)), rng.integers(2, size=n), skipped) for n, skipped in batch]
+    shards = [(3, ["x"]), (4, []), (0, ["y", "z", "u", "v"]), (2, ["w", "t"]), (2, [])]
+    return [(rng.integers(16, size=(n, 1, 4)), rng.integers(2, size=n), skipped) for n, skipped in shards]
 
 
-def write(folder: Path, stop: int | None = None) -> TokenWriter:
-    """Write the stream from where the folder stands up to batch `stop`, and do not close."""
+def write(folder: Path, numbers: Sequence[int] = range(5)) -> TokenWriter:
+    """Write these shards, and do not close."""
     writer = TokenWriter(folder, settings())
-    start, position = writer.consumed, 0
-    for tokens, labels, skipped in stream()[:stop]:
-        if position >= start:
-            writer.add(tokens, labels, skipped)
-        position += len(labels) + len(skipped)
+    for number in numbers:
+        writer.add(number, *shards()[number])
     return writer
 
 
@@ -35,23 +34,85 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("stop", range(len(stream()) + 1))
-def test_resumed_is_uninterrupted(tmp_path, stop):
-    whole = write(tmp_path / "whole").close()
-    assert (len(whole), whole.index.skipped) == (23, ["x", "y", "z"])
-    write(tmp_path / "parts", stop)
-    write(tmp_path / "parts").close()
+def test_what_is_written_is_read(tmp_path):
+    tokens, labels, _ = zip(*shards(), strict=True)
+    found = write(tmp_path).close()
+    assert torch.cat(list(found.blocks())).tolist() == np.concatenate(tokens).tolist()
+    assert found.labels.tolist() == np.concatenate(labels).tolist()
+    assert found.index.skipped == ["x", "y", "z", "u", "v", "w", "t"]
+    assert [shard["stem"] for shard in found.index.shards] == ["00000", "00001", "00003", "00004"]
+
+
+@pytest.mark.parametrize("first", [[], [0], [4, 2], [3, 1, 0], [0, 1, 2, 3, 4]])
+def test_resumed_is_uninterrupted(tmp_path, first):
+    write(tmp_path / "whole").close()
+    write(tmp_path / "parts", first)
+    missing = TokenWriter(tmp_path / "parts", settings()).missing()
+    assert missing == [number for number in range(5) if number not in first]
+    write(tmp_path / "parts", missing).close()
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
-def test_unreadable_inputs_at_the_end_are_named(tmp_path):
-    writer = TokenWriter(tmp_path, settings())
-    writer.add(np.zeros((4, 1, 4), int), np.zeros(4, int))
-    assert writer.close(["last"]).index.skipped == ["last"]
+def test_each_process_has_its_own_shards(tmp_path):
+    writer = write(tmp_path, [1])
+    assert [writer.missing(rank, 3) for rank in range(3)] == [[0, 3], [4], [2]]
+    write(tmp_path, [0, 2, 3, 4]).close()
+    assert [writer.missing(rank, 3) for rank in range(3)] == [[], [], []]
+
+
+def test_a_set_lacks_shards(tmp_path):
+    with pytest.raises(InputError, match="has 3 of 5 shards: write the others first"):
+        write(tmp_path, [0, 2, 4]).close()
+    with pytest.raises(InputError, match=r"incomplete \(3 shards so far\): run the command"):
+        TokenSet.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["shard-00001.json", "tokens-00001.npy", "labels-00001.npy"])
+@pytest.mark.parametrize("length", [0, 20, -1])
+def test_a_truncated_shard_is_missing(tmp_path, name, length):
+    """As after a power cut."""
+    write(tmp_path / "whole").close()
+    write(tmp_path / "cut")
+    (tmp_path / "cut" / name).write_bytes((tmp_path / "cut" / name).read_bytes()[:length])
+    writer = TokenWriter(tmp_path / "cut", settings())
+    assert writer.missing() == [1] or (name, length) == ("shard-00001.json", -1)  # the end of a line
+    write(tmp_path / "cut", writer.missing()).close()
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_what_a_kill_leaves_is_removed(tmp_path):
+    write(tmp_path).close()
+    before = files(tmp_path)
+    (tmp_path / "shard-00004.json").write_text("{}")
+    (tmp_path / ".tokens-00001.npy.01234567.tmp").touch()
+    TokenWriter(tmp_path, settings()).close()
+    assert files(tmp_path) == before
+
+
+def test_a_set_that_was_cut_after_images(tmp_path):
+    """Earlier versions cut a shard after so many readable images, at the end of a batch."""
+    write(tmp_path).close()
+    for kind in ("tokens", "labels"):
+        arrays = [np.load(tmp_path / f"{kind}-{stem}.npy") for stem in ("00000", "00001", "00003", "00004")]
+        for path in tmp_path.glob(f"{kind}-*.npy"):
+            path.unlink()
+        for stem, part in enumerate(np.split(np.concatenate(arrays), [6, 10])):
+            np.save(tmp_path / f"{kind}-{stem:05d}.npy", part)
+    counts = [{"stem": f"{stem:05d}", "count": count} for stem, count in enumerate([6, 4, 1])]
+    index = read_json(tmp_path / "index.json") | {"shards": counts}
+    write_json(tmp_path / "index.json", index)
+    tokens, labels, _ = zip(*shards(), strict=True)
+    found = TokenSet.open(tmp_path)
+    assert torch.cat(list(found.blocks())).tolist() == np.concatenate(tokens).tolist()
+    assert found.labels.tolist() == np.concatenate(labels).tolist()
+    assert TokenWriter(tmp_path, settings()).missing() == []
+    # One that was interrupted is written again.
+    write_json(tmp_path / "index.json", index | {"shards": counts[:1], "complete": False})
+    assert TokenWriter(tmp_path, settings()).missing() == [0, 1, 2, 3, 4]
 
 
 def test_other_settings_are_named(tmp_path):
-    write(tmp_path, stop=3)
+    write(tmp_path, [0])
     with pytest.raises(InputError, match=r"incomplete token set .*: grid is \[2, 2\] there and \[1, 4\] here\. Choose"):
         TokenWriter(tmp_path, settings(grid=[1, 4]))
 
@@ -61,8 +122,8 @@ def test_complete_set_takes_no_more(tmp_path):
     writer = TokenWriter(tmp_path, settings())
     assert writer.complete
     with pytest.raises(InputError, match="is a complete token set"):
-        writer.add(*stream()[0])
-    assert len(writer.close()) == 23
+        writer.add(0, *shards()[0])
+    assert len(writer.close()) == 11
 
 
 @pytest.mark.parametrize(
@@ -74,11 +135,13 @@ def test_complete_set_takes_no_more(tmp_path):
         (torch.tensor([[[0, 1, 2]]]), torch.tensor([0]), "takes integer tokens"),
         (torch.tensor([[[0.0, 1.0, 2.0, 3.0]]]), torch.tensor([0]), "takes integer tokens"),
         (torch.tensor([[[0, 1, 2, 3]]]), torch.tensor([0, 1]), "takes integer tokens"),
+        (torch.zeros(2, 1, 4, dtype=int), torch.tensor([0, 1]), "2 images and 0 unreadable ones for shard 0 of .* 1$"),
     ],
 )
 def test_wrong_input(tmp_path, tokens, labels, message):
     with pytest.raises(InputError, match=message):
-        TokenWriter(tmp_path, settings()).add(tokens, labels)
+        TokenWriter(tmp_path, settings(inputs=1)).add(0, tokens, labels)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -111,7 +174,9 @@ def test_write_token_set_refuses(tmp_path, change, message):
 
 def test_nothing_to_write(tmp_path):
     with pytest.raises(InputError, match="no images"):
-        TokenWriter(tmp_path, settings()).close()
+        TokenWriter(tmp_path, settings(inputs=0)).close()
+    with pytest.raises(InputError, match="by the number of its inputs"):
+        TokenWriter(tmp_path, settings(inputs=None))
 
 
 def test_write_token_set_does_not_overwrite(tmp_path):
@@ -125,9 +190,3 @@ def test_write_token_set_does_not_overwrite(tmp_path):
 def test_write_token_set_needs_a_label_per_image(tmp_path):
     with pytest.raises(InputError, match=r"tokens \[3, 4\] with labels int64 \[2\]"):
         write_token_set(tmp_path, np.zeros((3, 4), int), np.zeros(2, int), 16)
-
-
-def test_an_incomplete_set_does_not_open(tmp_path):
-    write(tmp_path, stop=3)
-    with pytest.raises(InputError, match=r"incomplete \(11 images so far\)"):
-        TokenSet.open(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from ctf.errors import InputError
 from ctf.evaluation.extraction import Extracted, extract
 from ctf.evaluation.features import FeatureExtractor
 from ctf.evaluation.statistics import FeatureStatistics
+from ctf.files import cache_folder
 from ctf.images.image_set import open_images
 from ctf.progress import progress_bar
 from ctf.samples.manifest import manifest_path
@@ -97,7 +97,7 @@ def open_reference(
     """
     images = open_reference_images(source, split, image_size)
     fingerprint = _pixel_fingerprint(images, batch_size, progress)
-    folder = Path(cache or os.environ.get("CTF_CACHE") or Path.home() / ".cache" / "ctf") / "references"
+    folder = Path(cache or cache_folder()) / "references"
     keep = images.count if all_features else PRECISION_IMAGES
     more = [f"{keep} features"] if keep > PRECISION_IMAGES else []
     path = folder / f"{_digest(extractor.name, extractor.fingerprint, fingerprint, *more)}.safetensors"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-#: From an image and a size to an image of size × size.
-Crop = Callable[[Image.Image, int], Image.Image]
+#: From an image and a size to an image of size × size, or to several.
+Crop = Callable[[Image.Image, int], Image.Image | np.ndarray]
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

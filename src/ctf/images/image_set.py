@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 from ctf.errors import InputError
 from ctf.images.crop import Crop, center_crop
 from ctf.images.sources import Records, open_records
+from ctf.images.urls import UnreachableError, is_url, url_records
 
 MAX_ASPECT = 100  # longer by shorter side: a crop from a hair-thin image would first make it as long as it is thin
 MAX_SIZE = 8192
@@ -45,14 +46,21 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def name(self, index: int) -> str:
+        """What to call image `index` in a message, in one line."""
+        return self._records.name(index)
+
     def read(self, index: int, size: int | None = None, crop: Crop = center_crop) -> np.ndarray:
         """Image `index`: uint8 (size, size, 3). `size` replaces the set's own, for crops that need a margin.
 
         Raises:
             InputError: the image is damaged, or more than `decode` takes. It is then in `skipped` too.
+            UnreachableError: its bytes did not come from a URL.
         """
         try:
             return decode(self._records.encoded(index), size or self.size, crop)
+        except UnreachableError:
+            raise
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged bytes
             self._unreadable[index] = self._records.name(index)
             raise InputError(
@@ -60,30 +68,34 @@ class ImageSet:
             ) from None
 
     def batches(
-        self, batch_size: int, start: int = 0, size: int | None = None, workers: int | None = None
+        self, batch_size: int, part: range | None = None, crop: Crop = center_crop, workers: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """All images in order, decoded ahead in threads: (indices (b,), uint8 images (b, size, size, 3), labels (b,)).
+        """Images in order, decoded ahead in threads: (indices (b,), uint8 images (b, size, size, 3), labels (b,)).
 
-        Batches are cut at start + multiples of `batch_size`; unreadable images are left out of theirs, so b can be
+        Batches are cut each `batch_size` images from the first; unreadable images are left out of theirs, so b can be
         smaller, and are named in `skipped`.
 
         Args:
             batch_size: images per batch, unreadable ones included.
-            start: index of the first image, to go on where an earlier run stopped.
-            size: replaces the set's own.
+            part: indices of the images, all by default. No others are read.
+            crop: called with each image and the set's size; what it returns stands in place of (size, size, 3).
             workers: decoding threads; by default one per core, at most 16.
 
         Raises:
             InputError: not one image of the set is readable.
+            UnreachableError: the bytes of one did not come from a URL.
         """
 
         def read(index: int) -> np.ndarray | None:
             try:
-                return self.read(index, size)
+                return self.read(index, crop=crop)
+            except UnreachableError:
+                raise
             except InputError:
                 return None
 
-        blocks = [range(first, min(first + batch_size, len(self))) for first in range(start, len(self), batch_size)]
+        part = range(len(self)) if part is None else part
+        blocks = [part[first : first + batch_size] for first in range(0, len(part), batch_size)]
         with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
             pending: deque[Iterator[np.ndarray | None]] = deque()
             for position, block in enumerate(blocks):
@@ -104,11 +116,15 @@ class ImageSet:
 
     def report_skipped(self, shown: int = 5) -> str:
         """One line that counts the unreadable images met so far and names the first ones; "" if there were none."""
-        names = self.skipped
-        if not names:
-            return ""
-        more = f" and {len(names) - shown} more" if len(names) > shown else ""
-        return f"Left out {len(names)} of {len(self)} images as unreadable: {', '.join(names[:shown])}{more}"
+        return report_skipped(self.skipped, len(self), shown)
+
+
+def report_skipped(names: Sequence[str], count: int, shown: int = 5) -> str:
+    """One line on unreadable images, by `names`, of `count`; "" if there were none."""
+    if not names:
+        return ""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"Left out {len(names)} of {count} images as unreadable: {', '.join(names[:shown])}{more}"
 
 
 def decode(
@@ -165,18 +181,22 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
             a .parquet file, a folder of them, or a folder that `datasets` saved;
             a .tar file, a pattern ("path/*.tar") or a folder of them: WebDataset shards with images under `jpg`,
                              `png` or `webp` and labels under `cls` or in `json`'s "label";
-            "hf://name"      a data set of the Hugging Face Hub.
+            "hf://name"      a data set of the Hugging Face Hub;
+            another URL      "s3://…", "gs://…", "https://…", "file://…": such a folder, file or pattern, read where it
+                             lies. (Of local shards `datasets` makes a copy first.)
         split: which part, where the source has several; None takes all. In a folder it is a sub-folder. Of any source:
             "held-out", every tenth image of each class, and "not-held-out", the others.
         size: pixels per side of the images that come out.
 
     Raises:
-        InputError: nothing there, nothing in it, an unknown split, or labels outside the class names.
+        InputError: nothing there, nothing in it, an unknown split, or labels outside the class names; at a URL also
+            what its storage refuses, or a package that it needs.
     """
     if not 1 <= size <= MAX_SIZE:
         raise InputError(f"size={size}: images have 1 to {MAX_SIZE} pixels per side")
     made = split in MADE_SPLITS
-    records = open_records(source, None if made else split)
+    open_source = url_records if is_url(source) else open_records
+    records = open_source(source, None if made else split)
     if not len(records.labels):
         raise InputError(f"{source} has no images" + (f" in its split {split!r}" if split and not made else ""))
     if made:

@@ -66,7 +66,7 @@ def open_records(source: str, split: str | None) -> Records:
         return dataset_records(source, split, source.removeprefix("hf://"))
     for suffix, layout in LAYOUTS.items():
         if source.endswith(suffix) and not Path(source).is_dir():
-            if "://" not in source and not glob(source):
+            if not glob(source):
                 existing(source)
             return dataset_records(source, split, layout, data_files=source)
 
@@ -129,21 +129,44 @@ def folder_records(folder: Path, split: str | None) -> Records:
         if split not in subfolders:
             raise unknown_split(str(folder), split, [name for name in subfolders if name in SPLIT_NAMES])
         return folder_records(folder / split, None)
+    check_no_splits(str(folder), subfolders)
+    files = image_files(folder, recursive=False)
+    for name in subfolders:
+        files += image_files(folder / name, recursive=True)
+    relative = [os.path.relpath(path, folder) for path in files]
+    return labelled_files(str(folder), subfolders, relative, lambda name: (folder / name).read_bytes())
+
+
+def check_no_splits(folder: str, subfolders: list[str]) -> None:
+    """InputError if the sub-folders are splits."""
     if subfolders and SPLIT_NAMES.issuperset(subfolders):
         raise InputError(f"{folder} holds splits, not classes: choose one of {', '.join(subfolders)}")
 
-    files = [(path, 0) for path in image_files(folder, recursive=False)]
-    if files and subfolders:
-        raise InputError(f"{folder} holds both images and sub-folders: move the images ({files[0][0]}, …) into a class")
-    for label, name in enumerate(subfolders):
-        files += [(path, label) for path in image_files(folder / name, recursive=True)]
+
+def labelled_files(folder: str, subfolders: list[str], files: list[str], read: Callable[[str], bytes]) -> Records:
+    """Records of a folder of classes, or a flat one.
+
+    Args:
+        folder: what to call it in a message.
+        subfolders: sorted names.
+        files: paths of the images below the folder, by sub-folder.
+        read: from such a path to what is in the file.
+
+    Raises:
+        InputError: no images, or images in the folder beside sub-folders.
+    """
+    label_of = {name: label for label, name in enumerate(subfolders)}
+    labels = [label_of.get(path.partition("/")[0]) if "/" in path else None for path in files]
+    if subfolders and None in labels:
+        first = files[labels.index(None)]
+        raise InputError(f"{folder} holds both images and sub-folders: move the images ({first}, …) into a class")
     if not files:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}): is it the right folder?")
     return Records(
-        labels=np.array([label for _, label in files], dtype=np.int64),
+        labels=np.array([label or 0 for label in labels], dtype=np.int64),
         class_names=[printable(name) for name in subfolders] or ["image"],
-        name=lambda index: printable(os.path.relpath(files[index][0], folder)),
-        encoded=lambda index: Path(files[index][0]).read_bytes(),
+        name=lambda index: printable(files[index]),
+        encoded=lambda index: read(files[index]),
     )
 
 
@@ -216,7 +239,15 @@ def dataset_labels(dataset: Dataset, source: str) -> tuple[np.ndarray, list[str]
         column, values = "json", [(row or {}).get("label") for row in dataset["json"][:]]
     else:
         return np.zeros(len(dataset), dtype=np.int64), ["image"]
+    return number_labels(values, getattr(dataset.features[column], "names", None), column, source)
 
+
+def number_labels(values: list[Any], names: list[str] | None, column: str, source: str) -> tuple[np.ndarray, list[str]]:
+    """int64 labels (n,) and class names of what stands in a column of labels, whose numbers have these `names`.
+
+    Raises:
+        InputError: as `dataset_labels`.
+    """
     if all(isinstance(value, str) for value in values):
         strings, positions = np.unique(values, return_inverse=True)
         return positions.astype(np.int64), strings.tolist()
@@ -225,7 +256,6 @@ def dataset_labels(dataset: Dataset, source: str) -> tuple[np.ndarray, list[str]
             raise InputError(
                 f"{source}: row {row} has {repr(value)[:40]} in its label column {column!r}: give every row a number"
             )
-    names = getattr(dataset.features[column], "names", None)
     class_names = names or numbered_classes(max(values, default=0) + 1)
     labels = np.array(values, dtype=np.int64)
     outside = np.flatnonzero((labels < 0) | (labels >= len(class_names)))

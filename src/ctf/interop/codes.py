@@ -42,7 +42,7 @@ def import_codes(
 ) -> TokenSet:
     """Read LlamaGen's codes into a token set at `out`, in the order of their numbers.
 
-    Started again after an interruption, it continues after the last whole shard.
+    Started again after an interruption, it continues with the shards that are missing.
 
     Args: those of `ctf convert codes`, and
 
@@ -73,15 +73,17 @@ def import_codes(
         inputs=count,
     )
     writer = TokenWriter(out, settings)
-    if writer.complete:
-        return TokenSet.open(out)
-    with progress_bar(count, "import", "image", writer.consumed, hidden=not progress) as bar:
-        block = min(BLOCK, shard_size)
-        for start in range(writer.consumed, count, block):
-            numbers = range(start, min(start + block, count))
-            images = [_read_image(folders, i, shape, codebook_size, num_classes) for i in numbers]
-            writer.add(np.concatenate([codes for codes, _ in images]), np.concatenate([label for _, label in images]))
-            bar.update(len(images))
+    missing, dtype = writer.missing(), np.min_scalar_type(codebook_size - 1)
+    finished = count - sum(len(writer.inputs(shard)) for shard in missing)
+    with progress_bar(count, "import", "image", finished, hidden=not progress) as bar:
+        for shard in missing:
+            codes, labels = [], []
+            for number in writer.inputs(shard):
+                code, label = _read_image(folders, number, shape, codebook_size, num_classes)
+                codes.append(code.astype(dtype))
+                labels.append(label)
+                bar.update()
+            writer.add(shard, np.concatenate(codes), np.concatenate(labels))
     return writer.close()
 
 

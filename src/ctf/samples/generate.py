@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +19,7 @@ from ctf.progress import progress_bar
 from ctf.samples.labels import LabelPolicy, choose_labels
 from ctf.samples.manifest import Manifest, manifest_path
 from ctf.samples.sample_set import SHEET_IMAGES, ImageArray, sheet, write_folder, write_images
-
-POLL_SECONDS = 0.2
+from ctf.torchrun import rank_and_world, wait_until
 
 
 def sample_to(
@@ -57,7 +55,7 @@ def sample_to(
         InputError: nothing to sample, what the pipeline refuses, or other samples under this name.
     """
     out, overrides = Path(out), overrides or {}
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun
+    rank, processes = rank_and_world()
     is_main_process = rank == 0
     given = [pipeline.label_index(label) for label in labels or []]
     policy, chosen = choose_labels(len(pipeline.class_names), label_policy, given, num, seed)
@@ -144,12 +142,14 @@ def _sample(
         for k, batch in zip(missing, batches, strict=True):
             shards.add(k, batch)
             bar.update(shards.finished() - bar.n)
-        while is_main_process and (done := shards.finished()) < manifest.count:
+
+        def all_there() -> bool:
+            done = shards.finished()
             bar.update(done - bar.n)
-            # torchrun ends this process if another failed, but not when it is killed itself.
-            if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != launcher:
-                raise InputError("torchrun was ended: run the same command again, finished batches are kept")
-            time.sleep(POLL_SECONDS)
+            return done == manifest.count
+
+        if is_main_process:
+            wait_until(all_there, launcher)
 
 
 def parts_folder(out: Path) -> Path:

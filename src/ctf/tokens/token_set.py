@@ -5,7 +5,7 @@
     labels-00000.npy     [n_i] int64
     tokens-00001.npy     …
 
-The index lists whole shards only: a shard's two files are there before the index names it.
+While the set is being written there is also `shard-00000.json` for each finished shard, and the index lists none yet.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ LARGEST_CODEBOOK = 1 << 24
 
 @dataclass
 class TokenIndex:
-    """Settings of a token set, and how far its writing has come.
+    """Settings of a token set and, once it is complete, its shards.
 
     Attributes:
         codebook_size: K; tokens are in [0, K).
         grid: [h, w] with N = h·w tokens per image, row by row.
         augmentations: A names, e.g. ["none", "flip"] or "1.1/top-left", …
         class_names: the name of each label.
-        shard_size: images after which a shard is written.
+        shard_size: shard i is what is readable of this many inputs, from i · shard_size on.
         codebook: `ctf.files.fingerprint` of the tokenizer's codebook; None for tokens from elsewhere.
         source: where the images came from, in words; None if not known.
         split: which part of the source, e.g. "train"; None if it has no parts.
         image_size: pixels per side; None if not known.
         inputs: images in the source, unreadable ones included: a source that grew is another one.
-        shards: the whole shards in order: {"stem": "00000", "count": n_i}.
-        skipped: names of the input images that could not be read, among those that the shards cover.
+        shards: those that hold images, in order: {"stem": "00000", "count": n_i}.
+        skipped: names of the input images that could not be read.
         complete: False while the set is being written or after an interruption.
 
     Raises:
@@ -86,12 +86,8 @@ class TokenIndex:
         return math.prod(self.grid)
 
     @property
-    def num_images(self) -> int:
-        return sum(shard["count"] for shard in self.shards)
-
-    @property
     def settings(self) -> dict[str, Any]:
-        """Everything but the progress of writing."""
+        """Everything that is known before writing."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in PROGRESS}
 
     def save(self, folder: Path) -> None:
@@ -156,7 +152,7 @@ class TokenSet:
         index = TokenIndex.load(folder)
         if not index.complete:
             raise InputError(
-                f"{folder} is incomplete ({index.num_images:,} images so far): "
+                f"{folder} is incomplete ({len(list(folder.glob('shard-*.json')))} shards so far): "
                 "run the command that writes it once more and it continues from there"
             )
         if not index.shards:

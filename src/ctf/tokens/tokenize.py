@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ctf.errors import InputError
 from ctf.files import fingerprint
-from ctf.images import ImageSet, ten_crop, ten_shift, to_tensor
+from ctf.images import ImageSet, center_crop, ten_crop, ten_shift, to_tensor
 from ctf.progress import progress_bar
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokens.token_set import TokenIndex, TokenSet
 from ctf.tokens.writer import TokenWriter
+from ctf.torchrun import wait_until
 
 Augmentation = Literal["none", "flip", "ten-shift", "ten-crop"]
 
@@ -36,12 +40,14 @@ def tokenize_images(
     shard_size: int = 8192,
     device: str | torch.device = "cpu",
     progress: bool = True,
-) -> TokenSet:
+    rank: int = 0,
+    world: int = 1,
+) -> TokenSet | None:
     """Encode all images in float32 and write their tokens to `folder`.
 
-    Started again after an interruption, it continues after the last whole shard, with the batches that
-    an uninterrupted run would have had from there, so the files come out the same. A folder that is
-    complete is left as it is.
+    Several processes share the shards by their number, and each reads the images of its own alone. Started again
+    after an interruption, with any number of processes, it continues with the shards that are missing. A shard has the
+    same batches whoever writes it, so the files come out the same. A folder that is complete is left as it is.
 
     Args: those of `ctf tokenize`, and
 
@@ -50,6 +56,10 @@ def tokenize_images(
         folder: where to write the token set.
         split: the split that `images` was opened with, for the record.
         progress: show a bar with rate and remaining time.
+        rank, world: the number of this process, from 0, and of all. The first one waits for the others.
+
+    Returns:
+        The set; None in every process but the first.
 
     Raises:
         InputError: the image size does not fit the tokenizer, a number is out of range, no image is readable,
@@ -74,26 +84,34 @@ def tokenize_images(
         image_size=images.size,
         inputs=len(images),
     )
+    launcher = os.getppid()
     writer = TokenWriter(folder, settings)
-    if writer.complete:
-        return TokenSet.open(folder)
+    missing = writer.missing(rank, world)
     encoder = encoder.to(device)
-
-    start = seen = writer.consumed
     sizes = [int(images.size * r) for r in crop_ranges] if augmentation == "ten-crop" else [images.size]
-    # One stream per crop range: LlamaGen resizes for each range, it does not crop one from another.
-    streams = [images.batches(batch_size, start, size) for size in sizes]
-    with progress_bar(len(images), "tokenize", "image", start, hidden=not progress) as bar:
-        for parts in zip(*streams, strict=True):
-            indices, _, labels = parts[0]
-            views = [view for _, pixels, _ in parts for view in augmented(pixels, images.size, augmentation)]
-            # Batches are cut at start + multiples of batch_size, and one without a readable image is not yielded.
-            end = min(start + ((int(indices[0]) - start) // batch_size + 1) * batch_size, len(images))
-            writer.add(encode(encoder, views, device), labels, newly_skipped(images, writer, end - seen - len(indices)))
-            bar.update(end - seen)
-            seen = end
-        bar.update(len(images) - seen)
-    return writer.close(newly_skipped(images, writer, len(images) - seen))
+    dtype = np.min_scalar_type(tokenizer.codebook_size - 1)
+    name = f"tokenize, process 1 of {world}" if world > 1 else "tokenize"
+    mine = sum(len(writer.inputs(shard)) for shard in range(rank, len(writer), world))
+    finished = mine - sum(len(writer.inputs(shard)) for shard in missing)
+    with progress_bar(mine, name, "image", finished, hidden=rank > 0 or not progress) as bar:
+        for shard in missing:
+            inputs = writer.inputs(shard)
+            tokens, read = [np.empty((0, len(settings.augmentations), settings.num_tokens), dtype)], [np.empty(0, int)]
+            for indices, crops, _ in images.batches(batch_size, inputs, partial(center_crops, sizes=sizes)):
+                pixels = [crops[:, number, :size, :size] for number, size in enumerate(sizes)]
+                views = [view for part in pixels for view in augmented(part, images.size, augmentation)]
+                tokens.append(encode(encoder, views, device).astype(dtype))
+                read.append(indices)
+                bar.update(len(indices))
+            indices = np.concatenate(read)
+            skipped = [images.name(index) for index in sorted({*inputs}.difference(indices.tolist()))]
+            writer.add(shard, np.concatenate(tokens), images.labels[indices], skipped)
+            bar.update(len(skipped))
+    if rank > 0:
+        return None
+    for shard in writer.missing():
+        wait_until(partial(writer.is_finished, shard), launcher)
+    return writer.close()
 
 
 def augmentation_names(augmentation: Augmentation, crop_ranges: Sequence[float]) -> list[str]:
@@ -104,6 +122,17 @@ def augmentation_names(augmentation: Augmentation, crop_ranges: Sequence[float])
     if augmentation == "ten-shift":
         return ten
     return ["none", "flip"] if augmentation == "flip" else ["none"]
+
+
+def center_crops(image: Image.Image, _: int, sizes: Sequence[int]) -> np.ndarray:
+    """The centre crop for each crop range, at the top left of uint8 (R, S, S, 3) with the largest size S.
+
+    LlamaGen resizes for each range, it does not crop one from another.
+    """
+    crops = np.zeros((len(sizes), max(sizes), max(sizes), 3), np.uint8)
+    for crop, size in zip(crops, sizes, strict=True):
+        crop[:size, :size] = np.asarray(center_crop(image, size))
+    return crops
 
 
 def augmented(pixels: np.ndarray, size: int, augmentation: Augmentation) -> np.ndarray:
@@ -120,12 +149,3 @@ def encode(tokenizer: Tokenizer, views: list[np.ndarray], device: str | torch.de
     """A views, each uint8 (b, size, size, 3) → int64 tokens [b, A, N]; one view at a time, to bound memory."""
     tokens = [tokenizer.encode(to_tensor(torch.from_numpy(view).to(device))) for view in views]
     return torch.stack(tokens, dim=1).cpu().numpy()
-
-
-def newly_skipped(images: ImageSet, writer: TokenWriter, count: int) -> list[str]:
-    """Names of the next `count` unreadable images after those that the writer knows of.
-
-    `images.skipped` is in the order of the set, but may reach further: images are read ahead.
-    """
-    known = set(writer.skipped)
-    return [name for name in images.skipped if name not in known][:count] if count else []

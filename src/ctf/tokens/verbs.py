@@ -18,7 +18,7 @@ def tokenize(
     device: str = "auto",
     allow_namespace: bool = False,
 ) -> None:
-    """Turn images into a stored token set. An interrupted run continues where it stopped.
+    """Turn images into a stored token set, alone or under torchrun. An interrupted run continues where it stopped.
 
     Example:
         ctf tokenize --images emoji-subgroups-by-design --split test --augmentation none --out runs/tokens/test
@@ -26,7 +26,7 @@ def tokenize(
     Args:
         out: folder of the token set.
         images: "emoji" (other labels: "emoji-subgroups", "emoji-subgroups-by-design"), a folder with a sub-folder per
-            class, Parquet, WebDataset shards or "hf://name".
+            class, Parquet, WebDataset shards, such at a URL ("s3://…", "gs://…", "https://…") or "hf://name".
         split: which part, where the images have several; or held-out, every tenth image of each class, or not-held-out.
         image_size: pixels per side after the centre crop.
         tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
@@ -36,18 +36,35 @@ def tokenize(
         crop_ranges: of ten-crop, from 1 to 4: the centre crop is this much larger than image_size. LlamaGen trains
             with 1.1, or 1.1 and 1.05.
         batch_size: images encoded at a time.
-        shard_size: images per file; unless it is a multiple of batch_size, files are a little larger.
+        shard_size: images per file, unreadable ones included. Under torchrun each process writes whole files: take
+            far more files than processes.
         device: where to encode: auto (a GPU where there is one), cpu, cuda, cuda:1, …
         allow_namespace: accept an argparse.Namespace beside the weights of a .pt file.
     """
     from ctf.device import usable_device
-    from ctf.images.image_set import open_images
+    from ctf.images.image_set import open_images, report_skipped
     from ctf.interop.tokenizers import open_tokenizer
     from ctf.tokens.tokenize import tokenize_images
+    from ctf.torchrun import rank_and_world
 
+    rank, world = rank_and_world()
     where = usable_device(device)
     opened = open_images(images, split, image_size)
     encoder = open_tokenizer(tokenizer, allow_namespace)
-    print(tokenize_images(opened, encoder, out, augmentation, crop_ranges, split, batch_size, shard_size, where))
-    if note := opened.report_skipped():
-        print(note)
+    made = tokenize_images(
+        opened,
+        encoder,
+        out,
+        augmentation,
+        crop_ranges,
+        split,
+        batch_size,
+        shard_size,
+        where,
+        rank=rank,
+        world=world,
+    )
+    if made is not None:
+        print(made)
+        if note := report_skipped(made.index.skipped, len(opened)):
+            print(note)

@@ -1,4 +1,4 @@
-"""TokenWriter: a token set written shard by shard, to be continued after an interruption."""
+"""TokenWriter: a token set written in shards that do not depend on each other."""
 
 from __future__ import annotations
 
@@ -6,120 +6,165 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import atomic_path, check_writable, fingerprint, write_npy
+from ctf.files import atomic_path, check_writable, fingerprint, read_json, write_json, write_npy
 from ctf.images.sources import numbered_classes
 from ctf.tokenizer.interface import square_grid
-from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, labels_path, tokens_path
+from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, labels_path, read_integers, tokens_path
 
 
 class TokenWriter:
-    """Writes a token set to a folder.
+    """Writes a token set to a folder: its shards in any order, by any number of processes.
 
-    A shard is written as soon as it holds at least `shard_size` images, after the `add` that filled it; then
-    the index is. What was added since the last whole shard is lost in an interruption: a new writer with
-    the same settings continues after that shard, and `consumed` says how many inputs it need not see again.
+    Shard i holds what is readable of `shard_size` inputs, from i · `shard_size` on, so its bytes do not depend on who
+    writes it and when. It is finished once `shard-<i>.json` lies beside its two files; `close` writes the index when
+    all are. After an interruption a new writer with the same settings has only the missing shards to write.
 
-        writer = TokenWriter(folder, TokenIndex(codebook_size=512, grid=[16, 16], …))
-        for tokens, labels in stream_from(writer.consumed):
-            writer.add(tokens, labels)
+        writer = TokenWriter(folder, TokenIndex(codebook_size=512, grid=[16, 16], inputs=50_000, …))
+        for shard in writer.missing():
+            writer.add(shard, *tokens_and_labels(writer.inputs(shard)))
         writer.close()
 
     Args:
         folder: where to write; made with the first shard if missing.
-        settings: an index of which only the settings count.
+        settings: an index of which only the settings count; `inputs` must be among them.
 
     Raises:
         InputError: the folder cannot be written, or holds a token set with other settings; the message names them.
     """
 
     def __init__(self, folder: str | Path, settings: TokenIndex) -> None:
+        if settings.inputs is None:
+            raise InputError(f"{folder}: a token set is cut into shards by the number of its inputs: give it")
         self.folder = Path(folder)
         self.index = dataclasses.replace(settings, shards=[], skipped=[], complete=False)
-        self._tokens: list[np.ndarray] = []
-        self._labels: list[np.ndarray] = []
-        self._skipped: list[str] = []
-        if (self.folder / "index.json").exists():
-            self.index = TokenIndex.load(self.folder)
-            check_same_settings(self.folder, self.index, settings)
-        else:
+        self._num_inputs = settings.inputs
+        if not self._is_begun():
             check_writable(self.folder, "folder")
+
+    def __len__(self) -> int:
+        """The number of shards, those included of which no input may be readable."""
+        return -(-self._num_inputs // self.index.shard_size)
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to write."""
-        return self.index.complete
+        """Whether the set is there: this process or another has closed it."""
+        return self._is_begun() and TokenIndex.load(self.folder).complete
 
-    @property
-    def consumed(self) -> int:
-        """Inputs that the whole shards cover: the images in them and the unreadable ones between."""
-        return self.index.num_images + len(self.index.skipped)
+    def inputs(self, shard: int) -> range:
+        """The inputs that a shard covers."""
+        start = shard * self.index.shard_size
+        return range(start, min(start + self.index.shard_size, self._num_inputs))
 
-    @property
-    def skipped(self) -> list[str]:
-        """Names of all unreadable inputs so far."""
-        return self.index.skipped + self._skipped
+    def missing(self, rank: int = 0, world: int = 1) -> list[int]:
+        """The shards of process `rank` of `world` that are not finished."""
+        missing = [shard for shard in range(rank, len(self), world) if self._finished(shard) is None]
+        return [] if self.complete else missing  # asked last, since a complete set has no `shard-<i>.json`
 
-    def add(self, tokens: np.ndarray | Tensor, labels: np.ndarray | Tensor, skipped: Sequence[str] = ()) -> None:
-        """Append the next images of the input.
+    def is_finished(self, shard: int) -> bool:
+        """Whether this process or another has written the shard."""
+        return self._finished(shard) is not None or self.complete
+
+    def add(
+        self, shard: int, tokens: np.ndarray | Tensor, labels: np.ndarray | Tensor, skipped: Sequence[str] = ()
+    ) -> None:
+        """Write a shard.
 
         Args:
+            shard: its number.
             tokens: integers [b, A, N] in [0, K).
             labels: integers [b] in [0, number of classes).
-            skipped: names of inputs that could not be read, met since the last call.
+            skipped: names of the shard's other inputs, which could not be read.
 
         Raises:
-            InputError: the set is complete, or shape, type or range are wrong.
+            InputError: the set is complete, or number, shape, type or range are wrong.
         """
         if self.complete:
             raise InputError(f"{self.folder} is a complete token set: choose another folder or delete this one")
         tokens, labels = np.asarray(tokens), np.asarray(labels)
-        shape = (len(labels), len(self.index.augmentations), self.index.num_tokens)
+        shape = (len(labels), *self._shape)
         if tokens.shape != shape or labels.ndim != 1 or tokens.dtype.kind not in "iu" or labels.dtype.kind not in "iu":
             raise InputError(
                 f"tokens {tokens.dtype} {list(tokens.shape)} with labels {labels.dtype} {list(labels.shape)}: "
                 f"{self.folder} takes integer tokens [b, {shape[1]}, {shape[2]}] and integer labels [b]"
             )
+        if len(labels) + len(skipped) != len(self.inputs(shard)):
+            raise InputError(
+                f"{len(labels)} images and {len(skipped)} unreadable ones for shard {shard} of {self.folder}: "
+                f"give all of its {len(self.inputs(shard))}"
+            )
         size = self.index.codebook_size
         check_range(tokens, size, f"tokens for {self.folder}", "codebook size")
         check_range(labels, len(self.index.class_names), f"labels for {self.folder}", "number of classes")
-        self._tokens.append(tokens.astype(np.min_scalar_type(size - 1)))
-        self._labels.append(labels.astype(np.int64))
-        self._skipped += skipped
-        if sum(map(len, self._labels)) >= self.index.shard_size:
-            self._flush()
+        if not self._is_begun():
+            self.index.save(self.folder)
+        if len(labels):
+            _save(tokens_path(self.folder, _stem(shard)), tokens.astype(np.min_scalar_type(size - 1), copy=False))
+            _save(labels_path(self.folder, _stem(shard)), labels.astype(np.int64, copy=False))
+        write_json(self._record(shard), {"count": len(labels), "skipped": list(skipped)})
 
-    def close(self, skipped: Sequence[str] = ()) -> TokenSet:
-        """Write what is left, mark the set complete and open it; `skipped` as in `add`.
+    def close(self) -> TokenSet:
+        """Write the index of the finished shards and open the set.
 
         Raises:
-            InputError: no image was added.
+            InputError: a shard is missing, no image was readable, or another process wrote other settings.
         """
         if not self.complete:
-            self._skipped += skipped
-            if sum(map(len, self._labels)):
-                self._flush()
-            if not self.index.num_images:
+            records = [self._finished(shard) for shard in range(len(self))]
+            found = {_stem(shard): record for shard, record in enumerate(records) if record is not None}
+            if len(found) < len(self):
+                raise InputError(f"{self.folder} has {len(found)} of {len(self)} shards: write the others first")
+            shards = [{"stem": stem, "count": record["count"]} for stem, record in found.items() if record["count"]]
+            if not shards:
                 raise InputError(f"{self.folder}: there were no images to write tokens of")
-            self.index.skipped, self._skipped = self.skipped, []
-            self.index.complete = True
-            self.index.save(self.folder)
+            skipped = [name for record in found.values() for name in record["skipped"]]
+            dataclasses.replace(self.index, shards=shards, skipped=skipped, complete=True).save(self.folder)
+        # Also what a process left that was killed.
+        for path in [*self.folder.glob("shard-*.json"), *self.folder.glob(".*.tmp")]:
+            path.unlink(missing_ok=True)
         return TokenSet.open(self.folder)
 
-    def _flush(self) -> None:
-        tokens, labels = np.concatenate(self._tokens), np.concatenate(self._labels)
-        stem = f"{len(self.index.shards):05d}"
-        for path, array in (tokens_path(self.folder, stem), tokens), (labels_path(self.folder, stem), labels):
-            with atomic_path(path) as temporary:
-                write_npy(temporary, array)
-        self.index.shards.append({"stem": stem, "count": len(labels)})
-        self.index.skipped = self.skipped
-        self.index.save(self.folder)
-        self._tokens, self._labels, self._skipped = [], [], []
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """(A, N)."""
+        return len(self.index.augmentations), self.index.num_tokens
+
+    def _record(self, shard: int) -> Path:
+        return self.folder / f"shard-{_stem(shard)}.json"
+
+    def _is_begun(self) -> bool:
+        """Whether the folder holds this set, complete or not; InputError if it holds another one."""
+        if not (self.folder / "index.json").exists():
+            return False
+        check_same_settings(self.folder, TokenIndex.load(self.folder), self.index)
+        return True
+
+    def _finished(self, shard: int) -> dict[str, Any] | None:
+        """The count and the skipped names of a finished shard; None if it is missing or damaged, as by a power cut."""
+        if not self._record(shard).exists():
+            return None
+        try:
+            record = read_json(self._record(shard))
+            if count := record["count"]:
+                read_integers(tokens_path(self.folder, _stem(shard)), (count, *self._shape), "r")
+                read_integers(labels_path(self.folder, _stem(shard)), (count,))
+        except InputError:
+            return None
+        return record
+
+
+def _stem(shard: int) -> str:
+    return f"{shard:05d}"
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        write_npy(temporary, array)
 
 
 def check_same_settings(folder: Path, found: TokenIndex, wanted: TokenIndex) -> None:
@@ -195,6 +240,7 @@ def write_token_set(
         inputs=len(tokens),
     )
     writer = TokenWriter(folder, settings)
-    for start in range(0, len(tokens), shard_size):
-        writer.add(tokens[start : start + shard_size], labels[start : start + shard_size])
+    for shard in writer.missing():
+        rows = writer.inputs(shard)
+        writer.add(shard, tokens[rows.start : rows.stop], labels[rows.start : rows.stop])
     return writer.close()

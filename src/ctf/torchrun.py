@@ -1,0 +1,33 @@
+"""The processes of torchrun, where they share work by the files that they find done."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from ctf.errors import InputError
+
+POLL_SECONDS = 0.2
+
+
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process, from 0, and how many there are: (0, 1) without torchrun."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def wait_until(done: Callable[[], bool], launcher: int) -> None:
+    """Wait for what other processes do.
+
+    Args:
+        done: whether it is there; asked every 0.2 seconds.
+        launcher: `os.getppid()` from before the work began: torchrun ends this process if another failed, but not
+            when it is killed itself.
+
+    Raises:
+        InputError: torchrun was ended.
+    """
+    while not done():
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != launcher:
+            raise InputError("torchrun was ended: run the same command again, what is finished is kept")
+        time.sleep(POLL_SECONDS)
