@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny_runs import make_image_set
 
 from ctf.errors import InputError
+from ctf.images.urls import UnreachableError
 from ctf.tokens import TokenSet, write_token_set
 from ctf.training.batches import ImageBatches, TokenBatches, on_device, read_ahead
 
@@ -121,6 +122,18 @@ def test_half_of_the_images_are_mirrored():
     assert torch.equal(
         (straight[0] + 1).mul(127.5).round().byte().permute(1, 2, 0), torch.from_numpy(plain[which(straight)[0]])
     )
+
+
+def test_an_image_that_cannot_be_reached_is_not_replaced():
+    """Another run would get it, and train on something else."""
+    images = make_image_set(images=3)
+
+    def read(index, crop):
+        raise UnreachableError("no network")
+
+    images.read = read
+    with pytest.raises(UnreachableError, match="no network"):
+        ImageBatches(images, batch_size=2, seed=0)[0]
 
 
 def test_a_corrupt_image_is_replaced_by_the_next():

@@ -15,6 +15,7 @@ from ctf.errors import InputError
 from ctf.images.crop import Crop, center_crop, random_crop
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_tensor
+from ctf.images.urls import UnreachableError
 from ctf.tokens.token_set import TokenSet
 from ctf.training.objective import Batch
 
@@ -173,6 +174,8 @@ def read_or_next(images: ImageSet, index: int, crop: Crop = center_crop) -> np.n
     for offset in range(tries):
         try:
             return images.read((index + offset) % len(images), crop=crop)
+        except UnreachableError:  # not damaged: another run would get it
+            raise
         except InputError:
             continue
     raise InputError(f"{images.source}: {tries} images in a row are unreadable: fix or remove them")
