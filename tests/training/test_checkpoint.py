@@ -1,4 +1,5 @@
 import resource
+import time
 from contextlib import closing
 
 import pytest
@@ -147,6 +148,18 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "checkpoints").iterdir()) == [checkpoint_path(tmp_path, 1)]
     assert load_checkpoint(checkpoint_path(tmp_path, 1), parts) == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_is_noticed_before_the_next(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    checkpoints = Checkpoints(tmp_path, make_parts(), 1)
+    checkpoints.check()
+    checkpoints.save(1)
+    with pytest.raises(InputError, match="cannot be written"):
+        while True:
+            checkpoints.check()
+            time.sleep(0.01)
+    checkpoints.close()
 
 
 def test_not_finite_names_the_tensor():

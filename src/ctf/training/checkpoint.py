@@ -72,6 +72,11 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
+    def check(self) -> None:
+        """Raise InputError as `wait` does, if that is known by now."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
     def close(self) -> None:
         """Wait for what is being written, and end the thread. Raises InputError as `wait` does."""
         try:

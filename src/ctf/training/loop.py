@@ -154,6 +154,7 @@ class _Trainer:
                 finished = now == self.steps
                 bar.update()
                 if finished or now % c.log_every == 0:
+                    self.checkpoints.check()
                     self._check_finite(self.meter.not_finite() or self.skipped.culprit(), now)
                     skipped = self.skipped.take()
                     line = self.meter.line(processes) | ({"skipped_steps": skipped} if skipped else {})
