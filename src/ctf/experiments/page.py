@@ -108,7 +108,7 @@ def digits(metric: str) -> int:
 
 
 def plot(path: Path, experiment: Experiment, measured: list[Measured], preset: Preset) -> None:
-    """Distance, score and bits: curves over the number in `Experiment.curve`, or bars."""
+    """Distance, score and bits: curves over the number in `Experiment.curve`, or a point for each row."""
     from matplotlib.figure import Figure
 
     shown = [name for name in ("FID", "IS", "bits_per_token") if any(name in m.values for m in measured)]
@@ -117,10 +117,11 @@ def plot(path: Path, experiment: Experiment, measured: list[Measured], preset: P
         rows = [m for m in measured if name in m.values]
         errors = [float(np.std(m.values[name], ddof=1)) if len(m.values[name]) > 1 else 0.0 for m in rows]
         if experiment.curve is None:
-            axes.bar(range(len(rows)), [m.mean(name) for m in rows], yerr=errors, color="#2f6f8f")
-            axes.set_xticks(range(len(rows)), ["\n".join(m.row.name) for m in rows], fontsize=8)
-            low = min(min(m.values[name]) for m in rows)
-            axes.set_ylim(bottom=0.8 * low)
+            at = range(len(rows))
+            axes.errorbar(at, [m.mean(name) for m in rows], errors, fmt="o", color="#2f6f8f", capsize=3)
+            axes.set_xticks(at, ["\n".join(m.row.name) for m in rows], fontsize=8)
+            axes.margins(x=0.15, y=0.15)
+            axes.grid(axis="y", alpha=0.3)
         else:
             curves: dict[str, list[int]] = {}
             for place, m in enumerate(rows):
