@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from ctf.torchrun import rank_and_world
 from ctf.training.config import (
     BaselineTraining,
     CoarseTraining,
@@ -23,7 +24,7 @@ def tokenizer(config: TokenizerTraining) -> None:
     """
     from ctf.training.runs import train_tokenizer
 
-    print(json.dumps(train_tokenizer(config), indent=2))
+    _say(train_tokenizer(config))
 
 
 def baseline(config: BaselineTraining) -> None:
@@ -69,4 +70,10 @@ def stage(config: StageTraining) -> None:
 def _train(config: TokenTraining) -> None:
     from ctf.training.runs import train_stage
 
-    print(json.dumps(train_stage(config), indent=2))
+    _say(train_stage(config))
+
+
+def _say(metrics: dict[str, float]) -> None:
+    """The last evaluation, once for all processes."""
+    if rank_and_world()[0] == 0:
+        print(json.dumps(metrics, indent=2))
