@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -22,13 +23,14 @@ from ctf.training.checkpoint import resume
 from ctf.training.processes import Processes
 
 HERE = Path(__file__).parent
+NO_GPUS = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 RUNS = ["copies", "cut", "cut-recomputed", "grown"]
 
 
 def start(script, *arguments):
-    """Two processes of a script of this folder."""
+    """Two processes of a script of this folder, without GPUs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run([*command, HERE / script, *arguments], cwd=HERE, capture_output=True, text=True)
+    return subprocess.run([*command, HERE / script, *arguments], cwd=HERE, env=NO_GPUS, capture_output=True, text=True)
 
 
 def objective(tokens):

@@ -13,11 +13,11 @@ from ctf.files import load_tensors
 from ctf.run_folder import RUN_CHECKPOINTS, checkpoint_path
 from ctf.tokens.token_set import TokenSet
 
-STEPS, KILLS = 60, 20
+STEPS, KILLS = 100, 20
 
 
 def train(tokens, out, written):
-    """A run that writes a checkpoint after each step; says in `written` that it has begun."""
+    """A run that writes a checkpoint after each step; says in `written` which step it has begun, from 1."""
     torch.set_num_threads(1)
     objective = make_token_objective(TokenSet.open(tokens), dropout=0.1, class_dropout=0.1)
     before_step = objective.before_step
@@ -43,9 +43,11 @@ def test_twenty_kills_change_nothing(tokens, tmp_path):
         process = context.Process(target=train, args=(tokens.folder, tmp_path / "killed", written))
         process.start()
         if attempt < KILLS:
-            while not written.value and process.is_alive():
+            begun, more = 0, chosen.randint(0, 2)  # steps, so that all kills come before the end
+            while process.is_alive() and not (begun and written.value >= begun + more):
+                begun = begun or written.value
                 time.sleep(0.001)
-            time.sleep(chosen.uniform(0, 0.4))
+            time.sleep(chosen.uniform(0, 0.04))
             os.kill(process.pid, signal.SIGKILL)
         process.join()
         killed += process.exitcode == -signal.SIGKILL

@@ -20,7 +20,7 @@ def train(name, **loop):
     (folder / f"{name}-{rank}.txt").write_text(str(metrics["held_out/loss"]))
 
 
-train("copies")
+train("copies", device="auto")
 train("cut", shard=True)
 train("cut-recomputed", shard=True, recompute=True, accumulate=2)
 train("grown", shard=True, resume=True)

@@ -30,8 +30,10 @@ def build_accelerator(config: LoopConfig) -> Any:
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several models
     # Longer than `Watch` waits, whose message says more.
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=2 * config.patience + 60))
+    # To be said even where there is nothing else: else accelerate would let each process of torchrun train alone.
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not (available["cuda"] or available["mps"]))
     try:
-        accelerator = Accelerator(mixed_precision=MODES[precision], cpu=config.device == "cpu", kwargs_handlers=[group])
+        accelerator = Accelerator(mixed_precision=MODES[precision], cpu=on_cpu, kwargs_handlers=[group])
     except ValueError as error:
         raise InputError(f"loop.precision {precision!r} does not work here ({error}): choose float32") from None
     if precision == "float16" and accelerator.device.type == "cpu":  # accelerate would train in float32

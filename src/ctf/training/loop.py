@@ -7,7 +7,7 @@ import dataclasses
 import math
 import sys
 from collections import deque
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,8 @@ class _Trainer:
 
     def _check_finite(self, culprit: str | None, step: int) -> None:
         if culprit:
+            with suppress(InputError):
+                self.checkpoints.wait()
             good = latest_checkpoint(self.run)
             raise InputError(
                 f"{culprit} is not finite at step {step}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -23,6 +24,8 @@ def shard(module: nn.Module, units: Iterable[nn.Module], device: torch.device, b
         device: of this process.
         bfloat16: put units together in bfloat16, which halves what is sent; gradients are added up in float32.
     """
+    # The loss per position is a view; nothing is done to it in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for unit in units:
