@@ -137,7 +137,8 @@ def plot(path: Path, experiment: Experiment, measured: list[Measured], preset: P
                 axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
             axes.set_xlabel(experiment.columns[experiment.curve])
             if name == shown[0] and len(curves) > 1:
-                axes.legend(fontsize=8, frameon=False)
+                columns = min(3, len(curves))
+                figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
         axes.set_title(title(name, preset), loc="left")
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_path(path) as temporary:
