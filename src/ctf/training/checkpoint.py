@@ -128,34 +128,26 @@ def resume(run: Path, parts: Mapping[str, Part], processes: Processes = ALONE) -
     done = 0
     while found and not done:
         path = found.pop()
-        try:
-            _verify(path, processes)
-        except DamagedCheckpoint as error:
-            if not found:
-                raise
-            if error.args[0]:
-                print(f"{error}. Going on from {found[-1]}", file=sys.stderr)
-        else:
+        damage = _damage(checkpoint_files(path)[processes.rank :: processes.world])  # each process reads some files
+        if not processes.any(damage is not None):
             done = load_checkpoint(path, parts)
+        elif not found:
+            raise damage or DamagedCheckpoint(f"{path} is damaged, as another process says: restore or delete it")
+        elif damage:
+            print(f"{damage}. Going on from {found[-1]}", file=sys.stderr)
     if processes.is_first:
         _tidy(run, done)
     return done
 
 
-def _verify(path: Path, processes: Processes) -> None:
-    """Read all files of a checkpoint, each by one of the processes.
-
-    Raises:
-        DamagedCheckpoint: without words where another process has found it.
-    """
-    problem = None
-    for file in checkpoint_files(path)[processes.rank :: processes.world]:
-        try:
+def _damage(files: list[Path]) -> DamagedCheckpoint | None:
+    """What is wrong with the first damaged file, if one is."""
+    try:
+        for file in files:
             verify(file)
-        except DamagedCheckpoint as error:
-            problem = error
-    if processes.any(problem is not None):
-        raise problem or DamagedCheckpoint("")
+    except DamagedCheckpoint as error:
+        return error
+    return None
 
 
 def verify(file: Path) -> None:
@@ -180,7 +172,8 @@ def verify(file: Path) -> None:
 def _tidy(run: Path, done: int) -> None:
     """Remove temporary files, and folders that no process will finish, since all go on from step `done`."""
     for path in (run / RUN_CHECKPOINTS).rglob(".*"):
-        path.unlink()
+        if path.is_file() and (path.suffix == ".tmp" or path.name.startswith(".tmp")):  # ours, or safetensors' own
+            path.unlink()
     for path in (run / RUN_CHECKPOINTS).glob("step-*"):
         if path.is_dir() and (step_of(path) > done or not checkpoint_files(path)):
             _remove(path)

@@ -255,7 +255,8 @@ class _Trainer:
         """Whether `flag` is set on any process: all must stop after the same step, or the rest would wait for ever."""
         if self.processes.world == 1:
             return flag
-        self.flags.append(self.processes.sum(torch.tensor(float(flag))))
+        # Made on the device: a copy from the host would wait for all that the GPU has to do.
+        self.flags.append(self.processes.sum(torch.full((), float(flag), device=self.processes.device)))
         # A GPU is asked for the answer of two steps ago, which it has.
         return len(self.flags) > (0 if self.processes.device.type == "cpu" else 2) and bool(self.flags.popleft())
 
