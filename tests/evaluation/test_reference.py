@@ -168,9 +168,7 @@ def test_moments_that_cannot_be_compared(opened, moments_file, name, options, me
 def test_moments_of_another_layer(opened, tmp_path, images, with_images):
     arrays = {"mu": np.zeros(5), "sigma": np.eye(5)} | ({"arr_0": images} if with_images else {})
     np.savez(tmp_path / "five.npz", **arrays)
-    with pytest.raises(
-        InputError, match=r"five\.npz are of 5 features, these are 12: give moments"
-    ):
+    with pytest.raises(InputError, match=r"five\.npz are of 5 features, these are 12: give moments"):
         opened(str(tmp_path / "five.npz"), Quarters("inception"))
 
 
