@@ -70,7 +70,7 @@ def likelihood(
     """Bits per token of a model on a token set, with standard errors: exact, or an upper bound with support "full".
 
     Example:
-        ctf evaluate likelihood --model emoji --tokens runs/tokens/test --against runs/model
+        ctf evaluate likelihood --model emoji --tokens runs/tokens/test
 
     Args:
         tokens: folder of a token set that the model was not trained on.
