@@ -154,6 +154,14 @@ def test_a_part_of_tars_reads_its_own_bytes(tmp_path, memory, monkeypatch):
     assert sorted(read) == sorted(png(i) for i in range(3, 9))
 
 
+def test_a_cache_that_cannot_be_written_costs_no_images(tmp_path, memory, monkeypatch):
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", [{"png": png(number)}])
+    monkeypatch.setenv("CTF_CACHE", str(tmp_path / "0.tar"))
+    with pytest.warns(UserWarning, match="the cache at .*/0.tar/tar cannot be written"):
+        assert_holds(open_images(memory(tmp_path), size=SIZE), [0, 1, 2])
+
+
 def test_a_tar_that_has_changed_is_looked_through_again(tmp_path, memory):
     for seeds in ([0, 1], [2, 3, 4]):
         write_tar(tmp_path / "x.tar", [{"png": png(seed)} for seed in seeds])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ctf.errors import InputError
-from ctf.files import cache_folder, read_json, write_json
+from ctf.files import cache_folder, from_cache, read_json, write_json
 from ctf.images.sources import (
     EXTENSIONS,
     IMAGE_COLUMNS,
@@ -178,14 +178,16 @@ def tar_index(fs: AbstractFileSystem, path: str) -> dict[str, list[Any]]:
     with reading(path):
         facts = f"{fs.protocol} {path} {sorted(fs.info(path).items(), key=str)}"
         cached = cache_folder() / "tar" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.json"
-        if cached.exists():
-            return read_json(cached)
-        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            index = read_tar(archive)
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # which tarfile takes for an end
-                raise tarfile.ReadError(f"it is truncated or damaged at byte {archive.offset}")
-    write_json(cached, index)
+        return from_cache(cached, read_json, lambda: walk_tar(fs, path), write_json)[0]
+
+
+def walk_tar(fs: AbstractFileSystem, path: str) -> dict[str, list[Any]]:
+    """What `tar_index` returns, from the file itself. Raises tarfile.ReadError: it is truncated."""
+    with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        index = read_tar(archive)
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # which tarfile takes for an end
+            raise tarfile.ReadError(f"it is truncated or damaged at byte {archive.offset}")
     return index
 
 
