@@ -242,7 +242,7 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
 
 
 def split_column(source: str) -> tuple[str, str | None]:
-    """Source and column of labels, unless "#" is in a file's name: "x.parquet#fine" → "x.parquet", "fine"."""
+    """Source and column of labels, unless "#" is in a file's name: "a.tar#class" → "a.tar", "class"."""
     place, _, column = source.rpartition("#")
     return (place, column) if place and "/" not in column and not os.path.exists(source) else (source, None)
 
