@@ -24,7 +24,8 @@ Read = Callable[[str], bytes]
 
 SHARDS = (".tar", ".parquet")
 METADATA = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})  # the names that `datasets` reads
-TABLES = frozenset({".csv", ".tsv", ".json", ".jsonl"})
+#: Where labels may stand that are not read.
+TABLES = frozenset({".csv", ".tsv", ".txt", ".json", ".jsonl"})
 
 
 def shard_ending(source: str, files: Sequence[str]) -> str | None:
