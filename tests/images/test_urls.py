@@ -183,7 +183,7 @@ def test_processes_look_through_different_tars_first(tmp_path, memory, monkeypat
     assert orders == [[0, 3, 1, 4, 2, 5], [1, 4, 2, 5, 0, 3], [2, 5, 0, 3, 1, 4]]
 
 
-INDEX = {"names": ["x"], "starts": [0], "ends": [1], "labels": [None]}
+INDEX = {"names": ["x"], "starts": [0], "ends": [1], "columns": {}}
 
 
 def test_a_part_of_parquet_reads_its_own_row_groups_once(tmp_path, memory, monkeypatch):
@@ -249,10 +249,11 @@ def test_a_refusal_of_the_storage(monkeypatch):
 
 def test_splits_and_classes(tmp_path, memory):
     splits(tmp_path / "pictures")
-    tars(tmp_path)
+    (tmp_path / "shards").mkdir()
+    tars(tmp_path / "shards")
     assert "holds splits, not classes: choose one of test, train" in refused(f"{memory(tmp_path)}/pictures")
     assert "has no split 'val': it has test, train" in refused(f"{memory(tmp_path)}/pictures", "val")
-    assert "has no split 'val': it has test, train" in refused(memory(tmp_path), "val")
+    assert "has no split 'val': it has test, train" in refused(f"{memory(tmp_path)}/shards", "val")
     write(tmp_path / "mixed", {"0.png": png(0), "a/1.png": png(1)})
     assert "both images and sub-folders: move the images (0.png, …)" in refused(f"{memory(tmp_path)}/mixed")
     write(tmp_path / "texts", {"a/notes.txt": b"x"})
