@@ -116,7 +116,7 @@ def test_what_a_stage_does_not_know_yet_is_shown_as_it_is_given(make_stage, make
     given = generate_tokens(coarse, torch.tensor([2]), [4])
     first = shown[6]  # one position of six is known
     vectors = tokenizer.project(coarse_map.means(tokenizer.codebook))[given]
-    place = fine.groups(fine.resolved(Sampling(steps=6)))[0]
+    place = fine.plan(Sampling(steps=6)).groups[0].at
     vectors[:, place] = tokenizer.codebook[generate_tokens(fine, torch.tensor([2]), [4], given, 1, steps=6)[:, place]]
     expected = to_bytes(tokenizer.decode_embeddings(vectors, (2, 3)))
     assert np.abs(np.asarray(first.images[0]).astype(int) - expected[0]).max() <= 1

@@ -272,7 +272,7 @@ class StagePipeline:
             assert sampling.steps is not None
             count = sampling.steps
             every = math.ceil(count / max(1, previews))
-            steps = stage.stepwise(indices, Random(seeds, place), sampling, given, stay(stage, known, len(indices)))
+            steps = stage.draw(indices, Random(seeds, place), sampling, given, stay(stage, known, len(indices)))
             show = self._preview_of(stage, given)
             for number, tokens in enumerate(steps, start=1):
                 if shown := number % every == 0:

@@ -238,7 +238,7 @@ def log_probability_in_steps(stage, tokens, label, steps, order, schedule, order
         else:  # other tokens of the same given label where nothing is known
             others = [stage.given.fine_to_coarse.tolist().index(g) for g in given] if given else [0] * 6
             shown = [tokens[i] if i in known else others[i] for i in range(6)]
-            logits = unrestricted.logits(torch.tensor([shown]), label, sampling)[0]
+            logits = unrestricted.logits(torch.tensor([shown]), label, unrestricted.plan(sampling))[0]
         for i in group.tolist():
             row, allowed = logits[i].tolist(), range(stage.vocabulary)
             if given is not None and stage.support == "cluster":

@@ -35,13 +35,12 @@ def test_logits_of_an_image(make_stage, clusters, kind, sampling, task, support)
     stage = make_stage(kind, codebook_size=K, grid=GRID, num_classes=5, support=support, dim=64, **levels, **own)
     stage = stage.pack(Compute("float32"))
     tokens = torch.randint(K, (64, 16), generator=torch.Generator().manual_seed(1))
+    plan = stage.plan(sampling)
     with torch.inference_mode():
-        alone = torch.cat(
-            [stage.logits(*image, sampling) for image in zip(tokens.split(1), LABELS.split(1), strict=True)]
-        )
+        alone = torch.cat([stage.logits(*image, plan) for image in zip(tokens.split(1), LABELS.split(1), strict=True)])
         for batch in (2, 3, 7, 64):
             parts = zip(tokens.split(batch), LABELS.split(batch), strict=True)
-            assert torch.equal(torch.cat([stage.logits(*part, sampling) for part in parts]), alone), batch
+            assert torch.equal(torch.cat([stage.logits(*part, plan) for part in parts]), alone), batch
 
 
 @pytest.mark.parametrize("dim", [64, 128, 192, 768, 1024])

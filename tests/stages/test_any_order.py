@@ -126,7 +126,7 @@ def test_likelihood_against_groups_one_after_another(make, only_allowed, tokens,
     stage, groups = make(KIND, task, kv_heads=kv_heads), groups_of(**way)
     targets, given = stage.levels(tokens)
     sampling, expected = Sampling(**way), torch.empty(5, N, dtype=torch.float64)
-    logits_of_stage = stage.logits(tokens, LABELS, sampling)
+    logits_of_stage = stage.logits(tokens, LABELS, stage.plan(sampling))
     for number, group in enumerate(groups):
         logits = group_logits(stage, targets, LABELS, given, groups, number)
         if stage.members is None:
@@ -155,7 +155,7 @@ def test_cached_groups_draw_what_whole_sequences_draw(make, naive_tokens, coarse
 
 def test_steps_show_the_groups_so_far(make):
     stage, way = make(KIND), WAYS[3]
-    seen = [so_far.clone() for so_far in stage.stepwise(LABELS, Random(SEEDS), Sampling(**way))]
+    seen = [so_far.clone() for so_far in stage.draw(LABELS, Random(SEEDS), Sampling(**way))]
     assert len(seen) == way["steps"]
     hidden = torch.ones(N, dtype=torch.bool)
     for so_far, group in zip(seen, groups_of(**way), strict=True):
@@ -185,7 +185,10 @@ def test_a_training_loss_is_the_likelihood_in_an_order_of_its_own(make, task):
     stage, labels = make(KIND, task, grid=(1, 2)), torch.zeros(40, dtype=torch.int64)
     tokens = torch.tensor([[3, 17]]).repeat(40, 1)
     shuffled = [Sampling(steps=2, order="random", order_seed=seed) for seed in range(9)]
-    orders = {tuple(torch.cat(stage.groups(way)).tolist()): way for way in shuffled}
+    orders = {
+        tuple(torch.cat([torch.arange(N)[group.at] for group in stage.plan(way).groups]).tolist()): way
+        for way in shuffled
+    }
     ways = [orders[0, 1], orders[1, 0], Sampling(steps=1)]
     possible = torch.stack([-stage.log_prob(tokens[:1], labels[:1], way).sum() for way in ways])
     seen = set()

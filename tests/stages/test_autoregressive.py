@@ -132,7 +132,7 @@ def test_steps_show_the_labels_so_far(make):
     for i, so_far in seen:
         assert torch.equal(so_far[:, : i + 1], tokens[:, : i + 1])
         assert (so_far[:, i + 1 :] == -1).all()
-    stepwise = [so_far.clone() for so_far in stage.stepwise(LABELS, random)]
+    stepwise = [so_far.clone() for so_far in stage.draw(LABELS, random)]
     assert all(torch.equal(a, b) for a, (_, b) in zip(stepwise, seen, strict=True))
 
 

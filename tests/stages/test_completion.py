@@ -35,14 +35,18 @@ def test_what_was_drawn_first_and_stays_leads_to_the_same_image(make, given_of, 
     stage = make(kind, task)
     stage, given = stage.pack(Compute("float32")) if packed else stage, given_of(stage)
     image = stage.generate(LABELS, Random(SEEDS), sampling, given)
-    groups = stage.groups(sampling)
+    groups = (
+        torch.arange(N).split(1)
+        if kind == "autoregressive"
+        else [torch.arange(N)[g.at] for g in stage.plan(sampling).groups]
+    )
     for count in range(1, len(groups)):
         known = torch.full_like(image, -1)
         first = torch.cat(groups[:count])
         known[:, first] = image[:, first]
-        steps = list(stage.stepwise(LABELS, Random(SEEDS), sampling, given, known))
+        steps = list(stage.draw(LABELS, Random(SEEDS), sampling, given, known))
         assert torch.equal(steps[-1], image)
-        assert len(steps) == (N if kind == "autoregressive" else len(groups) - count)
+        assert len(steps) == len(groups) - count
         assert torch.equal(stage.generate(LABELS, Random(SEEDS), sampling, given, known), image)
 
 

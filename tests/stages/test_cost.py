@@ -74,7 +74,8 @@ def test_forward_operations_are_those_of_a_forward_pass(make, kind, support):
     """Of one round, or of as many groups as there are positions."""
     stage = make(kind, support)
     steps = 1 if stage.kind == "masked" else 6
-    assert stage.forward_operations() == counted(lambda: stage.logits(TOKENS[:1], LABELS[:1], Sampling(steps=steps)))
+    plan = stage.plan(Sampling(steps=steps))
+    assert stage.forward_operations() == counted(lambda: stage.logits(TOKENS[:1], LABELS[:1], plan))
 
 
 def test_support_of_a_cluster_multiplies_with_its_members_only(make):
@@ -92,7 +93,7 @@ def test_operations_of_every_step(make, kind, sampling, support, cfg_scale, monk
     monkeypatch.setattr("ctf.models.cluster_head.ROWS", 1)  # empty rows are not counted
     stage = make(kind, support)
     sampling = stage.resolved(dataclasses.replace(sampling, cfg_scale=cfg_scale))
-    steps = stage.steps(LABELS, Random(range(BATCH)), sampling, None if stage.given is None else TOKENS)
+    steps = stage.draw(LABELS, Random(range(BATCH)), sampling, None if stage.given is None else TOKENS)
     found = [counted(lambda: next(steps)) for _ in range(sampling.steps)]
     assert next(steps, None) is None
     assert [step.operations for step in stage.work(BATCH, sampling, Compute("float32"))] == found
@@ -105,7 +106,7 @@ def test_decoding_reads_the_weights_and_the_filled_cache(make, kind, cfg_scale, 
     """Of a group: the label, the tokens before it, and its own queries."""
     stage, rows = make(kind), BATCH * (2 if cfg_scale != 1 else 1)
     sampling = Sampling(cfg_scale, steps=None if kind == "autoregressive" else 3)
-    known = list(itertools.accumulate(stage.group_sizes(sampling)))
+    known = list(itertools.accumulate(stage.plan(sampling).sizes))
     ends = range(1, 7) if kind == "autoregressive" else [1 + count for count in known]
     cache = KeyValueCache(stage.config, rows, torch.device("cpu"), getattr(torch, compute.dtype))
     filled = [sum(t[:, :, :end].clone().nbytes for t in (*cache.keys, *cache.values)) for end in ends]

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ctf.models import Compute
 from ctf.models.attention import attend_all
 from ctf.sampling import Sampling
+from ctf.stages.drawing import draw_steps
 
 BATCH, N, LAYERS = 3, 8, 2
 #: How many calls of attention a whole batch takes: one for each step; for groups one for tokens and one for queries.
@@ -68,7 +69,8 @@ class Forms(TorchFunctionMode):
 def loop_of(stage, compute, way, move=lambda tensor: tensor):
     packed = stage.pack(compute)
     sampling = packed.resolved(dataclasses.replace(Sampling(2.0), **way))
-    return packed.loop(sampling, move(torch.zeros(BATCH, dtype=torch.int64)), move(torch.rand(BATCH, N).double()))
+    labels, uniform = move(torch.zeros(BATCH, dtype=torch.int64)), move(torch.rand(BATCH, N).double())
+    return draw_steps(packed, labels, lambda stream: uniform, packed.plan(sampling))
 
 
 @DTYPES

@@ -16,6 +16,7 @@ from ctf.models.attention import attend_all
 from ctf.models.cluster_head import multiply_tiles
 from ctf.models.linear import Linear
 from ctf.sampling import Random, Sampling
+from ctf.stages.drawing import draw_steps
 
 LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
 #: Groups of 1, 1, 2, 2, 2: of another size after the first two.
@@ -51,7 +52,9 @@ def test_what_is_watched():
 
 def loop_of(packed, sampling, way, given, move=lambda tensor: tensor):
     tensors = LABELS[:3], torch.rand(3, 8, dtype=torch.float64), *([] if packed.given is None else [given[:3]])
-    return packed.loop(packed.resolved(dataclasses.replace(sampling, **way)), *map(move, tensors))
+    labels, uniform, *rest = map(move, tensors)
+    plan = packed.plan(dataclasses.replace(sampling, **way))
+    return draw_steps(packed, labels, lambda stream: uniform, plan, *rest)
 
 
 @pytest.fixture
@@ -64,8 +67,9 @@ def coarse():
 @WAYS
 def test_the_loop_never_waits_for_the_device(make, coarse, kind, way, task, sampling):
     packed = make(kind, task).pack(Compute("float32"))
+    loop = loop_of(packed, sampling, way, coarse)
     with torch.inference_mode(), Watched() as watched:
-        for _ in loop_of(packed, sampling, way, coarse):
+        for _ in loop:
             pass
     assert watched.found == []
     assert watched.operations > 5 * 2 * 10  # it saw the steps of the loop
@@ -98,7 +102,7 @@ def test_the_gpu_path_on_tensors_without_values(monkeypatch, make, coarse, kind,
     """Plain products; reading any value raises."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     stage = make(kind, task, kv_heads=1)
-    stage.groups(stage.resolved(dataclasses.replace(sampling, **way)))  # cached, and must not be without values
+    stage.plan(dataclasses.replace(sampling, **way))  # its groups are cached, and must not be without values
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
         packed = stage.pack(Compute("float32"))
         assert isinstance(packed.transformer.blocks[0].ffn.w2, Linear)
@@ -124,7 +128,7 @@ def drawn(packed, sampling, coarse, count, seed=0):
     """Recorded, and by steps: (count, 8) both."""
     labels, seeds = LABELS[:count], [seed + s for s in (3, 0, 2**40, 7, 3)[:count]]
     given = None if packed.given is None else coarse[:count].to(packed.device)
-    *_, expected = packed.stepwise(labels, Random(seeds), sampling, given)
+    *_, expected = packed.draw(labels, Random(seeds), sampling, given)
     return packed.generate(labels, Random(seeds), sampling, given), expected
 
 

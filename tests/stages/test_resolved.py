@@ -27,7 +27,7 @@ def test_what_a_kind_can_take(make, kind, own, steps, orders):
     for count in range(1, 10):
         sampling = Sampling(steps=count)
         if count in steps:
-            assert len(stage.group_sizes(sampling)) == len(stage.groups(sampling)) == count
+            assert len(stage.plan(sampling).sizes) == len(stage.plan(sampling).groups) == count
             continue
         with pytest.raises(InputError, match=f"stage stage cannot draw in {count} steps"):
             stage.resolved(sampling)
@@ -52,12 +52,12 @@ def test_a_stage_has_the_steps_of_its_own_settings(make, kind):
     assert stage.resolved() == own
     tokens, labels = torch.zeros(1, N, dtype=torch.int64), torch.tensor([2])
     assert torch.equal(stage.log_prob(tokens, labels), stage.log_prob(tokens, labels, own))
-    assert len(list(stage.stepwise(labels, Random([0])))) == N
+    assert len(list(stage.draw(labels, Random([0])))) == N
 
 
 def test_confidence_has_no_groups_known_beforehand(make):
     with pytest.raises(InputError, match="confidence depends on what is drawn, so the likelihood of an image is not"):
-        make("masked, any").groups(Sampling(order="confidence"))
+        make("masked, any").plan(Sampling(order="confidence")).fixed_groups("stage")
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_what_cannot_be_taken_is_refused_before_drawing(make, kind, wrong):
     with pytest.raises(InputError, match="cannot draw in"):
         stage.generate(labels, Random([0]), Sampling(**wrong))
     with pytest.raises(InputError, match="cannot draw in"):
-        next(stage.stepwise(labels, Random([0]), Sampling(**wrong)))
+        next(stage.draw(labels, Random([0]), Sampling(**wrong)))

@@ -119,7 +119,7 @@ def test_likelihood_is_that_of_the_round_that_draws(make, round_logits, tokens, 
     stage = make(KIND, task)
     (targets, given), sampling = stage.levels(tokens), Sampling(**way)
     known, expected = torch.full((5, N), -1), torch.empty(5, N)
-    for group in stage.groups(sampling):
+    for group in (torch.arange(N)[group.at] for group in stage.plan(sampling).groups):
         of_right = round_logits(stage, known, LABELS, given).log_softmax(-1).gather(2, targets[..., None]).squeeze(2)
         known[:, group], expected[:, group] = targets[:, group], of_right[:, group]
     torch.testing.assert_close(stage.log_prob(tokens, LABELS, sampling), expected, rtol=1e-4, atol=1e-5)
@@ -148,7 +148,7 @@ def test_an_image_depends_on_its_seed_and_labels_only(make, task, order):
 @pytest.mark.parametrize("order", ["halton", "confidence"])
 def test_steps_show_the_labels_so_far(make, order):
     stage = make(KIND)
-    seen = [t.clone() for t in stage.stepwise(LABELS, Random(SEEDS), Sampling(steps=4, order=order))]
+    seen = [t.clone() for t in stage.draw(LABELS, Random(SEEDS), Sampling(steps=4, order=order))]
     assert [(t >= 0).sum(1).tolist() for t in seen] == [[known] * 5 for known in (1, 3, 5, 8)]
     for earlier, later in itertools.pairwise(seen):
         assert torch.equal(later[earlier >= 0], earlier[earlier >= 0])

@@ -200,9 +200,7 @@ def _check(
     tokens.check_codebook(pipeline.tokenizer.codebook)
     for stage in pipeline.stages:
         _check_tokens(stage, tokens)
-        stage.groups(sampling[stage.name])
-        if kept is not None:
-            stage.check_kept(kept)
+        stage.plan(sampling[stage.name], kept).fixed_groups(stage.name)
     names = zip(tokens.class_names, pipeline.class_names, strict=False)
     differ = next((number for number, (there, here) in enumerate(names) if there != here), None)
     if differ is not None:

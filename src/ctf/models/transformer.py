@@ -214,13 +214,16 @@ class Transformer(nn.Module):
         before, table = positions[..., :known], self.rotary[1 + positions]
         start = self.rotary[:1].expand(*table.shape[:-3], -1, -1, -1)
         rotary = torch.cat([start, table[..., :known, :, :], table], dim=-3)
-        queries = self.queries(positions, None if given is None else take(given, positions))
+        queries = self.queries(table, None if given is None else take(given, positions))
         parts = [self._first(labels), self.token_embedding(take(tokens, before)), queries.expand(len(labels), -1, -1)]
         return self._run(torch.cat(parts, dim=1), rotary, group_attention(tuple(sizes), tokens.device))[:, 1 + known :]
 
-    def queries(self, positions: Tensor, given: Tensor | None) -> Tensor:
-        """Inputs that ask for positions: (n,) → (1, n, dim), with given labels (B, n), or for (B, n), → (B, n, dim)."""
-        queries = self._turned(self.query_embedding.weight, self.rotary[1 + positions])
+    def queries(self, table: Tensor, given: Tensor | None) -> Tensor:
+        """Inputs that ask for n positions, from their rows of the rotary table: (1, n, dim).
+
+        With given labels (B, n), or a table for each image, (B, n, dim).
+        """
+        queries = self._turned(self.query_embedding.weight, table)
         return queries if given is None else queries + self.given_embedding(given)
 
     def _turned(self, vector: Tensor, table: Tensor) -> Tensor:

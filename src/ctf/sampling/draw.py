@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ctf.errors import InputError
+from ctf.plugins import load_object
 from ctf.sampling.settings import Sampling
 
 
@@ -44,12 +45,14 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         probability 0 is never drawn.
 
     Raises:
-        InputError: logits that are not finite; on a GPU, which is not waited for, its own assertion fails.
+        InputError: logits that are not finite; on a GPU its own assertion fails.
     """
     if sampling.temperature == 0:
         _check_finite(logits.amax(-1))
         return logits.argmax(-1)
     logits = filter_logits(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p)
+    if sampling.filter is not None:
+        logits = load_object(sampling.filter)(logits)
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     total = cumulative[..., -1:]
     _check_finite(total)  # or every comparison would be false, and the token V drawn
@@ -57,10 +60,9 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _check_finite(values: Tensor) -> None:
-    finite = values.isfinite().all()
-    if values.device.type != "cpu":
-        torch._assert_async(finite)
-    elif not finite:
+    try:
+        torch._assert_async(values.isfinite().all())  # at once on a CPU, later on a GPU, which is not waited for
+    except RuntimeError:
         raise InputError(
             "the logits are not finite, so nothing can be drawn: the weights are damaged, or too large for the dtype"
-        )
+        ) from None

@@ -37,6 +37,11 @@ class Sampling:
         order: of the positions; None is the kind's own choice.
         schedule: how many positions each step takes, see `group_sizes`.
         order_seed: of the orders random and locality; all images share one order.
+        sampler: how a step takes labels: "independent", "confidence" or one of yours, "file.py:Class"; None is that of
+            the order.
+        noise: on the confidence in the first step, in nats; it falls linearly to 0 in the last (MaskGIT's 4.5).
+        filter: one of yours after top-k and top-p, "file.py:function": float32 logits (…, V) → the same, −inf for what
+            is never drawn.
 
     Raises:
         InputError: a setting without meaning; the message names it and its range.
@@ -51,14 +56,19 @@ class Sampling:
     order: Order | None = None
     schedule: Schedule = "cosine"
     order_seed: int = 0
+    sampler: str | None = None
+    noise: float = 4.5
+    filter: str | None = None
 
     def __post_init__(self) -> None:
         for name, kind, what in (
             *((name, Integral, "a whole number") for name in ("top_k", "steps", "order_seed")),
-            *((name, Real, "a number") for name in ("cfg_scale", "temperature", "top_p")),
+            *((name, Real, "a number") for name in ("cfg_scale", "temperature", "top_p", "noise")),
+            *((name, str, "a name") for name in ("sampler", "filter")),
         ):
             value = getattr(self, name)
-            if not (name == "steps" and value is None) and (isinstance(value, bool) or not isinstance(value, kind)):
+            optional = name in ("steps", "sampler", "filter")
+            if not (optional and value is None) and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise InputError(f"{name} {value!r} must be {what}")
         if self.cfg_schedule == "linear":
             object.__setattr__(self, "cfg_schedule", "steps")
@@ -81,6 +91,8 @@ class Sampling:
             raise InputError(
                 f"temperature {self.temperature} must be 0, which is greedy, or from {SMALLEST:.0e} to {LARGEST:.0e}"
             )
+        if not 0 <= self.noise <= LARGEST:
+            raise InputError(f"noise {self.noise} must be from 0 to {LARGEST:.0e}")
         if self.top_k < 0:
             raise InputError(f"top_k {self.top_k} must be at least 0 (0 keeps all)")
         if not 0 < self.top_p <= 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -10,10 +9,10 @@ from torch import Tensor
 
 from ctf.models.config import Compute
 from ctf.sampling.cost import Work
-from ctf.sampling.guidance import guide
 from ctf.sampling.orders import group_sizes
 from ctf.sampling.settings import Order, Sampling
-from ctf.stages.cached import CachedStage
+from ctf.stages.cached import CachedStage, CacheState
+from ctf.stages.drawing import DrawPlan, Group
 
 #: The numbers of groups that training draws from, as shares of N: LPD's 256, 128, 64, 32, 24, 20, 16, 12, 8 of 256.
 GROUPS = (1, 1 / 2, 1 / 4, 1 / 8, 3 / 32, 5 / 64, 1 / 16, 3 / 64, 1 / 32)
@@ -43,43 +42,22 @@ class AnyOrder(CachedStage):
         hidden = self.transformer.hidden_in_groups(targets, labels, given, positions, sizes)
         return hidden, targets.gather(1, positions), None if given is None else given.gather(1, positions)
 
-    def logits(
-        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
-    ) -> Tensor:
+    def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
         targets, given = self.levels(tokens)
-        first, drawn = self.ordered(sampling or self.sampling, kept)
-        groups = first + drawn
-        positions = torch.cat(groups)
-        hidden = self.transformer.hidden_in_groups(targets, labels, given, positions, [len(group) for group in groups])
+        groups = (plan or self.plan()).fixed_groups(self.name)
+        places = torch.arange(self.num_tokens, device=tokens.device)
+        positions = torch.cat([places[group.at] for group in groups])
+        hidden = self.transformer.hidden_in_groups(targets, labels, given, positions, [group.size for group in groups])
         return self.head(hidden[:, positions.argsort()], given)
 
-    def loop(
-        self,
-        sampling: Sampling,
-        labels: Tensor,
-        uniform: Tensor,
-        given: Tensor | None = None,
-        known: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        network, cache, both = self.begin(sampling, labels)
-        copies = len(both) // len(labels)
-        tokens = torch.full(uniform.shape, -1, device=labels.device)
-        first, drawn = self.ordered(sampling, None if known is None else known[0] >= 0)
-        before, rotary, place = network.label_embedding(both)[:, None], network.rotary[:1], 0
-        for number, group in enumerate(first + drawn):
-            here = None if given is None else given[:, group]
-            queries = network.queries(group, None if here is None else here.repeat(copies, 1))
-            x = torch.cat([before, queries.expand(len(both), -1, -1)], dim=1)
-            table = network.rotary[1 + group]
-            states = network.step_group(x, torch.cat([rotary, table]), cache, place, before.shape[1])
-            place += before.shape[1]
-            if known is not None and number < len(first):
-                tokens[:, group] = known[:, group]
-            else:
-                hidden = guide(states, sampling, number, len(first + drawn), (place - 1) / self.num_tokens)
-                tokens[:, group] = self.draw(hidden, here, uniform[:, group], sampling)
-                yield tokens
-            before, rotary = network.token_embedding(tokens[:, group]).repeat(copies, 1, 1), table
+    def hidden(self, state: CacheState, group: Group) -> Tensor:
+        network, at = self.transformer, group.at
+        known, table = state.inputs.shape[1], network.rotary[1:][at]
+        queries = network.queries(table, None if state.given is None else state.given[:, at])
+        x = torch.cat([state.inputs, queries.expand(len(state.inputs), -1, -1)], dim=1)
+        states = network.step_group(x, torch.cat([state.rotary, table]), state.cache, state.place, known)
+        state.place, state.rotary = state.place + known, table
+        return states
 
     def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
         """With the names of `Autoregressive.work`, a step that reads k positions and asks for n, with p in the cache,
@@ -94,7 +72,7 @@ class AnyOrder(CachedStage):
         head = c.dim * self.mean_outputs
         weights = self.weight_bytes(compute) + head * self.head_bytes(compute)
         place, known, steps = 0, 1, []
-        for n in self.group_sizes(sampling):
+        for n in self.plan(sampling).sizes:
             seen = place + known
             attention = 4 * c.layers * rows * c.dim * (known * seen + n * (seen + n))
             products = 2 * rows * (known + n) * c.block_weights + 2 * batch * n * head

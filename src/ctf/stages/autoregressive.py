@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
 from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.models.config import Compute
 from ctf.sampling.cost import Work
-from ctf.sampling.guidance import guide
 from ctf.sampling.settings import Sampling
-from ctf.stages.cached import CachedStage
+from ctf.stages.cached import CachedStage, CacheState
+from ctf.stages.drawing import DrawPlan, Group
 
 
 class Autoregressive(CachedStage):
@@ -37,39 +34,15 @@ class Autoregressive(CachedStage):
                 "parts are kept by stages of kind any_order and masked"
             )
 
-    def logits(
-        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
-    ) -> Tensor:
-        self.resolved(sampling)
-        if kept is not None:
-            self.check_kept(kept)
+    def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
         targets, given = self.levels(tokens)
         return self.head(self.transformer.hidden(targets, labels, given), given)
 
-    def loop(
-        self,
-        sampling: Sampling,
-        labels: Tensor,
-        uniform: Tensor,
-        given: Tensor | None = None,
-        known: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        network, cache, both = self.begin(sampling, labels)
-        copies = len(both) // len(labels)
-        tokens = torch.full(uniform.shape, -1, device=labels.device)
-        kept = 0 if known is None else int((known[0] >= 0).sum())
-        inputs = network.label_embedding(both)
-        for i in range(self.num_tokens):
-            here = None if given is None else given[:, i]
-            if here is not None:
-                inputs = inputs + network.given_embedding(here).repeat(copies, 1)
-            hidden = guide(network.step(inputs, cache, i), sampling, i, self.num_tokens, i / self.num_tokens)
-            if known is not None and i < kept:
-                tokens[:, i] = known[:, i]
-            else:
-                tokens[:, i] = self.draw(hidden, here, uniform[:, i], sampling)
-            yield tokens
-            inputs = network.token_embedding(tokens[:, i]).repeat(copies, 1)
+    def hidden(self, state: CacheState, group: Group) -> Tensor:
+        network, inputs, position = self.transformer, state.inputs[:, 0], group.before
+        if state.given is not None:
+            inputs = inputs + network.given_embedding(state.given[:, position])
+        return network.step(inputs, state.cache, position)[:, None]
 
     def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
         """With W weights in the blocks, V outputs, L layers, R = 2·batch rows with guidance and R = batch without,

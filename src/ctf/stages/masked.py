@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,19 +14,22 @@ from ctf.device import send
 from ctf.errors import InputError
 from ctf.models.config import Compute, TransformerConfig
 from ctf.sampling.cost import StageMemory, Work
-from ctf.sampling.draw import draw
-from ctf.sampling.guidance import both_branches, guide
-from ctf.sampling.orders import group_sizes
-from ctf.sampling.random import Random
 from ctf.sampling.settings import Order, Sampling
+from ctf.stages.drawing import DrawPlan, Group
 from ctf.stages.transformer_stage import TransformerStage
 
-#: Images that go through the network together: enough to keep any device busy, few enough that their activations
-#: stay below the cache of a large batch.
-TOGETHER = 64
+#: Rows that go through the network together: enough to keep any device busy, few enough that their activations stay
+#: below the cache of a large batch.
+TOGETHER = 128
 
-#: Of the Gumbel noise on the confidence in the first round; it falls linearly to 0 in the last (MaskGIT's 4.5).
-NOISE = 4.5
+
+@dataclass(frozen=True)
+class MaskedState:
+    """Of one call: class labels (rows,), given ones (rows, N) or None, and those known so far (rows, N), else −1."""
+
+    labels: Tensor
+    given: Tensor | None
+    known: Tensor
 
 
 class Masked(TransformerStage):
@@ -84,19 +88,16 @@ class Masked(TransformerStage):
         hidden, targets = states.flatten(0, 1).index_select(0, where), targets.flatten()[where]
         return hidden, targets, None if given is None else given.flatten()[where]
 
-    def logits(
-        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
-    ) -> Tensor:
+    def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
         targets, given = self.levels(tokens)
         known, result = torch.full_like(targets, -1), None
-        first, drawn = self.ordered(sampling or self.sampling, kept)
-        for group in first + drawn:
-            hidden = self._hidden(known, labels, given)[:, group]
-            logits = self.head(hidden, None if given is None else given[:, group])
+        for group in (plan or self.plan()).fixed_groups(self.name):
+            hidden = self._hidden(known, labels, given)[:, group.at]
+            logits = self.head(hidden, None if given is None else given[:, group.at])
             if result is None:  # once, and filled in place: it may be the largest tensor by far
                 result = logits.new_empty(*targets.shape, logits.shape[-1])
-            result[:, group] = logits
-            known[:, group] = targets[:, group]
+            result[:, group.at] = logits
+            known[:, group.at] = targets[:, group.at]
         assert result is not None
         return result
 
@@ -109,72 +110,24 @@ class Masked(TransformerStage):
             inputs = known.where(known >= 0, self.config.input_vocab - 1)
         return self.transformer.hidden(inputs, labels, given)
 
-    def steps(
-        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, known: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        kept = None if known is None else known[0] >= 0
-        tokens = (
-            torch.full((len(labels), self.num_tokens), -1, device=labels.device) if known is None else known.clone()
-        )
-        count = 0 if kept is None else int(kept.sum())
-        if sampling.order == "confidence":
-            yield from self._most_confident(labels, random, sampling, given, tokens, count)
-            return
-        uniform = send(random.uniform(self.num_tokens), labels.device)
-        first, drawn = self.ordered(sampling, kept)
-        for step, group in enumerate(drawn, start=len(first)):
-            at = step, len(first + drawn), count / self.num_tokens
-            for part, states in self._parts(tokens, labels, sampling, given, at):
-                here = None if given is None else given[part][:, group]
-                tokens[part, group] = self.draw(states[:, group], here, uniform[part][:, group], sampling)
-            count += len(group)
-            yield tokens
+    def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> MaskedState:
+        return MaskedState(labels, given, torch.full((len(labels), self.num_tokens), -1, device=labels.device))
 
-    def _parts(
-        self, tokens: Tensor, labels: Tensor, sampling: Sampling, given: Tensor | None, at: tuple[int, int, float]
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Guided states (b, N, dim), some images at a time, from the labels so far; `at` as `guide` takes it."""
-        copies = 1 + sampling.guided
-        for start in range(0, len(labels), TOGETHER):
-            part = slice(start, start + TOGETHER)
-            both = both_branches(labels[part], self.num_classes, sampling)
-            here = None if given is None else given[part].repeat(copies, 1)
-            yield part, guide(self._hidden(tokens[part].repeat(copies, 1), both, here), sampling, *at)
+    def hidden(self, state: MaskedState, group: Group) -> Tensor:
+        givens = repeat(None) if state.given is None else state.given.split(TOGETHER)
+        parts = zip(state.known.split(TOGETHER), state.labels.split(TOGETHER), givens, strict=False)
+        return torch.cat([self._hidden(*part)[:, group.at] for part in parts])
 
-    def _most_confident(
-        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, tokens: Tensor, known: int
-    ) -> Iterator[Tensor]:
-        """Draw all that is hidden, and keep the draws that were most probable, with noise that fades (MaskGIT).
-
-        Begins with `tokens` (B, N), of which `known` of each image are not hidden.
-        """
-        hidden = self.num_tokens - known
-        sizes = group_sizes(hidden, min(sampling.steps or 1, hidden), sampling.schedule) if hidden else []
-        for step, size in enumerate(sizes):
-            uniform = send(random.uniform(self.num_tokens, step), labels.device)
-            gumbel = -(-random.uniform(self.num_tokens, len(sizes) + step).clamp(min=2.0**-33).log()).log()
-            noise = NOISE * (1 - (step + 1) / len(sizes)) * send(gumbel.float(), labels.device)
-            at = step, len(sizes), (known + sum(sizes[:step])) / self.num_tokens
-            for part, states in self._parts(tokens, labels, sampling, given, at):
-                for image, state in zip(range(part.start, len(labels)), states, strict=False):
-                    here = None if given is None else given[image]
-                    logits = self.head(state, here)
-                    choice = draw(logits, uniform[image], sampling)
-                    confidence = logits.log_softmax(-1).gather(1, choice[:, None]).squeeze(1) + noise[image]
-                    keep = confidence.masked_fill(tokens[image] >= 0, -torch.inf).topk(size).indices
-                    if self.members is not None and here is not None:
-                        choice = self.members.labels(here, choice)
-                    tokens[image, keep] = choice[keep]
-            yield tokens
+    def observe(self, state: MaskedState, group: Group, labels: Tensor) -> None:
+        state.known[:, group.at] = labels
 
     def memory(self, batch: int, sampling: Sampling, compute: Compute) -> StageMemory:
         """In a feed-forward layer the residual stream, both halves, and their product's two factors, or a draw; the
         head's rows sorted by cluster."""
         c, size = self.config, compute.on(self.device).torch_dtype.itemsize
-        positions = min(batch, TOGETHER) * (1 + sampling.guided) * (c.num_tokens + 1)
+        positions = min(batch * (1 + sampling.guided), TOGETHER) * (c.num_tokens + 1)
         states = positions * (4 * c.dim + 4 * c.ffn_dim * size)
-        at_once = 1 if self.resolved(sampling).order == "confidence" else batch
-        drawn = self.drawing_memory(at_once, max(self.drawn(sampling)), compute)
+        drawn = self.drawing_memory(batch, max(self.drawn(sampling)), compute)
         activations = max(states, drawn) + 4 * c.output_vocab * c.dim
         return StageMemory(self.packed_memory(compute), activations, stays=self.device.type == "cuda")
 
@@ -194,6 +147,5 @@ class Masked(TransformerStage):
         return [Work(weights, batch * (blocks + n * head)) for n in self.drawn(sampling)]
 
     def drawn(self, sampling: Sampling) -> list[int]:
-        """How many labels of an image each round draws: those it keeps, or by confidence all."""
-        sizes = self.group_sizes(sampling)
-        return [self.num_tokens] * len(sizes) if self.resolved(sampling).order == "confidence" else sizes
+        """Of how many labels of an image each round needs logits: of those it settles, or by confidence of all."""
+        return [group.size for group in self.plan(sampling).drawn]

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -22,20 +22,19 @@ from ctf.models.cluster_head import ClusterMembers
 from ctf.models.config import Compute
 from ctf.sampling.cost import StageMemory, Work
 from ctf.sampling.guidance import check_labels
-from ctf.sampling.orders import group_sizes, order_groups
 from ctf.sampling.random import Random
 from ctf.sampling.settings import Order, Sampling
+from ctf.stages.drawing import DrawPlan, Group, OnStep, draw_all, draw_steps, plan_groups, uniforms
 
 Support = Literal["cluster", "full"]
-OnStep = Callable[[int, Tensor], None]
 
 
 class Stage(nn.Module, ABC):
     """Turns a class label, and the labels of a coarser level where it is given some, into the labels of its level.
 
     A level is a CoarseMap φ, whose labels are φ(tokens), or None: the codebook's own tokens. A kind of stage is a
-    subclass with `kind`, `Config`, `logits`, `steps` and `configure`, registered by `register_kind`. The maps, the
-    support and the sampling defaults are stored with the weights.
+    subclass with `kind`, `Config`, `configure`, `logits`, `begin`, `hidden` and `observe`, registered by
+    `register_kind`. The maps, the support and the sampling defaults are stored with the weights.
 
     Args:
         config: the kind's settings: a dataclass with at least `output_vocab`, `grid` and `num_classes`.
@@ -55,6 +54,10 @@ class Stage(nn.Module, ABC):
     Config: ClassVar[type]
     #: In which the kind can draw positions, its own choice first.
     orders: ClassVar[tuple[Order, ...]] = ("raster",)
+    #: Whether `hidden` has to see every group, kept ones too, because it fills a cache.
+    cached: ClassVar[bool] = False
+    #: Records the drawing loop on a GPU; of a packed stage.
+    recorded: Any = None
 
     def __init__(
         self,
@@ -110,41 +113,49 @@ class Stage(nn.Module, ABC):
         raise InputError(f"stages of kind {cls.kind} have no named sizes: make one from its Config")
 
     @abstractmethod
-    def logits(
-        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
-    ) -> Tensor:
-        """Logits of each position, given the right answers of the steps before its own.
+    def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
+        """Teacher forcing: logits of each position, which sees the true labels of the groups before its own.
 
         Args:
             tokens: the codebook's own, int64 (B, N) in [0, K).
             labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional.
-            sampling: steps and order; the stage's own when None.
-            kept: bool (N,), positions that come before all others, as those that an image is completed from.
+            plan: steps, order and kept positions, from `plan`; the stage's own when None.
 
         Returns:
             (B, N, vocabulary); with support "cluster" of given labels (B, N, size of the largest cluster), the
             members of each position's cluster in order, see `member_logits`.
 
         Raises:
-            InputError: steps or an order that the kind cannot take, or that depends on what is drawn; positions that
-                it cannot keep.
+            InputError: an order that depends on what is drawn.
         """
 
     @abstractmethod
-    def steps(
-        self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, known: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        """Draw in at most `sampling.steps` steps; after each the labels so far, int64 (B, N), −1 where unknown.
+    def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> Any:
+        """The state of one call of the drawing loop: int64 (rows,) class labels, with guidance of both branches, and
+        (rows, N) given ones."""
 
-        Arguments as those of `generate`, checked and on the stage's device; `sampling` is `resolved`.
-        """
+    @abstractmethod
+    def hidden(self, state: Any, group: Group) -> Tensor:
+        """States before the head at a group's positions: (rows, n, dim)."""
+
+    def observe(self, state: Any, group: Group, labels: Tensor) -> None:
+        """Take note of a group's labels, int64 (rows, n), −1 where still unknown; here nothing."""
 
     # What a kind may leave as it is
+
+    def head(self, hidden: Tensor, given: Tensor | None) -> Tensor:
+        """States (b, n, dim) and given labels (b, n) → float32 logits (b, n, outputs); here they are logits."""
+        return hidden.float()
 
     @property
     def vocabulary(self) -> int:
         """How many labels the predicted level has."""
         return self.config.output_vocab
+
+    @property
+    def outputs(self) -> int:
+        """Logits of a position: of all labels, or of the largest given cluster."""
+        return self.vocabulary if self.members is None else max(self.members.sizes)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -197,32 +208,18 @@ class Stage(nn.Module, ABC):
     def check_kept(self, kept: Tensor) -> None:
         """Raise InputError if the kind cannot keep the labels at `kept`, bool (N,), and draw the others."""
 
-    def groups(self, sampling: Sampling, kept: Tensor | None = None) -> list[Tensor]:
-        """The positions that each step draws, int64 (n,) each; those of `kept`, bool (N,), are left out.
+    def plan(self, sampling: Sampling | None = None, kept: Tensor | None = None) -> DrawPlan:
+        """Steps and order of `sampling`, or of the stage's own, as groups of positions.
+
+        Those of `kept`, bool (N,), come first.
 
         Raises:
-            InputError: steps or an order that the kind cannot take, or that depends on what is drawn.
+            InputError: steps or an order that the kind cannot take, or positions that it cannot keep.
         """
-        order, sizes = self.resolved(sampling).order, self.group_sizes(sampling)
-        if order is None or order == "confidence":
-            raise InputError(
-                f"stage {self.name}: the order confidence depends on what is drawn, so the likelihood of an image is "
-                "not known: choose another"
-            )
-        groups = order_groups(order, self.grid, tuple(sizes), sampling.order_seed, self.device)
-        if kept is None:
-            return list(groups)
-        free = ~kept.to(self.device)
-        drawn = (group[free[group]] for group in groups)
-        return [group for group in drawn if len(group)]
-
-    def ordered(self, sampling: Sampling, kept: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
-        """The groups of positions to keep, which come first, and those to draw, both as `groups` has them."""
-        return [] if kept is None else self.groups(sampling, ~kept), self.groups(sampling, kept)
-
-    def group_sizes(self, sampling: Sampling) -> list[int]:
-        """How many positions each step draws."""
-        return group_sizes(self.num_tokens, self.resolved(sampling).steps or 1, sampling.schedule)
+        if kept is not None:
+            self.check_kept(kept)
+        sampling = self.resolved(sampling)
+        return DrawPlan(sampling, plan_groups(sampling, self.grid, self.device, kept))
 
     def levels(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The codebook's own tokens (B, N) → the labels to predict, and those that are given, (B, N) both."""
@@ -262,11 +259,10 @@ class Stage(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor, Tensor]:
         targets, _ = self.levels(tokens)
         columns = targets if self.members is None else self.members.index[targets]
-        logits = self.logits(tokens, labels, sampling, kept).float()
+        logits = self.logits(tokens, labels, self.plan(sampling, kept)).float()
         losses = F.cross_entropy(logits.flatten(0, 1), columns.flatten(), reduction="none")
         return losses.view(targets.shape), logits, columns
 
-    @torch.inference_mode()
     def generate(
         self,
         labels: Tensor,
@@ -298,12 +294,12 @@ class Stage(nn.Module, ABC):
                 kind cannot take, or positions that it cannot keep.
         """
         labels, given, known = self._checked(labels, random, given, known)
-        tokens = self._draw_all(labels, random, self.resolved(sampling), given, known, on_step)
+        plan = self.plan(sampling, None if known is None else known[0] >= 0)
+        tokens = draw_all(self, labels, random, plan, given, known, on_step)
         with torch.inference_mode(False):  # an ordinary tensor, which may go into a training step
             return tokens.clone()
 
-    @torch.no_grad()
-    def stepwise(
+    def draw(
         self,
         labels: Tensor,
         random: Random,
@@ -313,21 +309,8 @@ class Stage(nn.Module, ABC):
     ) -> Iterator[Tensor]:
         """Like `generate`, one step at a time: yields what `on_step` is called with."""
         labels, given, known = self._checked(labels, random, given, known)
-        yield from self.steps(labels, random, self.resolved(sampling), given, known)
-
-    def _draw_all(
-        self,
-        labels: Tensor,
-        random: Random,
-        sampling: Sampling,
-        given: Tensor | None,
-        known: Tensor | None,
-        on_step: OnStep | None,
-    ) -> Tensor:
-        for number, tokens in enumerate(self.steps(labels, random, sampling, given, known)):
-            if on_step is not None:
-                on_step(number, tokens)
-        return tokens
+        plan = self.plan(sampling, None if known is None else known[0] >= 0)
+        yield from draw_steps(self, labels, uniforms(self, random), plan, given, known)
 
     def _checked(
         self, labels: Tensor, random: Random, given: Tensor | None, known: Tensor | None
@@ -359,7 +342,6 @@ class Stage(nn.Module, ABC):
             raise InputError("all labels are known: nothing is left to draw")
         if not torch.equal(kept, kept[:1].expand_as(kept)):
             raise InputError("known labels lie at other positions in some images: complete those one by one")
-        self.check_kept(kept[0])
 
     def _check_given(self, given: Tensor | None, images: int) -> None:
         if (given is None) != (self.given is None):
@@ -397,7 +379,7 @@ class Stage(nn.Module, ABC):
         """What each step reads and computes at least; here the weights, once a step, for every position."""
         weights = sum(p.nbytes for p in self.parameters())
         operations = batch * self.forward_operations() * (1 + sampling.guided)
-        return [Work(weights, operations)] * len(self.group_sizes(sampling))
+        return [Work(weights, operations)] * len(self.plan(sampling).sizes)
 
     def forward_operations(self) -> float:
         """Operations of one image through the stage, two per multiply-add; here by its number of parameters."""

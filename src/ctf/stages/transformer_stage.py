@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import abstractmethod
-from itertools import repeat
 from typing import Any, ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,12 +17,9 @@ from ctf.models.linear import packed_bytes
 from ctf.models.loss import ClusterLoss, linear_cross_entropy
 from ctf.models.packed import PackedTransformer
 from ctf.models.transformer import Transformer
-from ctf.sampling.draw import draw
-from ctf.sampling.settings import Sampling
+from ctf.sampling.cuda_graph import RecordedLoops
+from ctf.stages.drawing import images_at_once
 from ctf.stages.stage import Stage
-
-#: Logits that are drawn from at once.
-LOGITS = 1 << 22
 
 
 class TransformerStage(Stage):
@@ -58,23 +53,11 @@ class TransformerStage(Stage):
         assert given is not None
         return member_logits(hidden, self.transformer.head.weight, given, self.members)
 
-    def draw(self, hidden: Tensor, given: Tensor | None, uniform: Tensor, sampling: Sampling) -> Tensor:
-        """Guided states (B, dim) or (B, n, dim), given labels and uniform numbers of their shape → labels, int64."""
-        outputs = hidden[0].numel() // self.config.dim * self.vocabulary
-        # A few images at a time: the logits of a whole batch would be the largest tensor by far.
-        parts = [None if x is None else x.split(max(1, LOGITS // outputs)) for x in (hidden, uniform, given)]
-        hiddens, uniforms, givens = parts[0] or (), parts[1] or (), parts[2] or repeat(None)
-        drawn = []
-        for h, u, here in zip(hiddens, uniforms, givens, strict=False):
-            label = draw(self.head(h, here), u, sampling)
-            drawn.append(label if self.members is None or here is None else self.members.labels(here, label))
-        return torch.cat(drawn)
-
     def drawing_memory(self, batch: int, positions: int, compute: Compute) -> int:
-        """Bytes that `draw` keeps: logits, those in float32, probabilities, and their sums in float64; beside them, on
+        """Bytes that drawing keeps: logits, those in float32, probabilities, and their sums in float64; beside them, on
         a GPU, what the head over members takes."""
-        outputs = positions * (self.vocabulary if self.members is None else max(self.members.sizes))
-        size, images = compute.on(self.device).torch_dtype.itemsize, min(batch, max(1, LOGITS // outputs))
+        outputs = positions * self.outputs
+        size, images = compute.on(self.device).torch_dtype.itemsize, min(batch, images_at_once(self, positions))
         head = 0
         if self.members is not None and self.device.type != "cpu":
             head = tile_memory(images * positions, self.members, self.config.dim)
@@ -107,7 +90,7 @@ class TransformerStage(Stage):
         packed = copy.copy(self)
         packed._modules, packed._buffers = self._modules.copy(), self._buffers.copy()  # not shared with the original
         packed.transformer = PackedTransformer(self.transformer, compute.on(self.device), head=self.members is None)
-        packed.packed = True
+        packed.packed, packed.recorded = True, RecordedLoops() if self.cached else None
         return packed.eval()
 
     def forward_operations(self) -> float:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +16,7 @@ from ctf.evaluation.features.dinov2 import DINOv2Features
 from ctf.evaluation.features.emoji import EmojiFeatures
 from ctf.evaluation.features.extractor import FeatureExtractor, Features
 from ctf.evaluation.features.inception import InceptionFeatures
-from ctf.files import existing
+from ctf.plugins import import_source
 
 EXTRACTORS: dict[str, Callable[[str | None, str], FeatureExtractor]] = {
     "inception": InceptionFeatures,
@@ -92,23 +88,3 @@ class CustomFeatures(FeatureExtractor):
         if matrix.ndim != 2 or len(matrix) != count:
             raise InputError(f"{self.name} returned {matrix.shape} for {count} images: return ({count}, d)")
         return matrix
-
-
-def import_source(source: str) -> ModuleType:
-    """The module in a file that ends in .py, or the one of that name."""
-    try:
-        if not source.endswith(".py"):
-            return importlib.import_module(source)
-        path = existing(source, "file")
-        spec = importlib.util.spec_from_file_location(f"ctf_features_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module.__name__] = module  # dataclasses look their module up here
-        spec.loader.exec_module(module)
-        return module
-    except InputError:
-        raise
-    except Exception as error:  # the user's code fails in any way
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(f"{source} cannot be imported ({reason}): fix it or name another") from None

@@ -1,0 +1,112 @@
+"""Samplers: which labels a step takes, given its logits. A user's own is one class with one method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctf.errors import InputError
+from ctf.plugins import load_object
+from ctf.sampling.draw import draw
+from ctf.sampling.settings import Sampling
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a sampler is given: one step of b images over n positions.
+
+    Attributes:
+        logits: float32 (b, n, V), guided. V is the stage's vocabulary, or the size of the largest given cluster.
+        known: bool (b, n), positions whose label stays as it is, whatever the sampler returns.
+        count: how many of the other positions of each image the step has to settle: all, but in the order confidence.
+        number, steps: this step of so many, from 0.
+        uniform: stream → float64 (b, n) in [0, 1); another stream for each use, below 2^32.
+        sampling: the stage's settings.
+    """
+
+    logits: Tensor
+    known: Tensor
+    count: int
+    number: int
+    steps: int
+    uniform: Callable[[int], Tensor]
+    sampling: Sampling
+
+
+class Sampler:
+    """Takes the labels of a step; register one with `register_sampler`, or name it as "file.py:Class"."""
+
+    def __call__(self, step: Step) -> Tensor:
+        """int64 (b, n), columns of `step.logits`; −1 where a position stays unknown for a later step."""
+        raise NotImplementedError
+
+
+class Independent(Sampler):
+    """Every position's label from its own distribution."""
+
+    def __call__(self, step: Step) -> Tensor:
+        return draw(step.logits, step.uniform(0), step.sampling)
+
+
+class Confidence(Sampler):
+    """Draw all labels and settle the most probable draws, with noise that fades (MaskGIT 2202.04200, section 3.2)."""
+
+    def __call__(self, step: Step) -> Tensor:
+        choice = draw(step.logits, step.uniform(step.number), step.sampling)
+        # 0 would be a Gumbel number of −inf.
+        gumbel = -(-step.uniform(step.steps + step.number).clamp(min=2.0**-33).log()).log()
+        noise = step.sampling.noise * (1 - (step.number + 1) / step.steps) * gumbel.float()
+        confidence = step.logits.log_softmax(-1).gather(-1, choice[..., None]).squeeze(-1) + noise
+        best = confidence.masked_fill(step.known, -torch.inf).topk(step.count).indices
+        return torch.full_like(choice, -1).scatter(-1, best, choice.gather(-1, best))
+
+
+#: By the name that `Sampling.sampler` knows them by.
+SAMPLERS: dict[str, type[Sampler]] = {"independent": Independent, "confidence": Confidence}
+
+
+def register_sampler(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
+    """Make a sampler known by a name; a class decorator."""
+
+    def register(sampler: type[Sampler]) -> type[Sampler]:
+        SAMPLERS[name] = sampler
+        return sampler
+
+    return register
+
+
+def find_sampler(sampling: Sampling) -> Sampler:
+    """The one that the settings name; by default that of their order.
+
+    Raises:
+        InputError: there is no such sampler, or it cannot be made.
+    """
+    name = sampling.sampler or ("confidence" if sampling.order == "confidence" else "independent")
+    if name in SAMPLERS:
+        return SAMPLERS[name]()
+    if ":" not in name:
+        raise InputError(f"sampler {name!r} does not exist: choose one of {', '.join(SAMPLERS)}, or file.py:Class")
+    return OwnSampler(name)
+
+
+class OwnSampler(Sampler):
+    """A sampler from a user's file, whose labels are checked."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.own = name, load_object(name)()
+
+    def __call__(self, step: Step) -> Tensor:
+        labels = self.own(step)
+        shape, outputs = step.logits.shape[:-1], step.logits.shape[-1]
+        if not isinstance(labels, Tensor) or labels.shape != shape or labels.dtype != torch.int64:
+            raise InputError(f"sampler {self.name} must return int64 labels of shape {tuple(shape)}")
+        if not -1 <= int(labels.min()) <= int(labels.max()) < outputs:
+            raise InputError(f"sampler {self.name} returned labels outside −1 … {outputs - 1}")
+        if bool(((labels >= 0) & ~step.known).sum(1).ne(step.count).any()):
+            raise InputError(
+                f"sampler {self.name} must settle {step.count} unknown positions of each image in this step"
+            )
+        return labels

@@ -1,0 +1,233 @@
+"""The one drawing loop: a stage's labels, one group of positions after another.
+
+Everything that types of stages have in common is here: guidance, kept labels, samplers, random numbers, the limit on
+logits and the recorded graph. A type of stage says what it knows (`begin`, `hidden`, `observe`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ctf.device import send
+from ctf.errors import InputError
+from ctf.sampling.guidance import both_branches, guide
+from ctf.sampling.orders import group_sizes, order_groups
+from ctf.sampling.random import Random
+from ctf.sampling.samplers import Independent, Sampler, Step, find_sampler
+from ctf.sampling.settings import Sampling
+
+if TYPE_CHECKING:
+    from ctf.stages.stage import Stage
+
+OnStep = Callable[[int, Tensor], None]
+#: Logits that are drawn from at once: those of a whole batch would be the largest tensor by far.
+LOGITS = 1 << 22
+#: The type of device that records loops.
+RECORDED_ON = "cuda"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Positions that a step draws, or that are kept.
+
+    Attributes:
+        at: int64 (size,) on the stage's device, or a slice where they follow each other.
+        size: how many they are.
+        count: how many of them the step settles: all, but in the order confidence.
+        number: of the group, from 0.
+        before: how many positions are known before it.
+        kept: whether their labels are known from the start.
+    """
+
+    at: Tensor | slice
+    size: int
+    count: int
+    number: int
+    before: int
+    kept: bool
+
+
+@dataclass(frozen=True)
+class DrawPlan:
+    """How a stage draws: resolved once, for any number of images.
+
+    Attributes:
+        sampling: with steps and order said.
+        groups: kept ones first.
+    """
+
+    sampling: Sampling
+    groups: tuple[Group, ...]
+
+    @property
+    def drawn(self) -> tuple[Group, ...]:
+        """The groups that are drawn, one in each step."""
+        return tuple(group for group in self.groups if not group.kept)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many labels each step settles."""
+        return [group.count for group in self.drawn]
+
+    def fixed_groups(self, stage: str) -> tuple[Group, ...]:
+        """`groups`, if they do not depend on what is drawn. Raises InputError, for `stage`, if they do."""
+        if self.sampling.order == "confidence":
+            raise InputError(
+                f"stage {stage}: the order confidence depends on what is drawn, so the likelihood of an image is "
+                "not known: choose another"
+            )
+        return self.groups
+
+
+def plan_groups(
+    sampling: Sampling, grid: tuple[int, int], device: torch.device, kept: Tensor | None = None
+) -> tuple[Group, ...]:
+    """The groups of a resolved `sampling`; those of `kept`, bool (N,), come first and in the same order."""
+    if kept is None:
+        return _cached_groups(sampling, grid, device)
+    return _groups(sampling, grid, device, kept.cpu())
+
+
+def _groups(
+    sampling: Sampling, grid: tuple[int, int], device: torch.device, kept: Tensor | None = None
+) -> tuple[Group, ...]:
+    total, order = math.prod(grid), sampling.order
+    kept = torch.zeros(total, dtype=torch.bool) if kept is None else kept
+    free, steps = total - int(kept.sum()), sampling.steps or 1
+    if order is None or order == "confidence":  # which positions a step settles is the sampler's choice
+        sizes = group_sizes(free, min(steps, free), sampling.schedule) if free else []
+        first = [torch.arange(total)[kept]]
+        drawn = [(torch.arange(total), size) for size in sizes]
+    else:
+        groups = order_groups(order, grid, tuple(group_sizes(total, steps, sampling.schedule)), sampling.order_seed)
+        first = [group[kept[group]] for group in groups]
+        drawn = [(positions, len(positions)) for positions in (group[~kept[group]] for group in groups)]
+    found: list[Group] = []
+    before = 0
+    for positions, count in [*((positions, len(positions)) for positions in first), *drawn]:
+        if count:
+            is_kept = before < total - free
+            found.append(Group(_index(positions, device), len(positions), count, len(found), before, is_kept))
+            before += count
+    return tuple(found)
+
+
+_cached_groups = lru_cache(_groups)
+
+
+def _index(positions: Tensor, device: torch.device) -> Tensor | slice:
+    if bool((positions.diff() == 1).all()):
+        return slice(int(positions[0]), int(positions[-1]) + 1)
+    with torch.inference_mode(False):  # cached tensors are for training too
+        return send(positions, device)
+
+
+@torch.no_grad()
+def draw_steps(
+    stage: Stage,
+    labels: Tensor,
+    uniform: Callable[[int], Tensor],
+    plan: DrawPlan,
+    given: Tensor | None = None,
+    known: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Draw group after group; after each the labels so far, int64 (B, N), −1 where unknown.
+
+    Args:
+        stage: draws. Its arguments are checked by `Stage.draw`.
+        labels: int64 (B,).
+        uniform: stream → float64 (B, N) in [0, 1), on the stage's device.
+        plan: of the stage, for these known labels.
+        given, known: int64 (B, N), as `Stage.generate` takes them.
+    """
+    sampling, sampler, copies = plan.sampling, find_sampler(plan.sampling), 1 + plan.sampling.guided
+    rows = None if given is None else given.repeat(copies, 1)
+    state = stage.begin(both_branches(labels, stage.num_classes, sampling), rows, plan)
+    tokens = torch.full((len(labels), stage.num_tokens), -1, device=labels.device)
+    for group in plan.groups:
+        if group.kept:
+            assert known is not None
+            tokens[:, group.at] = known[:, group.at]
+            if stage.cached:  # kept positions are to be seen later too
+                stage.hidden(state, group)
+        else:
+            hidden = guide(
+                stage.hidden(state, group), sampling, group.number, len(plan.groups), group.before / stage.num_tokens
+            )
+            drawn = _draw(stage, hidden, plan, group, sampler, uniform, tokens, given)
+            tokens[:, group.at] = drawn if group.count == group.size else drawn.where(tokens < 0, tokens)
+            yield tokens
+        stage.observe(state, group, tokens[:, group.at].repeat(copies, 1))
+
+
+def _draw(
+    stage: Stage,
+    hidden: Tensor,
+    plan: DrawPlan,
+    group: Group,
+    sampler: Sampler,
+    uniform: Callable[[int], Tensor],
+    tokens: Tensor,
+    given: Tensor | None,
+) -> Tensor:
+    """Labels (B, n) of a group from its guided states, a few images at a time; −1 where a sampler leaves them open."""
+    images, at, steps = images_at_once(stage, group.size), group.at, len(plan.drawn)
+    number, found = group.number - len(plan.groups) + steps, []
+    for start in range(0, len(hidden), images):
+        part = slice(start, start + images)
+        here = None if given is None else given[part, at]
+        logits = stage.head(hidden[part], here)
+        step = Step(logits, tokens[part, at] >= 0, group.count, number, steps, _part(uniform, part, at), plan.sampling)
+        labels = sampler(step)
+        if stage.members is not None:
+            assert here is not None
+            labels = stage.members.labels(here, labels.clamp(min=0)).where(labels >= 0, -1)
+        found.append(labels)
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _part(uniform: Callable[[int], Tensor], part: slice, at: Tensor | slice) -> Callable[[int], Tensor]:
+    return lambda stream: uniform(stream)[part, at]
+
+
+def images_at_once(stage: Stage, positions: int) -> int:
+    """Of how many images `positions` are drawn from together."""
+    return max(1, LOGITS // (positions * stage.outputs))
+
+
+@torch.inference_mode()
+def draw_all(
+    stage: Stage,
+    labels: Tensor,
+    random: Random,
+    plan: DrawPlan,
+    given: Tensor | None,
+    known: Tensor | None,
+    on_step: OnStep | None,
+) -> Tensor:
+    """The labels after the last step, (B, N); on a GPU by a recorded graph, where the stage has one."""
+    recorded: Any = stage.recorded if known is None and on_step is None else None
+    if recorded is not None and labels.device.type == RECORDED_ON and type(find_sampler(plan.sampling)) is Independent:
+        inputs = [labels, send(random.uniform(stage.num_tokens), labels.device), *([] if given is None else [given])]
+
+        def run(labels: Tensor, uniform: Tensor, given: Tensor | None = None) -> Tensor:
+            return deque(draw_steps(stage, labels, lambda stream: uniform, plan, given), maxlen=1)[0]
+
+        return recorded(plan.sampling, run, inputs)
+    for number, tokens in enumerate(draw_steps(stage, labels, uniforms(stage, random), plan, given, known)):
+        if on_step is not None:
+            on_step(number, tokens)
+    return tokens
+
+
+def uniforms(stage: Stage, random: Random) -> Callable[[int], Tensor]:
+    """Of each stream the numbers of all positions, on the stage's device, made once."""
+    return lru_cache(lambda stream: send(random.uniform(stage.num_tokens, stream), stage.device))
