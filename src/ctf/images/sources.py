@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctf.errors import InputError
-from ctf.files import existing, read_json
+from ctf.files import existing, file_state, read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,12 +41,14 @@ class Records:
         class_names: one per label.
         name: index → what to call that image in a message, in one line.
         encoded: index → the bytes of an image file. Called from several threads.
+        files: a line for each file that images and labels are read from, with what changes when the file does.
     """
 
     labels: np.ndarray
     class_names: list[str]
     name: Callable[[int], str]
     encoded: Callable[[int], bytes]
+    files: Callable[[], list[str]] = list
 
     def subset(self, rows: np.ndarray) -> Records:
         """These images only, int64 (m,), in this order."""
@@ -55,6 +57,7 @@ class Records:
             self.class_names,
             lambda index: self.name(int(rows[index])),
             lambda index: self.encoded(int(rows[index])),
+            self.files,
         )
 
 
@@ -134,7 +137,8 @@ def folder_records(folder: Path, split: str | None) -> Records:
     for name in subfolders:
         files += image_files(folder / name, recursive=True)
     relative = [os.path.relpath(path, folder) for path in files]
-    return labelled_files(str(folder), subfolders, relative, lambda name: (folder / name).read_bytes())
+    records = labelled_files(str(folder), subfolders, relative, lambda name: (folder / name).read_bytes())
+    return replace(records, files=lambda: [f"{name} {file_state(folder / name)}" for name in relative])
 
 
 def check_no_splits(folder: str, subfolders: list[str]) -> None:
@@ -223,7 +227,16 @@ def dataset_records(source: str, split: str | None, layout: str | None, **files:
             raise OSError("no image in this row")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
-    return Records(labels, class_names, name, encoded)
+    def files_and_states() -> list[str]:
+        if source.startswith("hf://"):  # of the Hub's files `datasets` keeps the bytes in all
+            info = next(iter(splits.values())).info
+            return [f"{info.download_size} {info.dataset_size}"]
+        # A saved data set's state.json is written anew with its content.
+        pattern = {"parquet": "*.parquet", "webdataset": "*.tar"}.get(layout or "", "state.json")
+        paths = map(str, Path(source).rglob(pattern)) if Path(source).is_dir() else glob(source)
+        return [f"{path} {file_state(path)}" for path in sorted(paths)]
+
+    return Records(labels, class_names, name, encoded, files_and_states)
 
 
 def dataset_labels(dataset: Dataset, source: str) -> tuple[np.ndarray, list[str]]:

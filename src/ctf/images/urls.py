@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
 
 CONNECTIONS = 16  # files whose beginnings and ends are read at a time
+#: What kinds of storage call size, checksum and time of a file.
+STATES = ("size", "ETag", "etag", "Content-MD5", "md5Hash", "mtime", "LastModified", "Last-Modified", "last_modified")
 KEPT_ROW_GROUPS = 4  # decoding threads are a batch or two apart
 Result = TypeVar("Result")
 
@@ -67,21 +70,21 @@ def url_records(source: str, split: str | None) -> Records:
 
         fs, root = fsspec.core.url_to_fs(source)
         if "*" in root:
-            found = fs.glob(root)
+            found = fs.glob(root, detail=True)
             root = root[: root.index("*")].rpartition("/")[0]
         elif root.endswith((".tar", ".parquet")):
-            fs.info(root)
-            found, root = [root], root.rpartition("/")[0]
+            found, root = {root: fs.info(root)}, root.rpartition("/")[0]
         else:
-            found = fs.find(root)
+            found = fs.find(root, detail=True)
         root = root.rstrip("/") + "/"
         files = sorted(path.removeprefix(root) for path in found)
         if not files:
             raise FileNotFoundError("there are no files")
     for suffix, read_shards in (".tar", tar_records), (".parquet", parquet_records):
         if shards := [path for path in files if path.endswith(suffix)]:
-            return read_shards(source, fs, [root + path for path in of_split(source, shards, split)])
-    return folder_records(source, fs, root, files, split)
+            paths = [root + path for path in of_split(source, shards, split)]
+            return replace(read_shards(source, fs, paths), files=partial(states, fs, paths, found))
+    return replace(folder_records(source, fs, root, files, split), files=partial(states, fs, sorted(found), found))
 
 
 @contextmanager
@@ -126,6 +129,20 @@ def folder_records(source: str, fs: AbstractFileSystem, root: str, files: Sequen
             return fs.cat_file(root + path)
 
     return labelled_files(source, subfolders, images, read)
+
+
+def states(fs: AbstractFileSystem, paths: Sequence[str], found: dict[str, dict[str, Any]]) -> list[str]:
+    """Each path with the size, checksum and time that its storage gives, in the list `found` or when it is asked."""
+
+    def state(path: str) -> str:
+        info = found[path]
+        if info.get("size") is None:  # as in a list of links over HTTP
+            with reading(path):
+                info = fs.info(path)
+        return " ".join([path, *(str(info[name]) for name in STATES if name in info)])
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return list(pool.map(state, paths))
 
 
 def each(read: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
