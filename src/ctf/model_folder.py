@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ctf.classes import check_same
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
-from ctf.files import atomic_path, existing, read_json, read_json_lines, read_metadata, write_json
+from ctf.files import atomic_path, existing, read_json, read_json_lines, read_metadata, temporary_folder, write_json
 from ctf.hub import CONFIG, pull, push
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_card import CARD, MANIFEST, SHEET, About, level, write_about
@@ -24,7 +24,7 @@ from ctf.sampling.settings import Sampling
 from ctf.stages.registry import load_stage
 from ctf.stages.stage import Stage
 from ctf.tokenizer.registry import ASSETS, load_tokenizer
-from ctf.tokens.token_set import TokenSet
+from ctf.tokens.token_set import TokenIndex, TokenSet
 
 FORMAT = 2
 SAMPLING = "generation_config.json"
@@ -121,8 +121,8 @@ class Pipeline(StagePipeline):
         Raises:
             InputError: as those of `ctf.hub.push`.
         """
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
+        with temporary_folder() as temporary:
+            folder = temporary / "model"
             self.save_pretrained(folder, dtype)
             return push(folder, name, private, model_files)
 
@@ -197,6 +197,10 @@ def assemble(
     tokens = TokenSet.open(classes)
     opened = [open_stage(stage) for stage in stages]
     pipeline = Pipeline(open_tokenizer(tokenizer, allow_namespace), tokens.class_names, opened)
+    for run in map(Path, stages):
+        trained_on = Path((run_settings(run) or {}).get("tokens", run))
+        if (trained_on / "index.json").exists():  # the tokens still lie where they were
+            check_same(TokenIndex.load(trained_on).class_names, tokens.class_names, str(trained_on), classes)
     tokens.check_codebook(pipeline.tokenizer.codebook)
     if tokens.grid != pipeline.grid:
         raise InputError(
@@ -338,9 +342,23 @@ def find_model(source: str, revision: str | None = None) -> Path:
     else:
         name, _, at = source.partition("@")
         folder = pull(name, revision or at or None)
-    if not is_model(folder):
-        raise InputError(f"{folder} is not a model folder: its config.json is missing or says something else")
-    return folder
+    if is_model(folder):
+        return folder
+    if run_settings(folder) is not None:
+        raise InputError(
+            f"{folder} is {_run_in_words(folder)}, not a model folder: `ctf assemble` makes one of it and the others"
+        )
+    if is_model(folder / "model"):
+        raise InputError(f"{folder} is not a model folder: its model is in {folder / 'model'}")
+    raise InputError(f"{folder} is not a model folder: its config.json is missing or says something else")
+
+
+def _run_in_words(run: Path) -> str:
+    """What a training run has trained."""
+    if not (run / RUN_MODEL).exists():
+        return "a training run that has not finished"
+    made = read_metadata(run / RUN_MODEL)
+    return f"the training run of the {made.get('ctf')} {made.get('name', '')}".rstrip()
 
 
 def _part(folder: Path, name: str) -> Path:

@@ -22,10 +22,10 @@ VOCABULARY = 16
 COARSE_MAP = CoarseMap(torch.arange(VOCABULARY) % 4, "test", 0, "none")
 
 
-def make_token_set(folder, images=16, codebook=None):
+def make_token_set(folder, images=16, codebook=None, class_names=None):
     generator = np.random.default_rng(0)
     tokens, labels = generator.integers(0, VOCABULARY, (images, 4)), np.arange(images) % 2
-    return write_token_set(folder, tokens, labels, VOCABULARY, codebook=codebook)
+    return write_token_set(folder, tokens, labels, VOCABULARY, class_names=class_names, codebook=codebook)
 
 
 def make_token_objective(tokens, name="baseline", held_out=None, tokenizer=None, **own):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctf.errors import InputError
+from ctf.images.sources import numbered_classes
 from ctf.pipeline import StagePipeline
 from ctf.progress import progress_bar
 from ctf.sampling.settings import Sampling
@@ -52,9 +53,10 @@ def bits_per_token(
         bound: "upper", if `bits_per_token` is an upper bound.
 
     Raises:
-        InputError: tokens of another codebook or grid, or more classes than the model has; steps or an order that a
+        InputError: tokens of another codebook or grid, or of a class that the model lacks; steps or an order that a
             stage cannot take; the order confidence, whose likelihood is not known; positions that a stage cannot keep.
     """
+    tokens = of_classes(pipeline, tokens)
     settings = {name: [sampling] for name, sampling in pipeline.sampling(**overrides).items()}
     scores = _measure(pipeline, tokens, settings, batch_size, progress, kept)
     result = _metrics(pipeline, {name: score for name, (score,) in scores.items()})
@@ -87,6 +89,7 @@ def bits_by_steps(
     Raises:
         InputError: as `bits_per_token`; no such stage, or no steps.
     """
+    tokens = of_classes(pipeline, tokens)
     measured = pipeline.stage(stage) if stage else pipeline.stages[0]
     if not steps:
         raise InputError("steps is empty: give at least one number of steps")
@@ -146,6 +149,26 @@ def stage_score(
     return bits(nats / count), hits / count
 
 
+def of_classes(pipeline: StagePipeline, tokens: TokenSet) -> TokenSet:
+    """The tokens with the model's labels, matched by the names of the classes.
+
+    Where the classes of one of them are only numbered, as LlamaGen's are, labels are taken for the model's, with a
+    warning.
+
+    Raises:
+        InputError: images of a class that the model lacks.
+    """
+    both = tokens.class_names, pipeline.class_names
+    if any(names == numbered_classes(len(names)) for names in both) and not set.intersection(*map(set, both)):
+        warnings.warn(
+            f"{tokens.folder} and the model have names and numbers for classes: bits mean something only if its labels "
+            "are the model's",
+            stacklevel=3,
+        )
+        return tokens
+    return tokens.in_classes(pipeline.class_names, "the model's")
+
+
 def _measure(
     pipeline: StagePipeline,
     tokens: TokenSet,
@@ -157,15 +180,6 @@ def _measure(
 ) -> dict[str, list[Score]]:
     """Of each stage, by its name, in each of its settings; `kept` and `positions` as of `stage_score`."""
     tokens.check_codebook(pipeline.tokenizer.codebook)
-    names = zip(tokens.class_names, pipeline.class_names, strict=False)
-    differ = next((number for number, (there, here) in enumerate(names) if there != here), None)
-    if differ is not None and tokens.num_classes <= len(pipeline.class_names):
-        there, here = tokens.class_names[differ], pipeline.class_names[differ]
-        warnings.warn(
-            f"class {differ} is {there!r} in {tokens.folder} and {here!r} in the model: bits mean something only if "
-            "the labels are the model's",
-            stacklevel=3,
-        )
     for stage in pipeline.stages:  # what has no likelihood fails now, not after the work of others
         for sampling in settings[stage.name]:
             stage.groups(sampling)

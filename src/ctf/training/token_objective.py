@@ -52,6 +52,8 @@ class TokenObjective(Objective):
         tokenizer: Tokenizer | None = None,
         cluster_loss: ClusterLoss | None = None,
     ) -> None:
+        if held_out is not None:
+            held_out = held_out.in_classes(tokens.class_names, f"{tokens.folder}'s")
         for part in (tokens, held_out):
             if part is None:
                 continue
@@ -65,8 +67,6 @@ class TokenObjective(Objective):
                 raise InputError(
                     f"{part.folder} and the stage belong to different codebooks: tokenize or cluster again"
                 )
-        if held_out is not None and held_out.class_names != tokens.class_names:
-            raise InputError(f"{held_out.folder} differs from {tokens.folder} in its classes")
         if tokenizer is not None:
             tokens.check_codebook(tokenizer.codebook)
         self.module, self.tokens, self.held_out, self.tokenizer = stage, tokens, held_out, tokenizer
