@@ -102,7 +102,7 @@ class Pipeline(StagePipeline):
             raise InputError(f"{folder / SAMPLING}: the model has no stage {min(unknown)!r}: correct or restore it")
         for stage in stages:
             try:
-                stage.sampling = Sampling.of(dataclasses.asdict(stage.sampling) | settings.get(stage.name, {}))
+                stage.sampling = Sampling.of_file(dataclasses.asdict(stage.sampling) | settings.get(stage.name, {}))
             except InputError as error:
                 raise InputError(f"{folder / SAMPLING}, {stage.name}: {error}") from None
         pipeline = cls(load_tokenizer(_part(folder, "tokenizer")), config["class_names"], stages)

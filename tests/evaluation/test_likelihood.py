@@ -13,6 +13,7 @@ from ctf.cli import main
 from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
 from ctf.evaluation import bits_by_steps, bits_per_token
+from ctf.evaluation.likelihood import stage_score
 from ctf.evaluation.steps_plot import plot_steps
 from ctf.model_folder import Pipeline
 from ctf.sampling import Sampling
@@ -115,6 +116,34 @@ def test_against_the_definition(make_pipeline, tmp_path, kind):
     if len(terms) > 1:
         assert {name: metrics[f"{name}_bits_per_token"] for name in terms} == pytest.approx(terms, rel=1e-5)
     assert metrics.get("bound") == ("upper" if kind == "full" else None)
+
+
+@pytest.mark.parametrize("kinds", [("cluster", "baseline"), ("baseline", "full")], ids=str)
+def test_standard_errors_and_the_paired_difference(make_pipeline, tmp_path, kinds):
+    models = [make_pipeline(kind) for kind in kinds]
+    generator = np.random.default_rng(0)
+    tokens, labels = generator.integers(0, 24, (10, 6)), generator.integers(0, 4, 10)
+    token_set = write(tmp_path / "set", models[0], tokens, labels)
+    found = bits_per_token(models[0], token_set, batch_size=3, progress=False, against=models[1])
+
+    rows = list(zip(tokens.tolist(), labels, strict=True))
+    a, b = (
+        np.array([-sum(log_probability(stage, *row) for stage in model.stages) for row in rows]) / 6 / math.log(2)
+        for model in models
+    )
+    wanted = [(found, "bits_per_token", a), (found["against"], "bits_per_token", b)]
+    for result, name, values in [*wanted, (found["against"], "difference", a - b)]:
+        deviation = math.sqrt(((values - values.mean()) ** 2).sum() / 9)
+        assert result[name] == pytest.approx(values.mean(), rel=1e-4)
+        assert result["standard_error"][name] == pytest.approx(deviation / math.sqrt(10), rel=1e-4)
+    assert found["images"] == 10
+    assert found["standard_error"].keys() == found.keys() - {"images", "standard_error", "against"}
+
+
+def test_one_image_has_no_standard_error(make_pipeline, tmp_path):
+    pipeline = make_pipeline("baseline")
+    found = bits_per_token(pipeline, write(tmp_path / "set", pipeline, [[1] * 6], [2]), progress=False)
+    assert found["standard_error"] == {"bits_per_token": None, "token_accuracy": None}
 
 
 @pytest.mark.parametrize("kind", ["baseline", "cluster"])
@@ -267,6 +296,22 @@ def test_each_row_is_that_of_the_pipeline_in_these_steps(in_steps, few, kind, su
     assert [row.get("bound") for row in rows] == [None if support == "cluster" else "upper"] * 2
 
 
+@pytest.mark.parametrize(("fine_kind", "equal"), [("autoregressive", True), ("masked", False)])
+def test_completion_is_the_models_own_conditional_if_its_stages_are_autoregressive(
+    in_steps, tmp_path, fine_kind, equal
+):
+    """P(rest | kept) by the definition: P of each image over the sum of all that share the kept part."""
+    pipeline = in_steps("autoregressive", fine_kind)
+    rows = [[7, 3, 11, 0, *rest] for rest in itertools.product(range(24), repeat=2)]
+    token_set, kept = write(tmp_path / "set", pipeline, rows, [2] * 576), torch.arange(6) < 4
+    whole = -6 * np.sum([stage_score(stage, token_set, progress=False).bits for stage in pipeline.stages], 0)
+    completed = [stage_score(stage, token_set, progress=False, kept=kept).bits for stage in pipeline.stages]
+    completed = 2 ** (-2 * np.sum(completed, 0))
+    assert completed.sum() == pytest.approx(1, rel=1e-4)
+    conditional = 2**whole / (2**whole).sum()
+    assert np.allclose(completed, conditional, rtol=1e-3) == equal
+
+
 def passes(stage):
     """A list that grows by one whenever the stage's network runs."""
     found = []
@@ -313,6 +358,15 @@ def test_steps_without_a_likelihood_are_refused_before_the_work(in_steps, few, k
     assert ran == [[], []]
 
 
+def test_the_other_models_tokens_are_checked_before_the_work(in_steps, few, make_pipeline):
+    pipeline = in_steps()
+    token_set, *_ = few(pipeline)
+    ran = [passes(stage) for stage in pipeline.stages]
+    with pytest.raises(InputError, match="a codebook of 24"):
+        bits_per_token(pipeline, token_set, progress=False, against=make_pipeline("baseline", codebook_size=30))
+    assert ran == [[], []]
+
+
 # The command
 
 
@@ -330,6 +384,12 @@ def test_the_command_writes_what_it_prints_and_a_plot(in_steps, few, tmp_path, c
     assert printed("--stage", "fine") == bits_per_token(
         pipeline, token_set, progress=False, **{f"fine_{name}": value for name, value in SCHEDULE.items()}
     )
+    own = {f"coarse_{name}": value for name, value in SCHEDULE.items()}
+    assert printed("--against", str(tmp_path / "model")) == bits_per_token(
+        pipeline, token_set, progress=False, against=pipeline, **own
+    )
+    assert main([*words, "--against", str(tmp_path / "model"), "--steps", "[1]"]) == 2
+    assert "steps beside against" in capsys.readouterr().err
     found = printed("--steps", "[4, 1]", "--out", str(out))
     assert found == bits_by_steps(pipeline, token_set, [1, 4], progress=False, **SCHEDULE)
     kept = json.loads((out / "result.json").read_text())

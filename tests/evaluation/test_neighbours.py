@@ -122,3 +122,12 @@ def test_features_of_some_images_are_not_enough(tmp_path, monkeypatch, compare):
     assert len(some.extracted.features) == 5  # that of all is another entry of the cache
     with pytest.raises(InputError, match="open it with all_features"):
         compare_neighbours(SampleSet.open(tmp_path / "samples.npz"), some, some, Quarters(), progress=False)
+
+
+def test_moments_have_no_neighbours(tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(12), sigma=np.eye(12))
+    write_images(tmp_path / "samples.npz", [random_images(20)], 20, (8, 8))
+    extractor = Quarters("inception")
+    moments = open_reference(str(tmp_path / "stats.npz"), extractor, progress=False)
+    with pytest.raises(InputError, match="holds moments and no images: give images"):
+        compare_neighbours(SampleSet.open(tmp_path / "samples.npz"), moments, moments, extractor, progress=False)

@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 from ctf.errors import InputError
 from ctf.evaluation.protocol import check_samples, evaluate_samples
 from ctf.evaluation.reference import open_reference
+from ctf.evaluation.table import write_comparison
 from ctf.samples import SampleSet, sample_to, write_images
 
 
@@ -76,6 +77,28 @@ def test_inception_alone_has_the_field_s_names(evaluate):
     extractor.distance = "FID"
     metrics = evaluate(random_images(20), random_images(20, seed=1), extractor).metrics
     assert list(metrics) == ["FID", "sFID", "IS", "precision", "recall", "KID"]
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+def test_moments_alone_give_distances_alone(tmp_path, spatial):
+    samples, features = random_images(20), quarters(random_images(30, seed=1)).astype(np.float64)
+    moments = {"mu": features.mean(0), "sigma": np.cov(features.T)}
+    if spatial:
+        moments |= {"mu_s": features[:, :6].mean(0), "sigma_s": np.cov(features[:, :6].T)}
+    np.savez(tmp_path / "stats.npz", **moments)
+    extractor = Quarters("inception")
+    extractor.distance = "FID"
+    source = stored(tmp_path / "samples.npz", samples)
+    of = open_reference(str(tmp_path / "stats.npz"), extractor, cache=tmp_path, progress=False)
+    evaluation = evaluate_samples(SampleSet.open(source), of, extractor, source, progress=False)
+    assert evaluation.metrics.keys() == {"FID", "IS"} | ({"sFID"} if spatial else set())
+    assert evaluation.metrics["FID"] == pytest.approx(frechet(quarters(samples), features), rel=1e-5)
+    notes = " ".join(evaluation.warnings)
+    assert "stats.npz holds moments and no images, so precision, recall and KID are left out" in notes
+    assert ("sFID is left out" in notes) == (not spatial)
+    text = write_comparison(tmp_path / "out", evaluation)
+    assert "stats.npz, no images, fingerprint" in text
+    assert "Precision and recall: left out" in text
 
 
 def test_the_score_says_that_it_is_of_one_split(evaluate):

@@ -82,7 +82,7 @@ def test_the_same_pixels_are_computed_once(opened, folder, batch):
     first, again = Quarters(), Quarters()
     computed = opened(folder, first, image_size=(8, 8))
     cached = opened(batch[0], again)
-    assert (first.seen, again.seen) == (30, 0)
+    assert (first.seen, again.seen) == (30, 1)  # the first image shows that the extractor is still the same
     assert (computed.cached, cached.cached) == (False, True)
     assert computed.fingerprint == cached.fingerprint
     for name in "mean", "covariance", "count":
@@ -99,6 +99,77 @@ def test_one_pixel_more_is_another_reference(opened, tmp_path, images):
     one, other = (opened(str(tmp_path / name), Quarters()) for name in ("a.npz", "b.npz"))
     assert one.fingerprint != other.fingerprint
     assert not other.cached
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(tmp_path, batch, images):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match=f"^the cache at {tmp_path}/file/references cannot be written") as warned:
+        reference = open_reference(batch[0], Quarters(), cache=tmp_path / "file", progress=False)
+    assert len(warned) == 1
+    np.testing.assert_array_equal(reference.extracted.features, quarters(images))
+
+
+def test_a_damaged_entry_is_made_again(opened, batch, tmp_path, images):
+    opened(batch[0], Quarters())
+    (entry,) = (tmp_path / "cache" / "references").iterdir()
+    entry.write_bytes(entry.read_bytes()[:100])
+    assert [opened(batch[0], Quarters()).cached for _ in range(2)] == [False, True]
+
+
+def test_an_extractor_that_has_changed_under_its_fingerprint(opened, batch, images):
+    """As a function that reads other weights from the same path."""
+
+    class Changed(Quarters):
+        def _extract(self, images):
+            return super()._extract(255 - images)
+
+    opened(batch[0], Quarters())
+    reference = opened(batch[0], Changed())
+    assert not reference.cached
+    np.testing.assert_array_equal(reference.extracted.features, quarters(255 - images))
+
+
+@pytest.fixture
+def moments_file(tmp_path, batch):
+    """A function that writes moments without images."""
+
+    def make(*names):
+        np.savez(tmp_path / "stats.npz", **{name: batch[1][name] for name in names})
+        return str(tmp_path / "stats.npz")
+
+    return make
+
+
+@pytest.mark.parametrize("names", [("mu", "sigma"), ("mu", "sigma", "mu_s", "sigma_s")], ids=len)
+def test_moments_without_images(opened, moments_file, batch, names):
+    reference = opened(moments_file(*names), Quarters("inception"), image_size=(16, 16))
+    np.testing.assert_array_equal(reference.extracted.statistics.mean, batch[1]["mu"])
+    np.testing.assert_array_equal(reference.extracted.statistics.covariance, batch[1]["sigma"])
+    assert (reference.extracted.spatial is not None) == ("mu_s" in names)
+    assert reference.facts()["image_size"] is None
+    assert (reference.images, reference.count, reference.origin) == (None, 0, "moments from file")
+    reference.check((16, 16), Quarters("inception"))  # of any size
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("colours.py:quarters", {}, "holds moments of Inception only, and no images: give images to compare colours"),
+        ("inception", {"split": "test"}, "has no splits: leave out split 'test'"),
+    ],
+    ids=["features", "split"],
+)
+def test_moments_that_cannot_be_compared(opened, moments_file, name, options, message):
+    with pytest.raises(InputError, match=message):
+        opened(moments_file("mu", "sigma"), Quarters(name), **options)
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_moments_of_another_layer(opened, tmp_path, images, with_images):
+    arrays = {"mu": np.zeros(5), "sigma": np.eye(5)} | ({"arr_0": images} if with_images else {})
+    np.savez(tmp_path / "five.npz", **arrays)
+    with pytest.raises(InputError, match=r"five\.npz are of 5 features, these are 12: give moments"):
+        opened(str(tmp_path / "five.npz"), Quarters("inception"))
 
 
 def test_another_extractor_is_another_entry(opened, batch):

@@ -272,6 +272,58 @@ def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path):
     np.testing.assert_array_equal(open_images(str(tmp_path), size=SIZE).read(0)[:, :, 1], grey // 256)
 
 
+RAMP = np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
+
+
+def test_floats_from_0_to_1_are_dark_to_light(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "0.tif")
+    np.testing.assert_array_equal(open_images(str(tmp_path), size=SIZE).read(0)[:, :, 0], np.round(RAMP * 255))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (RAMP * 255, "mode F with values from 0 to 255: convert it to 8 bits"),
+        (RAMP - 0.5, "mode F with values from -0.5 to 0.5"),
+        (np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32), "mode F with values from nan to nan"),
+        ((RAMP * 255).astype(np.int32), "mode I with values from 0 to 255"),
+        ((RAMP * 1e6).astype(np.int32), "mode I with values from 0 to 1e\\+06"),
+        ((RAMP * 255).astype(np.uint16), "mode I;16 with values from 0 to 255"),
+        ((RAMP * 4095).astype(np.uint16), "mode I;16 with values from 0 to 4095"),
+    ],
+)
+def test_grey_of_an_unknown_range_is_left_out_and_named(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path / "0.tif")
+    Image.fromarray(RAMP).save(tmp_path / "1.tif")
+    images = open_images(str(tmp_path), size=SIZE)
+    with pytest.warns(UserWarning, match="grey images whose range is not known are left out: convert them to 8 bits"):
+        assert [indices.tolist() for indices, _, _ in images.batches(2)] == [[1]]
+    assert images.skipped == ["0.tif"]
+    with pytest.raises(InputError, match=message), pytest.warns(match="left out"):
+        images.read(0)
+
+
+@pytest.mark.parametrize("values", [np.zeros((SIZE, SIZE), np.uint16), np.zeros((SIZE, SIZE), np.int32)])
+def test_black_is_black_in_any_range(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "0.tif")
+    assert (open_images(str(tmp_path), size=SIZE).read(0) == 0).all()
+
+
+@pytest.mark.parametrize(("colour", "clear"), [(0, [30000]), (2, [30000, 40000, 50000])])
+def test_a_transparent_shade_of_16_bits(tmp_path, colour, clear):
+    """A 16-bit PNG, grey or of colours, whose tRNS chunk makes one shade transparent."""
+    values = np.full((SIZE, SIZE, len(clear)), 20000, ">u2")
+    values[0, 0] = clear
+    scanlines = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", SIZE, SIZE, 16, colour, 0, 0, 0)
+    shade = np.array(clear, ">u2").tobytes()
+    data = png_of((b"IHDR", header), (b"tRNS", shade), (b"IDAT", zlib.compress(scanlines)), (b"IEND", b""))
+    (tmp_path / "0.png").write_bytes(data)
+    image = open_images(str(tmp_path), size=SIZE).read(0)
+    assert image[0, 0].tolist() == [255] * 3
+    assert (image[1:] == 20000 >> 8).all()
+
+
 def test_size_is_the_crop(tmp_path):
     Image.fromarray(pixels(0, 10, 16)).save(tmp_path / "0.png")
     images = open_images(str(tmp_path), size=10)
@@ -326,11 +378,11 @@ def test_nothing_readable_at_all(tmp_path):
 
 def empty_png(width, height):
     """A PNG that claims a size and holds a single byte of pixels."""
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"0")),
-        (b"IEND", b""),
-    )
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return png_of((b"IHDR", header), (b"IDAT", zlib.compress(b"0")), (b"IEND", b""))
+
+
+def png_of(*chunks):
     parts = [
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     ]

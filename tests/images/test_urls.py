@@ -124,7 +124,7 @@ def test_a_fingerprint_changes_with_the_files(tmp_path, scheme, layout, place, s
 
     layout(tmp_path)
     before = fingerprint()
-    if layout is splits and not scheme:
+    if layout is splits:
         touch("test/*/*")  # the other split
     assert fingerprint() == before
     touch("*.*")
@@ -180,6 +180,14 @@ def test_a_part_of_tars_reads_its_own_bytes(tmp_path, memory, monkeypatch):
     assert sorted(read) == sorted(png(i) for i in range(3, 9))
 
 
+def test_a_cache_that_cannot_be_written_costs_no_images(tmp_path, memory, monkeypatch):
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", [{"png": png(number)}])
+    monkeypatch.setenv("CTF_CACHE", str(tmp_path / "0.tar"))
+    with pytest.warns(UserWarning, match="the cache at .*/0.tar/tar cannot be written"):
+        assert_holds(open_images(memory(tmp_path), size=SIZE), [0, 1, 2])
+
+
 def test_a_tar_that_has_changed_is_looked_through_again(tmp_path, memory):
     for seeds in ([0, 1], [2, 3, 4]):
         write_tar(tmp_path / "x.tar", [{"png": png(seed)} for seed in seeds])
@@ -201,7 +209,7 @@ def test_processes_look_through_different_tars_first(tmp_path, memory, monkeypat
     assert orders == [[0, 3, 1, 4, 2, 5], [1, 4, 2, 5, 0, 3], [2, 5, 0, 3, 1, 4]]
 
 
-INDEX = {"names": ["x"], "starts": [0], "ends": [1], "labels": [None]}
+INDEX = {"names": ["x"], "starts": [0], "ends": [1], "columns": {}}
 
 
 def test_a_part_of_parquet_reads_its_own_row_groups_once(tmp_path, memory, monkeypatch):
@@ -267,10 +275,11 @@ def test_a_refusal_of_the_storage(monkeypatch):
 
 def test_splits_and_classes(tmp_path, memory):
     splits(tmp_path / "pictures")
-    tars(tmp_path)
+    (tmp_path / "shards").mkdir()
+    tars(tmp_path / "shards")
     assert "holds splits, not classes: choose one of test, train" in refused(f"{memory(tmp_path)}/pictures")
     assert "has no split 'val': it has test, train" in refused(f"{memory(tmp_path)}/pictures", "val")
-    assert "has no split 'val': it has test, train" in refused(memory(tmp_path), "val")
+    assert "has no split 'val': it has test, train" in refused(f"{memory(tmp_path)}/shards", "val")
     write(tmp_path / "mixed", {"0.png": png(0), "a/1.png": png(1)})
     assert "both images and sub-folders: move the images (0.png, …)" in refused(f"{memory(tmp_path)}/mixed")
     write(tmp_path / "texts", {"a/notes.txt": b"x"})

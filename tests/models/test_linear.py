@@ -27,14 +27,17 @@ def test_the_product_is_that_of_float64(numbers, kind, dtype, tolerance):
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_is_the_same_bits_among_any_number_of_rows(numbers, quantize, dtype):
-    weight, x = numbers
+@pytest.mark.parametrize("inputs", [24, 2048])  # a feed-forward layer of size B has as many as the latter
+def test_a_row_is_the_same_bits_among_any_number_of_rows(quantize, dtype, inputs):
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(40, inputs, generator=generator), torch.randn(70, inputs, generator=generator)
     product = pack_linear(weight.to(dtype), quantize)
     together = product(x)
     for rows in (1, 2, 7, 8, 9, 64):
         for start in range(0, 70 - rows, 13):
             assert torch.equal(product(x[start : start + rows]), together[start : start + rows])
-    assert torch.equal(product(x.view(7, 10, 24)), together.view(7, 10, 40))  # any shape in front
+    assert torch.equal(product(x.view(7, 10, inputs)), together.view(7, 10, 40))  # any shape in front
+    assert torch.equal(product(x[:1, None]), together[:1, None])
 
 
 @pytest.mark.parametrize("levels", [127, 64])

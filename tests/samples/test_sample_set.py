@@ -89,6 +89,7 @@ def test_a_few_batches_in_memory(tmp_path):
         ({"arr_0": IMAGES[:0]}, "n positive"),
         ({"arr_0": np.asfortranarray(IMAGES)}, "Fortran order"),
         ({"images": IMAGES}, "holds images: the images must be called arr_0"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "holds moments and no images: give the images themselves"),
         ({"arr_0": IMAGES, "labels": LABELS[:3]}, r"labels are int64 \[3\] for 7 images"),
         ({"arr_0": IMAGES, "labels": np.array([None] * 7)}, "not an .npz"),
         ({"arr_0": np.array([None])}, "object values"),

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from ctf.errors import InputError
 from ctf.sampling import Sampling, draw, filter_logits
 
 HIGHEST = 1 - 2**-32  # of the numbers that `uniforms` makes
@@ -138,3 +139,21 @@ def test_half_precision_logits_are_drawn_in_float32():
     uniform = torch.rand(100, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     cool = Sampling(temperature=0.7)
     assert torch.equal(draw(logits, uniform, cool), draw(logits.float(), uniform, cool))
+
+
+@given(st.lists(st.floats(-1e8, 1e8, width=32), min_size=1, max_size=9), st.sampled_from([0.0, 1e-6, 1e6]))
+@settings(max_examples=50, deadline=None)
+def test_extreme_temperatures_draw_labels_that_exist(values, temperature):
+    logits = torch.tensor(values)
+    token = draw(logits, torch.tensor(HIGHEST, dtype=torch.float64), Sampling(temperature=temperature))
+    assert 0 <= token < len(values)
+    if temperature < 1:
+        assert logits[token] >= logits.max() - 1e-4
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_refused(value, temperature):
+    logits = torch.tensor([[0.0, 1.0], [value, 0.0]])
+    with pytest.raises(InputError, match="the logits are not finite"):
+        draw(logits, torch.zeros(2, dtype=torch.float64), Sampling(temperature=temperature))

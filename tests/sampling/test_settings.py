@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import pytest
 
@@ -19,6 +20,10 @@ STAGES = [("coarse", Sampling(cfg_scale=2.0, temperature=1.1)), ("fine", Samplin
         ("temperature", -1.0),
         ("temperature", math.nan),
         ("temperature", math.inf),
+        ("temperature", 1e-45),
+        ("temperature", 1e-39),
+        ("temperature", 1e39),
+        ("cfg_scale", 1e39),
         ("top_k", -1),
         ("top_p", 0.0),
         ("top_p", 1.1),
@@ -38,7 +43,7 @@ STAGES = [("coarse", Sampling(cfg_scale=2.0, temperature=1.1)), ("fine", Samplin
     ],
 )
 def test_settings_without_meaning_are_refused(setting, value):
-    with pytest.raises(InputError, match=f"{setting} {value!r} must be"):
+    with pytest.raises(InputError, match=re.escape(f"{setting} {value!r} must be")):
         Sampling(**{setting: value})
 
 
@@ -49,7 +54,7 @@ def test_settings_without_meaning_are_refused(setting, value):
         ("order", 3, "raster, random, halton, locality, confidence"),
         ("schedule", "linear", "cosine, arccos, uniform"),
         ("schedule", None, "cosine, arccos, uniform"),
-        ("cfg_schedule", "cosine", "constant, linear"),
+        ("cfg_schedule", "cosine", "constant, steps, known, linear"),
     ],
 )
 def test_a_choice_that_does_not_exist_lists_those_that_do(setting, value, choices):
@@ -61,6 +66,7 @@ def test_a_choice_that_does_not_exist_lists_those_that_do(setting, value, choice
     "edges",
     [
         {"cfg_scale": 0, "temperature": 0, "top_k": 10**9, "top_p": 1},
+        {"cfg_scale": 1e6, "temperature": 1e6},
         {"steps": 1, "order": None, "order_seed": 2**32 - 1},
         {"steps": None, "order": "confidence", "order_seed": 0},
     ],
@@ -75,14 +81,32 @@ def test_guidance_takes_two_rows_but_for_a_scale_of_one(cfg_scale, guided):
         assert Sampling(cfg_scale=cfg_scale, cfg_schedule=schedule).guided is guided
 
 
-@pytest.mark.parametrize(("schedule", "scales"), [("constant", [3.0, 3.0, 3.0, 3.0]), ("linear", [1.0, 1.5, 2.0, 3.0])])
-def test_guidance_at_a_share_of_known_positions(schedule, scales):
+@pytest.mark.parametrize(
+    ("schedule", "scales"),
+    [
+        ("constant", [3.0, 3.0, 3.0, 3.0, 3.0]),
+        ("linear", [1.0, 1.5, 2.0, 2.5, 3.0]),  # another word for steps
+        ("steps", [1.0, 1.5, 2.0, 2.5, 3.0]),
+        ("known", [1.0, 1.25, 1.5, 2.0, 2.75]),
+    ],
+)
+def test_guidance_in_five_steps(schedule, scales):
     sampling = Sampling(cfg_scale=3.0, cfg_schedule=schedule)
-    assert [sampling.cfg_scale_at(known) for known in (0.0, 0.25, 0.5, 1.0)] == scales
+    known = [0, 1 / 8, 1 / 4, 1 / 2, 7 / 8]
+    assert [sampling.cfg_scale_at(step, 5, share) for step, share in enumerate(known)] == scales
 
 
-def test_linear_guidance_below_one_falls():
-    assert Sampling(cfg_scale=0.0, cfg_schedule="linear").cfg_scale_at(0.75) == 0.25
+def test_guidance_that_grows_is_whole_in_a_single_step():
+    assert Sampling(cfg_scale=3.0, cfg_schedule="linear").cfg_scale_at(0, 1, 0.0) == 3.0
+
+
+def test_growing_guidance_below_one_falls():
+    assert Sampling(cfg_scale=0.0, cfg_schedule="steps").cfg_scale_at(3, 5, 0.5) == 0.25
+
+
+def test_files_of_older_versions_keep_their_schedule():
+    assert Sampling.of_file({"cfg_scale": 2.0, "cfg_schedule": "linear"}) == Sampling(2.0, cfg_schedule="known")
+    assert Sampling.of_file({"cfg_schedule": "steps"}) == Sampling(cfg_schedule="linear")
 
 
 @pytest.mark.parametrize("name", ["fine_temperature", "seed"])

@@ -91,3 +91,14 @@ def coarse():
 @pytest.fixture
 def tokens():
     return torch.randint(K, (5, 8), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def scale_at():
+    """Guidance in a step of several, before which a share of the positions is known."""
+
+    def scale_at(step, steps, known, cfg_scale=1.0, cfg_schedule="constant"):
+        share = {"constant": 1.0, "steps": step / (steps - 1) if steps > 1 else 1.0, "known": known}[cfg_schedule]
+        return 1 - share + share * cfg_scale
+
+    return scale_at

@@ -25,7 +25,8 @@ WAYS = [
 SETTINGS = [
     {},
     {"cfg_scale": 2.0},
-    {"cfg_scale": 2.0, "cfg_schedule": "linear"},
+    {"cfg_scale": 2.0, "cfg_schedule": "steps"},
+    {"cfg_scale": 2.0, "cfg_schedule": "known"},
     {"cfg_scale": 0.0, "top_k": 3},
     {"temperature": 0.0},
 ]
@@ -101,14 +102,14 @@ def only_allowed(allowed):
 
 
 @pytest.fixture
-def naive_tokens(only_allowed):
+def naive_tokens(only_allowed, scale_at):
     def naive(stage, labels, seeds, given, way, cfg_scale=1.0, cfg_schedule="constant", **filters):
         uniform, groups = Random(seeds).uniform(N), groups_of(**way)
         tokens = torch.full((len(labels), N), -1)
         for number, group in enumerate(groups):
             logits = group_logits(stage, tokens, labels, given, groups, number)
             known = int((tokens[0] >= 0).sum()) / N
-            scale = cfg_scale if cfg_schedule == "constant" else 1 - known + known * cfg_scale
+            scale = scale_at(number, len(groups), known, cfg_scale, cfg_schedule)
             unconditional = group_logits(stage, tokens, torch.full_like(labels, 5), given, groups, number)
             logits = unconditional + scale * (logits - unconditional)
             logits = only_allowed(stage, logits, None if given is None else given[:, group])

@@ -36,19 +36,15 @@ def filtered_probabilities(logits, temperature, top_k, top_p):
     return probabilities / probabilities.sum()
 
 
-def scale_at(known, cfg_scale=1.0, cfg_schedule="constant"):
-    return cfg_scale if cfg_schedule == "constant" else (1 - known) + known * cfg_scale
-
-
 @pytest.fixture
-def naive_tokens(guided_logits):
+def naive_tokens(guided_logits, scale_at):
     """One image after another."""
 
     def naive(stage, label, seed, given, place=0, temperature=1.0, top_k=0, top_p=1.0, **guidance):
         uniform = Random([seed], place).uniform(stage.num_tokens)[0].tolist()
         tokens = torch.zeros(1, stage.num_tokens, dtype=torch.int64)
         for i in range(stage.num_tokens):
-            logits = guided_logits(stage, tokens, label[None], given, scale_at(i / 8, **guidance))[0, i]
+            logits = guided_logits(stage, tokens, label[None], given, scale_at(i, 8, i / 8, **guidance))[0, i]
             if temperature == 0:
                 tokens[0, i] = logits.argmax()
                 continue
@@ -73,7 +69,12 @@ def coarse():
 
 
 @pytest.mark.parametrize(
-    "guidance", [*({"cfg_scale": s} for s in (0.0, 1.0, 2.5)), {"cfg_scale": 2.5, "cfg_schedule": "linear"}], ids=str
+    "guidance",
+    [
+        *({"cfg_scale": s} for s in (0.0, 1.0, 2.5)),
+        *({"cfg_scale": 2.5, "cfg_schedule": s} for s in ("steps", "known")),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_against_naive_decoding(make, naive_tokens, guidance, settings):

@@ -12,9 +12,9 @@ N = 8
 LABELS = torch.tensor([0, 4, 2, 2, 5])
 SEEDS = [3, 2**40, 0, 11, 3]
 WAYS = [
-    ("autoregressive", Sampling()),
+    ("autoregressive", Sampling(cfg_scale=2.0, cfg_schedule="steps")),
     ("any_order", Sampling(steps=5, order="random")),
-    ("any_order", Sampling(steps=3, order="halton", cfg_scale=2.0, cfg_schedule="linear")),
+    ("any_order", Sampling(steps=3, order="halton", cfg_scale=2.0, cfg_schedule="steps")),
     ("masked, any", Sampling(steps=4, order="locality", cfg_scale=2.0, top_k=5)),
 ]
 

@@ -19,7 +19,7 @@ from ctf.sampling import Random, Sampling
 
 LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
 #: Groups of 1, 1, 2, 2, 2: of another size after the first two.
-GROUPS = {"steps": 5, "order": "random", "cfg_schedule": "linear"}
+GROUPS = {"steps": 5, "order": "random", "cfg_schedule": "steps"}
 WAYS = pytest.mark.parametrize(
     ("kind", "way"), [("autoregressive", {}), ("any_order", GROUPS)], ids=["autoregressive", "any_order"]
 )

@@ -27,19 +27,19 @@ WAYS = [
 SETTINGS = [
     {},
     {"cfg_scale": 2.0},
-    {"cfg_scale": 2.0, "cfg_schedule": "linear"},
+    {"cfg_scale": 2.0, "cfg_schedule": "steps"},
+    {"cfg_scale": 2.0, "cfg_schedule": "known"},
     {"cfg_scale": 0.0, "top_k": 3},
     {"temperature": 0.0},
 ]
 
 
 @pytest.fixture
-def round_logits(guided_logits):
+def round_logits(guided_logits, scale_at):
     """Logits of all positions (B, N, vocabulary) from labels, −1 where hidden; −inf outside given clusters."""
 
-    def round_logits(stage, known, labels, given, cfg_scale=1.0, cfg_schedule="constant"):
-        share = int((known[0] >= 0).sum()) / N
-        scale = cfg_scale if cfg_schedule == "constant" else 1 - share + share * cfg_scale
+    def round_logits(stage, known, labels, given, step=0, steps=1, **guidance):
+        scale = scale_at(step, steps, int((known[0] >= 0).sum()) / N, **guidance)
         return guided_logits(stage, known.masked_fill(known < 0, stage.vocabulary), labels, given, scale)
 
     return round_logits
@@ -58,8 +58,8 @@ def naive_tokens(round_logits):
         groups = order_groups(way["order"], GRID, tuple(sizes), way.get("order_seed", 0))
         (guidance, filters), uniform = split(settings), Random(seeds).uniform(N)
         tokens = torch.full((len(labels), N), -1)
-        for group in groups:
-            logits = round_logits(stage, tokens, labels, given, **guidance)
+        for step, group in enumerate(groups):
+            logits = round_logits(stage, tokens, labels, given, step, len(groups), **guidance)
             tokens[:, group] = draw(logits, uniform, filters)[:, group]
         return tokens
 
@@ -74,7 +74,7 @@ def naive_confident_tokens(round_logits):
         guidance, filters = split(settings)
         tokens = torch.full((len(labels), N), -1)
         for step, size in enumerate(group_sizes(N, steps)):
-            logits = round_logits(stage, tokens, labels, given, **guidance)
+            logits = round_logits(stage, tokens, labels, given, step, steps, **guidance)
             choice = draw(logits, Random(seeds).uniform(N, step), filters)
             uniform = Random(seeds).uniform(N, steps + step)
             for b in range(len(labels)):

@@ -88,6 +88,8 @@ def test_metrics_against_numpy():
     assert metrics["psnr_of_mean"] == pytest.approx(10 * np.log10(255**2 / errors.mean()), abs=1e-3)
     assert metrics["psnr_of_mean"] <= metrics["psnr"]
     assert metrics["ssim"] == pytest.approx(np.mean(similarities), abs=1e-5)
+    spread = {"psnr": np.std(10 * np.log10(errors), ddof=1), "ssim": np.std(similarities, ddof=1)}
+    assert metrics["standard_error"] == pytest.approx({name: s / 2 for name, s in spread.items()}, rel=1e-3)
     assert metrics["usage"] == pytest.approx(len(frequency) / 64)
     assert metrics["perplexity"] == pytest.approx(np.exp(-(frequency * np.log(frequency)).sum()))
 

@@ -240,6 +240,22 @@ def test_a_complete_folder_is_left_alone(source, tokenizer, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+def test_a_class_without_a_readable_image_is_named(tokenizer, tmp_path):
+    for name, colour in (("cat", 0), ("dog", 99)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (SIZE, SIZE), (colour, 0, 0)).save(tmp_path / name / "0.png")
+    (tmp_path / "dog" / "0.png").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="not one image is readable of the classes dog"):
+        tokenize(open_images(str(tmp_path), size=SIZE), tokenizer, tmp_path / "tokens")
+
+
+def test_class_names_of_older_sets_have_one_unicode_form(source, tokenizer, tmp_path):
+    tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "set")
+    index = read_json(tmp_path / "set" / "index.json")
+    write_json(tmp_path / "set" / "index.json", index | {"class_names": ["cafe\u0301", "b"]})  # as macOS spells it
+    assert TokenSet.open(tmp_path / "set").class_names == ["café", "b"]
+
+
 def test_the_tokenizer_is_not_changed(source, tokenizer, tmp_path):
     tokenize(open_images(source, size=SIZE), tokenizer, tmp_path)
     assert tokenizer.training

@@ -6,7 +6,7 @@ from tiny_runs import COARSE_MAP, make_loop, make_token_set
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
-from ctf.files import fingerprint, read_json
+from ctf.files import fingerprint, read_json, write_json
 from ctf.sampling import Sampling
 from ctf.stages import load_stage
 from ctf.training import (
@@ -80,6 +80,21 @@ def test_what_a_run_saves(paths, tmp_path, training, own, kind, levels, sampling
     assert stage.support == own.get("support", "cluster")
     assert sampling is None or stage.sampling == sampling
     assert stage.config.dropout == stage.config.class_dropout == 0.1
+
+
+def test_classes_without_images_are_named(paths, tmp_path):
+    index = read_json(tmp_path / "tokens" / "index.json")
+    write_json(tmp_path / "tokens" / "index.json", index | {"class_names": [*index["class_names"], "bird"]})
+    with pytest.warns(UserWarning, match="tokens has no image of the classes bird: do not sample them"):
+        train_stage(
+            CoarseTraining(
+                str(tmp_path / "run"),
+                tokens=paths["tokens"],
+                size="nano",
+                coarse_map=paths["map"],
+                loop=make_loop(steps=1),
+            )
+        )
 
 
 @pytest.mark.parametrize(("training", "name"), [(CoarseTraining, "coarse"), (FineTraining, "fine")])

@@ -85,7 +85,8 @@ def controls_of(stage: Stage) -> list[Control]:
         if name == "order":
             found.append(Control(stage.name, name, value, choices=stage.orders))
         elif isinstance(value, str):
-            found.append(Control(stage.name, name, value, choices=get_args(hints[name])))
+            choices = tuple(word for word in get_args(hints[name]) if word != "linear")  # another word for steps
+            found.append(Control(stage.name, name, value, choices=choices))
         else:
             span = SPANS.get(name)
             if name == "steps":

@@ -28,10 +28,11 @@ LOOPBACK = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 
 class Gate:
     """ASGI middleware: refuses other addresses and methods, bodies that are large or that name files, and, on a server
-    for this machine only, visits under another name (which a page elsewhere may have pointed here)."""
+    for this machine only, visits under another name (which a page elsewhere may have pointed here). A reverse proxy may
+    leave its prefix `root_path` in an address or take it off."""
 
-    def __init__(self, app: Callable[..., Any], loopback: bool) -> None:
-        self.app, self.loopback = app, loopback
+    def __init__(self, app: Callable[..., Any], loopback: bool, root_path: str = "") -> None:
+        self.app, self.loopback, self.root_path = app, loopback, root_path
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         if scope["type"] == "lifespan":
@@ -39,6 +40,8 @@ class Gate:
             return
         if scope["type"] != "http":
             return
+        if self.root_path and scope["path"].startswith(f"{self.root_path}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self.root_path)}
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
         if self.loopback and not LOOPBACK.fullmatch(host):
@@ -124,8 +127,15 @@ def listen(host: str, port: int) -> sockets.socket:
         raise InputError(f"{host}:{port} cannot be listened on ({reason}): choose another --port or --host") from None
 
 
-def application(studio: Studio, loopback: bool) -> Gate:
-    """The page as an ASGI application, its first images made."""
+def checked_root_path(root_path: str) -> str:
+    """A prefix such as "/ctf", without a slash at its end. Raises InputError: not the path of an address."""
+    if not re.fullmatch(r"((/[\w.~-]+)+)?/?", root_path, re.ASCII):
+        raise InputError(f"root_path {root_path!r}: give the path below which a proxy shows the page, such as /ctf")
+    return root_path.rstrip("/")
+
+
+def application(studio: Studio, loopback: bool, root_path: str = "") -> Gate:
+    """The page as an ASGI application, its first images made; `root_path` as `checked_root_path` gives it."""
     try:
         import fastapi
         import gradio
@@ -141,6 +151,7 @@ def application(studio: Studio, loopback: bool) -> Gate:
         fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None),
         page,
         path="/",
+        root_path=root_path,
         theme=theme,
         css=CSS,
         show_error=True,
@@ -150,15 +161,20 @@ def application(studio: Studio, loopback: bool) -> Gate:
         enable_monitoring=False,
         mcp_server=False,
     )
-    return Gate(app, loopback)
+    return Gate(app, loopback, root_path)
 
 
-def serve(studio: Studio, socket: sockets.socket, started: Callable[[str], None] = lambda address: None) -> None:
-    """Serve the page until Ctrl-C; `started` hears its address."""
+def serve(
+    studio: Studio,
+    socket: sockets.socket,
+    started: Callable[[str], None] = lambda address: None,
+    root_path: str = "",
+) -> None:
+    """Serve the page until Ctrl-C; `started` hears its address, `root_path` is as for `application`."""
     import uvicorn
 
     host, port = socket.getsockname()[:2]
     loopback = ipaddress.ip_address(host).is_loopback
-    app = application(studio, loopback)
+    app = application(studio, loopback, root_path)
     started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[socket])

@@ -10,6 +10,7 @@ def app(
     baseline: str | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
+    root_path: str = "",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     device: str = "auto",
 ) -> None:
@@ -24,16 +25,18 @@ def app(
         host: the address to listen on. Without it the page is for this machine only; 0.0.0.0 lets everyone in who
             reaches it.
         port: 0 takes a free one.
+        root_path: where a reverse proxy shows the page, such as /ctf for https://example.org/ctf/.
         dtype: of the stages; auto is bfloat16 on a GPU and float32 elsewhere.
         device: where to sample; auto is a GPU where there is one.
     """
     from ctf.app.sampler import Sampler
-    from ctf.app.server import listen, serve
+    from ctf.app.server import checked_root_path, listen, serve
     from ctf.app.studio import Studio
     from ctf.model_folder import Pipeline
     from ctf.models.config import Compute
 
-    sources = [model] if baseline is None else [model, baseline]
+    sources, root_path = [model] if baseline is None else [model, baseline], checked_root_path(root_path)
     with listen(host, port) as socket:
         samplers = [Sampler.of(Pipeline.from_pretrained(source, device, Compute(dtype)), source) for source in sources]
-        serve(Studio(*samplers), socket, lambda address: print(f"{model} is at {address} (Ctrl-C ends it)", flush=True))
+        studio = Studio(*samplers)
+        serve(studio, socket, lambda address: print(f"{model} is at {address} (Ctrl-C ends it)", flush=True), root_path)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.images.sources import numbered_classes
+from ctf.images.records import numbered_classes
 from ctf.pipeline import StagePipeline
 from ctf.progress import progress_bar
 from ctf.sampling.settings import Sampling
-from ctf.stages.stage import Stage, bits
+from ctf.stages.stage import Stage
+from ctf.tokenizer.measure import standard_error
 from ctf.tokens.token_set import TokenSet
 
-#: Bits per token, and how often the most probable label is right.
-Score = tuple[float, float]
+
+@dataclass(frozen=True)
+class Score:
+    """The term of one stage in each of n images.
+
+    Attributes:
+        bits: per token, float64 (n,).
+        accuracy: how often the most probable label is right, float64 (n,).
+    """
+
+    bits: np.ndarray
+    accuracy: np.ndarray
 
 
 def bits_per_token(
@@ -27,6 +41,7 @@ def bits_per_token(
     batch_size: int = 32,
     progress: bool = True,
     kept: Tensor | None = None,
+    against: StagePipeline | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Bits that a pipeline needs for a token of a set, without augmentation, in float32.
@@ -36,33 +51,55 @@ def bits_per_token(
     support "full": it can draw the same tokens from other labels too, which are not counted, so the sum is then an
     upper bound on the bits.
 
+    With `kept` they are those of completion as `StagePipeline.complete` does it: every stage draws the other labels of
+    its level given the kept labels of that level. Where all stages are autoregressive that is −log2 P(rest | kept)
+    of the pipeline. Elsewhere it is another distribution: kept positions come first whatever the order, and stage 1
+    does not hear what the kept exact tokens say about the labels of the rest.
+
     Args:
         pipeline: of any stages.
         tokens: held-out tokens of the pipeline's codebook.
         batch_size: images at a time.
         progress: show a progress bar.
         kept: bool (N,): measure completion, that is the other positions given these, at every stage.
+        against: another pipeline, measured on the same tokens with its own settings.
         overrides: settings in place of the model's own, see `StagePipeline.sampling`.
 
     Returns:
         bits_per_token: of the whole pipeline, comparable between pipelines of any stages.
-        unconditional_bits_per_token: with `kept`, of the same positions when the others are generated with them.
         <stage>_bits_per_token: the term of each stage, if there are several.
         token_accuracy, or <stage>_accuracy if there are several: how often the most probable label is right, given
             the right labels of the stage before and of earlier steps.
+        unconditional_bits_per_token: with `kept`, of the same positions when the others are generated with them, in
+            the usual order.
         bound: "upper", if `bits_per_token` is an upper bound.
+        images: how many.
+        standard_error: of each of these means over the images, by its name; None for a single image.
+        against: the same of the other pipeline, with `difference`: bits per token of `pipeline` less those of
+            `against`, and its standard error, from the differences image by image.
 
     Raises:
         InputError: tokens of another codebook or grid, or of a class that the model lacks; steps or an order that a
             stage cannot take; the order confidence, whose likelihood is not known; positions that a stage cannot keep.
     """
-    tokens = of_classes(pipeline, tokens)
-    settings = {name: [sampling] for name, sampling in pipeline.sampling(**overrides).items()}
-    scores = _measure(pipeline, tokens, settings, batch_size, progress, kept)
-    result = _metrics(pipeline, {name: score for name, (score,) in scores.items()})
-    if kept is not None:
-        scores = _measure(pipeline, tokens, settings, batch_size, progress, positions=~kept)
-        result["unconditional_bits_per_token"] = sum(score for ((score, _),) in scores.values())
+    compared = [(pipeline, of_classes(pipeline, tokens), pipeline.sampling(**overrides))]
+    if against is not None:
+        compared.append((against, of_classes(against, tokens), against.sampling()))
+    for model, labelled, sampling in compared:
+        _check(model, labelled, sampling, kept)
+    found = []
+    for model, labelled, sampling in compared:
+        scores = {s.name: stage_score(s, labelled, sampling[s.name], batch_size, progress, kept) for s in model.stages}
+        found.append(_by_name(scores))
+        if kept is not None:
+            whole = [
+                stage_score(s, labelled, sampling[s.name], batch_size, progress, positions=~kept) for s in model.stages
+            ]
+            found[-1]["unconditional_bits_per_token"] = np.sum([score.bits for score in whole], axis=0)
+    result = _means(pipeline, found[0])
+    if against is not None:
+        difference = found[0]["bits_per_token"] - found[1]["bits_per_token"]
+        result["against"] = _means(against, found[1] | {"difference": difference})
     return result
 
 
@@ -94,14 +131,20 @@ def bits_by_steps(
     if not steps:
         raise InputError("steps is empty: give at least one number of steps")
     each = [pipeline.sampling(**overrides | {f"{measured.name}_steps": count}) for count in sorted(set(steps))]
-    settings = {name: [sampling] for name, sampling in each[0].items()}
-    settings[measured.name] = [sampling[measured.name] for sampling in each]
-    scores = _measure(pipeline, tokens, settings, batch_size, progress)
+    for sampling in each:
+        _check(pipeline, tokens, sampling)
+    scores: dict[str, list[Score]] = {
+        part.name: [
+            stage_score(part, tokens, sampling[part.name], batch_size, progress)
+            for sampling in (each if part is measured else each[:1])
+        ]
+        for part in pipeline.stages
+    }
     rows = []
-    for sampling, score in zip(settings[measured.name], scores[measured.name], strict=True):
-        here = {name: score if name == measured.name else scores[name][0] for name in scores}
-        rows.append({"steps": sampling.steps, **_metrics(pipeline, here)})
-    facts = {name: getattr(settings[measured.name][0], name) for name in ("order", "schedule", "order_seed")}
+    for place, sampling in enumerate(each):
+        here = {name: found[place if name == measured.name else 0] for name, found in scores.items()}
+        rows.append({"steps": sampling[measured.name].steps, **_means(pipeline, _by_name(here))})
+    facts = {name: getattr(each[0][measured.name], name) for name in ("order", "schedule", "order_seed")}
     return {"stage": measured.name, "kind": measured.kind, **facts, "rows": rows}
 
 
@@ -115,7 +158,7 @@ def stage_score(
     kept: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Score:
-    """The term of one stage, and how often its most probable label is right, as `bits_per_token` says.
+    """The term of one stage, image by image, as `bits_per_token` says.
 
     Args:
         stage: any, given the right labels of the level before.
@@ -129,12 +172,8 @@ def stage_score(
     """
     if positions is None:
         positions = torch.ones(stage.num_tokens, dtype=torch.bool) if kept is None else ~kept
-    same = (tokens.codebook_size, tokens.grid) == (stage.codebook_size, stage.grid)
-    if not same or tokens.num_classes > stage.num_classes:
-        raise InputError(
-            f"{tokens.folder}: codebook, grid or classes differ from the model's: give tokens of its images"
-        )
-    nats = hits = 0.0
+    _check_tokens(stage, tokens)
+    nats, hits = [], []
     with progress_bar(len(tokens), f"bits of {stage.name}", "image", hidden=not progress) as bar:
         for start in range(0, len(tokens), batch_size):
             images = range(start, min(start + batch_size, len(tokens)))
@@ -142,11 +181,30 @@ def stage_score(
             log_prob, hit = stage.scores(
                 tokens.gather(images).to(stage.device), labels.to(stage.device), sampling, kept
             )
-            nats -= log_prob[:, positions].double().sum().item()
-            hits += hit[:, positions].double().sum().item()
+            nats.append(-log_prob[:, positions].double().mean(1).cpu().numpy())
+            hits.append(hit[:, positions].double().mean(1).cpu().numpy())
             bar.update(len(images))
-    count = len(tokens) * int(positions.sum())
-    return bits(nats / count), hits / count
+    return Score(np.concatenate(nats) / math.log(2), np.concatenate(hits))
+
+
+def _check_tokens(stage: Stage, tokens: TokenSet) -> None:
+    same = (tokens.codebook_size, tokens.grid) == (stage.codebook_size, stage.grid)
+    if not same or tokens.num_classes > stage.num_classes:
+        raise InputError(
+            f"{tokens.folder}: codebook, grid or classes differ from the model's: give tokens of its images"
+        )
+
+
+def _check(
+    pipeline: StagePipeline, tokens: TokenSet, sampling: Mapping[str, Sampling], kept: Tensor | None = None
+) -> None:
+    """Find what has no likelihood before the work begins, which may be another pipeline's."""
+    tokens.check_codebook(pipeline.tokenizer.codebook)
+    for stage in pipeline.stages:
+        _check_tokens(stage, tokens)
+        stage.groups(sampling[stage.name])
+        if kept is not None:
+            stage.check_kept(kept)
 
 
 def of_classes(pipeline: StagePipeline, tokens: TokenSet) -> TokenSet:
@@ -169,37 +227,21 @@ def of_classes(pipeline: StagePipeline, tokens: TokenSet) -> TokenSet:
     return tokens.in_classes(pipeline.class_names, "the model's")
 
 
-def _measure(
-    pipeline: StagePipeline,
-    tokens: TokenSet,
-    settings: dict[str, list[Sampling]],
-    batch_size: int,
-    progress: bool,
-    kept: Tensor | None = None,
-    positions: Tensor | None = None,
-) -> dict[str, list[Score]]:
-    """Of each stage, by its name, in each of its settings; `kept` and `positions` as of `stage_score`."""
-    tokens.check_codebook(pipeline.tokenizer.codebook)
-    for stage in pipeline.stages:  # what has no likelihood fails now, not after the work of others
-        for sampling in settings[stage.name]:
-            stage.groups(sampling)
-        if kept is not None:
-            stage.check_kept(kept)
-    how = (batch_size, progress, kept, positions)
-    return {
-        stage.name: [stage_score(stage, tokens, each, *how) for each in settings[stage.name]]
-        for stage in pipeline.stages
-    }
-
-
-def _metrics(pipeline: StagePipeline, scores: dict[str, Score]) -> dict[str, Any]:
-    """What `bits_per_token` returns."""
-    result: dict[str, Any] = {"bits_per_token": sum(score for score, _ in scores.values())}
+def _by_name(scores: Mapping[str, Score]) -> dict[str, np.ndarray]:
+    """Of each image, by the names that `bits_per_token` returns."""
+    values = {"bits_per_token": np.sum([score.bits for score in scores.values()], axis=0)}
     if len(scores) == 1:
-        ((_, result["token_accuracy"]),) = scores.values()
+        values["token_accuracy"] = next(iter(scores.values())).accuracy
     else:
-        for name, (score, accuracy) in scores.items():
-            result |= {f"{name}_bits_per_token": score, f"{name}_accuracy": accuracy}
+        for name, score in scores.items():
+            values |= {f"{name}_bits_per_token": score.bits, f"{name}_accuracy": score.accuracy}
+    return values
+
+
+def _means(pipeline: StagePipeline, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What `bits_per_token` returns, from values of each image."""
+    result: dict[str, Any] = {name: float(each.mean()) for name, each in values.items()}
     if any(stage.given is not None and stage.support == "full" for stage in pipeline.stages):
         result["bound"] = "upper"
-    return result
+    result["images"] = len(values["bits_per_token"])
+    return result | {"standard_error": {name: standard_error(each) for name, each in values.items()}}

@@ -133,13 +133,12 @@ def compare_neighbours(
     """
     for opened in (reference, held_out):
         opened.check(samples.image_size, extractor)
-        if len(opened.extracted.features) < opened.count:
-            raise InputError(f"{opened.source} was opened with features of some images only: open it with all_features")
+    training, unseen = _all_images(reference), _all_images(held_out)
     seen = extract(extractor, samples.batches(batch_size), samples.count, name="samples", progress=progress).features
-    pixels = np.concatenate([*samples.batches(batch_size), *held_out.images.batches(batch_size)])
+    pixels = np.concatenate([*samples.batches(batch_size), *unseen.batches(batch_size)])
     near = {
         "features": nearest(np.concatenate([seen, held_out.extracted.features]), [reference.extracted.features]),
-        "pixels": nearest(pixels, _with_bar(reference, progress)),
+        "pixels": nearest(pixels, _with_bar(training, progress)),
     }
     distances = {
         "features": near["features"].distance,
@@ -147,7 +146,7 @@ def compare_neighbours(
     }
     copies = near["pixels"].distance == 0
     shown = np.arange(num) * samples.count // num
-    images = _read(reference.images, {int(found.index[i]) for found in near.values() for i in shown})
+    images = _read(training, {int(found.index[i]) for found in near.values() for i in shown})
     rows = {"sample": pixels[shown]}
     rows |= {f"nearest by {name}": np.stack([images[found.index[i]] for i in shown]) for name, found in near.items()}
     labels = [f"features {distances['features'][i]:.3g}\npixels {distances['pixels'][i]:.3g}" for i in shown]
@@ -203,10 +202,19 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _with_bar(reference: Reference, progress: bool) -> Iterator[np.ndarray]:
-    """The images of the reference, behind a progress bar."""
-    with progress_bar(reference.count, "nearest by pixels", "image", hidden=not progress) as bar:
-        for batch in reference.images.batches(BLOCK_ROWS):
+def _all_images(opened: Reference) -> SampleSet:
+    """The images of a reference. Raises InputError: it has none, or the features of some of them only."""
+    if opened.images is None:
+        raise InputError(f"{opened.source} holds moments and no images: give images, which have neighbours")
+    if len(opened.extracted.features) < opened.count:
+        raise InputError(f"{opened.source} was opened with features of some images only: open it with all_features")
+    return opened.images
+
+
+def _with_bar(images: SampleSet, progress: bool) -> Iterator[np.ndarray]:
+    """The images, behind a progress bar."""
+    with progress_bar(images.count, "nearest by pixels", "image", hidden=not progress) as bar:
+        for batch in images.batches(BLOCK_ROWS):
             yield batch
             bar.update(len(batch))
 

@@ -71,7 +71,8 @@ def evaluate_samples(
     """Compare samples with a reference in the features of `extractor`, in one pass over the samples.
 
     ADM's protocol: Fréchet distances between all images; the score in splits of 5,000; precision and recall with 3
-    nearest neighbours and at most 10,000 reference images. The kernel distance uses the features of these two.
+    nearest neighbours and at most 10,000 reference images. The kernel distance uses the features of these two. A
+    reference of moments alone leaves these three out.
 
     Args:
         samples, reference, extractor: what to compare, with a reference that was opened with the same extractor.
@@ -95,16 +96,19 @@ def evaluate_samples(
             metrics[title(extractor, "sFID", "spatial Fréchet distance")] = frechet_distance(
                 known.spatial, seen.spatial
             )
+        elif seen.spatial is not None:
+            notes.append(f"{reference.source} has no moments of spatial features, so sFID is left out")
     notes += [str(warning.message) for warning in caught]
     if seen.probabilities is not None:
         metrics[title(extractor, "IS", "classifier score")] = inception_score(seen.probabilities, SCORE_SPLIT)
         settings["score_splits"] = _splits(samples.count)
-    if min(len(known.features), samples.count) > NEIGHBOURS:
-        precision, recall = precision_recall(known.features, seen.features, NEIGHBOURS)
-        metrics |= {title(extractor, "precision"): precision, title(extractor, "recall"): recall}
-    else:
-        notes.append(f"precision and recall need more than {NEIGHBOURS} images on either side")
-    metrics[title(extractor, "KID", "kernel distance")] = kernel_distance(known.features, seen.features)
+    if reference.images is not None:
+        if min(len(known.features), samples.count) > NEIGHBOURS:
+            precision, recall = precision_recall(known.features, seen.features, NEIGHBOURS)
+            metrics |= {title(extractor, "precision"): precision, title(extractor, "recall"): recall}
+        else:
+            notes.append(f"precision and recall need more than {NEIGHBOURS} images on either side")
+        metrics[title(extractor, "KID", "kernel distance")] = kernel_distance(known.features, seen.features)
     if samples.manifest is None:
         notes.append("the samples have no manifest, so nobody can make them again")
     if reference.note:

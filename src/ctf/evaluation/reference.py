@@ -16,7 +16,7 @@ from ctf.errors import InputError
 from ctf.evaluation.extraction import Extracted, extract
 from ctf.evaluation.features import FeatureExtractor
 from ctf.evaluation.statistics import FeatureStatistics
-from ctf.files import cache_folder
+from ctf.files import cache_folder, from_cache
 from ctf.images.image_set import open_images
 from ctf.progress import progress_bar
 from ctf.samples.manifest import manifest_path
@@ -24,6 +24,9 @@ from ctf.samples.sample_set import SampleSet
 
 #: Reference images of precision and recall; ADM's reference batches hold as many.
 PRECISION_IMAGES = 10_000
+#: Cached features are taken if those of the first image differ from what the extractor gives now by no more than this
+#: share: another device rounds that much, other weights or another function do not.
+SAME_FEATURES = 1e-3
 
 
 @dataclass(frozen=True)
@@ -31,26 +34,26 @@ class Reference:
     """A reference set and its features in one extractor.
 
     Attributes:
-        images: to read them again.
+        images: to read them again; None if the source holds moments only.
         extracted: statistics of all images, and the features of at most 10,000 for precision, recall and the kernel
             distance: spread evenly over the set, because a folder is sorted by class. Or of all, if asked for.
         extractor: fingerprint of what computed the features.
         source: where the images came from.
         count: readable images in `source`; moments from a file may be those of a larger set.
-        image_size: (height, width) in pixels.
+        image_size: (height, width) in pixels; None without images.
         fingerprint: 16 hexadecimal digits of the pixels, and of the moments that came with them.
         origin: "moments from file" or "computed".
         resize: what was done to the images, "ADM's centre crop"; None if they are as they were stored.
         cached: whether the features were read from the cache.
-        note: names the images that were left out as unreadable; "" if none.
+        note: names the images that were left out as unreadable, or says that there are none; "" otherwise.
     """
 
-    images: SampleSet
+    images: SampleSet | None
     extracted: Extracted
     extractor: str
     source: str
     count: int
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     fingerprint: str
     origin: str
     resize: str | None
@@ -59,7 +62,8 @@ class Reference:
 
     def check(self, image_size: tuple[int, int], extractor: FeatureExtractor) -> None:
         """Raise InputError unless this is what samples of `image_size` may be compared with in these features."""
-        _check_size(self.source, self.image_size, image_size)
+        if self.image_size is not None:
+            _check_size(self.source, self.image_size, image_size)
         if self.extractor != extractor.fingerprint:
             raise InputError(
                 f"the reference {self.source} was opened with other features than {extractor.name}: open it again"
@@ -68,7 +72,8 @@ class Reference:
     def facts(self) -> dict[str, Any]:
         """What a result says of its reference, as plain JSON."""
         names = ("source", "count", "image_size", "fingerprint", "origin", "resize", "cached")
-        return {name: getattr(self, name) for name in names} | {"image_size": list(self.image_size)}
+        size = None if self.image_size is None else list(self.image_size)
+        return {name: getattr(self, name) for name in names} | {"image_size": size}
 
 
 def open_reference(
@@ -85,7 +90,8 @@ def open_reference(
 
     Args:
         source: as `open_reference_images` takes it. The `mu`, `sigma`, `mu_s` and `sigma_s` of ADM's reference batches
-            are taken as they are, for the "inception" extractor, whose moments they hold.
+            are taken as they are, for the "inception" extractor, whose moments they hold. A file of moments without
+            images, such as pytorch-fid's, is a reference for Fréchet distances alone.
         extractor: computes the features.
         image_size: (height, width) of what will be compared. Images are cropped to it; stored sets must have it.
         split, batch_size, cache: the options of `ctf evaluate samples`.
@@ -93,22 +99,35 @@ def open_reference(
         all_features: keep the features of every image, in the order of the images.
 
     Raises:
-        InputError: see `open_reference_images`; unreadable images.
+        InputError: see `open_reference_images`; unreadable images; moments of other features.
     """
+    if holds_moments_only(source):
+        return _reference_of_moments(source, extractor, split)
     images = open_reference_images(source, split, image_size)
+    moments = _moments(source) if extractor.name == "inception" and source.endswith(".npz") else None
     fingerprint = _pixel_fingerprint(images, batch_size, progress)
     folder = Path(cache or cache_folder()) / "references"
     keep = images.count if all_features else PRECISION_IMAGES
     more = [f"{keep} features"] if keep > PRECISION_IMAGES else []
-    path = folder / f"{_digest(extractor.name, extractor.fingerprint, fingerprint, *more)}.safetensors"
-    cached = path.exists()
-    if not cached:
-        extract(extractor, images.batches(batch_size), images.count, keep, "reference", progress).save(path)
-    extracted = Extracted.load(path)
+
+    def load(path: Path) -> Extracted:
+        found = Extracted.load(path)
+        first = extractor(next(images.batches(1))).pool[0]
+        if np.linalg.norm(found.features[0] - first) > SAME_FEATURES * np.linalg.norm(first):
+            raise ValueError("the extractor has changed in what its fingerprint does not cover")
+        return found
+
+    extracted, cached = from_cache(
+        folder / f"{_digest(extractor.name, extractor.fingerprint, fingerprint, *more)}.safetensors",
+        load,
+        lambda: extract(extractor, images.batches(batch_size), images.count, keep, "reference", progress),
+        lambda path, found: found.save(path),
+    )
     count, origin = extracted.statistics.count, "computed"
     assert count is not None
-    if extractor.name == "inception" and source.endswith(".npz") and (moments := _moments(source)):
+    if moments:
         pool, spatial, digest = moments
+        _check_dimensions(source, pool, extracted.features.shape[1])
         extracted = replace(extracted, statistics=pool, spatial=spatial)
         fingerprint, origin = _digest(fingerprint, digest), "moments from file"
     return Reference(
@@ -124,6 +143,45 @@ def open_reference(
         cached,
         images.report_skipped() if isinstance(images, CroppedImages) else "",
     )
+
+
+def holds_moments_only(source: str) -> bool:
+    """Whether `source` is an .npz of `mu` and `sigma` without images, as pytorch-fid writes it."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False  # whoever opens it as images says why
+    return {"mu.npy", "sigma.npy"} <= {*names} and "arr_0.npy" not in names
+
+
+def _reference_of_moments(source: str, extractor: FeatureExtractor, split: str | None) -> Reference:
+    """A reference of moments alone. Raises InputError: a split, or other features than these moments are of."""
+    if extractor.name != "inception":
+        raise InputError(
+            f"{source} holds moments of Inception only, and no images: give images to compare {extractor.name} "
+            "features, or take features inception"
+        )
+    if split is not None:
+        raise InputError(f"{source} has no splits: leave out split {split!r}")
+    moments = _moments(source)
+    assert moments is not None
+    pool, spatial, digest = moments
+    dimensions = extractor(np.full((1, 64, 64, 3), 128, np.uint8)).pool.shape[1]
+    _check_dimensions(source, pool, dimensions)
+    extracted = Extracted(pool, spatial, np.empty((0, dimensions), np.float32))
+    note = f"{source} holds moments and no images, so precision, recall and KID are left out"
+    return Reference(
+        None, extracted, extractor.fingerprint, source, 0, None, digest, "moments from file", None, False, note
+    )
+
+
+def _check_dimensions(source: str, moments: FeatureStatistics, dimensions: int) -> None:
+    if len(moments.mean) != dimensions:
+        raise InputError(
+            f"the moments in {source} are of {len(moments.mean):,} features, these are {dimensions:,}: give moments "
+            "of Inception's last pooling layer"
+        )
 
 
 def open_reference_images(

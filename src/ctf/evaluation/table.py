@@ -84,17 +84,19 @@ def _facts(evaluation: Evaluation) -> list[str]:
     manifest = samples["manifest"]
     made = manifest and f"model {manifest['model']}, labels {manifest['label_policy']}, seed {manifest['seed']}."
     splits = f"; score splits: {settings['score_splits']}" if "score_splits" in settings else ""
-    how = "moments from the file, features" if reference["origin"] == "moments from file" else "features and moments"
-    how = f"{how} {'read from the cache' if reference['cached'] else 'computed now'}"
-    resize = f" after {reference['resize']}" if reference["resize"] else ""
+    images, how, manifold = "no images", "moments from the file", "left out"
+    if reference["count"]:
+        resize = f" after {reference['resize']}" if reference["resize"] else ""
+        images = f"{reference['count']:,} of {_pixels(reference)}{resize}"
+        how = f"{how}, features" if reference["origin"] == "moments from file" else "features and moments"
+        how = f"{how} {'read from the cache' if reference['cached'] else 'computed now'}"
+        manifold = f"{settings['neighbours']} neighbours, {settings['precision_reference_images']:,} reference images"
     return [
         f"Samples: {samples['count']:,} of {_pixels(samples)}, " + (made or "no manifest."),
-        f"Reference: {reference['source']}, {reference['count']:,} of {_pixels(reference)}{resize}, "
-        f"fingerprint {reference['fingerprint']}, {how}.",
+        f"Reference: {reference['source']}, {images}, fingerprint {reference['fingerprint']}, {how}.",
         f"Features: {evaluation.features['name']}, {evaluation.features['dimensions']:,} numbers, "
         f"fingerprint {evaluation.features['fingerprint']}.",
-        f"Precision and recall: {settings['neighbours']} neighbours, "
-        f"{settings['precision_reference_images']:,} reference images{splits}.",
+        f"Precision and recall: {manifold}{splits}.",
         *(f"Warning: {warning}" for warning in evaluation.warnings),
     ]
 

@@ -63,10 +63,11 @@ def likelihood(
     schedule: Schedule | None = None,
     order_seed: int | None = None,
     region: tuple[float, float, float, float] | None = None,
+    against: str | None = None,
     out: str | None = None,
     device: str = "auto",
 ) -> None:
-    """Bits per token of a model on a token set: exact, or an upper bound with support "full"; comparable.
+    """Bits per token of a model on a token set, with standard errors: exact, or an upper bound with support "full".
 
     Example:
         ctf evaluate likelihood --model emoji --tokens runs/tokens/test
@@ -80,8 +81,10 @@ def likelihood(
         order: of the stage's positions, the model's own without it; any but confidence, whose bits are not known.
         schedule: how many positions each step takes, the model's own without it.
         order_seed: of the orders random and locality.
-        region: measure the completion of this rectangle: its tokens given the others. Left, top, right and bottom edge
-            as shares of the width and the height, from 0 to 1.
+        region: measure the completion of this rectangle: its tokens given the others, as `ctf complete` draws them.
+            Left, top, right and bottom edge as shares of the width and the height, from 0 to 1.
+        against: another model on the same tokens, with its own settings: adds its figures, and the difference in bits
+            per token with the standard error of the differences image by image.
         out: folder for result.json and, with steps, plot.png.
         device: where to compute; auto is a GPU where there is one.
     """
@@ -95,8 +98,9 @@ def likelihood(
     from ctf.samples.complete import region_mask
     from ctf.tokens.token_set import TokenSet
 
-    if steps is not None and region is not None:
-        raise InputError("steps beside region: measure one of them at a time")
+    for name, given in (("region", region), ("against", against)):
+        if steps is not None and given is not None:
+            raise InputError(f"steps beside {name}: measure one of them at a time")
     if out is not None:
         check_writable(out, "folder")
     pipeline, token_set = Pipeline.from_pretrained(model, device), TokenSet.open(tokens)
@@ -106,7 +110,8 @@ def likelihood(
     if steps is None:
         height, width = pipeline.image_size
         kept = None if region is None else ~touched(region_mask((width, height), region), pipeline.grid)
-        result = bits_per_token(pipeline, token_set, kept=kept, **overrides)
+        other = None if against is None else Pipeline.from_pretrained(against, device)
+        result = bits_per_token(pipeline, token_set, kept=kept, against=other, **overrides)
     else:
         result = bits_by_steps(pipeline, token_set, steps, name, **overrides)
     print(json.dumps(result, indent=2))

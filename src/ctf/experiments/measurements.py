@@ -179,7 +179,8 @@ class Likelihood(Artifact):
         stage = open_stage(self.stage.path(store)).to(usable_device(store.device))
         score = stage_score(stage, TokenSet.open(store.get(self.tokens)), Sampling(**dict(self.way)), BATCH)
         facts = {"name": stage.name, "exact": stage.given is None or stage.support == "cluster"}
-        write_json(folder / RESULT, facts | dict(zip(("bits_per_token", "accuracy"), score, strict=True)))
+        means = {"bits_per_token": float(score.bits.mean()), "accuracy": float(score.accuracy.mean())}
+        write_json(folder / RESULT, facts | means)
 
 
 @dataclass(frozen=True)

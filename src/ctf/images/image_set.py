@@ -15,11 +15,13 @@ from PIL import Image
 from ctf.errors import InputError
 from ctf.files import text_fingerprint
 from ctf.images.crop import Crop, center_crop
-from ctf.images.sources import Records, open_records
+from ctf.images.records import Records, shortened, warn
+from ctf.images.sources import open_records
 from ctf.images.urls import UnreachableError, is_url, url_records
 
 MAX_ASPECT = 100  # longer by shorter side: a crop from a hair-thin image would first make it as long as it is thin
 MAX_SIZE = 8192
+MIN_WHITE = 1 << 12  # 16-bit images below it are 8-bit or 12-bit numbers in wider ones, and would be black
 #: Splits that are made of any source: what is held out, and the rest.
 MADE_SPLITS = ("held-out", "not-held-out")
 # What Pillow warns of in an image, `decode` refuses or does not mind.
@@ -67,6 +69,8 @@ class ImageSet:
         except UnreachableError:
             raise
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged bytes
+            if isinstance(error, RangeError):
+                warn(f"{self.source}: grey images whose range is not known are left out: convert them to 8 bits")
             self._unreadable[index] = self._records.name(index)
             raise InputError(
                 f"{self.source}: {self._unreadable[index]} is not a readable image ({error}): fix or remove it"
@@ -128,8 +132,7 @@ def report_skipped(names: Sequence[str], count: int, shown: int = 5) -> str:
     """One line on unreadable images, by `names`, of `count`; "" if there were none."""
     if not names:
         return ""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"Left out {len(names)} of {count} images as unreadable: {', '.join(names[:shown])}{more}"
+    return f"Left out {len(names)} of {count} images as unreadable: {shortened(names, shown)}"
 
 
 def decode(
@@ -150,7 +153,8 @@ def decode(
         most_pixels: Pillow's `Image.MAX_IMAGE_PIXELS` (89 million unless it is changed) without it.
 
     Raises:
-        ValueError: more pixels than that, or sides of more than 100 : 1: a small file of such an image takes gigabytes.
+        ValueError: more pixels than that, or sides of more than 100 : 1: a small file of such an image takes gigabytes;
+            or what `to_rgb` raises.
         Exception: whatever Pillow raises on damaged bytes.
     """
     with Image.open(io.BytesIO(encoded), formats=formats) as image:
@@ -159,14 +163,40 @@ def decode(
             raise ValueError(f"{image.width} × {image.height} pixels, at most {most_pixels:,} are allowed")
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} × {image.height} pixels, sides of at most {MAX_ASPECT} : 1 are allowed")
-        if "A" in image.getbands() or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        elif image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-            rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        return np.asarray(crop(to_rgb(image), size))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of an image in any of Pillow's modes, transparency on white.
+
+    16-bit grey keeps its upper byte, as 16-bit colour does in Pillow. Floats from 0 to 1 become 0 to 255.
+
+    Raises:
+        RangeError: other numbers, of which nobody knows what is white: Pillow would clip them.
+    """
+    transparent = image.info.get("transparency")
+    if image.mode[0] in "IF":
+        values = np.asarray(image)
+        low, high = float(values.min()), float(values.max())
+        if image.mode == "F" and low >= 0 and high <= 1:
+            grey = np.round(values * 255)
+        elif image.mode != "F" and (low == high == 0 or (low >= 0 and MIN_WHITE <= high < 1 << 16)):
+            grey = values >> 8
         else:
-            rgb = image.convert("RGB")
-    return np.asarray(crop(rgb, size))
+            raise RangeError(f"mode {image.mode} with values from {low:g} to {high:g}: convert it to 8 bits")
+        image = Image.fromarray(grey.astype(np.uint8))
+        if isinstance(transparent, int):  # one shade, of 16 bits
+            image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    elif image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)  # of a 16-bit PNG
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+class RangeError(ValueError):
+    """Numbers of more than 8 bits without a known range."""
 
 
 def open_images(source: str, split: str | None = None, size: int = 64) -> ImageSet:
@@ -182,26 +212,30 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
             "emoji-subgroups-by-design"
                              483 pairs of design and subgroup: "noto animal-bird". Also without the pairs that have
                              fewer than five training images;
-            a folder         with one sub-folder of images per class, or flat, which is one class;
+            a folder         with one sub-folder of images per class; or with a metadata.csv, .jsonl or .parquet of the
+                             columns "file_name" and "label"; or flat, which is one class;
             a .parquet file, a folder of them, or a folder that `datasets` saved;
             a .tar file, a pattern ("path/*.tar") or a folder of them: WebDataset shards with images under `jpg`,
-                             `png` or `webp` and labels under `cls` or in `json`'s "label";
+                             `png`, … and labels under `cls` or in `json`'s "label";
             "hf://name"      a data set of the Hugging Face Hub;
             another URL      "s3://…", "gs://…", "https://…", "file://…": such a folder, file or pattern, read where it
                              lies. (Of local shards `datasets` makes a copy first.)
-        split: which part, where the source has several; None takes all. In a folder it is a sub-folder. Of any source:
-            "held-out", every tenth image of each class, and "not-held-out", the others.
+            Labels of another column: "x.parquet#fine_label"; "x.parquet#" is one class.
+        split: which part, where the source has several; None takes all, and refuses a folder of splits. In a folder it
+            is a sub-folder, also one in each class. Other spellings and cases of a split ("val", "Validation") will do.
+            Of any source: "held-out", every tenth image of each class, and "not-held-out", the others.
         size: pixels per side of the images that come out.
 
     Raises:
-        InputError: nothing there, nothing in it, an unknown split, or labels outside the class names; at a URL also
-            what its storage refuses, or a package that it needs.
+        InputError: nothing there, nothing in it, an unknown split, or labels that are missing, outside the class names
+            or in one of several columns; at a URL also what its storage refuses, or a package that it needs.
     """
     if not 1 <= size <= MAX_SIZE:
         raise InputError(f"size={size}: images have 1 to {MAX_SIZE} pixels per side")
     made = split in MADE_SPLITS
-    open_source = url_records if is_url(source) else open_records
-    records = open_source(source, None if made else split)
+    place, column = split_column(source)
+    open_source = url_records if is_url(place) else open_records
+    records = open_source(place, None if made else split, column)
     if not len(records.labels):
         raise InputError(f"{source} has no images" + (f" in its split {split!r}" if split and not made else ""))
     if made:
@@ -210,6 +244,12 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
             raise InputError(f"{source}: no class has ten images, so none can be held out: add some, or name no split")
         records = records.subset(np.flatnonzero(held_out == (split == MADE_SPLITS[0])))
     return ImageSet(records, source, size)
+
+
+def split_column(source: str) -> tuple[str, str | None]:
+    """Source and column of labels, unless "#" is in a file's name: "a.tar#class" → "a.tar", "class"."""
+    place, _, column = source.rpartition("#")
+    return (place, column) if place and "/" not in column and not os.path.exists(source) else (source, None)
 
 
 def every_tenth(labels: np.ndarray) -> np.ndarray:

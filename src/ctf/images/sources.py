@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ctf.errors import InputError
 from ctf.files import existing, file_state, read_json
+from ctf.images.folders import folder_records, shard_ending
+from ctf.images.formats import is_hidden
+from ctf.images.records import (
+    LABEL_COLUMNS,
+    Records,
+    image_column,
+    label_column,
+    label_like,
+    number_labels,
+    printable,
+    warn_of_folders,
+)
+from ctf.images.splits import find_split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,66 +34,51 @@ EMOJI = Path(__file__).parent.parent / "assets" / "emoji64.parquet"
 EMOJI_SUBGROUPS = EMOJI.with_name("emoji_subgroups.json")  # subgroup → names, after their design where designs differ
 EMOJI_LABELLINGS = ("emoji", "emoji-subgroups", "emoji-subgroups-by-design")
 MIN_TRAIN_IMAGES = 5  # the smallest subgroup has as many
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test"})
-IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
-LABEL_COLUMNS = ("label", "cls", "labels")
 LAYOUTS = {".tar": "webdataset", ".parquet": "parquet"}
-MAX_CLASSES = 1 << 20  # a larger number in a label column is a mistake, and a list of that many names takes the memory
 
 
-@dataclass(frozen=True)
-class Records:
-    """Encoded images at random access.
-
-    Attributes:
-        labels: int64 (n,), each in [0, len(class_names)).
-        class_names: one per label.
-        name: index → what to call that image in a message, in one line.
-        encoded: index → the bytes of an image file. Called from several threads.
-        files: a line for each file that images and labels are read from, with what changes when the file does.
-    """
-
-    labels: np.ndarray
-    class_names: list[str]
-    name: Callable[[int], str]
-    encoded: Callable[[int], bytes]
-    files: Callable[[], list[str]] = list
-
-    def subset(self, rows: np.ndarray) -> Records:
-        """These images only, int64 (m,), in this order."""
-        return Records(
-            self.labels[rows],
-            self.class_names,
-            lambda index: self.name(int(rows[index])),
-            lambda index: self.encoded(int(rows[index])),
-            self.files,
-        )
-
-
-def open_records(source: str, split: str | None) -> Records:
-    """The records of `source`, in any of the layouts that `open_images` describes."""
-    if source in EMOJI_LABELLINGS:
+def open_records(source: str, split: str | None, column: str | None) -> Records:
+    """The records of `source`, in any of the layouts that `open_images` describes, with the labels of `column`."""
+    if source in EMOJI_LABELLINGS and column is None:
         return emoji_records(source, split)
     if source.startswith("hf://"):
-        return dataset_records(source, split, source.removeprefix("hf://"))
+        return dataset_records(source, split, column, source.removeprefix("hf://"))
     for suffix, layout in LAYOUTS.items():
         if source.endswith(suffix) and not Path(source).is_dir():
             if not glob(source):
                 existing(source)
-            return dataset_records(source, split, layout, data_files=source)
+            return dataset_records(source, split, column, layout, data_files=source)
 
     embedded = ", ".join(map(repr, EMOJI_LABELLINGS))
     folder = existing(source, f"folder or file of images (embedded: {embedded}; on the Hugging Face Hub: 'hf://name')")
     if not folder.is_dir():
         raise InputError(f"{source} is not a set of images: give a folder, .parquet, .tar, 'hf://name' or 'emoji'")
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
-        return dataset_records(source, split, None)
-    for suffix, layout in LAYOUTS.items():
-        # Not a search of the whole tree, which may be a million images in class folders.
-        if any(next((folder / place).glob(f"*{suffix}"), None) for place in (".", "data", *SPLIT_NAMES)):
-            return dataset_records(source, split, layout, data_dir=source)
-    return folder_records(folder, split)
+        return dataset_records(source, split, column, None)
+    files = files_below(folder, split)
+    if found := shard_ending(source, files):
+        return dataset_records(source, split, column, LAYOUTS[found], data_dir=source)
+    read, state = (lambda path: (folder / path).read_bytes()), (lambda path: file_state(folder / path))
+    return folder_records(str(folder), files, read, state, split, column)
+
+
+def files_below(folder: Path, split: str | None) -> list[str]:
+    """Paths below a folder of all files that are not hidden, and with "/" at their end of folders that hold nothing.
+
+    If a sub-folder is called `split`, the others are listed as empty, since they may be large.
+    """
+    found = []
+    for root, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not is_hidden(name)]
+        if root == str(folder) and split is not None and split in subfolders:
+            found += [f"{name}/" for name in subfolders if name != split]
+            subfolders[:] = [split]
+        place = os.path.relpath(root, folder)
+        prefix = "" if place == os.curdir else f"{place}/"
+        if prefix and not names and not subfolders:
+            found.append(prefix)
+        found += [prefix + name for name in names if not is_hidden(name)]
+    return found
 
 
 def emoji_records(source: str, split: str | None) -> Records:
@@ -92,8 +87,8 @@ def emoji_records(source: str, split: str | None) -> Records:
 
     table = pq.read_table(EMOJI)
     splits = table["split"].to_numpy()
-    if split is not None and split not in splits:
-        raise unknown_split(source, split, sorted(set(splits)))
+    if split is not None:
+        split = find_split(source, split, sorted(set(splits)))
     labels, class_names = emoji_labels(source, table)
     labelled = labels >= 0
     rows = np.flatnonzero(labelled if split is None else labelled & (splits == split))
@@ -125,72 +120,11 @@ def emoji_labels(source: str, table: Table) -> tuple[np.ndarray, list[str]]:
     return np.array([label_of.get(name, -1) for name in classes], dtype=np.int64), class_names
 
 
-def folder_records(folder: Path, split: str | None) -> Records:
-    """One sub-folder per class (class names: the sorted sub-folder names), or a flat folder, which is one class."""
-    subfolders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-    if split is not None:
-        if split not in subfolders:
-            raise unknown_split(str(folder), split, [name for name in subfolders if name in SPLIT_NAMES])
-        return folder_records(folder / split, None)
-    check_no_splits(str(folder), subfolders)
-    files = image_files(folder, recursive=False)
-    for name in subfolders:
-        files += image_files(folder / name, recursive=True)
-    relative = [os.path.relpath(path, folder) for path in files]
-    records = labelled_files(str(folder), subfolders, relative, lambda name: (folder / name).read_bytes())
-    return replace(records, files=lambda: [f"{name} {file_state(folder / name)}" for name in relative])
+def dataset_records(source: str, split: str | None, label: str | None, layout: str | None, **files: str) -> Records:
+    """Anything that the `datasets` library opens: Parquet, WebDataset, a saved data set (layout None), the hub.
 
-
-def check_no_splits(folder: str, subfolders: list[str]) -> None:
-    """InputError if the sub-folders are splits."""
-    if subfolders and SPLIT_NAMES.issuperset(subfolders):
-        raise InputError(f"{folder} holds splits, not classes: choose one of {', '.join(subfolders)}")
-
-
-def labelled_files(folder: str, subfolders: list[str], files: list[str], read: Callable[[str], bytes]) -> Records:
-    """Records of a folder of classes, or a flat one.
-
-    Args:
-        folder: what to call it in a message.
-        subfolders: sorted names.
-        files: paths of the images below the folder, by sub-folder.
-        read: from such a path to what is in the file.
-
-    Raises:
-        InputError: no images, or images in the folder beside sub-folders.
+    `label` is the column of labels, if it is chosen.
     """
-    label_of = {name: label for label, name in enumerate(subfolders)}
-    labels = [label_of.get(path.partition("/")[0]) if "/" in path else None for path in files]
-    if subfolders and None in labels:
-        first = files[labels.index(None)]
-        raise InputError(f"{folder} holds both images and sub-folders: move the images ({first}, …) into a class")
-    if not files:
-        raise InputError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}): is it the right folder?")
-    return Records(
-        labels=np.array([label or 0 for label in labels], dtype=np.int64),
-        class_names=[printable(name) for name in subfolders] or ["image"],
-        name=lambda index: printable(files[index]),
-        encoded=lambda index: read(files[index]),
-    )
-
-
-def image_files(folder: Path, recursive: bool) -> list[str]:
-    """Paths of the image files in `folder`, sorted."""
-    found = []
-    for root, subfolders, names in os.walk(folder, followlinks=True):
-        found += [os.path.join(root, name) for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS]
-        if not recursive:
-            subfolders.clear()
-    return sorted(found)
-
-
-def printable(name: str) -> str:
-    """A file's name with line breaks and bytes that are no UTF-8 as escapes: what JSON and a terminal can hold."""
-    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], name)
-
-
-def dataset_records(source: str, split: str | None, layout: str | None, **files: str) -> Records:
-    """Anything that the `datasets` library opens: Parquet, WebDataset, a saved data set (layout None), the hub."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -198,16 +132,13 @@ def dataset_records(source: str, split: str | None, layout: str | None, **files:
     try:
         opened = datasets.load_from_disk(source) if layout is None else datasets.load_dataset(layout, **files)
         splits = opened if isinstance(opened, dict) else {str(opened.split or "train"): opened}
-        if split is not None and split not in splits:
-            raise unknown_split(source, split, list(splits))
-        dataset = splits[split] if split else datasets.concatenate_datasets(list(splits.values()))
-        column = next((name for name in IMAGE_COLUMNS if name in dataset.column_names), None)
-        if column is None:
-            raise InputError(
-                f"{source} has columns {', '.join(dataset.column_names)}: "
-                f"name the one that holds the images {IMAGE_COLUMNS[0]!r}"
-            )
-        labels, class_names = dataset_labels(dataset, source)
+        dataset = (
+            datasets.concatenate_datasets(list(splits.values()))
+            if split is None
+            else splits[find_split(source, split, splits)]
+        )
+        column = image_column(dataset.column_names, source)
+        labels, class_names = dataset_labels(dataset, source, label)
         # decode=False: the library would stop at the first damaged image; ImageSet skips it.
         images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except InputError:
@@ -239,55 +170,24 @@ def dataset_records(source: str, split: str | None, layout: str | None, **files:
     return Records(labels, class_names, name, encoded, files_and_states)
 
 
-def dataset_labels(dataset: Dataset, source: str) -> tuple[np.ndarray, list[str]]:
-    """int64 labels (n,) and class names: from the ClassLabel feature, else the sorted strings, else the numbers.
+def dataset_labels(dataset: Dataset, source: str, chosen: str | None) -> tuple[np.ndarray, list[str]]:
+    """int64 labels (n,) and class names, from a column or from a field of WebDataset's "json".
 
     Raises:
-        InputError: labels are missing from some rows, or outside the range of the class names.
+        InputError: as `label_column` and `number_labels`.
     """
-    column = next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
-    if column is not None:
-        values: list[Any] = dataset[column][:]
-    elif isinstance(dataset.features.get("json"), dict) and "label" in dataset.features["json"]:
-        column, values = "json", [(row or {}).get("label") for row in dataset["json"][:]]
-    else:
+    fields = list(dataset.features.arrow_schema)
+    known = any(name in dataset.column_names for name in LABEL_COLUMNS)
+    if isinstance(dataset.features.get("json"), dict) and not (known and chosen is None):
+        fields += dataset.features.arrow_schema.field("json").type
+    class_names = {
+        name: found for name, feature in dataset.features.items() if (found := getattr(feature, "names", None))
+    }
+    column = label_column([field.name for field in fields], label_like(fields, class_names), chosen, source)
+    if column is None:
+        if "__key__" in dataset.column_names:
+            warn_of_folders(source, dataset["__key__"][:])
         return np.zeros(len(dataset), dtype=np.int64), ["image"]
-    return number_labels(values, getattr(dataset.features[column], "names", None), column, source)
-
-
-def number_labels(values: list[Any], names: list[str] | None, column: str, source: str) -> tuple[np.ndarray, list[str]]:
-    """int64 labels (n,) and class names of what stands in a column of labels, whose numbers have these `names`.
-
-    Raises:
-        InputError: as `dataset_labels`.
-    """
-    if all(isinstance(value, str) for value in values):
-        strings, positions = np.unique(values, return_inverse=True)
-        return positions.astype(np.int64), strings.tolist()
-    for row, value in enumerate(values):
-        if not isinstance(value, int):
-            raise InputError(
-                f"{source}: row {row} has {repr(value)[:40]} in its label column {column!r}: give every row a number"
-            )
-    class_names = names or numbered_classes(max(values, default=0) + 1)
-    labels = np.array(values, dtype=np.int64)
-    outside = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-    if len(outside):
-        row = int(outside[0])
-        raise InputError(
-            f"{source}: row {row} has the label {labels[row]}, outside 0 to {len(class_names) - 1}: "
-            "choose a split that has labels, or fix the column"
-        )
-    return labels, class_names
-
-
-def numbered_classes(count: int) -> list[str]:
-    """Names of classes that have none: "0", "1", … Raises InputError: more classes than can be meant."""
-    if count > MAX_CLASSES:
-        raise InputError(f"labels up to {count - 1:,}: number classes from 0, at most {MAX_CLASSES:,} of them")
-    return [str(label) for label in range(count)]
-
-
-def unknown_split(source: str, split: str, splits: list[str]) -> InputError:
-    """The error for a split that `source` does not have."""
-    return InputError(f"{source} has no split {split!r}: it has {', '.join(splits) or 'none, so name no split'}")
+    own = column in dataset.column_names
+    values = dataset[column][:] if own else [(row or {}).get(column) for row in dataset["json"][:]]
+    return number_labels(values, class_names.get(column), column, source)

@@ -15,26 +15,27 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ctf.errors import InputError
-from ctf.files import cache_folder, read_json, write_json
-from ctf.images.sources import (
-    EXTENSIONS,
-    IMAGE_COLUMNS,
-    LABEL_COLUMNS,
-    SPLIT_NAMES,
+from ctf.files import cache_folder, from_cache, read_json, write_json
+from ctf.images.folders import folder_records, shard_ending
+from ctf.images.formats import is_hidden
+from ctf.images.records import (
+    LABEL_LIKE,
     Records,
-    check_no_splits,
-    labelled_files,
+    image_column,
+    is_image_column,
+    label_column,
+    label_like,
     number_labels,
     printable,
-    unknown_split,
+    warn_of_folders,
 )
+from ctf.images.splits import SPLIT_OF, find_split
 from ctf.progress import progress_bar
 from ctf.torchrun import rank_and_world
 
@@ -59,8 +60,10 @@ def is_url(source: str) -> bool:
     return "://" in source and not source.startswith("hf://")
 
 
-def url_records(source: str, split: str | None) -> Records:
+def url_records(source: str, split: str | None, column: str | None) -> Records:
     """The records of a folder, a .parquet or .tar file, a folder of them, or a pattern ("s3://bucket/train-*.tar").
+
+    `column` is that of the labels, if it is chosen.
 
     Raises:
         InputError: nothing there, nothing in it, a missing package or permission, a damaged file, an unknown split.
@@ -77,14 +80,28 @@ def url_records(source: str, split: str | None) -> Records:
         else:
             found = fs.find(root, detail=True)
         root = root.rstrip("/") + "/"
-        files = sorted(path.removeprefix(root) for path in found)
+        files = [path for path in sorted(path.removeprefix(root) for path in found) if not is_hidden(path)]
         if not files:
             raise FileNotFoundError("there are no files")
-    for suffix, read_shards in (".tar", tar_records), (".parquet", parquet_records):
-        if shards := [path for path in files if path.endswith(suffix)]:
-            paths = [root + path for path in of_split(source, shards, split)]
-            return replace(read_shards(source, fs, paths), files=partial(states, fs, paths, found))
-    return replace(folder_records(source, fs, root, files, split), files=partial(states, fs, sorted(found), found))
+
+    def read(path: str) -> bytes:
+        with reading(f"{source}: {path}", UnreachableError):
+            return fs.cat_file(root + path)
+
+    def state(path: str) -> str:
+        info = found[root + path]
+        if info.get("size") is None:  # as in a list of links over HTTP
+            with reading(f"{source}: {path}"):
+                info = fs.info(root + path)
+        return " ".join(str(info[name]) for name in STATES if name in info)
+
+    suffix = shard_ending(source, files)
+    if suffix is None:
+        return folder_records(source, files, read, state, split, column)
+    shards = of_split(source, [path for path in files if path.endswith(suffix)], split)
+    read_shards = tar_records if suffix == ".tar" else parquet_records
+    records = read_shards(source, fs, [root + path for path in shards], column)
+    return replace(records, files=lambda: [f"{path} {state(path)}" for path in shards])
 
 
 @contextmanager
@@ -103,46 +120,14 @@ def reading(what: str, error_type: type[InputError] = InputError) -> Iterator[No
 
 
 def of_split(source: str, shards: list[str], split: str | None) -> list[str]:
-    """The shards that have `split` as a word of their path; all without it."""
-    words = {path: re.split(r"[^A-Za-z0-9]+", path) for path in shards}
+    """The shards that have `split`, or another spelling of it, as a word of their path; all without it."""
     if split is None:
         return shards
-    if chosen := [path for path in shards if split in words[path]]:
-        return chosen
-    raise unknown_split(source, split, sorted(SPLIT_NAMES.intersection(set().union(*words.values()))))
-
-
-def folder_records(source: str, fs: AbstractFileSystem, root: str, files: Sequence[str], split: str | None) -> Records:
-    """One sub-folder per class, or a flat folder, as of local ones; but sub-folders without images are not seen."""
-    images = [path for path in files if f".{path.rpartition('.')[2].lower()}" in EXTENSIONS and path[0] != "."]
-    subfolders = sorted({path.partition("/")[0] for path in images if "/" in path})
-    if split is not None:
-        if split not in subfolders:
-            raise unknown_split(source, split, [name for name in subfolders if name in SPLIT_NAMES])
-        inside = [path.removeprefix(f"{split}/") for path in images if path.startswith(f"{split}/")]
-        return folder_records(source, fs, f"{root}{split}/", inside, None)
-    check_no_splits(source, subfolders)
-    images.sort(key=lambda path: (path.partition("/")[0], path))
-
-    def read(path: str) -> bytes:
-        with reading(f"{source}: {path}", UnreachableError):
-            return fs.cat_file(root + path)
-
-    return labelled_files(source, subfolders, images, read)
-
-
-def states(fs: AbstractFileSystem, paths: Sequence[str], found: dict[str, dict[str, Any]]) -> list[str]:
-    """Each path with the size, checksum and time that its storage gives, in the list `found` or when it is asked."""
-
-    def state(path: str) -> str:
-        info = found[path]
-        if info.get("size") is None:  # as in a list of links over HTTP
-            with reading(path):
-                info = fs.info(path)
-        return " ".join([path, *(str(info[name]) for name in STATES if name in info)])
-
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        return list(pool.map(state, paths))
+    words = {path: re.split(r"[^A-Za-z0-9]+", path) for path in shards}
+    every = set().union(*words.values())
+    if split not in every:
+        split = find_split(source, split, sorted(word for word in every if word.lower() in SPLIT_OF))
+    return [path for path in shards if split in words[path]]
 
 
 def each(read: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
@@ -163,18 +148,23 @@ def each(read: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
 # WebDataset
 
 
-def tar_records(source: str, fs: AbstractFileSystem, paths: Sequence[str]) -> Records:
-    """Images under `jpg`, `png` or `webp`, with labels under `cls` or in `json`'s "label", as WebDataset has them."""
+def tar_records(source: str, fs: AbstractFileSystem, paths: Sequence[str], column: str | None) -> Records:
+    """Images under `jpg`, `png`, …, with labels under `cls` or in a field of `json`, as WebDataset has them."""
     shards = each(lambda path: tar_index(fs, path), paths)
     counts = [len(shard["names"]) for shard in shards]
     shard_of = np.repeat(np.arange(len(paths)), counts)
     names = [name for shard in shards for name in shard["names"]]
     starts, ends = (np.concatenate([np.array(shard[key], np.int64) for shard in shards]) for key in ("starts", "ends"))
-    values = [label for shard in shards for label in shard["labels"]]
-    if all(value is None for value in values):
-        labels, class_names = np.zeros(len(values), dtype=np.int64), ["image"]
+    columns = sorted({name for shard in shards for name in shard["columns"]})
+    if column is None and "cls" in columns:
+        column = "cls"
+    column = label_column(columns, columns, column, source)
+    if column is None:
+        warn_of_folders(source, names)
+        labels, class_names = np.zeros(len(names), dtype=np.int64), ["image"]
     else:
-        labels, class_names = number_labels(values, None, "cls", source)
+        found = [shard["columns"].get(column, [None] * count) for shard, count in zip(shards, counts, strict=True)]
+        labels, class_names = number_labels([value for part in found for value in part], None, column, source)
 
     def encoded(index: int) -> bytes:
         path, start, end = paths[shard_of[index]], int(starts[index]), int(ends[index])
@@ -187,36 +177,47 @@ def tar_records(source: str, fs: AbstractFileSystem, paths: Sequence[str]) -> Re
     return Records(labels, class_names, lambda index: f"row {index} ({names[index]})", encoded)
 
 
-def tar_index(fs: AbstractFileSystem, path: str) -> dict[str, list[Any]]:
-    """Where the images of a .tar file are: names, starts, ends and labels (None where there is none).
+def tar_index(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+    """Where the images of a .tar file are: names, starts, ends, and columns of what may be labels.
 
     To find out takes a walk through the whole file, so it is kept in the cache folder, where other processes find it.
     """
     with reading(path):
-        facts = f"{fs.protocol} {path} {sorted(fs.info(path).items(), key=str)}"
+        facts = f"columns {fs.protocol} {path} {sorted(fs.info(path).items(), key=str)}"
         cached = cache_folder() / "tar" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.json"
-        if cached.exists():
-            return read_json(cached)
-        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            index = read_tar(archive)
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # which tarfile takes for an end
-                raise tarfile.ReadError(f"it is truncated or damaged at byte {archive.offset}")
-    write_json(cached, index)
+        return from_cache(cached, read_json, lambda: walk_tar(fs, path), write_json)[0]
+
+
+def walk_tar(fs: AbstractFileSystem, path: str) -> dict[str, list[Any]]:
+    """What `tar_index` returns, from the file itself. Raises tarfile.ReadError: it is truncated."""
+    with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        index = read_tar(archive)
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # which tarfile takes for an end
+            raise tarfile.ReadError(f"it is truncated or damaged at byte {archive.offset}")
     return index
 
 
-def read_tar(archive: tarfile.TarFile) -> dict[str, list[Any]]:
+def read_tar(archive: tarfile.TarFile) -> dict[str, Any]:
     """What `tar_index` returns. Members with the same name up to its first dot, one after another, are one example."""
-    index: dict[str, list[Any]] = {"names": [], "starts": [], "ends": [], "labels": []}
-    example, label, image = None, None, None
+    names: list[str] = []
+    starts: list[int] = []
+    ends: list[int] = []
+    columns: dict[str, list[Any]] = {}  # None where an example lacks it
+    example = None
+    row: dict[str, Any] = {}
+    images: dict[str, tarfile.TarInfo] = {}
 
     def end_example() -> None:
-        if image is not None:
-            start = image.offset_data
-            values = printable(image.name), start, start + image.size, label
-            for column, value in zip(index.values(), values, strict=True):
-                column.append(value)
+        if images:
+            image = images[image_column([*images], "")]
+            for name in row.keys() - columns.keys():
+                columns[name] = [None] * len(names)
+            for name, values in columns.items():
+                values.append(row.get(name))
+            names.append(printable(image.name))
+            starts.append(image.offset_data)
+            ends.append(image.offset_data + image.size)
 
     for member in archive:
         folder, _, name = member.name.rpartition("/")
@@ -225,16 +226,19 @@ def read_tar(archive: tarfile.TarFile) -> dict[str, list[Any]]:
             continue
         if (folder, name) != example:
             end_example()
-            example, label, image = (folder, name), None, None
-        if extension.lower() in IMAGE_COLUMNS:
-            image = member
+            example, row, images = (folder, name), {}, {}
+        if is_image_column(extension):
+            images[extension] = member
         elif extension in ("cls", "json") and (file := archive.extractfile(member)):
-            if extension == "cls":
-                label = int(file.read())
-            elif label is None:
-                label = json.loads(file.read()).get("label")
+            row |= {"cls": int(file.read())} if extension == "cls" else label_fields(json.loads(file.read()))
     end_example()
-    return index
+    return {"names": names, "starts": starts, "ends": ends, "columns": columns}
+
+
+def label_fields(example: dict[str, Any]) -> dict[str, Any]:
+    """What may be labels in an example's `json`."""
+    fields = example.items()
+    return {name: value for name, value in fields if LABEL_LIKE.search(name) and isinstance(value, (int, float, str))}
 
 
 # Parquet
@@ -261,23 +265,19 @@ class Table:
     class_names: list[str] | None
 
     @classmethod
-    def open(cls, fs: AbstractFileSystem, path: str) -> Table:
+    def open(cls, fs: AbstractFileSystem, path: str, source: str, label: str | None) -> Table:
         import datasets
         import pyarrow.parquet as pq
 
         with reading(path), fs.open(path, "rb", cache_type="none") as stream, pq.ParquetFile(stream) as file:
             columns = file.schema_arrow.names
-            column = next((name for name in IMAGE_COLUMNS if name in columns), None)
-            if column is None:
-                raise InputError(
-                    f"{path} has columns {', '.join(columns)}: name the one that holds the images {IMAGE_COLUMNS[0]!r}"
-                )
-            labels, label_column, class_names = [None] * file.metadata.num_rows, None, None
-            if label_column := next((name for name in LABEL_COLUMNS if name in columns), None):
-                labels = file.read([label_column])[label_column].to_pylist()
-                feature = datasets.Features.from_arrow_schema(file.schema_arrow)[label_column]
-                class_names = getattr(feature, "names", None)
-            return cls(fs, path, file.metadata, column, labels, label_column, class_names)
+            column, labels, class_names = image_column(columns, path), [None] * file.metadata.num_rows, None
+            features = datasets.Features.from_arrow_schema(file.schema_arrow)
+            named = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
+            label = label_column(columns, label_like(file.schema_arrow, named), label, source)
+            if label is not None:
+                labels, class_names = file.read([label])[label].to_pylist(), named.get(label)
+            return cls(fs, path, file.metadata, column, labels, label, class_names)
 
     def images(self, group: int) -> ChunkedArray:
         """The images of a row group."""
@@ -291,9 +291,9 @@ class Table:
             return file.read_row_group(group, [self.column])[self.column]
 
 
-def parquet_records(source: str, fs: AbstractFileSystem, paths: Sequence[str]) -> Records:
+def parquet_records(source: str, fs: AbstractFileSystem, paths: Sequence[str], column: str | None) -> Records:
     """Tables with a column of images and one of labels. Images are read a row group at a time: best in order."""
-    tables = each(lambda path: Table.open(fs, path), paths)
+    tables = each(lambda path: Table.open(fs, path, source, column), paths)
     groups = [(table, group) for table in tables for group in range(table.metadata.num_row_groups)]
     starts = np.cumsum([0] + [table.metadata.row_group(group).num_rows for table, group in groups])
     kept: OrderedDict[int, ChunkedArray] = OrderedDict()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.files import atomic_path, existing, fingerprint, text_fingerprint, write_npy
-from ctf.images.sources import numbered_classes
+from ctf.images.records import numbered_classes
 from ctf.progress import progress_bar
 from ctf.tokenizer.interface import square_grid
 from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, read_integers, read_npy

@@ -17,6 +17,8 @@ from ctf.codebook.coarse_map import CoarseMap
 #: Rows of one cluster that a GPU multiplies together. Half a tile is empty per cluster on average; each tile reads the
 #: weights of its cluster's members once.
 TILE = 64
+#: Rows of one cluster that a CPU multiplies together, always as many, the missing ones zero.
+ROWS = 8
 
 
 class ClusterMembers(nn.Module):
@@ -108,21 +110,25 @@ def tile_memory(rows: int, members: ClusterMembers, dim: int) -> int:
 
 
 def multiply_clusters(rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:
-    """As `multiply_tiles`: a product for each cluster, which copies and multiplies nothing in vain, for a CPU.
+    """As `multiply_tiles`: products for each cluster, which copy and multiply little in vain, for a CPU.
 
     For the head of size L it takes a fifth of the time of tiles there (`benchmarks/stage2_head.md`).
     """
+    counts = torch.bincount(coarse, minlength=len(members.sizes))
+    padded = (counts + ROWS - 1) // ROWS * ROWS  # whole pieces of ROWS rows for each cluster
     order = coarse.argsort(stable=True)
-    counts = torch.bincount(coarse, minlength=len(members.sizes)).tolist()
-    logits: Tensor = GroupedProduct.apply(rows[order], weight[members.order], counts, members.sizes)
-    return logits[order.argsort()]
+    shift = (padded - counts).cumsum(0) - (padded - counts)  # empty rows of the clusters before
+    slot = torch.empty_like(order).scatter_(0, order, shift[coarse[order]] + torch.arange(len(order)))
+    filled = rows.new_zeros(int(padded.sum()), rows.shape[1]).index_copy(0, slot, rows)
+    logits: Tensor = GroupedProduct.apply(filled, weight[members.order], padded.tolist(), members.sizes)
+    return logits.index_select(0, slot)
 
 
 class GroupedProduct(torch.autograd.Function):
     """One matrix product per cluster, into one output: no autograd node, padding or copy for each of M clusters.
 
-    rows (n, dim) and columns (K, dim), both sorted by cluster, counts and sizes of each cluster's part of them →
-    (n, S): rowsₘ @ columnsₘᵀ, filled up with -inf.
+    rows (n, dim) and columns (K, dim), both sorted by cluster, counts (multiples of `ROWS`) and sizes of each cluster's
+    part of them → (n, S): rowsₘ @ columnsₘᵀ, filled up with -inf.
     """
 
     @staticmethod
@@ -131,8 +137,9 @@ class GroupedProduct(torch.autograd.Function):
         ctx.counts, ctx.sizes = counts, sizes
         logits = rows.new_full((len(rows), max(sizes)), -torch.inf)
         for h, w, y in zip(rows.split(counts), columns.split(sizes), logits.split(counts), strict=True):
-            if len(h):
-                torch.mm(h, w.T, out=y[:, : len(w)])
+            # A product of n rows rounds differently for every n, so that a logit would depend on the batch.
+            for some, result in zip(h.split(ROWS), y[:, : len(w)].split(ROWS), strict=True):
+                torch.mm(some, w.T, out=result)
         return logits
 
     @staticmethod

@@ -109,8 +109,12 @@ class ImageArray(SampleSet):
         try:
             with zipfile.ZipFile(self.path) as archive:
                 if "arr_0.npy" not in archive.namelist():
-                    names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
-                    raise InputError(f"{self.path} holds {names or 'nothing'}: the images must be called arr_0")
+                    names = [name.removesuffix(".npy") for name in archive.namelist()]
+                    if {"mu", "sigma"} <= {*names}:
+                        raise InputError(f"{self.path} holds moments and no images: give the images themselves")
+                    raise InputError(
+                        f"{self.path} holds {', '.join(names) or 'nothing'}: the images must be called arr_0"
+                    )
                 with archive.open("arr_0.npy") as file:
                     read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
                     shape, fortran, dtype = read(file)

@@ -37,8 +37,8 @@ def sample(
         sampling: settings in place of the model's own, each as an option: --cfg_scale (1 is none), --temperature
             (0 is greedy), --top_k (0 keeps all) and --top_p (1 keeps all) of the first stage; those of another stage
             with its name before them, such as --fine_temperature. Of stages that can choose: --steps, --order,
-            --schedule (positions per step: cosine, arccos, uniform), --order_seed; --cfg_schedule linear lets guidance
-            grow with the known positions.
+            --schedule (positions per step: cosine, arccos, uniform), --order_seed; --cfg_schedule steps lets guidance
+            grow to cfg_scale from step to step.
         batch_size: images at a time; auto takes as many as memory holds, or as an interrupted set has.
         label_policy: all classes in turn, equally often (balanced, the default), or drawn at random with the seed.
         dtype: of the stages; auto is bfloat16 on a GPU and float32 elsewhere.

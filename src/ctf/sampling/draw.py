@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ctf.errors import InputError
 from ctf.sampling.settings import Sampling
 
 
@@ -41,10 +42,25 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     Returns:
         int64 (…): the first token whose cumulative probability exceeds `uniform`. A token of
         probability 0 is never drawn.
+
+    Raises:
+        InputError: logits that are not finite; on a GPU, which is not waited for, its own assertion fails.
     """
     if sampling.temperature == 0:
+        _check_finite(logits.amax(-1))
         return logits.argmax(-1)
     logits = filter_logits(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p)
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-    target = uniform[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    total = cumulative[..., -1:]
+    _check_finite(total)  # or every comparison would be false, and the token V drawn
+    return torch.searchsorted(cumulative, uniform[..., None] * total, right=True).squeeze(-1)
+
+
+def _check_finite(values: Tensor) -> None:
+    finite = values.isfinite().all()
+    if values.device.type != "cpu":
+        torch._assert_async(finite)
+    elif not finite:
+        raise InputError(
+            "the logits are not finite, so nothing can be drawn: the weights are damaged, or too large for the dtype"
+        )

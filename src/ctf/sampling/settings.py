@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -16,7 +15,10 @@ FixedOrder = Literal["raster", "random", "halton", "locality"]
 Order = Literal[FixedOrder, "confidence"]
 #: How the number of known positions grows with the steps.
 Schedule = Literal["cosine", "arccos", "uniform"]
-CfgSchedule = Literal["constant", "linear"]
+#: How guidance grows; "linear" is another word for "steps".
+CfgSchedule = Literal["constant", "steps", "known", "linear"]
+#: Beyond them nothing is sampled but the most probable or any token, and float32 overflows.
+SMALLEST, LARGEST = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Sampling:
     """Settings of one stage.
 
     Attributes:
-        cfg_scale: classifier-free guidance; 1 is none.
-        temperature: divides the guided logits; 0 is greedy.
+        cfg_scale: classifier-free guidance, at most 1e6; 1 is none.
+        temperature: divides the guided logits, from 1e-6 to 1e6; 0 is greedy.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the most probable tokens up to cumulative probability p; 1 keeps all.
-        cfg_schedule: guidance at every step alike, or growing from 1 to cfg_scale with the share of known positions.
+        cfg_schedule: guidance at every step alike ("constant"), or growing from 1 in the first step to cfg_scale in the
+            last ("steps"). "known" grows with the share of positions known before the step, and so never reaches
+            cfg_scale: older model files call it linear.
         steps: in how many the stage draws; None is the kind's own choice.
         order: of the positions; None is the kind's own choice.
         schedule: how many positions each step takes, see `group_sizes`.
@@ -56,6 +60,8 @@ class Sampling:
             value = getattr(self, name)
             if not (name == "steps" and value is None) and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise InputError(f"{name} {value!r} must be {what}")
+        if self.cfg_schedule == "linear":
+            object.__setattr__(self, "cfg_schedule", "steps")
         choices = {
             "cfg_schedule": get_args(CfgSchedule),
             "order": (None, *get_args(Order)),
@@ -69,10 +75,12 @@ class Sampling:
             raise InputError(f"steps {self.steps} must be at least 1")
         if not 0 <= self.order_seed < 2**32:
             raise InputError(f"order_seed {self.order_seed} must be from 0 to 2^32 − 1")
-        if not 0 <= self.cfg_scale < math.inf:
-            raise InputError(f"cfg_scale {self.cfg_scale} must be at least 0 and finite (1 is no guidance)")
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(f"temperature {self.temperature} must be at least 0 and finite (0 is greedy)")
+        if not 0 <= self.cfg_scale <= LARGEST:
+            raise InputError(f"cfg_scale {self.cfg_scale} must be from 0 to {LARGEST:.0e} (1 is no guidance)")
+        if self.temperature != 0 and not SMALLEST <= self.temperature <= LARGEST:
+            raise InputError(
+                f"temperature {self.temperature} must be 0, which is greedy, or from {SMALLEST:.0e} to {LARGEST:.0e}"
+            )
         if self.top_k < 0:
             raise InputError(f"top_k {self.top_k} must be at least 0 (0 keeps all)")
         if not 0 < self.top_p <= 1:
@@ -83,9 +91,20 @@ class Sampling:
         """Whether every image takes two rows, one of them unconditional."""
         return self.cfg_scale != 1
 
-    def cfg_scale_at(self, known: float) -> float:
-        """Guidance where a share `known` of the positions is known."""
-        return self.cfg_scale if self.cfg_schedule == "constant" else 1 + (self.cfg_scale - 1) * known
+    def cfg_scale_at(self, step: int, steps: int, known: float) -> float:
+        """Guidance in step `step` of 0 … steps − 1, before which a share `known` of the positions is known."""
+        if self.cfg_schedule == "known":
+            share = known
+        elif self.cfg_schedule == "steps" and steps > 1:
+            share = step / (steps - 1)
+        else:
+            return self.cfg_scale
+        return 1 + (self.cfg_scale - 1) * share
+
+    @classmethod
+    def of_file(cls, values: Mapping[str, Any]) -> Sampling:
+        """From a model's file, as `of`. What is called linear there is the schedule of older versions."""
+        return cls.of({**values, "cfg_schedule": "known"} if values.get("cfg_schedule") == "linear" else values)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Sampling:

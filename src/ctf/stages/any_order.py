@@ -76,7 +76,7 @@ class AnyOrder(CachedStage):
             if known is not None and number < len(first):
                 tokens[:, group] = known[:, group]
             else:
-                hidden = guide(states, sampling, (place - 1) / self.num_tokens)
+                hidden = guide(states, sampling, number, len(first + drawn), (place - 1) / self.num_tokens)
                 tokens[:, group] = self.draw(hidden, here, uniform[:, group], sampling)
                 yield tokens
             before, rotary = network.token_embedding(tokens[:, group]).repeat(copies, 1, 1), table

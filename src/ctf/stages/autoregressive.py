@@ -63,7 +63,7 @@ class Autoregressive(CachedStage):
             here = None if given is None else given[:, i]
             if here is not None:
                 inputs = inputs + network.given_embedding(here).repeat(copies, 1)
-            hidden = guide(network.step(inputs, cache, i), sampling, i / self.num_tokens)
+            hidden = guide(network.step(inputs, cache, i), sampling, i, self.num_tokens, i / self.num_tokens)
             if known is not None and i < kept:
                 tokens[:, i] = known[:, i]
             else:

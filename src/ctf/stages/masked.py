@@ -121,23 +121,25 @@ class Masked(TransformerStage):
             yield from self._most_confident(labels, random, sampling, given, tokens, count)
             return
         uniform = send(random.uniform(self.num_tokens), labels.device)
-        for group in self.groups(sampling, kept):
-            for part, states in self._parts(tokens, labels, sampling, given, count):
+        first, drawn = self.ordered(sampling, kept)
+        for step, group in enumerate(drawn, start=len(first)):
+            at = step, len(first + drawn), count / self.num_tokens
+            for part, states in self._parts(tokens, labels, sampling, given, at):
                 here = None if given is None else given[part][:, group]
                 tokens[part, group] = self.draw(states[:, group], here, uniform[part][:, group], sampling)
             count += len(group)
             yield tokens
 
     def _parts(
-        self, tokens: Tensor, labels: Tensor, sampling: Sampling, given: Tensor | None, known: int
+        self, tokens: Tensor, labels: Tensor, sampling: Sampling, given: Tensor | None, at: tuple[int, int, float]
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Guided states (b, N, dim), some images at a time, from the labels so far, `known` of each image."""
-        copies, share = 1 + sampling.guided, known / self.num_tokens
+        """Guided states (b, N, dim), some images at a time, from the labels so far; `at` as `guide` takes it."""
+        copies = 1 + sampling.guided
         for start in range(0, len(labels), TOGETHER):
             part = slice(start, start + TOGETHER)
             both = both_branches(labels[part], self.num_classes, sampling)
             here = None if given is None else given[part].repeat(copies, 1)
-            yield part, guide(self._hidden(tokens[part].repeat(copies, 1), both, here), sampling, share)
+            yield part, guide(self._hidden(tokens[part].repeat(copies, 1), both, here), sampling, *at)
 
     def _most_confident(
         self, labels: Tensor, random: Random, sampling: Sampling, given: Tensor | None, tokens: Tensor, known: int
@@ -152,7 +154,8 @@ class Masked(TransformerStage):
             uniform = send(random.uniform(self.num_tokens, step), labels.device)
             gumbel = -(-random.uniform(self.num_tokens, len(sizes) + step).clamp(min=2.0**-33).log()).log()
             noise = NOISE * (1 - (step + 1) / len(sizes)) * send(gumbel.float(), labels.device)
-            for part, states in self._parts(tokens, labels, sampling, given, known + sum(sizes[:step])):
+            at = step, len(sizes), (known + sum(sizes[:step])) / self.num_tokens
+            for part, states in self._parts(tokens, labels, sampling, given, at):
                 for image, state in zip(range(part.start, len(labels)), states, strict=False):
                     here = None if given is None else given[image]
                     logits = self.head(state, here)

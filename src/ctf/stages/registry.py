@@ -99,7 +99,7 @@ def load_stage(path: str | Path) -> Stage:
             kind.Config(**json.loads(metadata["config"])),
             name=metadata["name"],
             support=metadata["support"],  # type: ignore[arg-type]
-            sampling=Sampling.of(json.loads(metadata["sampling"])),
+            sampling=Sampling.of_file(json.loads(metadata["sampling"])),
             codebook=metadata["codebook"] or None,
             **maps,
         )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,10 +65,15 @@ def _blur(maps: Tensor) -> Tensor:
     return maps
 
 
+def standard_error(values: np.ndarray) -> float | None:
+    """Of the mean of independent values (n,), from their spread; None for a single one, which has none."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
 @torch.inference_mode()
 def measure_tokenizer(
     tokenizer: Tokenizer, images: ImageSet, batch_size: int = 128, progress: bool = True
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Encode and decode every image, in 8 bits as a viewer sees it.
 
     Returns:
@@ -74,6 +83,7 @@ def measure_tokenizer(
         usage: fraction of the codewords that occur.
         perplexity: exp of the entropy of their distribution.
         images: how many were readable.
+        standard_error: of `psnr` and `ssim` over the images, by their names; None for a single image.
     """
     device = next(tokenizer.parameters()).device
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
@@ -87,13 +97,14 @@ def measure_tokenizer(
             psnrs.append(psnr(*pair))
             ssims.append(ssim(*pair))
             bar.update(len(batch))
-    values = torch.cat(psnrs)
-    mean_error = (10 ** (-values / 10)).mean()
+    each = {"psnr": torch.cat(psnrs), "ssim": torch.cat(ssims)}
+    mean_error = (10 ** (-each["psnr"] / 10)).mean()
     return {
-        "psnr": values.mean().item(),
+        "psnr": each["psnr"].mean().item(),
         "psnr_of_mean": (-10 * torch.log10(mean_error)).item(),
-        "ssim": torch.cat(ssims).mean().item(),
+        "ssim": each["ssim"].mean().item(),
         "usage": usage(counts),
         "perplexity": perplexity(counts),
-        "images": len(values),
+        "images": len(each["psnr"]),
+        "standard_error": {name: standard_error(values.numpy()) for name, values in each.items()},
     }

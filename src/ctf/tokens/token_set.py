@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class TokenIndex:
         codebook_size: K; tokens are in [0, K).
         grid: [h, w] with N = h·w tokens per image, row by row.
         augmentations: A names, e.g. ["none", "flip"] or "1.1/top-left", …
-        class_names: the name of each label.
+        class_names: the name of each label, in Unicode's form NFC.
         shard_size: shard i is what is readable of this many inputs, from i · shard_size on.
         codebook: `ctf.files.fingerprint` of the tokenizer's codebook; None for tokens from elsewhere.
         source: where the images came from, in words; None if not known.
@@ -83,6 +84,7 @@ class TokenIndex:
                 f"codebook size {self.codebook_size}, grid {self.grid}, shard size {self.shard_size}: "
                 f"give whole numbers from 1, and a codebook size of at most {LARGEST_CODEBOOK:,}"
             )
+        self.class_names = [unicodedata.normalize("NFC", name) for name in self.class_names]
 
     @property
     def num_tokens(self) -> int:
@@ -204,6 +206,11 @@ class TokenSet:
         found.class_names = class_names
         return found
 
+    @property
+    def images_per_class(self) -> np.ndarray:
+        """int64 [number of classes]."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
     def gather(self, indices: ArrayLike, augmentations: ArrayLike = 0) -> Tensor:
         """Tokens of images `indices` [b] in [0, n) under `augmentations` [b], or one for all: int64 [b, N].
 
@@ -261,7 +268,7 @@ class TokenSet:
     def describe(self) -> dict[str, Any]:
         """What the set holds, ready for JSON. Reads every token, for the codebook's usage and perplexity."""
         counts = self.token_counts()
-        per_class = np.bincount(self.labels, minlength=self.num_classes)
+        per_class = self.images_per_class
         known = ("augmentations", "grid", "codebook_size", "codebook", "source", "split", "image_size")
         return {
             "images": len(self),

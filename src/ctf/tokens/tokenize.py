@@ -16,6 +16,7 @@ from PIL import Image
 from ctf.errors import InputError
 from ctf.files import fingerprint
 from ctf.images import ImageSet, center_crop, ten_crop, ten_shift, to_tensor
+from ctf.images.records import shortened, warn
 from ctf.progress import progress_bar
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokens.token_set import TokenIndex, TokenSet
@@ -112,7 +113,10 @@ def tokenize_images(
         return None
     for shard in writer.missing():
         wait_until(partial(writer.is_finished, shard), launcher)
-    return writer.close()
+    made = writer.close()
+    if lost := [images.class_names[label] for label in np.setdiff1d(images.labels, made.labels)]:
+        warn(f"{folder}: not one image is readable of the classes {shortened(lost)}")
+    return made
 
 
 def augmentation_names(augmentation: Augmentation, crop_ranges: Sequence[float]) -> list[str]:

@@ -26,7 +26,8 @@ def tokenize(
     Args:
         out: folder of the token set.
         images: "emoji" (other labels: "emoji-subgroups", "emoji-subgroups-by-design"), a folder with a sub-folder per
-            class, Parquet, WebDataset shards, such at a URL ("s3://…", "gs://…", "https://…") or "hf://name".
+            class or a metadata.csv, Parquet, WebDataset shards, such at a URL ("s3://…", "gs://…", "https://…") or
+            "hf://name". Labels of another column than "label": "x.parquet#fine_label".
         split: which part, where the images have several; or held-out, every tenth image of each class, or not-held-out.
         image_size: pixels per side after the centre crop.
         tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.

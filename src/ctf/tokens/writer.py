@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.files import atomic_path, check_writable, fingerprint, read_json, write_json, write_npy
-from ctf.images.sources import numbered_classes
+from ctf.images.records import numbered_classes
 from ctf.tokenizer.interface import square_grid
 from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, labels_path, read_integers, tokens_path
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.images.image_set import open_images
+from ctf.images.records import shortened, warn
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.models.loss import ClusterLoss
 from ctf.stages.registry import new_stage
@@ -35,6 +37,8 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
     if "" in (task.predicts, task.given):
         raise InputError(f"ctf train {task.name} needs --coarse_map: make one with `ctf cluster`")
     tokens = TokenSet.open(config.tokens)
+    if unseen := [tokens.class_names[label] for label in np.flatnonzero(tokens.images_per_class == 0)]:
+        warn(f"{config.tokens} has no image of the classes {shortened(unseen)}: do not sample them")
     predicts, given = (CoarseMap.load(path) if path else None for path in (task.predicts, task.given))
     held_out = TokenSet.open(config.held_out) if config.held_out else None
     torch.manual_seed(config.loop.seed)

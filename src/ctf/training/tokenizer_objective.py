@@ -187,7 +187,7 @@ class TokenizerObjective(Objective):
             self.counts.zero_()
         if self.held_out is not None:
             measured = measure_tokenizer(module, self.held_out, progress=False)  # type: ignore[arg-type]
-            metrics |= {f"held_out/{name}": value for name, value in measured.items()}
+            metrics |= {f"held_out/{name}": value for name, value in measured.items() if name != "standard_error"}
         return metrics
 
     def sheet(self, module: Any) -> Image.Image | None:

@@ -55,7 +55,8 @@ class CustomFeatures(FeatureExtractor):
     """What a function makes of images: "file.py:function" or "package.module:function".
 
     The function gets uint8 images (n, H, W, 3) and returns an array or tensor (n, d), or `Features`. The
-    fingerprint is that of the source file, so it does not see changes to weights that the function reads.
+    fingerprint is that of the source file; changes to weights that the function reads are noticed on the first image of
+    a cached reference.
 
     Raises:
         InputError: there is no such file, module or function, or importing it fails.

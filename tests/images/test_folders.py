@@ -1,0 +1,280 @@
+"""Folders as people have them, on disk and at a URL: splits, metadata, leftovers, archives."""
+
+import json
+import unicodedata
+import warnings
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from image_files import SIZE, assert_holds, png, write_parquet, write_tar
+from PIL import Image
+
+from ctf.errors import InputError
+from ctf.images import open_images
+from ctf.images.formats import image_endings
+
+
+@pytest.fixture(params=["", "file://"])
+def opened(request, tmp_path):
+    """Writes files (name → bytes, or the seed of an image), and opens the folder: its images and the warnings."""
+
+    def write_and_open(files, split=None, column=""):
+        for name, data in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(data if isinstance(data, bytes) else png(data))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            images = open_images(f"{request.param}{tmp_path}{column}", split, SIZE)
+        return images, [str(warning.message).partition(": ")[2] for warning in caught]
+
+    return write_and_open
+
+
+def classes(images):
+    return [images.class_names[label] for label in images.labels]
+
+
+# --- splits ---
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (["Training/cat", "Testing/cat"], "Testing, Training"),
+        (["train/cat", "val/cat", "docs"], "train, val"),
+        (["TRAIN/cat", "Dev/cat"], "Dev, TRAIN"),
+        (["training_set/cat", "test_set/cat"], "test_set, training_set"),
+        (["seg_train/cat", "seg_test/cat", "seg_pred"], "seg_test, seg_train"),
+        (["train2017", "val2017"], "train2017, val2017"),
+        (["trainA", "testA", "trainB", "testB"], "testA, testB, trainA, trainB"),
+        (["cat/train", "cat/test", "dog/train"], "test, train"),
+        (["data/train/cat", "data/validation/cat"], "train, validation"),
+        (["train/cat", "extra"], "train"),
+        (["Train"], "Train"),
+    ],
+)
+def test_splits_are_no_classes(opened, folders, splits):
+    with pytest.raises(InputError, match=f"holds splits, not classes: choose one of {splits} with --split, or rename"):
+        opened({f"{folder}/{i}.png": i for i, folder in enumerate(folders)})
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [["freight train", "bus"], ["trainer", "tester"], ["TESTAMENT", "TRAINER"], ["cat/train", "dog/train"], ["a/b/c"]],
+)
+def test_names_that_are_no_splits(opened, folders):
+    images, _ = opened({f"{folder}/{i}.png": i for i, folder in enumerate(folders)})
+    assert images.class_names == sorted(folder.partition("/")[0] for folder in folders)
+
+
+def test_a_class_may_be_called_test(opened):
+    images, said = opened({"bus/0.png": 0, "car/1.png": 1, "test/2.png": 2})
+    assert images.class_names == ["bus", "car", "test"]
+    assert said == ["the folder 'test' is taken for a class; move it away if it is a split"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [
+        ("Training", "Training"),
+        ("Training", "training"),
+        ("Training", "train"),
+        ("valid", "val"),
+        ("dev", "validation"),
+        ("training_set", "train"),
+    ],
+)
+def test_other_spellings_of_a_split(opened, folder, split):
+    other = folder.replace("Training", "Testing").replace("training", "test") if "rain" in folder else "train"
+    images, _ = opened({f"{folder}/b/0.png": 0, f"{folder}/a/1.png": 1, f"{other}/a/2.png": 2}, split)
+    assert classes(images) == ["a", "b"]
+    assert_holds(images, [1, 0])
+
+
+@pytest.mark.parametrize("place", ["{name}/{split}", "data/{split}/{name}", "{split}/{name}"])
+def test_splits_at_another_level(opened, place):
+    names = {("dog", "train"): 0, ("cat", "train"): 1, ("cat", "test"): 2}
+    files = {f"{place.format(name=name, split=split)}/{i}.png": i for (name, split), i in names.items()}
+    images, _ = opened(files, "Train")
+    assert classes(images) == ["cat", "dog"]
+    assert_holds(images, [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("folders", "split"), [(["trainA", "testA", "trainB", "testB"], "train"), (["a_train", "bus"], "train")]
+)
+def test_ambiguous_splits_are_refused(opened, folders, split):
+    with pytest.raises(InputError, match=f"has no split '{split}'"):
+        opened({f"{folder}/{i}.png": i for i, folder in enumerate(folders)}, split)
+
+
+def test_splits_of_parquet_files_in_other_spellings(tmp_path):
+    for number, split in enumerate(["train", "validation"]):
+        write_parquet(tmp_path / f"{split}-00000.parquet", [0, 0], images=[png(number), png(number + 2)])
+    for url in ("", "file://"):
+        assert_holds(open_images(f"{url}{tmp_path}", "Val", SIZE), [1, 3])
+
+
+# --- labels ---
+
+ROWS = [{"file_name": "1.png", "label": "dog"}, {"file_name": "0.png", "label": "cat"}]
+CSV = b"file_name,label\n1.png,dog\n0.png,cat\n"
+JSONL = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+
+
+def parquet_bytes(rows):
+    stream = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), stream)
+    return stream.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("name_and_data", [("csv", CSV), ("jsonl", JSONL), ("parquet", parquet_bytes(ROWS))])
+@pytest.mark.parametrize("folder", ["", "train/"])
+def test_labels_of_a_metadata_file(opened, name_and_data, folder):
+    ending, data = name_and_data
+    files = {f"{folder}metadata.{ending}": data, f"{folder}0.png": 0, f"{folder}1.png": 1}
+    images, said = opened(files, folder.rstrip("/") or None)
+    assert classes(images) == ["cat", "dog"]
+    assert_holds(images, [0, 1])
+    assert said == []
+
+
+def test_metadata_above_the_folders_that_it_names(opened):
+    data = b"file_name,label\ntrain/0.png,2\ntrain/deep/1.png,0\ntest/2.png,1\n"
+    files = {"metadata.csv": data, "train/0.png": 0, "train/deep/1.png": 1, "test/2.png": 2}
+    images, _ = opened(files, "train")
+    assert images.labels.tolist() == [2, 0]
+    assert images.class_names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "message"),
+    [
+        (
+            "file_name,fine_label,coarse_label\n0.png,1,0\n",
+            "",
+            "several that may hold labels, fine_label, coarse_label",
+        ),
+        ("file_name,label\n1.png,dog\n", "", "metadata have no row for 0.png: add rows"),
+        ("file_name,label\n0.png,\n", "", "0.png has None in its label column 'label'"),
+        (
+            "file_name,label\n0.png,0.5\n",
+            "",
+            "0.png has 0.5 in its label column 'label': give every row a whole number",
+        ),
+        ("file_name,label\n0.png,cat,dog\n", "", "metadata.csv cannot be read"),
+        ("file_name,label\n0.png,cat\n", "#breed", "has no column 'breed': it has file_name, label"),
+        ("id,label\n0,cat\n", "#label", "has no metadata.csv with a column 'label'"),
+    ],
+)
+def test_metadata_that_do_not_fit(opened, table, column, message):
+    with pytest.raises(InputError, match=message):
+        opened({"0.png": 0, "metadata.csv": table.encode()}, column=column)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "names", "said"),
+    [
+        ("file_name,category\n0.png,cat\n", "", ["cat"], ["labels are those of the column 'category'"]),
+        ("file_name,breed\n0.png,pug\n", "#breed", ["pug"], []),
+        ("file_name,fine_label,coarse_label\n0.png,1,0\n", "#coarse_label", ["0"], []),
+        ("file_name,fine_label,coarse_label\n0.png,1,0\n", "#", ["image"], []),
+        ("file_name,breed\n0.png,pug\n", "", ["image"], ["all images are one class; choose a column of labels as in "]),
+        ("id,label\n0,cat\n", "", ["image"], ["it has no column 'file_name'"]),
+    ],
+)
+def test_the_column_of_labels_in_metadata(opened, table, column, names, said):
+    images, warned = opened({"0.png": 0, "metadata.csv": table.encode()}, column=column)
+    assert images.class_names == names
+    assert len(warned) == len(said)
+    assert all(part in text for part, text in zip(said, warned, strict=True))
+
+
+def test_class_names_have_one_unicode_form(opened):
+    name = "café"
+    images, _ = opened({f"{unicodedata.normalize('NFD', name)}/0.png": 0, "tea/1.png": 1})
+    assert images.class_names == [name, "tea"]
+    table = f"file_name,label\n{name}/0.png,{unicodedata.normalize('NFD', name)}\ntea/1.png,tea\n"
+    images, _ = opened({"metadata.csv": table.encode()})
+    assert images.class_names == [name, "tea"]
+
+
+# --- what is passed over ---
+
+
+def test_leftovers_and_folders_without_images_are_no_classes(opened):
+    leftovers = [
+        "__MACOSX/cat/._0.png",
+        "@eaDir/0.png",
+        "$RECYCLE.BIN/0.png",
+        ".ipynb_checkpoints/0.png",
+        "cat/._0.png",
+    ]
+    images, said = opened({"cat/0.png": 0, "dog/1.png": 1, "bird/notes.txt": b"x"} | dict.fromkeys(leftovers, b"x"))
+    assert images.class_names == ["cat", "dog"]
+    assert_holds(images, [0, 1])
+    assert said == ["folders without images are no classes: bird", "passed over files that are no images: 1 .txt"]
+
+
+def test_an_empty_folder_is_no_class(tmp_path):
+    (tmp_path / "bird").mkdir()
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").write_bytes(png(0))
+    with pytest.warns(UserWarning, match="folders without images are no classes: bird"):
+        assert open_images(str(tmp_path), size=SIZE).class_names == ["cat"]
+
+
+def test_files_of_every_ending_that_pillow_reads(opened, tmp_path):
+    endings = [end for end in (".avif", ".jfif", ".jp2", ".PNG", ".tif", ".webp") if end.lower() in image_endings()]
+    assert len(endings) > 3
+    for end in endings:
+        Image.new("RGB", (SIZE, SIZE)).save(tmp_path / f"0{end}")
+    images, said = opened({"a.heic": b"x", "b.heic": b"x", "c.pdf": b"x", "d.eps": b"x", "README": b"x"})
+    assert len(images) == len(endings)
+    assert images.read(0).shape == (SIZE, SIZE, 3)
+    assert {*said[0].partition(": ")[2].split(", ")} == {"2 .heic", "1 .pdf", "1 .eps", "1 without an ending"}
+
+
+def test_only_files_of_other_endings(opened):
+    with pytest.raises(InputError, match=r"holds no images but 2 \.heic, 1 \.txt: is it the right folder"):
+        opened({"a/0.heic": b"x", "a/1.heic": b"x", "a/x.txt": b"x"})
+
+
+def test_a_table_that_is_not_read_beside_one_class(opened):
+    _, said = opened({"0.png": 0, "labels.csv": b"id,label\n0,cat\n"})
+    assert said == [
+        "passed over files that are no images: 1 .csv; labels are read from metadata.csv, with the columns file_name "
+        "and label"
+    ]
+
+
+def test_one_class_with_folders_below_it(opened):
+    images, said = opened({"images/cat/0.png": 0, "images/dog/1.png": 1})
+    assert images.class_names == ["images"]
+    assert "all images are one class, 'images'; if the classes are below it, give " in said[0]
+    assert said[0].endswith("/images")
+
+
+# --- shards and images ---
+
+
+def test_archives_beside_the_folders_that_they_were_unpacked_to(opened, tmp_path):
+    for name in ("n01", "n02"):
+        write_tar(tmp_path / f"{name}.tar", [{"png": png(0)}])
+    images, said = opened({"n01/0.png": 0, "n02/1.png": 1})
+    assert images.class_names == ["n01", "n02"]
+    assert said == ["passed over files that are no images: 2 .tar"]
+
+
+def test_archives_of_splits_beside_them(opened, tmp_path):
+    for name in ("train", "val"):
+        write_tar(tmp_path / f"{name}.tar", [{"png": png(0)}])
+    images, _ = opened({"train/a/0.png": 0, "val/a/1.png": 1}, "val")
+    assert_holds(images, [1])
+
+
+def test_shards_beside_images_are_refused(opened, tmp_path):
+    write_tar(tmp_path / "all.tar", [{"png": png(0)}])
+    with pytest.raises(InputError, match=r"holds both shards \(all\.tar\) and images \(cat/0\.png\).*/\*\.tar'"):
+        opened({"cat/0.png": 0})

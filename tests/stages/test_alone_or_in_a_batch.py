@@ -1,0 +1,58 @@
+"""In float32 on a CPU an image's logits are the same bits alone and in a batch, for every kind and head."""
+
+import pytest
+import torch
+
+from ctf.codebook import CoarseMap
+from ctf.models import ClusterMembers, Compute, member_logits
+from ctf.sampling import Sampling
+
+K, GRID = 400, (4, 4)
+LABELS = torch.arange(64) % 5
+WAYS = [
+    ("autoregressive", Sampling()),
+    ("any_order", Sampling(steps=5, order="halton")),
+    ("masked", Sampling()),
+    ("masked, any", Sampling(steps=3, order="halton")),
+]
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    """K tokens in 20 clusters of 1 to some 60."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.cat([torch.arange(20), (20 * torch.rand(K - 20, generator=generator) ** 2).long()])
+    return CoarseMap(labels, "test", 0, "none")
+
+
+@pytest.mark.parametrize("support", ["cluster", "full"])
+@pytest.mark.parametrize("task", ["all tokens", "coarse", "fine"])
+@pytest.mark.parametrize(("kind", "sampling"), WAYS, ids=str)
+def test_logits_of_an_image(make_stage, clusters, kind, sampling, task, support):
+    kind, _, rounds = kind.partition(", ")
+    levels = {"all tokens": {}, "coarse": {"predicts": clusters}, "fine": {"given": clusters}}[task]
+    own = {"rounds": rounds} if rounds else {}
+    stage = make_stage(kind, codebook_size=K, grid=GRID, num_classes=5, support=support, dim=64, **levels, **own)
+    stage = stage.pack(Compute("float32"))
+    tokens = torch.randint(K, (64, 16), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        alone = torch.cat(
+            [stage.logits(*image, sampling) for image in zip(tokens.split(1), LABELS.split(1), strict=True)]
+        )
+        for batch in (2, 3, 7, 64):
+            parts = zip(tokens.split(batch), LABELS.split(batch), strict=True)
+            assert torch.equal(torch.cat([stage.logits(*part, sampling) for part in parts]), alone), batch
+
+
+@pytest.mark.parametrize("dim", [64, 128, 192, 768, 1024])
+def test_logits_of_members_for_the_widths_of_models(clusters, dim):
+    members, generator = ClusterMembers(clusters), torch.Generator().manual_seed(2)
+    hidden, weight = torch.randn(64, 9, dim, generator=generator), torch.randn(K, dim, generator=generator)
+    given = torch.randint(20, (64, 9), generator=generator)
+
+    def logits_in(batch):
+        parts = zip(hidden.split(batch), given.split(batch), strict=True)
+        return torch.cat([member_logits(h, weight, c, members) for h, c in parts])
+
+    for batch in (2, 3, 7, 64):
+        assert torch.equal(logits_in(batch), logits_in(1)), batch
