@@ -12,7 +12,7 @@ import ctf
 
 SOURCE = Path(ctf.__file__).parent
 ROOMS = [
-    {"errors", "files", "progress", "device", "torchrun", "command"},
+    {"errors", "files", "weights", "progress", "device", "torchrun", "command"},
     {"images"},
     {"tokenizer"},
     {"codebook"},

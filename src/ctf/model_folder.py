@@ -13,7 +13,7 @@ import torch
 
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
-from ctf.files import atomic_path, existing, read_json, read_json_lines, read_metadata, write_json
+from ctf.files import atomic_path, existing, is_safetensors, read_json, read_json_lines, read_metadata, write_json
 from ctf.hub import CONFIG, pull, push
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_card import CARD, MANIFEST, SHEET, About, level, write_about
@@ -256,7 +256,7 @@ def describe(source: str) -> dict[str, Any]:
         return _describe_run(path, settings)
     if (path / "index.json").exists():
         return {"kind": "token set", **TokenSet.open(path).describe()}
-    if path.is_file() and path.suffix == ".safetensors":
+    if is_safetensors(path):
         return _describe_file(path)
     raise InputError(f"{source} is no token set, coarse map, tokenizer, stage, run or model folder")
 
