@@ -90,6 +90,12 @@ def test_a_milestone_beyond_the_end(tokens, tmp_path):
         run(make_token_objective(tokens), tmp_path, milestones=(2, 7))
 
 
+def test_a_warm_up_that_leaves_no_step(tokens, tmp_path):
+    with pytest.raises(InputError, match=r"optimizer\.warmup_steps is 6: it must be below the 6 steps of the run"):
+        run(make_token_objective(tokens), tmp_path, OptimizerConfig(warmup_steps=6))
+    assert list(tmp_path.iterdir()) == []
+
+
 TOKENIZER_LOOP = {"ema": 0.9, "steps": 22, "batch_size": 4}
 
 

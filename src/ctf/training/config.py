@@ -33,8 +33,8 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: peak learning rate.
-        final_learning_rate: where the cosine ends; the peak's value makes the rate constant.
-        warmup_steps: linear warm-up from 0.
+        final_learning_rate: where the cosine ends, the rate of the last step; the peak's value makes the rate constant.
+        warmup_steps: linear warm-up from 0 to the peak; fewer than the run has steps.
         betas: AdamW's β₁ and β₂.
         weight_decay: on matrices only, not on norms and biases.
         clip: largest gradient norm; 0 does not clip.
@@ -54,6 +54,11 @@ class OptimizerConfig:
         names = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "clip")
         check_settings(self, "optimizer.", names, "at least 0 and finite", lambda x: 0 <= x < math.inf)
         check_settings(self, "optimizer.", ("betas",), "at least 0 and below 1", lambda x: 0 <= x < 1)
+        if self.final_learning_rate > self.learning_rate:
+            raise InputError(
+                f"optimizer.final_learning_rate is {self.final_learning_rate:g}: it must be at most the peak, "
+                f"optimizer.learning_rate {self.learning_rate:g}"
+            )
 
 
 @dataclass(frozen=True)

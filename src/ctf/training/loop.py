@@ -102,6 +102,11 @@ class _Trainer:
                 f"{config.accumulate} × {world}"
             )
         self.steps = config.total_steps(objective.num_images)
+        if optimizer_config.warmup_steps >= self.steps:
+            raise InputError(
+                f"optimizer.warmup_steps is {optimizer_config.warmup_steps}: it must be below the {self.steps} steps of "
+                "the run"
+            )
         if beyond := [step for step in config.milestones if step > self.steps]:
             raise InputError(f"loop.milestones: step {beyond[0]} is never reached, the run has {self.steps}")
         self.meter = Meter()
