@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import make_token_objective, make_token_set, run
+from tiny_runs import make_token_objective, make_token_set, mean_over_masks, run
 
 from ctf.errors import InputError
 from ctf.files import read_json_lines
@@ -69,6 +69,16 @@ def test_weights_of_two_processes_are_those_of_one(name, folder):
         shared, alone = (load_stage(folder / run / path) for run in (name, "alone"))
         for p, q in zip(shared.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
+
+
+def test_masks_of_unequal_sizes_count_by_their_positions(folder, tokens):
+    stage = make_token_objective(tokens, "fine", rounds="any").module
+    mean = mean_over_masks(stage, tokens, 2)
+    mean.backward()
+    line = read_json_lines(folder / "masks" / "log.jsonl")[0]
+    assert line["loss"] == pytest.approx(mean.item(), rel=1e-5)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in stage.parameters()])
+    assert line["gradient_norm"] == pytest.approx(norm.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -69,7 +69,9 @@ class LoopConfig:
         batch_size: images per optimizer step, over all processes and accumulation steps.
         epochs: passes over the training images.
         steps: optimizer steps; overrides `epochs`.
-        accumulate: split each batch into this many forward passes.
+        accumulate: split each batch into this many forward passes. The gradient is that of the mean over all positions
+            of the batch. Stages of kind masked and any_order still differ from one large pass, since each pass of each
+            process draws what is hidden, or the number of groups, anew.
         precision: "auto" is bfloat16 where the device computes it natively, else float32.
         ema: decay of the exponential moving average of the weights, reached gradually; 0 keeps none. With
             it, the averaged weights are evaluated and saved as the model.

@@ -102,11 +102,8 @@ class _Trainer:
                 f"{config.accumulate} × {world}"
             )
         self.steps = config.total_steps(objective.num_images)
-        if optimizer_config.warmup_steps >= self.steps:
-            raise InputError(
-                f"optimizer.warmup_steps is {optimizer_config.warmup_steps}: it must be below the {self.steps} steps of "
-                "the run"
-            )
+        if (warmup := optimizer_config.warmup_steps) >= self.steps:
+            raise InputError(f"optimizer.warmup_steps is {warmup}: it must be below the {self.steps} steps of the run")
         if beyond := [step for step in config.milestones if step > self.steps]:
             raise InputError(f"loop.milestones: step {beyond[0]} is never reached, the run has {self.steps}")
         self.meter = Meter()
@@ -189,13 +186,19 @@ class _Trainer:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         pieces = zip(*(tensor.chunk(c.accumulate) for tensor in batch), strict=True)
+        is_split, weights = c.accumulate * self.processes.world > 1, []
         for index, piece in enumerate(pieces):
             # Weights that are cut add up their gradients at once: whole ones would take their room.
             send = self.is_cut or index == c.accumulate - 1
             with nullcontext() if send else self.accelerator.no_sync(self.module):
-                loss, values = self.objective.loss(self.module, piece, step)
-                self.accelerator.backward(loss / c.accumulate)
-            self.meter.add({"loss": loss, **values}, 1 / c.accumulate)
+                losses, values = self.objective.loss(self.module, piece, step)
+                loss = losses.mean()
+                # By positions, over a number that all pieces of all processes share.
+                weights.append(losses.numel() / piece[0].numel() if losses.ndim and is_split else 1.0)
+                self.accelerator.backward(loss * weights[-1] / c.accumulate)
+            self.meter.add({"loss": loss, **values}, weights[-1] / c.accumulate)
+        if losses.ndim and is_split:
+            self._divide_gradients(sum(weights) / c.accumulate)
         clip = self.optimizer_config.clip or math.inf  # which multiplies by 1
         norm = joined(self.accelerator.clip_grad_norm_(self.module.parameters(), clip))
         if self.accelerator.scaler is None:  # which meets infinite gradients on purpose, and skips their steps itself
@@ -209,6 +212,14 @@ class _Trainer:
             _update_average(self.ema, self.objective.module, min(c.ema, (1 + step) / (10 + step)))
         self.meter.end_step(self.objective.after_step(self.ema, step))
         return rate
+
+    def _divide_gradients(self, weight: float) -> None:
+        """By the mean weight of all pieces of all processes, given that of this one's: what is left is the gradient of
+        the mean over all positions."""
+        # Made on the device, as in `_anywhere`.
+        weights = self.processes.sum(torch.full((), weight, device=self.processes.device))
+        gradients = [local(p.grad) for p in self.module.parameters() if p.grad is not None]
+        torch._foreach_div_(gradients, weights / self.processes.world)
 
     def _report(self, step: int, log: Log) -> dict[str, float]:
         """Evaluate, and make a contact sheet on the first process; on a GPU in the precision of the run."""

@@ -43,7 +43,7 @@ def build_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> 
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Rate of step `step` (from 0) of `steps`: linear warm-up, then a cosine from peak to final, which the last step has.
+    """Rate of step `step` (from 0) of `steps`: linear warm-up, then a cosine from peak to final, at the last step.
 
     `steps` are more than those of the warm-up; the loop makes sure of it.
     """
