@@ -1300,9 +1300,14 @@ def test_a_run_that_diverges_names_its_last_good_checkpoint(place, capsys):
 def test_a_checkpoint_of_other_settings(place, capsys):
     assert main(shlex.split(COARSE)) == 0
     before = contents()
-    for setting in ("--size micro", "--loop.ema 0.9", "--coarse_map reseeded_map.safetensors"):
+    for setting, said in (
+        ("--size micro", "was trained with size nano, not micro"),
+        ("--loop.ema 0.9", "was trained with loop.ema 0.0, not 0.9"),
+        ("--kind any_order", "was trained with kind autoregressive, not any_order"),
+        ("--coarse_map reseeded_map.safetensors", "does not fit this run's settings"),
+    ):
         line = fails(capsys, shlex.split(f"{COARSE} --loop.resume --loop.steps 3 {setting}"))
-        assert "does not fit this run's settings" in line
+        assert said in line
         assert left(before) == []
 
 

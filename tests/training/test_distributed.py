@@ -129,7 +129,7 @@ def test_the_checkpoint_before_one_with_a_bad_part_is_taken(damage, folder, toke
     (tmp_path / RUN_CHECKPOINTS / "step-00000050" / ".00000-of-00002.safetensors.abcd.tmp").touch()
     said = damage(latest_checkpoint(tmp_path))
     stage = objective(tokens).module
-    assert resume(tmp_path, {"model": stage}) == 40
+    assert resume(tmp_path, {"model": stage}, 16) == 40
     assert said in capsys.readouterr().err
     assert [path.name for path in (tmp_path / RUN_CHECKPOINTS).iterdir()] == ["step-00000040"]
 
@@ -137,4 +137,4 @@ def test_the_checkpoint_before_one_with_a_bad_part_is_taken(damage, folder, toke
 def test_processes_that_see_other_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(Processes, "gather", lambda self, value: [500, value])
     with pytest.raises(InputError, match=r"process 1 sees step 0 as the last checkpoint of .* process 0 sees 500"):
-        resume(tmp_path, {}, Processes(1, 2))
+        resume(tmp_path, {}, 16, Processes(1, 2))

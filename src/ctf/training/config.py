@@ -90,7 +90,9 @@ class LoopConfig:
             `open_stage` read them; with `ema` the plain weights too.
         device: "auto", "cpu", "cuda" or "mps".
         tensorboard: write TensorBoard events beside log.jsonl (needs `pip install ctf[track]`).
-        resume: continue the run that stands in the output folder; begin one if none does.
+        resume: continue the run that stands in the output folder; begin one if none does. Its length, the optimizer's
+            settings, precision, and what does not change the result may be others than before (`changes.jsonl` says
+            from which step on); batch size, seed, data and model may not.
     """
 
     batch_size: int = 256
