@@ -71,11 +71,12 @@ def test_weights_of_two_processes_are_those_of_one(name, folder):
             torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
 
 
-def test_masks_of_unequal_sizes_count_by_their_positions(folder, tokens):
+@pytest.mark.parametrize("name", ["masks", "masks-cut"])
+def test_masks_of_unequal_sizes_count_by_their_positions(name, folder, tokens):
     stage = make_token_objective(tokens, "fine", rounds="any").module
     mean = mean_over_masks(stage, tokens, 2)
     mean.backward()
-    line = read_json_lines(folder / "masks" / "log.jsonl")[0]
+    line = read_json_lines(folder / name / "log.jsonl")[0]
     assert line["loss"] == pytest.approx(mean.item(), rel=1e-5)
     norm = torch.nn.utils.get_total_norm([p.grad for p in stage.parameters()])
     assert line["gradient_norm"] == pytest.approx(norm.item(), rel=1e-5)

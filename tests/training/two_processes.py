@@ -32,8 +32,9 @@ train("cut", shard=True)
 train("cut-recomputed", shard=True, recompute=True, accumulate=2)
 train("grown", shard=True, resume=True)
 
-objective = with_masks_by_number(make_token_objective(tokens, "fine", rounds="any"), int(rank))
-run(objective, folder / "masks", steps=1)
+for name in ("masks", "masks-cut"):
+    objective = with_masks_by_number(make_token_objective(tokens, "fine", rounds="any"), int(rank))
+    run(objective, folder / name, steps=1, shard=name == "masks-cut")
 
 objective = make_tokenizer_objective(make_image_set(), tokenizer_training())
 run(objective, folder / "tokenizer", steps=20)
