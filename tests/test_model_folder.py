@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -282,10 +283,13 @@ def test_describe_a_run_and_open_it_as_a_stage(files, tmp_path):
     stage = open_stage(tmp_path / "run")
     assert (stage.name, stage.kind, stage.vocabulary) == ("coarse", "autoregressive", 5)
     assert stage.sampling == Sampling(cfg_scale=2.0, temperature=1.1)  # the paper's
+    longer = dataclasses.replace(loop, steps=3, resume=True)
+    train_stage(CoarseTraining(out=str(tmp_path / "run"), **{**common, "loop": longer}))  # and nothing held out
     assemble(tmp_path / "model", **two_stage(files, stages=[str(tmp_path / "run"), files("fine")]))
     training = Pipeline.from_pretrained(tmp_path / "model").about.training
     assert training.keys() == {"coarse"}
-    assert (training["coarse"]["settings"]["loop"]["batch_size"], training["coarse"]["last"]["step"]) == (4, 2)
+    assert (training["coarse"]["settings"]["loop"]["batch_size"], training["coarse"]["last"]["step"]) == (4, 3)
+    assert training["coarse"]["changes"] == [{"step": 2, "loop.steps": [2, 3]}]
     assert str(tmp_path) not in (tmp_path / "model" / "manifest.json").read_text()
     parts = two_stage(files, stages=[str(tmp_path / "run"), files("fine")], classes=str(tmp_path / "renamed"))
     names = {"grid": (2, 3), "class_names": ["cat", "fox", "dog", "owl"]}

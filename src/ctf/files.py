@@ -262,6 +262,15 @@ def read_tensors(path: str | Path, read: Callable[[Any, dict[str, str]], Result]
         raise InputError(f"{path} is truncated or not a safetensors file ({error}): copy or write it again") from None
 
 
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file says at its beginning that it is a safetensors file, whatever its name ends in."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"  # behind the length of the header, which is JSON
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a safetensors file, without its tensors. Raises InputError as `load_tensors` does."""
     return read_tensors(path, lambda _, metadata: metadata)

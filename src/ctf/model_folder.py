@@ -13,13 +13,22 @@ import torch
 from ctf.classes import check_same
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
-from ctf.files import atomic_path, existing, read_json, read_json_lines, read_metadata, temporary_folder, write_json
+from ctf.files import (
+    atomic_path,
+    existing,
+    is_safetensors,
+    read_json,
+    read_json_lines,
+    read_metadata,
+    temporary_folder,
+    write_json,
+)
 from ctf.hub import CONFIG, pull, push
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_card import CARD, MANIFEST, SHEET, About, level, write_about
 from ctf.models.config import MODEL_SIZES, Compute
 from ctf.pipeline import StagePipeline
-from ctf.run_folder import RUN_CHECKPOINTS, RUN_LOG, RUN_MODEL, latest_checkpoint, run_settings
+from ctf.run_folder import RUN_CHECKPOINTS, RUN_MODEL, last_entries, latest_checkpoint, run_changes, run_settings
 from ctf.sampling.settings import Sampling
 from ctf.stages.registry import load_stage
 from ctf.stages.stage import Stage
@@ -226,14 +235,20 @@ PUBLISHED_OF_LOOP = ("batch_size", "epochs", "steps", "accumulate", "precision",
 
 
 def _training(run: Path) -> dict[str, Any]:
-    """Settings and last log entries of a run folder; nothing of a stage's file."""
+    """Settings, what resuming changed of them, and last log entries of a run folder; nothing of a stage's file."""
     settings = run_settings(run) if run.is_dir() else None
     if settings is None:
         return {}
-    last = _last_entries(run)
+    last = last_entries(run)
     last.pop("steps_per_second", None)
     loop = {name: settings["loop"][name] for name in PUBLISHED_OF_LOOP}
-    return {"settings": {n: settings[n] for n in PUBLISHED if n in settings} | {"loop": loop}, "last": last}
+    made = {"settings": {n: settings[n] for n in PUBLISHED if n in settings} | {"loop": loop}, "last": last}
+    published = {"step", *(f"loop.{name}" for name in PUBLISHED_OF_LOOP)}
+    lines = [
+        {name: value for name, value in line.items() if name in published or name.split(".")[0] in PUBLISHED}
+        for line in run_changes(run)
+    ]
+    return made | ({"changes": changes} if (changes := [line for line in lines if line.keys() > {"step"}]) else {})
 
 
 def model_files(config: Any) -> list[str] | None:
@@ -260,7 +275,7 @@ def describe(source: str) -> dict[str, Any]:
         return _describe_run(path, settings)
     if (path / "index.json").exists():
         return {"kind": "token set", **TokenSet.open(path).describe()}
-    if path.is_file() and path.suffix == ".safetensors":
+    if is_safetensors(path):
         return _describe_file(path)
     raise InputError(f"{source} is no token set, coarse map, tokenizer, stage, run or model folder")
 
@@ -286,16 +301,8 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 def _describe_run(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     checkpoint = latest_checkpoint(run)
-    facts = {"kind": "run", "finished": (run / RUN_MODEL).exists(), "last": _last_entries(run), "settings": settings}
-    return {**facts, "checkpoint": str(checkpoint) if checkpoint else None}
-
-
-def _last_entries(run: Path) -> dict[str, float]:
-    """The last value of each entry of a run's log."""
-    last: dict[str, float] = {}
-    for line in read_json_lines(run / RUN_LOG) if (run / RUN_LOG).exists() else []:
-        last |= line
-    return last
+    facts = {"kind": "run", "finished": (run / RUN_MODEL).exists(), "last": last_entries(run), "settings": settings}
+    return {**facts, "changes": run_changes(run), "checkpoint": str(checkpoint) if checkpoint else None}
 
 
 def describe_pipeline(pipeline: StagePipeline) -> dict[str, Any]:

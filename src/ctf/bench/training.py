@@ -85,7 +85,7 @@ def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig
 
     def step() -> None:
         loss, _ = objective.loss(module, next(batches), 0)
-        accelerator.backward(loss)
+        accelerator.backward(loss.mean())
         accelerator.clip_grad_norm_(module.parameters(), config.clip)
         for optimizer in optimizers:
             optimizer.step()

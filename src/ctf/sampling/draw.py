@@ -44,7 +44,7 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         probability 0 is never drawn.
 
     Raises:
-        InputError: logits that are not finite; on a GPU, which is not waited for, its own assertion fails.
+        InputError: logits that are not finite; on a GPU its own assertion fails.
     """
     if sampling.temperature == 0:
         _check_finite(logits.amax(-1))
@@ -57,10 +57,9 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _check_finite(values: Tensor) -> None:
-    finite = values.isfinite().all()
-    if values.device.type != "cpu":
-        torch._assert_async(finite)
-    elif not finite:
+    try:
+        torch._assert_async(values.isfinite().all())  # at once on a CPU, later on a GPU, which is not waited for
+    except RuntimeError:
         raise InputError(
             "the logits are not finite, so nothing can be drawn: the weights are damaged, or too large for the dtype"
-        )
+        ) from None

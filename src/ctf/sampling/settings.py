@@ -104,7 +104,8 @@ class Sampling:
     @classmethod
     def of_file(cls, values: Mapping[str, Any]) -> Sampling:
         """From a model's file, as `of`. What is called linear there is the schedule of older versions."""
-        return cls.of({**values, "cfg_schedule": "known"} if values.get("cfg_schedule") == "linear" else values)
+        values = dict(values)
+        return cls.of(values | {"cfg_schedule": "known"} if values.get("cfg_schedule") == "linear" else values)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Sampling:

@@ -95,7 +95,8 @@ class TokenObjective(Objective):
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         added = {} if self.cluster_loss is None else {"cluster_loss": self.cluster_loss.to(batch[0].device)}
-        return module(*batch, **added).mean(), {}
+        losses = module(*batch, **added)
+        return losses if losses.ndim == 1 else losses.mean(), {}
 
     def evaluate(self, module: Any, processes: Processes = ALONE) -> dict[str, float]:
         """Mean loss in nats and bits per token of this stage, and token accuracy, without augmentation, in the steps
