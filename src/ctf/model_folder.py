@@ -18,7 +18,6 @@ from ctf.files import (
     existing,
     is_safetensors,
     read_json,
-    read_json_lines,
     read_metadata,
     temporary_folder,
     write_json,
