@@ -425,9 +425,9 @@ CODEBOOKS = [
     case("a seed too large", f"{CLUSTER} --seed 4294967296", "seed 4294967296"),
     case("a codebook that is missing", f"{CLUSTER} --codebook nowhere.npy", "nowhere.npy: no such"),
     case("a folder for a codebook", f"{CLUSTER} --codebook empty", "empty/tokenizer.safetensors: no such"),
-    case("a map for a codebook", f"{CLUSTER} --codebook map.safetensors", "map.safetensors holds no matrix"),
-    case("a stage for a codebook", f"{CLUSTER} --codebook fine.safetensors", "fine.safetensors holds 13 matrices"),
-    case("a picture for a codebook", f"{CLUSTER} --codebook pictures/0.png", "a codebook is a tokenizer, or a .npy"),
+    case("a map for a codebook", f"{CLUSTER} --codebook map.safetensors", "not a ctf tokenizer (it says 'coarse_map')"),
+    case("a stage for a codebook", f"{CLUSTER} --codebook fine.safetensors", "not a ctf tokenizer (it says 'stage')"),
+    case("a picture for a codebook", f"{CLUSTER} --codebook pictures/0.png", "0.png is neither a safetensors"),
     case("a key that is not there", f"{CLUSTER} --codebook fine.safetensors:weights", "no matrix named 'weights'"),
     case("a truncated tokenizer", f"{CLUSTER} --codebook t.safetensors", "t.safetensors is truncated",
          copied("tokenizer.safetensors", "t.safetensors"), cut("t.safetensors", 1000)),
@@ -451,9 +451,9 @@ CODEBOOKS = [
     case("a codebook that would run code", CLUSTER, "Object arrays cannot be loaded",
          array("codebook.npy", [[Runs()]], object)),
     case("an empty .npy", CLUSTER, "codebook.npy is truncated", written("codebook.npy", b"")),
-    case("text for an .npy", CLUSTER, "codebook.npy is truncated or not", written("codebook.npy", "0 1\n2 3\n")),
+    case("text for an .npy", CLUSTER, "codebook.npy is neither a", written("codebook.npy", "0 1\n2 3\n")),
     case("a truncated .npy", CLUSTER, "codebook.npy is truncated", cut("codebook.npy", 200)),
-    case("an .npz called .npy", CLUSTER, "archive of arrays", copied("samples.npz", "codebook.npy")),
+    case("an .npz called .npy", CLUSTER, "codebook.npy is neither a", copied("samples.npz", "codebook.npy")),
     case("an .npy that claims 10¹⁸ rows", CLUSTER, "truncated",
          written("codebook.npy", npy_that_claims((10**18, 8), "<f4"))),
     case("a .pt that would run code", f"{CLUSTER} --codebook c.pt", "could run code", pickled("c.pt", {"x": Runs()})),
@@ -532,13 +532,13 @@ PICTURES = [
     case("truncated weights", TOKENIZE, "tokenizer.safetensors is truncated", cut("tokenizer.safetensors", 20_000)),
     case("a device for an output", f"{CLUSTER} --out pipe", "neither a file nor a folder", lambda: os.mkfifo("pipe")),
     case("an empty tokenizer", TOKENIZE, "tokenizer.safetensors is truncated", written("tokenizer.safetensors", b"")),
-    case("junk for a tokenizer", TOKENIZE, "tokenizer.safetensors is truncated",
+    case("junk for a tokenizer", TOKENIZE, "tokenizer.safetensors is neither a safetensors file nor",
          written("tokenizer.safetensors", JUNK)),
     case("a tokenizer that is missing", f"{TOKENIZE} --tokenizer nowhere", "nowhere: no such"),
     case("a folder without a tokenizer", f"{TOKENIZE} --tokenizer empty", "empty/tokenizer.safetensors: no such"),
     case("a map for a tokenizer", f"{TOKENIZE} --tokenizer map.safetensors", "not a ctf tokenizer"),
     case("a stage for a tokenizer", f"{TOKENIZE} --tokenizer fine.safetensors", "not a ctf tokenizer"),
-    case("a text for a tokenizer", f"{TOKENIZE} --tokenizer tokens/index.json", "truncated or not a safetensors"),
+    case("a text for a tokenizer", f"{TOKENIZE} --tokenizer tokens/index.json", "index.json is neither a safetensors"),
     case("a tokenizer of an unknown family", TOKENIZE, "family 'rq'", retold("tokenizer.safetensors", family="rq")),
     case("a tokenizer of no settings", TOKENIZE, "cannot read this tokenizer",
          retold("tokenizer.safetensors", drop=["config"])),
@@ -550,7 +550,7 @@ PICTURES = [
          retold("tokenizer.safetensors", config='{"codebook_size": -1}')),
     case("a tokenizer of other settings", TOKENIZE, "cannot read this tokenizer",
          retold("tokenizer.safetensors", config='{"codebook_size": 25}')),
-    case("a tokenizer without metadata", TOKENIZE, "not a ctf tokenizer (it says 'nothing')",
+    case("a tokenizer without metadata", TOKENIZE, "is not a LlamaGen tokenizer: it has no quantize.embedding.weight",
          lambda: save_file({"weight": torch.zeros(3)}, "tokenizer.safetensors")),
     case("metadata that is not JSON", TOKENIZE, "tokenizer.safetensors",
          lambda: save_file({"weight": torch.zeros(3)}, "tokenizer.safetensors", {"ctf": "{"})),
@@ -648,8 +648,8 @@ TOKEN_SETS = [
     case("likelihood of a codebook of another size", LIKELIHOOD, "codebook of 23",
          edited("tokens/index.json", codebook_size=23)),
     case("likelihood on another grid", LIKELIHOOD, "grid or classes", edited("tokens/index.json", grid=[1, 4])),
-    case("likelihood of more classes", LIKELIHOOD, "grid or classes",
-         edited("tokens/index.json", class_names=list("abcde"))),
+    case("likelihood of a class that the model lacks", LIKELIHOOD, "of the class 'e', which is none",
+         edited("tokens/index.json", class_names=list("abce"))),
     case("likelihood under a model that is missing", f"{LIKELIHOOD} --model nowhere", "nowhere: no such model"),
     case("likelihood on no device", f"{LIKELIHOOD} --device abacus", "'abacus' cannot be used here"),
     case("likelihood in more steps than positions", f"{BY_STEPS} --steps [1,5]",
@@ -757,7 +757,8 @@ TRAINING = [
     case("a stage given what is no coarsening", f"{STAGE} --predicts reseeded_map.safetensors", "no coarsening"),
     case("a support that does not exist", f"{FINE} --support half", "expected one of ['cluster', 'full'], got half"),
     case("held-out tokens that are missing", f"{COARSE} --held_out nowhere", "nowhere: no such token set"),
-    case("held-out tokens of other classes", f"{COARSE} --held_out again", "differs", copied("tokens", "again"),
+    case("held-out tokens of other classes", f"{COARSE} --held_out again", "of the class 'x', which is none",
+         copied("tokens", "again"),
          edited("again/index.json", class_names=list("abcx"))),
     case("held-out tokens of another codebook", f"{COARSE} --held_out again", "different codebooks",
          copied("tokens", "again"), edited("again/index.json", codebook="ab")),
@@ -1006,7 +1007,10 @@ SAMPLES = [
     case("a label beyond the classes", f"{SAMPLE} --labels [99]", "class 99: the model has the classes 0 … 3"),
     case("a negative label", f"{SAMPLE} --labels [-1]", "class -1: the model has the classes 0 … 3"),
     case("a label that is no class", f"{SAMPLE} --labels [fox]", "'fox' does not exist"),
-    case("a label of a fraction", f"{SAMPLE} --labels [1.5]", "1.5"),
+    case("a label of a fraction", f"{SAMPLE} --labels [1.5]", "class '1.5' does not exist"),
+    case("a number that is a name and an index", f"{SAMPLE} --labels [1]", "ambiguous: write '[\"1\"]' for the class",
+         edited("model/config.json", class_names=["1", "10", "2", "3"])),
+    case("a label that YAML reads as false", f"{SAMPLE} --labels [no]", "class 'no' does not exist"),
     case("labels of labels", f"{SAMPLE} --labels [[1]]", "class '[[1]]' does not exist"),
     case("labels of a mapping", f"{SAMPLE} --labels '{{a: 1}}'", "labels"),
     case("labels and a policy", f"{SAMPLE} --labels [1] --label_policy uniform", "give one of them"),
@@ -1300,9 +1304,14 @@ def test_a_run_that_diverges_names_its_last_good_checkpoint(place, capsys):
 def test_a_checkpoint_of_other_settings(place, capsys):
     assert main(shlex.split(COARSE)) == 0
     before = contents()
-    for setting in ("--size micro", "--loop.ema 0.9", "--coarse_map reseeded_map.safetensors"):
+    for setting, said in (
+        ("--size micro", "was trained with size nano, not micro"),
+        ("--loop.ema 0.9", "was trained with loop.ema 0.0, not 0.9"),
+        ("--kind any_order", "was trained with kind autoregressive, not any_order"),
+        ("--coarse_map reseeded_map.safetensors", "does not fit this run's settings"),
+    ):
         line = fails(capsys, shlex.split(f"{COARSE} --loop.resume --loop.steps 3 {setting}"))
-        assert "does not fit this run's settings" in line
+        assert said in line
         assert left(before) == []
 
 

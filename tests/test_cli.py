@@ -236,6 +236,20 @@ def test_labels_are_numbers_or_names(labels):
     assert settings("sample", "--out", "x", "--labels", labels)["labels"] == yaml.safe_load(labels)
 
 
+@pytest.mark.parametrize("option", [["--labels", "{}"], ["--labels={}"]], ids=len)
+def test_labels_are_as_they_are_typed(option):
+    """YAML would read False, None, 1000.0, 7, 1000, a date, and the name 1 as a number."""
+    text = """[no, ~, 1e3, 007, 1_000, 2024-01-01, "1", '2', 3, "é, 😀"]"""
+    labels = ["no", "~", "1e3", "007", "1_000", "2024-01-01", "1", "2", 3, "é, 😀"]
+    assert settings("sample", "--out", "x", *(word.format(text) for word in option))["labels"] == labels
+
+
+def test_paths_are_as_they_are_typed():
+    words = ["--tokenizer", "emoji", "--stages", "[1, no]", "--classes", "007", "--out", "1e3"]
+    values = settings("assemble", *words)
+    assert (values["stages"], values["classes"], values["out"]) == (["1", "no"], "007", "1e3")
+
+
 # Under way
 
 

@@ -20,6 +20,7 @@ from ctf.files import (
     read_metadata,
     save_module,
     save_tensors,
+    temporary_folder,
     write_json,
     write_text,
 )
@@ -28,6 +29,24 @@ from ctf.files import (
 @dataclass
 class Config:
     width: int
+
+
+@pytest.mark.parametrize("place", ["missing", "file"])
+def test_a_temporary_folder_that_cannot_be_used_is_named(tmp_path, monkeypatch, place):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / place))
+    with (
+        pytest.raises(InputError, match=f"no temporary folder can be made in .*{place} .*set TMPDIR"),
+        temporary_folder(),
+    ):
+        pass
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / place)])
+    with (
+        pytest.raises(InputError, match=f"No usable temporary directory found in .*{place}.*set TMPDIR"),
+        temporary_folder(),
+    ):
+        pass
 
 
 def fail_halfway(path, write):

@@ -12,7 +12,7 @@ import ctf
 
 SOURCE = Path(ctf.__file__).parent
 ROOMS = [
-    {"errors", "files", "progress", "device", "torchrun", "command"},
+    {"errors", "files", "weights", "progress", "device", "torchrun", "command", "classes", "plugins"},
     {"images"},
     {"tokenizer"},
     {"codebook"},

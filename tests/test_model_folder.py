@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 
 from ctf.codebook import cluster_codebook, codebook_fingerprint
 from ctf.errors import InputError
-from ctf.model_folder import Pipeline, assemble, describe, open_stage
+from ctf.model_folder import Pipeline, assemble, describe, open_stage, publish
 from ctf.sampling import Sampling
 from ctf.tokens import write_token_set
 from ctf.training import CoarseTraining, LoopConfig, train_stage
@@ -282,14 +283,46 @@ def test_describe_a_run_and_open_it_as_a_stage(files, tmp_path):
     stage = open_stage(tmp_path / "run")
     assert (stage.name, stage.kind, stage.vocabulary) == ("coarse", "autoregressive", 5)
     assert stage.sampling == Sampling(cfg_scale=2.0, temperature=1.1)  # the paper's
+    longer = dataclasses.replace(loop, steps=3, resume=True)
+    train_stage(CoarseTraining(out=str(tmp_path / "run"), **{**common, "loop": longer}))  # and nothing held out
     assemble(tmp_path / "model", **two_stage(files, stages=[str(tmp_path / "run"), files("fine")]))
     training = Pipeline.from_pretrained(tmp_path / "model").about.training
     assert training.keys() == {"coarse"}
-    assert (training["coarse"]["settings"]["loop"]["batch_size"], training["coarse"]["last"]["step"]) == (4, 2)
+    assert (training["coarse"]["settings"]["loop"]["batch_size"], training["coarse"]["last"]["step"]) == (4, 3)
+    assert training["coarse"]["changes"] == [{"step": 2, "loop.steps": [2, 3]}]
     assert str(tmp_path) not in (tmp_path / "model" / "manifest.json").read_text()
+    parts = two_stage(files, stages=[str(tmp_path / "run"), files("fine")], classes=str(tmp_path / "renamed"))
+    names = {"grid": (2, 3), "class_names": ["cat", "fox", "dog", "owl"]}
+    write_token_set(tmp_path / "renamed", np.zeros((1, 6), int), np.zeros(1, int), 24, **names)
+    with pytest.raises(InputError, match="different classes: class 1 is red fox there, fox here"):
+        assemble(tmp_path / "renamed_model", **parts)
     (tmp_path / "run" / "model.safetensors").unlink()
     with pytest.raises(InputError, match="run that has not finished: continue it"):
         open_stage(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("trained", "message"),
+    [
+        ("coarse", "is the training run of the stage coarse, not a model folder: `ctf assemble` makes one"),
+        ("tokenizer", "is the training run of the tokenizer, not a model folder: `ctf assemble`"),
+        (None, "is a training run that has not finished, not a model folder: `ctf assemble`"),
+    ],
+)
+def test_a_training_run_is_no_model(files, tmp_path, trained, message):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"loop": {}}')
+    if trained:
+        (tmp_path / "run" / "model.safetensors").write_bytes(Path(files(trained)).read_bytes())
+    for opened in Pipeline.from_pretrained, lambda run: publish(run, "owner/name"):
+        with pytest.raises(InputError, match=message):
+            opened(str(tmp_path / "run"))
+
+
+def test_a_run_of_fit_says_where_its_model_is(files, tmp_path):
+    assemble(tmp_path / "run" / "model", **two_stage(files))
+    with pytest.raises(InputError, match=r"run is not a model folder: its model is in .*run/model"):
+        Pipeline.from_pretrained(tmp_path / "run")
 
 
 def test_describe_model_folders(files, tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
+from ctf.classes import is_number
 from ctf.errors import InputError
 
 Verb = Callable[..., None]
@@ -104,6 +106,7 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
         if getattr(action, "_typehint", None) is bool:  # `--quick` alone means `--quick true`
             action.nargs, action.const = "?", True
     arguments = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in arguments]
+    arguments = _texts_as_typed(parser, arguments)
     if OPEN in parameters:
         arguments = _open_options(parser, arguments)
     try:
@@ -160,6 +163,44 @@ def _plain(message: str) -> str:
     for seen, plain in words.items():
         message = message.replace(seen, plain)
     return message
+
+
+def _texts_as_typed(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
+    """Write lists of texts as JSON, or YAML would take `no` for false and `1e3` for a number.
+
+    A whole number without quotes stays one if the option takes numbers too.
+    """
+    import yaml
+
+    takes: dict[str, list[Any]] = {}
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        items = [get_args(kind)[0] for kind in (hint, *get_args(hint)) if get_origin(kind) is list]
+        types = [kind for item in items for kind in get_args(item) or [item]]
+        if str in types:
+            takes |= dict.fromkeys(action.option_strings, types)
+
+    def as_json(option: str, text: str) -> str:
+        try:
+            node = yaml.compose(text)
+        except yaml.YAMLError:
+            return text  # jsonargparse says what is wrong
+        if not isinstance(node, yaml.SequenceNode) or not all(isinstance(n, yaml.ScalarNode) for n in node.value):
+            return text
+        numbers = int in takes[option]
+        items = [int(n.value) if numbers and n.style is None and is_number(n.value) else n.value for n in node.value]
+        return json.dumps(items, ensure_ascii=False)
+
+    read, before = [], ""
+    for word in arguments:
+        option, equals, text = word.partition("=")
+        if before in takes:
+            word = as_json(before, word)
+        elif equals and option in takes:
+            word = f"{option}={as_json(option, text)}"
+        read.append(word)
+        before = word
+    return read
 
 
 def _open_options(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:

@@ -95,6 +95,20 @@ def check_writable(path: str | Path, what: Literal["file", "folder"] = "file") -
         raise _not_writable(path, error) from None
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed after the block. Raises InputError, which names the place, if none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="ctf-")
+    except OSError as error:
+        where = f" in {Path(error.filename).parent}" if error.filename else ""
+        raise InputError(
+            f"no temporary folder can be made{where} ({error.strerror}): free some space, or set TMPDIR"
+        ) from None
+    with folder as path:
+        yield Path(path)
+
+
 def _not_writable(path: Path, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or error
     return InputError(f"{path} cannot be written ({reason}): free some space or choose another place")
@@ -194,6 +208,15 @@ def existing(path: str | Path, what: str = "file or folder") -> Path:
     return path
 
 
+def file_state(path: str | Path) -> str:
+    """Size and time of change of a file, which tell it from an earlier one of its name without reading it."""
+    try:
+        found = os.stat(path)
+    except OSError:  # such as a link to nowhere
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, atomically. Tensors are made contiguous and moved to the CPU.
 
@@ -237,6 +260,15 @@ def read_tensors(path: str | Path, read: Callable[[Any, dict[str, str]], Result]
             return read(file, _metadata(file))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({error}): copy or write it again") from None
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file says at its beginning that it is a safetensors file, whatever its name ends in."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"  # behind the length of the header, which is JSON
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -304,6 +336,11 @@ def check_finite(where: str | Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{where}: {name} holds NaN or infinity: use another checkpoint")
+
+
+def text_fingerprint(lines: Iterable[str]) -> str:
+    """16 hexadecimal digits (SHA-256) of lines of text."""
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def fingerprint(tensor: Tensor) -> str:

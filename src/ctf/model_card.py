@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -169,5 +168,7 @@ def level(coarse_map: CoarseMap | None, codebook_size: int) -> str:
 
 
 def _settings(sampling: Sampling) -> str:
-    values: Mapping[str, Any] = dataclasses.asdict(sampling)
+    values = {name: value for name, value in dataclasses.asdict(sampling).items() if value is not None}
+    if sampling.order != "confidence":
+        del values["noise"]
     return ", ".join(f"{name} {v}" if isinstance(v, str) else f"{name} {v:g}" for name, v in values.items())

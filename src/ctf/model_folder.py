@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ctf.classes import check_same
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
-from ctf.files import atomic_path, existing, read_json, read_json_lines, read_metadata, write_json
+from ctf.files import (
+    atomic_path,
+    existing,
+    is_safetensors,
+    read_json,
+    read_metadata,
+    temporary_folder,
+    write_json,
+)
 from ctf.hub import CONFIG, pull, push
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_card import CARD, MANIFEST, SHEET, About, level, write_about
 from ctf.models.config import MODEL_SIZES, Compute
 from ctf.pipeline import StagePipeline
-from ctf.run_folder import RUN_CHECKPOINTS, RUN_LOG, RUN_MODEL, latest_checkpoint, run_settings
+from ctf.run_folder import RUN_CHECKPOINTS, RUN_MODEL, last_entries, latest_checkpoint, run_changes, run_settings
 from ctf.sampling.settings import Sampling
 from ctf.stages.registry import load_stage
 from ctf.stages.stage import Stage
 from ctf.tokenizer.registry import ASSETS, load_tokenizer
-from ctf.tokens.token_set import TokenSet
+from ctf.tokens.token_set import TokenIndex, TokenSet
 
 FORMAT = 2
 SAMPLING = "generation_config.json"
@@ -65,7 +73,7 @@ class Pipeline(StagePipeline):
                 stage.save(_part(temporary, stage.name), dtype)
             config = {"ctf": "pipeline", "format": FORMAT, "stages": [stage.name for stage in self.stages]}
             write_json(temporary / CONFIG, {**config, "class_names": self.class_names})
-            write_json(temporary / SAMPLING, {s.name: dataclasses.asdict(s.sampling) for s in self.stages})
+            write_json(temporary / SAMPLING, {s.name: s.sampling.for_file() for s in self.stages})
             write_about(temporary, self, self.about, dtype)
 
     @classmethod
@@ -102,7 +110,7 @@ class Pipeline(StagePipeline):
             raise InputError(f"{folder / SAMPLING}: the model has no stage {min(unknown)!r}: correct or restore it")
         for stage in stages:
             try:
-                stage.sampling = Sampling.of_file(dataclasses.asdict(stage.sampling) | settings.get(stage.name, {}))
+                stage.sampling = Sampling.of_file(stage.sampling.for_file() | settings.get(stage.name, {}))
             except InputError as error:
                 raise InputError(f"{folder / SAMPLING}, {stage.name}: {error}") from None
         pipeline = cls(load_tokenizer(_part(folder, "tokenizer")), config["class_names"], stages)
@@ -121,8 +129,8 @@ class Pipeline(StagePipeline):
         Raises:
             InputError: as those of `ctf.hub.push`.
         """
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
+        with temporary_folder() as temporary:
+            folder = temporary / "model"
             self.save_pretrained(folder, dtype)
             return push(folder, name, private, model_files)
 
@@ -197,6 +205,10 @@ def assemble(
     tokens = TokenSet.open(classes)
     opened = [open_stage(stage) for stage in stages]
     pipeline = Pipeline(open_tokenizer(tokenizer, allow_namespace), tokens.class_names, opened)
+    for run in map(Path, stages):
+        trained_on = Path((run_settings(run) or {}).get("tokens", run))
+        if (trained_on / "index.json").exists():  # the tokens still lie where they were
+            check_same(TokenIndex.load(trained_on).class_names, tokens.class_names, str(trained_on), classes)
     tokens.check_codebook(pipeline.tokenizer.codebook)
     if tokens.grid != pipeline.grid:
         raise InputError(
@@ -222,14 +234,20 @@ PUBLISHED_OF_LOOP = ("batch_size", "epochs", "steps", "accumulate", "precision",
 
 
 def _training(run: Path) -> dict[str, Any]:
-    """Settings and last log entries of a run folder; nothing of a stage's file."""
+    """Settings, what resuming changed of them, and last log entries of a run folder; nothing of a stage's file."""
     settings = run_settings(run) if run.is_dir() else None
     if settings is None:
         return {}
-    last = _last_entries(run)
+    last = last_entries(run)
     last.pop("steps_per_second", None)
     loop = {name: settings["loop"][name] for name in PUBLISHED_OF_LOOP}
-    return {"settings": {n: settings[n] for n in PUBLISHED if n in settings} | {"loop": loop}, "last": last}
+    made = {"settings": {n: settings[n] for n in PUBLISHED if n in settings} | {"loop": loop}, "last": last}
+    published = {"step", *(f"loop.{name}" for name in PUBLISHED_OF_LOOP)}
+    lines = [
+        {name: value for name, value in line.items() if name in published or name.split(".")[0] in PUBLISHED}
+        for line in run_changes(run)
+    ]
+    return made | ({"changes": changes} if (changes := [line for line in lines if line.keys() > {"step"}]) else {})
 
 
 def model_files(config: Any) -> list[str] | None:
@@ -256,7 +274,7 @@ def describe(source: str) -> dict[str, Any]:
         return _describe_run(path, settings)
     if (path / "index.json").exists():
         return {"kind": "token set", **TokenSet.open(path).describe()}
-    if path.is_file() and path.suffix == ".safetensors":
+    if is_safetensors(path):
         return _describe_file(path)
     raise InputError(f"{source} is no token set, coarse map, tokenizer, stage, run or model folder")
 
@@ -282,16 +300,8 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 def _describe_run(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     checkpoint = latest_checkpoint(run)
-    facts = {"kind": "run", "finished": (run / RUN_MODEL).exists(), "last": _last_entries(run), "settings": settings}
-    return {**facts, "checkpoint": str(checkpoint) if checkpoint else None}
-
-
-def _last_entries(run: Path) -> dict[str, float]:
-    """The last value of each entry of a run's log."""
-    last: dict[str, float] = {}
-    for line in read_json_lines(run / RUN_LOG) if (run / RUN_LOG).exists() else []:
-        last |= line
-    return last
+    facts = {"kind": "run", "finished": (run / RUN_MODEL).exists(), "last": last_entries(run), "settings": settings}
+    return {**facts, "changes": run_changes(run), "checkpoint": str(checkpoint) if checkpoint else None}
 
 
 def describe_pipeline(pipeline: StagePipeline) -> dict[str, Any]:
@@ -338,9 +348,23 @@ def find_model(source: str, revision: str | None = None) -> Path:
     else:
         name, _, at = source.partition("@")
         folder = pull(name, revision or at or None)
-    if not is_model(folder):
-        raise InputError(f"{folder} is not a model folder: its config.json is missing or says something else")
-    return folder
+    if is_model(folder):
+        return folder
+    if run_settings(folder) is not None:
+        raise InputError(
+            f"{folder} is {_run_in_words(folder)}, not a model folder: `ctf assemble` makes one of it and the others"
+        )
+    if is_model(folder / "model"):
+        raise InputError(f"{folder} is not a model folder: its model is in {folder / 'model'}")
+    raise InputError(f"{folder} is not a model folder: its config.json is missing or says something else")
+
+
+def _run_in_words(run: Path) -> str:
+    """What a training run has trained."""
+    if not (run / RUN_MODEL).exists():
+        return "a training run that has not finished"
+    made = read_metadata(run / RUN_MODEL)
+    return f"the training run of the {made.get('ctf')} {made.get('name', '')}".rstrip()
 
 
 def _part(folder: Path, name: str) -> Path:

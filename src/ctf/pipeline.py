@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ctf.classes import class_index
 from ctf.codebook.coarse_map import CoarseMap, codebook_fingerprint
 from ctf.completion import divided
 from ctf.device import available_memory, return_freed_memory, usable_device
@@ -141,7 +141,7 @@ class StagePipeline:
         and then another token is drawn.
 
         Args:
-            labels: class indices or names.
+            labels: class indices (int) or names (str).
             seed: image i uses seed + i; or one seed per label.
             batch_size: images at a time.
             progress: show a progress bar.
@@ -355,18 +355,12 @@ class StagePipeline:
         return batch
 
     def label_index(self, label: int | str) -> int:
-        """The index of a class given by index or name.
+        """The index of a class given by index (int) or name (str), see `ctf.classes.class_index`.
 
         Raises:
             InputError: no such class.
         """
-        if isinstance(label, str) and not re.fullmatch(r"-?[0-9]+", label):
-            if label not in self.class_names:
-                raise InputError(f"class {label!r} does not exist: `ctf info` on the model folder lists them")
-            return self.class_names.index(label)
-        if not 0 <= int(label) < len(self.class_names):
-            raise InputError(f"class {label}: the model has the classes 0 … {len(self.class_names) - 1}")
-        return int(label)
+        return class_index(self.class_names, label)
 
 
 def stay(stage: Stage, known: Tensor | None, images: int) -> Tensor | None:

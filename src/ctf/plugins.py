@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import os
 import sys
+from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,11 +22,35 @@ def load_object(name: str) -> Any:
     Raises:
         InputError: there is no such file, module or name, or importing it fails.
     """
+    source = Path(name.rpartition(":")[0])
+    return _load(name, source.stat().st_mtime_ns if source.exists() else 0)
+
+
+@lru_cache
+def _load(name: str, changed: int) -> Any:
     source, _, attribute = name.rpartition(":")
-    module = import_source(source)
-    if not callable(found := getattr(module, attribute, None)):
+    if not callable(found := getattr(import_source(source), attribute, None)):
         raise InputError(f"{source} has no function or class {attribute!r}: name one that is there")
     return found
+
+
+@lru_cache
+def import_plugins() -> None:
+    """The files that $CTF_PLUGINS names: they register kinds and samplers that a model's file knows by a word."""
+    for file in filter(None, os.environ.get("CTF_PLUGINS", "").split(os.pathsep)):
+        import_source(file)
+
+
+def source_fingerprint(name: str) -> str:
+    """Of the file that defines what "file.py:name" names: its SHA-256, shortened.
+
+    Raises:
+        InputError: as `load_object`; there is no source file.
+    """
+    source = name.rpartition(":")[0]
+    if not (file := getattr(import_source(source), "__file__", None)):
+        raise InputError(f"{source} has no source file to take the fingerprint of: write the function in a file")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def import_source(source: str) -> ModuleType:

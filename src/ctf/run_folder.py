@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ctf.files import read_json
+from ctf.files import read_json, read_json_lines
 from ctf.hub import CONFIG
 
 #: What a run folder holds beside its config.json.
 RUN_LOG, RUN_MODEL, RUN_CHECKPOINTS, RUN_MILESTONES = "log.jsonl", "model.safetensors", "checkpoints", "milestones"
+RUN_CHANGES = "changes.jsonl"
 #: Of a checkpoint: a file, or a folder of parts.
 NAME = re.compile(r"step-\d+(\.safetensors)?")
 
@@ -19,6 +20,19 @@ def run_settings(run: Path) -> dict[str, Any] | None:
     """What a run folder was made from; None of a folder that is no run."""
     config = read_json(run / CONFIG) if (run / CONFIG).exists() else None
     return config if isinstance(config, dict) and "loop" in config else None
+
+
+def run_changes(run: Path) -> list[dict[str, Any]]:
+    """Settings that a run changed when it was resumed: "step", after which, and by name [before, from then on]."""
+    return read_json_lines(run / RUN_CHANGES) if (run / RUN_CHANGES).exists() else []
+
+
+def last_entries(run: Path) -> dict[str, float]:
+    """The last value of each entry of a run's log."""
+    last: dict[str, float] = {}
+    for line in read_json_lines(run / RUN_LOG) if (run / RUN_LOG).exists() else []:
+        last |= line
+    return last
 
 
 def checkpoint_path(run: Path, step: int, part: int = 0, parts: int = 1) -> Path:

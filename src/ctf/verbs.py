@@ -19,7 +19,7 @@ def assemble(
 
     Args:
         out: model folder.
-        tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
+        tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
         stages: run folders or files of the stages in order: one for a baseline, coarse and fine for the paper's
             system. Their maps are inside.
         classes: the token set that the stages were trained on: it knows the names of the classes.

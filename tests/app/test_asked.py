@@ -5,7 +5,9 @@ from urllib.parse import parse_qsl
 import pytest
 
 from ctf.app.asked import MOST_IMAGES, Asked, controls_of
+from ctf.app.sampler import Sampler
 from ctf.errors import InputError
+from ctf.pipeline import StagePipeline
 from ctf.sampling import Sampling
 
 
@@ -80,3 +82,10 @@ def test_no_class_means_all_of_them_evenly(pipeline):
     assert Asked(num=1).labels(pipeline) == [0]
     assert set(Asked(num=MOST_IMAGES).labels(pipeline)) == {0, 1, 2, 3}
     assert Asked("red fox", 2).labels(pipeline) == Asked("1", 2).labels(pipeline) == [1, 1]
+
+
+def test_a_class_is_meant_by_its_name_before_its_index(make_parts):
+    numbered = StagePipeline(**make_parts("baseline") | {"class_names": ["1", "10", "2", "x"]})
+    assert [Asked(label, 1).labels(numbered) for label in ("1", "10", "2", "3")] == [[0], [1], [2], [3]]
+    command = Sampler(numbered, "x", {"coarse": ""}).manifest(Asked("10", 2)).command
+    assert """--labels '["10", "10"]'""" in command  # as 1 it would be ambiguous

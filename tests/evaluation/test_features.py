@@ -114,7 +114,7 @@ def test_missing_inception_weights(tmp_path):
 
 def test_inception_weights_that_hold_code_are_refused(tmp_path):
     torch.save({"weight": SimpleNamespace()}, tmp_path / "weights.pth")
-    assert "not a state dict" in refused(lambda: open_features("inception", str(tmp_path / "weights.pth")))
+    assert "could run code" in refused(lambda: open_features("inception", str(tmp_path / "weights.pth")))
 
 
 class TinyInception(nn.Module):
@@ -123,6 +123,7 @@ class TinyInception(nn.Module):
     def __init__(self, name, features_list, feature_extractor_weights_path):
         super().__init__()
         assert features_list == ["2048", "logits_unbiased"]
+        self.given = feature_extractor_weights_path and torch.load(feature_extractor_weights_path)
         self.Mixed_6d = nn.Module()
         self.Mixed_6d.branch1x1 = nn.Conv2d(3, 9, 1)
 
@@ -144,6 +145,15 @@ def test_spatial_features_are_in_tensorflow_order(monkeypatch):
     np.testing.assert_allclose(features.spatial, expected[..., :7].reshape(2, 2023), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(features.pool, expected.mean((1, 2)), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(features.probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_torch_fidelity_gets_inception_weights_without_the_prefix_of_ddp(monkeypatch, tmp_path):
+    package = ModuleType("torch_fidelity")
+    package.FeatureExtractorInceptionV3 = TinyInception
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    torch.save({"module.fc.weight": torch.ones(2)}, tmp_path / "weights.ckpt")
+    extractor = open_features("inception", str(tmp_path / "weights.ckpt"))
+    assert extractor._network.given.keys() == {"fc.weight"}
 
 
 def test_dinov2_sees_normalised_224_pixel_images(monkeypatch):
@@ -202,7 +212,7 @@ def test_fingerprint_follows_the_file(tmp_path):
     [
         ("nowhere.py:embed", "nowhere.py: no such file"),
         ("no_such_module:embed", "no_such_module cannot be imported (ModuleNotFoundError"),
-        ("numpy:no_such_function", "numpy has no function 'no_such_function'"),
+        ("numpy:no_such_function", "numpy has no function or class 'no_such_function'"),
     ],
 )
 def test_what_is_wrong_with_a_function_is_one_line(name, line):

@@ -74,16 +74,30 @@ def test_bits_of_a_completion(make_stage, make_tokenizer, tmp_path):
     assert abs(found["bits_per_token"] - found["unconditional_bits_per_token"]) > 0.01
 
 
-def test_labels_of_other_classes_are_noticed(make_pipeline, tmp_path):
+def test_labels_are_matched_by_name(make_pipeline, tmp_path):
+    pipeline = make_pipeline("baseline")  # of a cat, red fox, dog and owl
+
+    def bits(name, label, class_names):
+        token_set = write(tmp_path / name, pipeline, [[1] * 6], [label], class_names=class_names)
+        return bits_per_token(pipeline, token_set, progress=False)
+
+    dog = bits("same", 2, pipeline.class_names)
+    assert bits("fewer", 0, ["dog", "owl"]) == dog != bits("other", 1, ["dog", "owl"])
+    assert bits("more", 0, ["dog", "bee", "ant", "cat", "hen"]) == dog
+    with pytest.raises(InputError, match="images of the class 'bee', which is none of the model's classes"):
+        bits("bee", 1, ["dog", "bee"])
+    with pytest.warns(UserWarning, match="names and numbers for classes: bits mean something only if"):
+        assert bits("numbered", 2, list("0123")) == dog
+
+
+def test_labels_of_fewer_classes_need_no_warning(make_pipeline, tmp_path):
     pipeline = make_pipeline("baseline")
-    same, other = pipeline.class_names, ["cat", "red fox", "owl", "dog"]
+    same = pipeline.class_names
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bits_per_token(
             pipeline, write(tmp_path / "same", pipeline, [[1] * 6], [2], class_names=same[:3]), progress=False
         )
-    with pytest.warns(UserWarning, match="class 2 is 'owl' in .* and 'dog' in the model: bits mean something only if"):
-        bits_per_token(pipeline, write(tmp_path / "other", pipeline, [[1] * 6], [2], class_names=other), progress=False)
 
 
 @KINDS
@@ -179,7 +193,7 @@ def test_the_first_augmentation_is_measured(make_pipeline, tmp_path):
         ({"codebook_size": 25, "codebook": None}, "codebook of 25"),
         ({"codebook": torch.ones(24, 4)}, "another codebook"),
         ({"grid": (3, 2)}, "grid or classes"),
-        ({"class_names": list("abcde")}, "grid or classes"),
+        ({"class_names": list("abcde")}, "images of the class 'a', which is none of the model's"),
     ],
 )
 def test_tokens_of_another_model(make_pipeline, tmp_path, settings, message):

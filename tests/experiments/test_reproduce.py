@@ -36,12 +36,13 @@ def tiny(tmp_path_factory):
     data = dataclasses.replace(
         EMOJI.data, images=str(folder), train_split=None, test_split=None, num_classes=2, num_images=16
     )
-    loop = dataclasses.replace(EMOJI.training["loop"], steps=2, batch_size=4, device="cpu", precision="float32")
+    short = EMOJI.changed(steps=2)
+    loop = dataclasses.replace(short.training["loop"], batch_size=4, device="cpu", precision="float32")
     return dataclasses.replace(
-        EMOJI,
+        short,
         data=data,
         sizes=dict.fromkeys("BLX", "nano") | {"XL": "nano"},
-        training=EMOJI.training | {"loop": loop},
+        training=short.training | {"loop": loop},
         reference=str(folder),
         reference_split=None,
         num_samples=8,
@@ -287,6 +288,7 @@ def test_settings_replace_the_presets():
     changed: Preset = EMOJI.changed("photos", reference="set.npz", seeds=(5,), steps=70, num_samples=9)
     assert (changed.data.images, changed.data.tokenizer, changed.reference) == ("photos", "emoji", "set.npz")
     assert (changed.seeds, changed.training["loop"].steps, changed.num_samples) == ((5,), 70, 9)
+    assert changed.training["optimizer"].warmup_steps == 35
     for seeds in ((), (1, 1)):
         with pytest.raises(InputError, match="one or more different ones"):
             EMOJI.changed(seeds=seeds)

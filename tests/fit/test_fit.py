@@ -10,7 +10,7 @@ from PIL import Image
 from ctf.errors import InputError
 from ctf.files import read_json
 from ctf.fit import Plan, carry_out, choose, run_fit
-from ctf.fit.plan import parse_time
+from ctf.fit.plan import files_of, parse_time
 from ctf.images import contact_sheet, open_images
 from ctf.model_folder import Pipeline
 from ctf.training import loop
@@ -85,6 +85,7 @@ def test_a_folder_becomes_a_model(run, plan):
     assert Image.open(run / "samples.png").width > 8 * 64
     assert Image.open(run / "curves.png").width > 1000
     assert Plan.load(run / "plan.json") == plan
+    assert plan.files == files_of(*plan.open())
     assert pipeline.about.sheet == (run / "samples.png").read_bytes()
     assert pipeline.about.metrics["tokenizer_psnr"] == metrics["tokenizer"]["psnr"]
 
@@ -142,6 +143,41 @@ def test_columns_of_the_sheet_are_classes_that_were_held_out(run, photos, tmp_pa
     monkeypatch.setattr(carry_out, "contact_sheet", watched)
     carry_out._sheet(Pipeline.from_pretrained(run / "model"), held_out, 0)
     assert columns == [([8] * 6, ["red"] * 8)]
+
+
+@pytest.fixture
+def splits(photos, tmp_path):
+    """train/ and val/ of both classes."""
+    for split in "train", "val":
+        shutil.copytree(photos, tmp_path / "photos" / split)
+    return tmp_path / "photos"
+
+
+def test_a_held_out_folder_that_lacks_a_class_is_matched_by_name(run, plan, splits, monkeypatch):
+    shutil.rmtree(splits / "val" / "blue")
+    train, test = dataclasses.replace(plan, images=str(splits), split="train", held_out="val", files=None).open()
+    assert (train.class_names, test.class_names) == (["blue", "red"], ["red"])
+    columns = []
+    monkeypatch.setattr(carry_out, "contact_sheet", lambda rows, titles, names, **settings: columns.append(names))
+    carry_out._sheet(Pipeline.from_pretrained(run / "model"), test, 0)
+    assert columns == [["red"] * 8]
+
+
+def test_a_held_out_class_that_training_lacks_is_named_at_once(splits):
+    (splits / "val" / "red").rename(splits / "val" / "green")
+    with pytest.raises(InputError, match="held_out val has images of the class 'green', which is none of the training"):
+        choose(str(splits), "train", 60.0, CPU, held_out="val", image_size=32)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_that_changed_since_the_plan(plan, splits, tmp_path, split):
+    asked = dataclasses.replace(plan, images=str(splits), split="train", held_out="val", files=None)
+    asked = dataclasses.replace(asked, files=files_of(*asked.open()))
+    asked.open()
+    (splits / split / "red" / "0.png").write_bytes((splits / split / "blue" / "0.png").read_bytes())
+    with pytest.raises(InputError, match="have changed since the plan was made: choose another --out"):
+        run_fit(asked, tmp_path / "run", "cpu", str)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_cannot_be_planned(plan, photos, tmp_path):

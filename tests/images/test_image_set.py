@@ -215,10 +215,14 @@ def test_saved_data_set_with_class_names(tmp_path):
     dataset.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=dataset, test=dataset.select([2])).save_to_disk(tmp_path / "two")
     one = open_images(str(tmp_path / "one"), size=SIZE)
+    one_fingerprint = one.fingerprint()
+    assert open_images(str(tmp_path / "one"), size=SIZE).fingerprint() == one_fingerprint
     assert one.class_names == ["ant", "bee", "cat"]
     assert one.labels.tolist() == [0, 1, 0]
     assert_holds(one, [0, 1, 2])
     assert_holds(open_images(str(tmp_path / "two"), "test", SIZE), [2])
+    dataset.select([2, 1, 0]).save_to_disk(tmp_path / "one")
+    assert open_images(str(tmp_path / "one"), size=SIZE).fingerprint() != one_fingerprint
 
 
 @pytest.mark.parametrize("label", [lambda i: {"cls": b"%d" % i}, lambda i: {"json": json.dumps({"label": i}).encode()}])

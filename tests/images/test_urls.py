@@ -1,6 +1,7 @@
 """Images at URLs, in memory and in files: the same as those of a local path, and only those read that are asked for."""
 
 import json
+import os
 import re
 import tarfile
 from importlib.util import find_spec
@@ -109,6 +110,31 @@ def test_a_url_holds_what_the_path_holds(tmp_path, memory, layout, place, split)
     local = everything(open_images(f"{tmp_path}{place}", split, SIZE))
     assert everything(open_images(f"file://{tmp_path}{place}", split, SIZE)) == local
     assert everything(open_images(f"{memory(tmp_path)}{place}", split, SIZE)) == local
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize(("layout", "place", "split"), [LAYOUTS[i] for i in (0, 2, 4, 10)])
+def test_a_fingerprint_changes_with_the_files(tmp_path, scheme, layout, place, split):
+    def fingerprint():
+        return open_images(f"{scheme}{tmp_path}{place}", split, SIZE).fingerprint()
+
+    def touch(pattern):
+        for path in tmp_path.rglob(pattern):
+            os.utime(path, ns=(0, path.stat().st_mtime_ns + 1000))
+
+    layout(tmp_path)
+    before = fingerprint()
+    if layout is splits:
+        touch("test/*/*")  # the other split
+    assert fingerprint() == before
+    touch("*.*")
+    changed = fingerprint()
+    assert changed != before
+    path = max(path for path in tmp_path.rglob("*.*") if path.suffix != ".txt")
+    path.write_bytes(path.read_bytes() + bytes(tarfile.RECORDSIZE) if layout is tars else b"")
+    if layout is parquet:
+        write_parquet(path, [2, 0, 1])
+    assert fingerprint() not in (before, changed)
 
 
 def test_held_out_images_of_a_url(tmp_path, memory):

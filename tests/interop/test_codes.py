@@ -52,6 +52,15 @@ def test_the_second_crop_range_follows_the_first(tmp_path):
     assert contents(tmp_path / "b") == contents(tmp_path / "ten_crop_105")
 
 
+def test_codes_of_another_folder_are_another_set(tmp_path):
+    for name in "one", "other":
+        write_codes(tmp_path / name)
+    import_codes(tmp_path / "one", tmp_path / "set", **SETTINGS)
+    import_codes(tmp_path / "one", tmp_path / "set", **SETTINGS)  # left as it is
+    with pytest.raises(InputError, match="holds tokens of LlamaGen codes as it was"):
+        import_codes(tmp_path / "other", tmp_path / "set", **SETTINGS)
+
+
 def test_count_leaves_out_the_padding(tmp_path):
     codes = write_codes(tmp_path / "in")
     token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, count=10)

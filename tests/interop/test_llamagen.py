@@ -199,6 +199,15 @@ def test_wrappers(tmp_path, gpt_state, wrapper):
     assert_same(llamagen.load_gpt(tmp_path / "gpt.pt", **SMALL).state_dict(), expected)
 
 
+def test_weights_saved_from_ddp_and_compile_are_the_same_model(tmp_path, gpt_state, tokenizer_state):
+    for state, load in (
+        (gpt_state, lambda path: llamagen.load_gpt(path, **SMALL)),
+        (tokenizer_state, llamagen.load_tokenizer),
+    ):
+        torch.save({"model": {f"module._orig_mod.{name}": x for name, x in state.items()}}, tmp_path / "ddp.pt")
+        assert_same(load(tmp_path / "ddp.pt").state_dict(), load(state).state_dict())
+
+
 def test_moving_average_on_request(tokenizer_state):
     average = {name: tensor + 1 for name, tensor in tokenizer_state.items()}
     checkpoint = {"model": tokenizer_state, "ema": average}

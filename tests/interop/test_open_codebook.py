@@ -24,7 +24,7 @@ def test_npy(tmp_path, dtype):
     assert torch.equal(loaded, CODEBOOK)
 
 
-@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.pth"])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.pth", "a.ckpt", "a"])
 def test_one_matrix_is_found_and_several_need_a_name(tmp_path, name):
     path = tmp_path / name
 
@@ -47,14 +47,14 @@ def test_pt_of_a_bare_tensor(tmp_path):
 
 
 def test_files_that_hold_no_codebook_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no such codebook file"):
+    with pytest.raises(InputError, match="no such checkpoint"):
         open_codebook(tmp_path / "a.npy")
     for name in ("a.npy", "a.safetensors", "a.pt"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 nothing")
         with pytest.raises(InputError, match=name):
             open_codebook(tmp_path / name)
-    (tmp_path / "a.csv").touch()
-    with pytest.raises(InputError, match=r"a codebook is a tokenizer, or a \.npy"):
+    (tmp_path / "a.csv").write_text("0,1")
+    with pytest.raises(InputError, match=r"a\.csv is neither a safetensors file nor a PyTorch checkpoint"):
         open_codebook(tmp_path / "a.csv")
     np.save(tmp_path / "a.npy", np.ones(3))
     with pytest.raises(InputError, match="holds no matrix"):
@@ -84,6 +84,31 @@ def test_the_codebook_of_an_official_tokenizer():
     assert torch.equal(found, llamagen.load_tokenizer(GOLDEN / "vq8.pt").codebook)
     state = torch.load(GOLDEN / "vq8.pt", weights_only=True)["model"]
     torch.testing.assert_close(found, torch.nn.functional.normalize(state["quantize.embedding.weight"], dim=1))
+
+
+@pytest.mark.parametrize("ending", ["pt", "ckpt", "bin", "safetensors"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_an_official_tokenizer_under_any_ending(tmp_path, ending, prefix):
+    expected = llamagen.load_tokenizer(GOLDEN / "vq8.pt").codebook
+    state = torch.load(GOLDEN / "vq8.pt", weights_only=True)["model"]
+    prefixed = {prefix + name: tensor for name, tensor in state.items()}
+    path = tmp_path / f"tokenizer.{ending}"
+    for save in (save_tensors, lambda path, state: torch.save({"model": state}, path)):
+        save(path, prefixed)
+        assert torch.equal(open_tokenizer(path).codebook, expected)
+        assert torch.equal(open_codebook(path), expected)
+
+
+def test_our_tokenizer_under_another_ending(make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.save(tmp_path / "tokenizer.ckpt")
+    assert torch.equal(open_tokenizer(tmp_path / "tokenizer.ckpt").codebook, tokenizer.codebook)
+
+
+def test_a_matrix_of_numpy_under_another_ending(tmp_path):
+    np.save(tmp_path / "a.npy", CODEBOOK.numpy())
+    (tmp_path / "a.npy").rename(tmp_path / "a.codebook")
+    assert torch.equal(open_codebook(tmp_path / "a.codebook"), CODEBOOK)
 
 
 def test_a_namespace_beside_an_official_tokenizer_needs_leave(tmp_path):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ctf.errors import InputError
 from ctf.files import read_metadata, save_tensors
 from ctf.tokenizer import Tokenizer, VQTokenizer
-from ctf.tokenizer.registry import TOKENIZERS, is_tokenizer, load_tokenizer, register_tokenizer
+from ctf.tokenizer.registry import TOKENIZERS, is_ours, load_tokenizer, register_tokenizer
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def test_a_family_from_elsewhere_is_saved_and_loaded(registered, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.safetensors")
     assert read_metadata(tmp_path / "tokenizer.safetensors")["family"] == "grey"
     for source in (tmp_path, tmp_path / "tokenizer.safetensors"):  # a folder, and the file
-        assert is_tokenizer(source)
+        assert is_ours(source)
         loaded = load_tokenizer(source)
         assert isinstance(loaded, Grey)
         assert loaded.config == tokenizer.config
@@ -96,14 +96,14 @@ def test_a_file_from_before_there_were_families(make_tokenizer, tmp_path):
 
 
 def test_the_embedded_tokenizer():
-    assert is_tokenizer("emoji")
+    assert is_ours("emoji")
     assert load_tokenizer("emoji").codebook.shape == (16_384, 8)
 
 
 def test_what_is_no_tokenizer(tmp_path):
     save_tensors(tmp_path / "map.safetensors", {"fine_to_coarse": torch.zeros(3)}, {"ctf": "coarse_map"})
-    assert not is_tokenizer(tmp_path / "map.safetensors")
-    assert not is_tokenizer(tmp_path / "nothing.pt")
+    assert is_ours(tmp_path / "map.safetensors")
+    assert not is_ours(tmp_path / "nothing.pt")
     with pytest.raises(InputError, match=r"not a ctf tokenizer.*coarse_map"):
         load_tokenizer(tmp_path / "map.safetensors")
     with pytest.raises(InputError, match=r"tokenizer\.safetensors: no such safetensors file"):

@@ -1,5 +1,6 @@
 """Tokenizing folders of small PNG files, some damaged, with a tiny random tokenizer."""
 
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -301,3 +302,66 @@ def test_the_command_takes_an_official_tokenizer(tmp_path, capsys):
     opened = open_images(str(images), size=16)
     expected = [tokens_alone(official, opened.read(i)) for i in range(2)]
     assert TokenSet.open(tmp_path / "set").gather([0, 1]).tolist() == expected
+
+
+# Files that change
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(6):
+        Image.new("RGB", (SIZE, SIZE), (40 * i, 0, 0)).save(folder / f"{i}.bmp")  # all of one size
+    (folder / "4.bmp").write_bytes(b"damaged")
+    return folder
+
+
+def replaced(path: Path) -> None:
+    stat = path.stat()
+    Image.new("RGB", (SIZE, SIZE), "blue").save(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1000))
+
+
+CHANGES = {
+    "repaired": lambda folder: replaced(folder / "4.bmp"),
+    "replaced": lambda folder: replaced(folder / "1.bmp"),
+    "renamed": lambda folder: (folder / "0.bmp").rename(folder / "9.bmp"),
+}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_images_that_changed_are_another_set(pictures, tokenizer, tmp_path, monkeypatch, change, finished):
+    images = open_images(str(pictures), size=SIZE)
+    if not finished:
+        monkeypatch.setattr("ctf.tokens.tokenize.TokenWriter.close", Mock(side_effect=KeyboardInterrupt))
+    with suppress(KeyboardInterrupt):
+        tokenize(images, tokenizer, tmp_path / "tokens", augmentation="none")
+    monkeypatch.undo()
+    change(pictures)
+    with pytest.raises(
+        InputError, match=r"pictures as it was: .* Choose another folder, or delete .*tokens to tokenize"
+    ):
+        tokenize(open_images(str(pictures), size=SIZE), tokenizer, tmp_path / "tokens", augmentation="none")
+
+
+def test_unchanged_images_are_not_read_again(pictures, tokenizer, tmp_path, monkeypatch):
+    images = open_images(str(pictures), size=SIZE)
+    first = tokenize(images, tokenizer, tmp_path / "tokens", augmentation="none")
+    monkeypatch.setattr(images, "batches", Mock(side_effect=AssertionError))
+    assert tokenize(images, tokenizer, tmp_path / "tokens", augmentation="none").index == first.index
+    write_json(tmp_path / "tokens" / "index.json", read_json(tmp_path / "tokens" / "index.json") | {"files": None})
+    assert len(tokenize(images, tokenizer, tmp_path / "tokens", augmentation="none")) == 5  # of an earlier version
+
+
+def test_the_first_process_says_which_files_they_are(pictures, tokenizer, tmp_path, monkeypatch):
+    """Others may read copies on other machines, whose dates differ."""
+    images, how = open_images(str(pictures), size=SIZE), {"augmentation": "none", "world": 2, "shard_size": 2}
+    tokenize(images, tokenizer, tmp_path / "tokens", rank=1, **how)
+    assert read_json(tmp_path / "tokens" / "index.json")["files"] is None
+    monkeypatch.setattr("ctf.tokens.tokenize.wait_until", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("ctf.tokens.tokenize.TokenWriter.close", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(images, tokenizer, tmp_path / "tokens", rank=0, **how)
+    assert read_json(tmp_path / "tokens" / "index.json")["files"] == images.fingerprint()

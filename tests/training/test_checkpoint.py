@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from ctf.errors import InputError
-from ctf.files import save_tensors
+from ctf.files import load_tensors, save_tensors
 from ctf.run_folder import checkpoint_path, latest_checkpoint
 from ctf.training.checkpoint import Checkpoints, load_checkpoint, not_finite, resume, verify
+
+#: Of an epoch.
+IMAGES = 16
 
 
 def make_parts(channels=4, layers=1, seed=0):
@@ -23,7 +26,7 @@ def make_parts(channels=4, layers=1, seed=0):
 
 
 def save_checkpoint(run, step, parts, keep):
-    with closing(Checkpoints(run, parts, keep)) as checkpoints:
+    with closing(Checkpoints(run, parts, keep, IMAGES)) as checkpoints:
         checkpoints.save(step)
     return checkpoint_path(run, step)
 
@@ -40,7 +43,7 @@ def test_training_goes_on_exactly_where_weights_lie_channels_last(tmp_path):
     whole, resumed = make_parts(), make_parts(seed=1)
     step(whole, 1)
     path = save_checkpoint(tmp_path, 1, whole, keep=1)
-    assert load_checkpoint(path, resumed) == 1
+    assert load_checkpoint(path, resumed, IMAGES) == 1
     for seed in (2, 3):
         step(whole, seed)
         step(resumed, seed)
@@ -66,20 +69,20 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_a_checkpoint_of_another_model(other, reason, tmp_path):
     path = save_checkpoint(tmp_path, 1, make_parts(), keep=1)
     with pytest.raises(InputError, match=rf"does not fit this run's settings \(model: .*{reason}") as error:
-        load_checkpoint(path, make_parts(**other))
+        load_checkpoint(path, make_parts(**other), IMAGES)
     assert "\n" not in str(error.value)
 
 
 def test_a_shape_that_would_broadcast_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"model": nn.Linear(3, 1)}, keep=1)
     with pytest.raises(InputError, match="does not fit"):
-        load_checkpoint(path, {"model": nn.Linear(3, 5)})
+        load_checkpoint(path, {"model": nn.Linear(3, 5)}, IMAGES)
 
 
 def test_a_part_that_the_checkpoint_lacks(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"model": nn.Linear(3, 1)}, keep=1)
     with pytest.raises(InputError, match=r"\(ema: "):
-        load_checkpoint(path, {"model": nn.Linear(3, 1), "ema": nn.Linear(3, 1)})
+        load_checkpoint(path, {"model": nn.Linear(3, 1), "ema": nn.Linear(3, 1)}, IMAGES)
 
 
 @pytest.mark.parametrize("length", [0, 5, 400, -1])
@@ -119,15 +122,25 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(damage, tmp_path, capsys):
         last = save_checkpoint(tmp_path, seed, whole, keep=2)
     damage(last)
     resumed = make_parts(seed=1)
-    assert resume(tmp_path, resumed) == 1
+    assert resume(tmp_path, resumed, IMAGES) == 1
     assert f"Going on from {checkpoint_path(tmp_path, 1)}" in capsys.readouterr().err
     step(resumed, 2)
     for key, tensor in whole["model"].state_dict().items():
         assert torch.equal(tensor, resumed["model"].state_dict()[key]), key
     damage(checkpoint_path(tmp_path, 1))
     with pytest.raises(InputError, match=r"step-00000001\.safetensors is"):
-        resume(tmp_path, resumed)
-    assert resume(tmp_path / "elsewhere", resumed) == 0
+        resume(tmp_path, resumed, IMAGES)
+    assert resume(tmp_path / "elsewhere", resumed, IMAGES) == 0
+
+
+def test_a_checkpoint_of_other_images(tmp_path):
+    path = save_checkpoint(tmp_path, 1, make_parts(), keep=1)
+    with pytest.raises(InputError, match=r"step-00000001\.safetensors is of a run over 16 images, and here are 1,000"):
+        load_checkpoint(path, make_parts(), 1000)
+    tensors, metadata = load_tensors(path)
+    del metadata["images"]  # as it was written before
+    save_tensors(path, tensors, metadata)
+    assert load_checkpoint(path, make_parts(), 1000) == 1
 
 
 def test_another_safetensors_file(tmp_path):
@@ -147,12 +160,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "checkpoints").iterdir()) == [checkpoint_path(tmp_path, 1)]
-    assert load_checkpoint(checkpoint_path(tmp_path, 1), parts) == 1
+    assert load_checkpoint(checkpoint_path(tmp_path, 1), parts, IMAGES) == 1
 
 
 def test_a_checkpoint_that_cannot_be_written_is_noticed_before_the_next(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    checkpoints = Checkpoints(tmp_path, make_parts(), 1)
+    checkpoints = Checkpoints(tmp_path, make_parts(), 1, IMAGES)
     checkpoints.check()
     checkpoints.save(1)
     time.sleep(0.5)

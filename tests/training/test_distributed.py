@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import make_token_objective, make_token_set, run
+from tiny_runs import make_token_objective, make_token_set, mean_over_masks, run
 
 from ctf.errors import InputError
 from ctf.files import read_json_lines
@@ -71,6 +71,17 @@ def test_weights_of_two_processes_are_those_of_one(name, folder):
             torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
 
 
+@pytest.mark.parametrize("name", ["masks", "masks-cut"])
+def test_masks_of_unequal_sizes_count_by_their_positions(name, folder, tokens):
+    stage = make_token_objective(tokens, "fine", rounds="any").module
+    mean = mean_over_masks(stage, tokens, 2)
+    mean.backward()
+    line = read_json_lines(folder / name / "log.jsonl")[0]
+    assert line["loss"] == pytest.approx(mean.item(), rel=1e-5)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in stage.parameters()])
+    assert line["gradient_norm"] == pytest.approx(norm.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_all_processes_evaluate_together(name, folder):
     found = [float((folder / f"{name}-{rank}.txt").read_text()) for rank in (0, 1)]
@@ -119,7 +130,7 @@ def test_the_checkpoint_before_one_with_a_bad_part_is_taken(damage, folder, toke
     (tmp_path / RUN_CHECKPOINTS / "step-00000050" / ".00000-of-00002.safetensors.abcd.tmp").touch()
     said = damage(latest_checkpoint(tmp_path))
     stage = objective(tokens).module
-    assert resume(tmp_path, {"model": stage}) == 40
+    assert resume(tmp_path, {"model": stage}, 16) == 40
     assert said in capsys.readouterr().err
     assert [path.name for path in (tmp_path / RUN_CHECKPOINTS).iterdir()] == ["step-00000040"]
 
@@ -127,4 +138,4 @@ def test_the_checkpoint_before_one_with_a_bad_part_is_taken(damage, folder, toke
 def test_processes_that_see_other_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(Processes, "gather", lambda self, value: [500, value])
     with pytest.raises(InputError, match=r"process 1 sees step 0 as the last checkpoint of .* process 0 sees 500"):
-        resume(tmp_path, {}, Processes(1, 2))
+        resume(tmp_path, {}, 16, Processes(1, 2))

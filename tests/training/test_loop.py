@@ -13,10 +13,13 @@ from tiny_runs import (
     make_image_set,
     make_token_objective,
     make_tokenizer_objective,
+    mean_over_masks,
     run,
     tokenizer_training,
+    with_masks_by_number,
 )
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ctf.errors import InputError
 from ctf.files import load_tensors, read_json_lines
@@ -90,6 +93,12 @@ def test_a_milestone_beyond_the_end(tokens, tmp_path):
         run(make_token_objective(tokens), tmp_path, milestones=(2, 7))
 
 
+def test_a_warm_up_that_leaves_no_step(tokens, tmp_path):
+    with pytest.raises(InputError, match=r"optimizer\.warmup_steps is 6: it must be below the 6 steps of the run"):
+        run(make_token_objective(tokens), tmp_path, OptimizerConfig(warmup_steps=6))
+    assert list(tmp_path.iterdir()) == []
+
+
 TOKENIZER_LOOP = {"ema": 0.9, "steps": 22, "batch_size": 4}
 
 
@@ -154,6 +163,32 @@ def test_two_half_batches_are_one_batch(tokens, tmp_path):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
     losses = [[line["loss"] for line in read_json_lines(tmp_path / name / "log.jsonl")] for name in "12"]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def gradients_of_a_step(objective, out, **loop):
+    """What the optimizer gets in a run of one step: of matrices, then of norms and biases."""
+    found = []
+
+    def keep(optimizer, *arguments):
+        found.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
+
+    hook = register_optimizer_step_pre_hook(keep)
+    run(objective, out, OptimizerConfig(clip=0), steps=1, **loop)
+    hook.remove()
+    return found
+
+
+def test_masks_of_unequal_sizes_count_by_their_positions(tokens, tmp_path):
+    """The gradient of accumulated pieces is that of the mean over the hidden positions of all of them."""
+    objective = with_masks_by_number(make_token_objective(tokens, "fine", rounds="any"))
+    stage = copy.deepcopy(objective.module)
+    found = gradients_of_a_step(objective, tmp_path, accumulate=4)
+    mean = mean_over_masks(stage, tokens, 4)
+    mean.backward()
+    parameters = sorted(stage.parameters(), key=lambda p: p.ndim < 2)
+    for gradient, p in zip(found, parameters, strict=True):
+        torch.testing.assert_close(gradient, p.grad, rtol=1e-5, atol=1e-6)
+    assert read_json_lines(tmp_path / "log.jsonl")[0]["loss"] == pytest.approx(mean.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["coarse", "fine"])

@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from ctf.errors import InputError
@@ -18,9 +20,25 @@ def test_schedule_against_a_hand_computation():
     assert [learning_rate(config, step, 9) for step in range(9)] == pytest.approx(expected)
 
 
-def test_schedule_of_runs_without_room_for_a_cosine():
-    assert learning_rate(OptimizerConfig(learning_rate=1.0), 0, 1) == 1.0
-    assert learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=10), 1, 2) == pytest.approx(0.2)
+@given(st.data())
+def test_the_rate_rises_to_the_peak_and_falls_to_the_final_rate(data):
+    steps = data.draw(st.integers(1, 60))
+    warmup = data.draw(st.integers(0, steps - 1))
+    peak = data.draw(st.floats(1e-6, 1.0))
+    final = data.draw(st.floats(0.0, peak))
+    config = OptimizerConfig(peak, final, warmup)
+    rates = [learning_rate(config, step, steps) for step in range(steps)]
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert max(rates) <= peak * (1 + 1e-12)
+    assert rates[-1] == pytest.approx(final, abs=1e-15)
+    assert not warmup or rates[warmup - 1] == pytest.approx(peak)
+
+
+def test_a_final_rate_above_the_peak():
+    message = r"optimizer\.final_learning_rate is 1e-05: it must be at most the peak, optimizer\.learning_rate 1e-06"
+    with pytest.raises(InputError, match=message):
+        OptimizerConfig(learning_rate=1e-6)
 
 
 def test_a_rate_that_ends_where_it_begins_is_constant():

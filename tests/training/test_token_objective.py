@@ -95,9 +95,17 @@ def test_a_stage_that_is_given_labels_is_shown_below_the_images_that_they_are_of
     assert (np.abs(windows - decoded) <= 1).all((-1, -2, -3)).any()  # 1: a batch of two rounds differently from one
 
 
+def test_held_out_labels_are_matched_by_name(tokens, tmp_path):
+    held_out = make_token_set(tmp_path / "held_out", class_names=["1", "0"])
+    objective = make_token_objective(tokens, held_out=held_out)
+    assert objective.held_out.labels.tolist() == (1 - held_out.labels).tolist()
+    fewer = make_token_set(tmp_path / "fewer", images=1, class_names=["1"])
+    assert make_token_objective(tokens, held_out=fewer).held_out.labels.tolist() == [1]
+
+
 def test_parts_that_do_not_belong_together(tokens, tokenizer, tmp_path):
-    with pytest.raises(InputError, match="differs from"):
-        make_token_objective(tokens, held_out=make_token_set(tmp_path / "one", images=1))
+    with pytest.raises(InputError, match=r"has images of the class 'new', which is none of .*'s classes"):
+        make_token_objective(tokens, held_out=make_token_set(tmp_path / "new", class_names=["0", "new"]))
     known, other = (make_token_set(tmp_path / str(i), codebook=torch.randn(16, 4)) for i in range(2))
     with pytest.raises(InputError, match="belong to different codebooks: cluster again"):
         make_token_objective(known, "coarse")

@@ -13,6 +13,7 @@ from ctf.images.sources import Records
 from ctf.stages import new_stage
 from ctf.tokenizer.config import TokenizerConfig
 from ctf.tokens.writer import write_token_set
+from ctf.training.batches import TokenBatches
 from ctf.training.config import LoopConfig, OptimizerConfig, TokenizerTraining
 from ctf.training.loop import train
 from ctf.training.token_objective import TokenObjective
@@ -22,10 +23,10 @@ VOCABULARY = 16
 COARSE_MAP = CoarseMap(torch.arange(VOCABULARY) % 4, "test", 0, "none")
 
 
-def make_token_set(folder, images=16, codebook=None):
+def make_token_set(folder, images=16, codebook=None, class_names=None):
     generator = np.random.default_rng(0)
     tokens, labels = generator.integers(0, VOCABULARY, (images, 4)), np.arange(images) % 2
-    return write_token_set(folder, tokens, labels, VOCABULARY, codebook=codebook)
+    return write_token_set(folder, tokens, labels, VOCABULARY, class_names=class_names, codebook=codebook)
 
 
 def make_token_objective(tokens, name="baseline", held_out=None, tokenizer=None, **own):
@@ -36,6 +37,31 @@ def make_token_objective(tokens, name="baseline", held_out=None, tokenizer=None,
     task |= {"codebook": tokens.fingerprint_of_codebook, "dropout": 0.0, "class_dropout": 0.0, **own}
     stage = new_stage("masked" if name == "fine" else "autoregressive", "nano", name=name, **task)
     return TokenObjective(stage, tokens, held_out, tokenizer)
+
+
+def with_masks_by_number(objective, first=0):
+    """The objective, the masks of its forward passes drawn from the seeds `first`, `first` + 1, …"""
+
+    class Numbered(type(objective)):
+        count = first
+
+        def loss(self, *arguments):
+            torch.manual_seed(self.count)
+            self.count += 1
+            return super().loss(*arguments)
+
+    objective.__class__ = Numbered
+    return objective
+
+
+def mean_over_masks(stage, tokens, pieces):
+    """The mean loss over the hidden positions of all pieces of the first batch, masked as by `with_masks_by_number`."""
+    losses = []
+    for seed, piece in enumerate(zip(*(part.chunk(pieces) for part in TokenBatches(tokens, 8, 0)[0]), strict=True)):
+        torch.manual_seed(seed)
+        losses.append(stage(*piece))
+    assert len({len(part) for part in losses}) > 1
+    return torch.cat(losses).mean()
 
 
 def make_image_set(images=20, size=32, corrupt=()):

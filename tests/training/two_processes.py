@@ -4,7 +4,14 @@ import os
 import sys
 from pathlib import Path
 
-from tiny_runs import make_image_set, make_token_objective, make_tokenizer_objective, run, tokenizer_training
+from tiny_runs import (
+    make_image_set,
+    make_token_objective,
+    make_tokenizer_objective,
+    run,
+    tokenizer_training,
+    with_masks_by_number,
+)
 
 from ctf.files import fingerprint
 from ctf.tokens.token_set import TokenSet
@@ -24,6 +31,10 @@ train("copies", device="auto")
 train("cut", shard=True)
 train("cut-recomputed", shard=True, recompute=True, accumulate=2)
 train("grown", shard=True, resume=True)
+
+for name in ("masks", "masks-cut"):
+    objective = with_masks_by_number(make_token_objective(tokens, "fine", rounds="any"), int(rank))
+    run(objective, folder / name, steps=1, shard=name == "masks-cut")
 
 objective = make_tokenizer_objective(make_image_set(), tokenizer_training())
 run(objective, folder / "tokenizer", steps=20)

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+from ctf.classes import class_index, is_number
 from ctf.errors import InputError
 from ctf.pipeline import StagePipeline
 from ctf.sampling.settings import SETTINGS, Sampling
@@ -76,6 +77,7 @@ def controls_of(stage: Stage) -> list[Control]:
         "order": not several or len(stage.orders) == 1,
         "order_seed": not several or not {"random", "locality"} & {*stage.orders},
         "cfg_schedule": stage.possible_steps[-1] == 1,
+        **dict.fromkeys(("sampler", "noise", "filter"), True),  # for the command line and Python
     }
     for name in SETTINGS:
         if pointless.get(name, False):
@@ -101,7 +103,7 @@ class Asked:
     """Images to make. Its address leads back to the same ones.
 
     Attributes:
-        label: name or index of a class; "" for classes evenly spread over all.
+        label: name of a class, or else its index; "" for classes evenly spread over all.
         num: how many images, up to `MOST_IMAGES`.
         seed: image i uses seed + i.
         settings: in place of the model's own, see `StagePipeline.sampling`.
@@ -124,7 +126,8 @@ class Asked:
     def labels(self, pipeline: StagePipeline) -> list[int]:
         """A class index for each image. Raises InputError: no such class."""
         if self.label != "":
-            return [pipeline.label_index(self.label)] * self.num
+            names, label = pipeline.class_names, self.label
+            return [class_index(names, int(label) if is_number(label) and label not in names else label)] * self.num
         return np.linspace(0, len(pipeline.class_names) - 1, self.num).round().astype(int).tolist()
 
     def query(self) -> str:

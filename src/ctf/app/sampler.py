@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ctf.app.asked import Asked
+from ctf.classes import typed_label
 from ctf.images.sheet import png_bytes
 from ctf.pipeline import StagePipeline
 from ctf.preview import Preview
@@ -79,7 +80,8 @@ class Sampler:
         words = ["ctf", "app", "--model", self.name]
         if known is None:
             words[1] = "sample"
-            words += ["--labels", json.dumps(labels), "--seed", str(asked.seed), "--out", "samples"]
+            typed = [typed_label(self.pipeline.class_names, label) for label in labels]
+            words += ["--labels", json.dumps(typed, ensure_ascii=False), "--seed", str(asked.seed), "--out", "samples"]
             for name, value in asked.settings.items():
                 words += [] if value is None else [f"--{name}", str(value)]
         return dataclasses.replace(manifest, command=shlex.join(words))

@@ -19,6 +19,7 @@ from ctf.app.asked import Asked, Control, controls_of, number
 from ctf.app.clusters import METHODS, Clusters
 from ctf.app.pictures import data_url, enlarged, figure, read_upload, token_grid
 from ctf.app.sampler import Sampler, archive
+from ctf.classes import check_same, composed
 from ctf.completion import fitted
 from ctf.errors import InputError
 from ctf.images.sheet import png_bytes
@@ -47,18 +48,17 @@ class Studio:
 
     def __init__(self, model: Sampler, baseline: Sampler | None = None) -> None:
         self.model, self.baseline, self.pipeline = model, baseline, model.pipeline
-        if baseline is not None and baseline.pipeline.class_names != self.pipeline.class_names:
-            raise InputError(f"{baseline.name} and {model.name} have different classes: compare models of equal ones")
+        if baseline is not None:
+            check_same(baseline.pipeline.class_names, self.pipeline.class_names, baseline.name, model.name)
         self.clusters = Clusters(self.pipeline)
         self.controls: list[Control] = [c for stage in self.pipeline.stages for c in controls_of(stage)]
 
     def classes(self) -> list[tuple[str, str]]:
         """What to show and what to say for each class, first for all of them: its name, or its index where the name
-        occurs twice or is a number itself."""
-        names = self.pipeline.class_names
+        occurs twice."""
+        names = [composed(name) for name in self.pipeline.class_names]  # as a keyboard types them in the search
         times = Counter(names)
-        numbered = {i: times[name] > 1 or name.isdecimal() for i, name in enumerate(names)}
-        single = ((f"{name} ({i})", str(i)) if numbered[i] else (name, name) for i, name in enumerate(names))
+        single = ((f"{name} ({i})", str(i)) if times[name] > 1 else (name, name) for i, name in enumerate(names))
         return [("all classes, evenly spread", ""), *single]
 
     def keeps(self) -> str:
@@ -174,8 +174,8 @@ class Studio:
     ) -> Iterator[dict[str, Any]]:
         """Images of a class as data URLs of PNG files, with the manifest of how they were made.
 
-        label: name or index of a class, "" for classes evenly spread over all; num: how many; seed: image i uses
-        seed + i; settings: in place of the model's own, such as {"coarse_temperature": 0.9}. Says on the way which
+        label: name of a class, or else its index, "" for classes evenly spread over all; num: how many; seed: image i
+        uses seed + i; settings: in place of the model's own, such as {"coarse_temperature": 0.9}. Says on the way which
         step is done: {"stage", "step", "steps"}; the last answer is {"images", "manifest"}.
         """
         yield from self._answer(Asked.from_form(self.controls, label, num, seed, settings or {}), None)

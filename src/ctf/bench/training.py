@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from ctf.bench.machine import Machine, measure_machine, seconds
 from ctf.bench.presets import CLASS_NAMES, random_stage
 from ctf.bench.report import report
 from ctf.codebook.clustering import cluster_codebook
+from ctf.files import temporary_folder
 from ctf.stages import Stage
 from ctf.stages.registry import find_kind
 from ctf.tokens.token_set import TokenSet
@@ -85,7 +85,7 @@ def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig
 
     def step() -> None:
         loss, _ = objective.loss(module, next(batches), 0)
-        accelerator.backward(loss)
+        accelerator.backward(loss.mean())
         accelerator.clip_grad_norm_(module.parameters(), config.clip)
         for optimizer in optimizers:
             optimizer.step()
@@ -133,7 +133,7 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
     )
     titles = ["model", "parameters", "step (s)", "tokens/s", "MFLOP/token", "MFU", "datasheet's MFU"]
     cases = [*itertools.product(config.sizes, config.stages)]
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         drawn = torch.randint(config.vocabulary, (config.batch_size, rows * columns))
         labels = torch.arange(config.batch_size) % len(CLASS_NAMES)
         tokens = write_token_set(folder, drawn, labels, config.vocabulary, config.grid, CLASS_NAMES)

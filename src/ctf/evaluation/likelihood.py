@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ctf.errors import InputError
+from ctf.images.records import numbered_classes
 from ctf.pipeline import StagePipeline
 from ctf.progress import progress_bar
 from ctf.sampling.settings import Sampling
@@ -78,21 +79,21 @@ def bits_per_token(
             `against`, and its standard error, from the differences image by image.
 
     Raises:
-        InputError: tokens of another codebook or grid, or more classes than the model has; steps or an order that a
+        InputError: tokens of another codebook or grid, or of a class that the model lacks; steps or an order that a
             stage cannot take; the order confidence, whose likelihood is not known; positions that a stage cannot keep.
     """
-    compared = [(pipeline, pipeline.sampling(**overrides))]
+    compared = [(pipeline, of_classes(pipeline, tokens), pipeline.sampling(**overrides))]
     if against is not None:
-        compared.append((against, against.sampling()))
-    for model, sampling in compared:
-        _check(model, tokens, sampling, kept)
+        compared.append((against, of_classes(against, tokens), against.sampling()))
+    for model, labelled, sampling in compared:
+        _check(model, labelled, sampling, kept)
     found = []
-    for model, sampling in compared:
-        scores = {s.name: stage_score(s, tokens, sampling[s.name], batch_size, progress, kept) for s in model.stages}
+    for model, labelled, sampling in compared:
+        scores = {s.name: stage_score(s, labelled, sampling[s.name], batch_size, progress, kept) for s in model.stages}
         found.append(_by_name(scores))
         if kept is not None:
             whole = [
-                stage_score(s, tokens, sampling[s.name], batch_size, progress, positions=~kept) for s in model.stages
+                stage_score(s, labelled, sampling[s.name], batch_size, progress, positions=~kept) for s in model.stages
             ]
             found[-1]["unconditional_bits_per_token"] = np.sum([score.bits for score in whole], axis=0)
     result = _means(pipeline, found[0])
@@ -125,6 +126,7 @@ def bits_by_steps(
     Raises:
         InputError: as `bits_per_token`; no such stage, or no steps.
     """
+    tokens = of_classes(pipeline, tokens)
     measured = pipeline.stage(stage) if stage else pipeline.stages[0]
     if not steps:
         raise InputError("steps is empty: give at least one number of steps")
@@ -201,15 +203,26 @@ def _check(
     for stage in pipeline.stages:
         _check_tokens(stage, tokens)
         stage.plan(sampling[stage.name], kept).fixed_groups(stage.name)
-    names = zip(tokens.class_names, pipeline.class_names, strict=False)
-    differ = next((number for number, (there, here) in enumerate(names) if there != here), None)
-    if differ is not None:
-        there, here = tokens.class_names[differ], pipeline.class_names[differ]
+
+
+def of_classes(pipeline: StagePipeline, tokens: TokenSet) -> TokenSet:
+    """The tokens with the model's labels, matched by the names of the classes.
+
+    Where the classes of one of them are only numbered, as LlamaGen's are, labels are taken for the model's, with a
+    warning.
+
+    Raises:
+        InputError: images of a class that the model lacks.
+    """
+    both = tokens.class_names, pipeline.class_names
+    if any(names == numbered_classes(len(names)) for names in both) and not set.intersection(*map(set, both)):
         warnings.warn(
-            f"class {differ} is {there!r} in {tokens.folder} and {here!r} in the model: bits mean something only if "
-            "the labels are the model's",
+            f"{tokens.folder} and the model have names and numbers for classes: bits mean something only if its labels "
+            "are the model's",
             stacklevel=3,
         )
+        return tokens
+    return tokens.in_classes(pipeline.class_names, "the model's")
 
 
 def _by_name(scores: Mapping[str, Score]) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ def tokenizer(
         ctf evaluate tokenizer --tokenizer emoji --images emoji --splits '[test]' --features emoji
 
     Args:
-        tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
+        tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
         images: as for `ctf tokenize`.
         splits: one line each; all images at once without it.
         image_size: pixels per side after the centre crop.
@@ -263,7 +263,7 @@ def swap(
         model: swap tokens that this model generates, as the paper does: "emoji", a model folder or a Hub id. Without
             it those of `images`.
         num: how many images to generate, with `model`.
-        tokenizer: of the images: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
+        tokenizer: of the images: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
         images: as for `ctf tokenize`.
         split: which part of the images.
         image_size: pixels per side after the centre crop.

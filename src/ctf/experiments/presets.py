@@ -55,9 +55,10 @@ class Preset:
     ) -> Preset:
         """With what is not None in place of the preset's own."""
         data = replace(self.data, images=images or self.data.images, tokenizer=tokenizer or self.data.tokenizer)
-        loop = self.training["loop"]
+        loop, optimizer = self.training["loop"], self.training["optimizer"]
         if steps is not None:
             loop = replace(loop, steps=steps)
+            optimizer = replace(optimizer, warmup_steps=min(optimizer.warmup_steps, steps // 2))
         if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
             raise InputError(f"seeds {list(seeds)}: give one or more different ones")
         if num_samples is not None and num_samples < 2:
@@ -65,7 +66,7 @@ class Preset:
         return replace(
             self,
             data=data,
-            training=self.training | {"loop": loop},
+            training=self.training | {"loop": loop, "optimizer": optimizer},
             reference=reference or self.reference,
             seeds=seeds or self.seeds,
             num_samples=num_samples or self.num_samples,

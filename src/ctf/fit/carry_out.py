@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ctf.classes import renumbered
 from ctf.codebook.clustering import cluster_codebook
 from ctf.device import usable_device
 from ctf.errors import InputError
@@ -16,7 +17,7 @@ from ctf.evaluation.likelihood import bits_per_token
 from ctf.files import check_writable, read_json_lines, write_json, write_text
 from ctf.fit.page import curves, report
 from ctf.fit.plan import MAP, PLAN, Plan
-from ctf.images.image_set import ImageSet, open_images
+from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_tensor
 from ctf.images.sheet import contact_sheet, png_bytes, save_png
 from ctf.interop.tokenizers import open_tokenizer
@@ -56,6 +57,7 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto", say: Callable[[st
         raise InputError(f"{run} holds something else: choose another --out")
     if (run / PLAN).exists() and Plan.load(run / PLAN) != plan:
         raise InputError(f"{run / PLAN} is another plan: choose another --out")
+    train, test = plan.open()
     plan.save(run / PLAN)
     if plan.tokenizer is None and not (run / "tokenizer" / RUN_MODEL).exists():
         say("1/6  The tokenizer")
@@ -65,8 +67,7 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto", say: Callable[[st
 
     say("2/6  Images to tokens")
     train_split, test_split = plan.splits
-    test = open_images(plan.images, test_split, plan.image_size)
-    train, where = open_images(plan.images, train_split, plan.image_size), usable_device(device)
+    where = usable_device(device)
     tokenize_images(train, tokenizer, run / "tokens" / "train", plan.augmentation, split=train_split, device=where)
     tokenize_images(test, tokenizer, run / "tokens" / "test", "none", split=test_split, device=where)
     metrics: dict[str, Any] = {"tokenizer": measure_tokenizer(tokenizer, test)}
@@ -105,11 +106,12 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto", say: Callable[[st
 
 def _sheet(pipeline: Pipeline, test: ImageSet, seed: int) -> Image.Image:
     """Images that were held out, what the tokenizer makes of them, and samples: of classes that were, in turn."""
-    there = np.unique(test.labels).tolist()
+    own = renumbered(test.labels, test.class_names, pipeline.class_names, test.source)
+    there = np.unique(own).tolist()
     labels = [there[i % len(there)] for i in range(COLUMNS)]
     shown = []
     for i, label in enumerate(labels):
-        rows = np.flatnonzero(test.labels == label)
+        rows = np.flatnonzero(own == label)
         shown.append(int(rows[i // len(there) % len(rows)]))
     real = np.stack([test.read(index) for index in shown])
     device = next(pipeline.tokenizer.parameters()).device

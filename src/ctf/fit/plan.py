@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ import torch
 
 from ctf.bench.machine import seconds as seconds_of
 from ctf.bench.training import step_seconds
+from ctf.classes import renumbered
 from ctf.codebook.clustering import cluster_codebook
 from ctf.errors import InputError
-from ctf.files import read_json, write_json
+from ctf.files import read_json, temporary_folder, text_fingerprint, write_json
 from ctf.images.image_set import MADE_SPLITS, ImageSet, every_tenth, open_images
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.sampling.settings import Sampling
@@ -72,6 +72,7 @@ class Plan:
         steps: of "tokenizer", "coarse" and "fine"; 0 for a given tokenizer.
         seed: of everything.
         seconds: that the steps take, as measured, and all else as estimated; empty where nothing was timed.
+        files: a fingerprint of the images' files, see `open`; None if not known.
     """
 
     images: str
@@ -89,11 +90,27 @@ class Plan:
     steps: dict[str, int]
     seed: int
     seconds: dict[str, float]
+    files: str | None = None
 
     @property
     def splits(self) -> tuple[str | None, str | None]:
         """Of training and of evaluation."""
         return (MADE_SPLITS[1] if self.held_out == MADE_SPLITS[0] else self.split), self.held_out or self.split
+
+    def open(self) -> tuple[ImageSet, ImageSet]:
+        """The images to train on and those for the report's figures.
+
+        Raises:
+            InputError: they cannot be opened, have changed since the plan was made, or training lacks a class of them.
+        """
+        train, test = (open_images(self.images, split, self.image_size) for split in self.splits)
+        if self.files not in (None, files_of(train, test)):
+            raise InputError(
+                f"{self.images}: names, sizes or dates of files have changed since the plan was made: "
+                "choose another --out to begin anew"
+            )
+        check_classes(train, test, self.held_out)
+        return train, test
 
     def tokenizer_training(self, run: Path, device: str) -> TokenizerTraining:
         assert self.architecture is not None, "a given tokenizer is not trained"
@@ -229,13 +246,14 @@ def choose(
     image_size = image_size or (256 if on_gpu else 64)
     opened = open_images(images, split, image_size)
     num_held_out = int(every_tenth(opened.labels).sum()) if split is held_out is None else 0
-    count = len(opened) - num_held_out
+    count, test = len(opened) - num_held_out, opened
     if num_held_out:
         held_out = MADE_SPLITS[0]
     elif held_out is not None:
         if split is None or split == held_out:
             raise InputError(f"held_out {held_out}: name another split to train on, such as --split train")
-        open_images(images, held_out, image_size)
+        test = open_images(images, held_out, image_size)
+        check_classes(opened, test, held_out)
     given = None if tokenizer is None else open_tokenizer(tokenizer)
     architecture = _architecture(image_size, count, on_gpu)
     if given is None:
@@ -263,6 +281,7 @@ def choose(
         steps=dict.fromkeys(SHARES, 1),
         seed=seed,
         seconds={},
+        files=files_of(opened, test),
     )
     each = _measure(plan, opened, grid, codebook_size, device)
     one_view = count * _seconds_to_encode(given or VQTokenizer(architecture), opened, device)
@@ -276,6 +295,16 @@ def choose(
         seconds[name] = steps[name] * each[name]
     rounded = {name: round(value, 1) for name, value in seconds.items()}
     return replace(plan, steps=steps, augmentation="ten-shift" if shifts else "flip", seconds=rounded)
+
+
+def files_of(*parts: ImageSet) -> str:
+    """A fingerprint of the files of several sets."""
+    return text_fingerprint(part.fingerprint() for part in parts)
+
+
+def check_classes(train: ImageSet, test: ImageSet, split: str | None) -> None:
+    """Raise InputError if `test`, called `split`, has images of a class that `train` lacks; the message names it."""
+    renumbered(test.labels, test.class_names, train.class_names, f"held_out {split}", "the training images'")
 
 
 def _architecture(image_size: int, count: int, on_gpu: bool) -> TokenizerConfig:
@@ -303,18 +332,18 @@ def _measure(
 ) -> dict[str, float]:
     """Seconds of a step of each training, with models, tokens and clusters as they will be, but random."""
     each, name = {}, str(device)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if plan.tokenizer is None:
-            config = plan.tokenizer_training(Path(folder), name)
+            config = plan.tokenizer_training(folder, name)
             objective = TokenizerObjective(config, 1, images, None)
             each["tokenizer"] = step_seconds(objective, config.loop, config.optimizer, TIMED_STEPS)
         drawn = torch.randint(codebook_size, (plan.batch_size, grid[0] * grid[1]))
         labels = torch.arange(plan.batch_size) % len(images.class_names)
-        tokens = write_token_set(Path(folder) / "tokens", drawn, labels, codebook_size, grid, images.class_names)
+        tokens = write_token_set(folder / "tokens", drawn, labels, codebook_size, grid, images.class_names)
         clusters = cluster_codebook(torch.randn(codebook_size, 2), plan.num_clusters, "random")
         maps: dict[str, dict[str, Any]] = {"coarse": {"predicts": clusters}, "fine": {"given": clusters}}
         for name_of, levels in maps.items():
-            config_of = plan.stage_training(name_of, Path(folder), name)
+            config_of = plan.stage_training(name_of, folder, name)
             stage = new_stage(
                 config_of.kind,
                 plan.size,

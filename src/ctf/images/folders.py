@@ -50,7 +50,14 @@ def shard_ending(source: str, files: Sequence[str]) -> str | None:
     return None
 
 
-def folder_records(source: str, files: Iterable[str], read: Read, split: str | None, column: str | None) -> Records:
+def folder_records(
+    source: str,
+    files: Iterable[str],
+    read: Read,
+    state: Callable[[str], str],
+    split: str | None,
+    column: str | None,
+) -> Records:
     """Records of a folder of images.
 
     Labels come from metadata files, where there are any; else from sub-folders, one per class, whose names in the form
@@ -60,6 +67,7 @@ def folder_records(source: str, files: Iterable[str], read: Read, split: str | N
         source: what to call the folder in a message.
         files: paths below it, without hidden ones; those of empty folders end in "/".
         read: called with such a path.
+        state: from such a path to what changes when the file does.
         split: a sub-folder, or folders deeper in that are splits. None takes everything.
         column: of the labels in the metadata files; None finds it, "" reads none.
 
@@ -92,7 +100,13 @@ def folder_records(source: str, files: Iterable[str], read: Read, split: str | N
         tables = len(class_names) == 1 and not TABLES.isdisjoint(endings)
         hint = "; labels are read from metadata.csv, with the columns file_name and label" if tables else ""
         warn(f"{source}: passed over files that are no images: {passed}{hint}")
-    return Records(labels, class_names, lambda index: printable(ordered[index]), lambda index: read(ordered[index]))
+    return Records(
+        labels,
+        class_names,
+        name=lambda index: printable(ordered[index]),
+        encoded=lambda index: read(ordered[index]),
+        files=lambda: [f"{path} {state(path)}" for path in (*metadata, *ordered)],
+    )
 
 
 # Splits

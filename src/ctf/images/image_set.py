@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ctf.errors import InputError
+from ctf.files import text_fingerprint
 from ctf.images.crop import Crop, center_crop
 from ctf.images.records import Records, shortened, warn
 from ctf.images.sources import open_records
@@ -47,6 +48,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with a file of the source: its name, size or time. No image is read."""
+        return text_fingerprint(self._records.files())
 
     def name(self, index: int) -> str:
         """What to call image `index` in a message, in one line."""

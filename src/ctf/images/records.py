@@ -34,12 +34,14 @@ class Records:
         class_names: one per label.
         name: index → what to call that image in a message, in one line.
         encoded: index → the bytes of an image file. Called from several threads.
+        files: a line for each file that images and labels are read from, with what changes when the file does.
     """
 
     labels: np.ndarray
     class_names: list[str]
     name: Callable[[int], str]
     encoded: Callable[[int], bytes]
+    files: Callable[[], list[str]] = list
 
     def subset(self, rows: np.ndarray) -> Records:
         """These images only, int64 (m,), in this order."""
@@ -48,6 +50,7 @@ class Records:
             self.class_names,
             lambda index: self.name(int(rows[index])),
             lambda index: self.encoded(int(rows[index])),
+            self.files,
         )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctf.errors import InputError
-from ctf.files import existing, read_json
+from ctf.files import existing, file_state, read_json
 from ctf.images.folders import folder_records, shard_ending
 from ctf.images.formats import is_hidden
 from ctf.images.records import (
@@ -58,7 +58,8 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
     files = files_below(folder, split)
     if found := shard_ending(source, files):
         return dataset_records(source, split, column, LAYOUTS[found], data_dir=source)
-    return folder_records(str(folder), files, lambda path: (folder / path).read_bytes(), split, column)
+    read, state = (lambda path: (folder / path).read_bytes()), (lambda path: file_state(folder / path))
+    return folder_records(str(folder), files, read, state, split, column)
 
 
 def files_below(folder: Path, split: str | None) -> list[str]:
@@ -157,7 +158,16 @@ def dataset_records(source: str, split: str | None, label: str | None, layout: s
             raise OSError("no image in this row")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
-    return Records(labels, class_names, name, encoded)
+    def files_and_states() -> list[str]:
+        if source.startswith("hf://"):  # of the Hub's files `datasets` keeps the bytes in all
+            info = next(iter(splits.values())).info
+            return [f"{info.download_size} {info.dataset_size}"]
+        # A saved data set's state.json is written anew with its content.
+        pattern = {"parquet": "*.parquet", "webdataset": "*.tar"}.get(layout or "", "state.json")
+        paths = map(str, Path(source).rglob(pattern)) if Path(source).is_dir() else glob(source)
+        return [f"{path} {file_state(path)}" for path in sorted(paths)]
+
+    return Records(labels, class_names, name, encoded, files_and_states)
 
 
 def dataset_labels(dataset: Dataset, source: str, chosen: str | None) -> tuple[np.ndarray, list[str]]:

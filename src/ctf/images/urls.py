@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
 
 CONNECTIONS = 16  # files whose beginnings and ends are read at a time
+#: What kinds of storage call size, checksum and time of a file.
+STATES = ("size", "ETag", "etag", "Content-MD5", "md5Hash", "mtime", "LastModified", "Last-Modified", "last_modified")
 KEPT_ROW_GROUPS = 4  # decoding threads are a batch or two apart
 Result = TypeVar("Result")
 
@@ -71,13 +73,12 @@ def url_records(source: str, split: str | None, column: str | None) -> Records:
 
         fs, root = fsspec.core.url_to_fs(source)
         if "*" in root:
-            found = fs.glob(root)
+            found = fs.glob(root, detail=True)
             root = root[: root.index("*")].rpartition("/")[0]
         elif root.endswith((".tar", ".parquet")):
-            fs.info(root)
-            found, root = [root], root.rpartition("/")[0]
+            found, root = {root: fs.info(root)}, root.rpartition("/")[0]
         else:
-            found = fs.find(root)
+            found = fs.find(root, detail=True)
         root = root.rstrip("/") + "/"
         files = [path for path in sorted(path.removeprefix(root) for path in found) if not is_hidden(path)]
         if not files:
@@ -87,11 +88,20 @@ def url_records(source: str, split: str | None, column: str | None) -> Records:
         with reading(f"{source}: {path}", UnreachableError):
             return fs.cat_file(root + path)
 
+    def state(path: str) -> str:
+        info = found[root + path]
+        if info.get("size") is None:  # as in a list of links over HTTP
+            with reading(f"{source}: {path}"):
+                info = fs.info(root + path)
+        return " ".join(str(info[name]) for name in STATES if name in info)
+
     suffix = shard_ending(source, files)
     if suffix is None:
-        return folder_records(source, files, read, split, column)
+        return folder_records(source, files, read, state, split, column)
     shards = of_split(source, [path for path in files if path.endswith(suffix)], split)
-    return (tar_records if suffix == ".tar" else parquet_records)(source, fs, [root + path for path in shards], column)
+    read_shards = tar_records if suffix == ".tar" else parquet_records
+    records = read_shards(source, fs, [root + path for path in shards], column)
+    return replace(records, files=lambda: [f"{path} {state(path)}" for path in shards])
 
 
 @contextmanager

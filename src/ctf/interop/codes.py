@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import atomic_path, existing, fingerprint, write_npy
+from ctf.files import atomic_path, existing, fingerprint, text_fingerprint, write_npy
 from ctf.images.records import numbered_classes
 from ctf.progress import progress_bar
 from ctf.tokenizer.interface import square_grid
@@ -71,6 +71,7 @@ def import_codes(
         source="LlamaGen codes",
         image_size=size,
         inputs=count,
+        files=text_fingerprint(str(folder.resolve()) for folder in folders),  # a damaged file may be replaced meanwhile
     )
     writer = TokenWriter(out, settings)
     missing, dtype = writer.missing(), np.min_scalar_type(codebook_size - 1)

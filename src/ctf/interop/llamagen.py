@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ctf.errors import InputError
 from ctf.files import atomic_path, check_finite, save_tensors
-from ctf.interop.checkpoint import name_of, read_state_dict
 from ctf.models.config import MODEL_SIZES, TransformerConfig
 from ctf.models.rotary import rotary_table
 from ctf.sampling.settings import Sampling
@@ -26,6 +25,7 @@ from ctf.stages.autoregressive import Autoregressive
 from ctf.stages.stage import Stage
 from ctf.tokenizer.config import TokenizerConfig
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
+from ctf.weights import name_of, read_state_dict
 
 #: Our names to LlamaGen's, applied in order.
 GPT_NAMES = {
@@ -71,6 +71,7 @@ def load_gpt(
     Args:
         path_or_state_dict: a `torch.save` or safetensors file, "owner/name:file" on the Hugging Face Hub, or a state
             dict; the weights lie bare or under "model", "module" or "state_dict", in float32, float16 or bfloat16.
+            Prefixes that DDP, FSDP and torch.compile put before names are left out.
         num_heads: attention heads; by default those of the size in `MODEL_SIZES` with this depth and width.
         grid: (rows, columns) of tokens: (16, 16) for 256 pixels, (24, 24) for 384 with VQ-16.
         name: of the stage.

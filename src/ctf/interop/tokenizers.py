@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,36 +11,36 @@ from torch import Tensor
 
 from ctf.codebook.implicit import implicit_codebook
 from ctf.errors import InputError
-from ctf.files import existing
 from ctf.interop import llamagen
-from ctf.interop.checkpoint import read_checkpoint
 from ctf.tokenizer.interface import Tokenizer
-from ctf.tokenizer.registry import is_tokenizer, load_tokenizer
+from ctf.tokenizer.registry import is_ours, load_tokenizer
 from ctf.tokens.token_set import read_npy
+from ctf.weights import PREFIXES, read_checkpoint
 
 
 def open_tokenizer(source: str | Path, allow_namespace: bool = False) -> Tokenizer:
     """A tokenizer in evaluation mode.
 
     Args:
-        source: "emoji" (embedded); a safetensors file of ours, or a run or model folder; or an official LlamaGen
-            tokenizer: a .pt file, or "owner/name:file" on the Hugging Face Hub.
-        allow_namespace: accept `argparse.Namespace` beside the weights of a .pt file.
+        source: "emoji" (embedded); a file of ours, or a run or model folder; or a LlamaGen tokenizer: a `torch.save`
+            or safetensors file of any ending, or "owner/name:file" on the Hugging Face Hub.
+        allow_namespace: accept `argparse.Namespace` beside the weights of a `torch.save` file.
 
     Raises:
         InputError: nothing there, or not a tokenizer.
     """
-    if str(source).endswith((".pt", ".pth")):
-        return llamagen.load_tokenizer(source, allow_namespace=allow_namespace)
-    return load_tokenizer(source)
+    if is_ours(source):
+        return load_tokenizer(source)
+    return llamagen.load_tokenizer(source, allow_namespace=allow_namespace)
 
 
 def open_codebook(source: str | Path, allow_namespace: bool = False) -> Tensor:
     """A codebook: (K, d) float32; a tokenizer's as its search uses it.
 
     Args:
-        source: what `open_tokenizer` takes; or a .npy, .safetensors, .pt or .pth file that holds one matrix, or
-            several and is named "model.safetensors:quantize.embedding.weight"; or a name for `implicit_codebook`.
+        source: what `open_tokenizer` takes; or a NumPy, safetensors or `torch.save` file of any ending that holds one
+            matrix, or several and is named "model.safetensors:quantize.embedding.weight"; or a name for
+            `implicit_codebook`.
         allow_namespace: as for `open_tokenizer`.
 
     Raises:
@@ -50,29 +49,42 @@ def open_codebook(source: str | Path, allow_namespace: bool = False) -> Tensor:
     source = str(source)
     if (implicit := implicit_codebook(source)) is not None:
         return implicit
-    if is_tokenizer(source):
+    if is_ours(source):
         return load_tokenizer(source).codebook
-    named = None if Path(source).exists() else re.fullmatch(r"(.+\.(?:npy|safetensors|pt|pth)):(.+)", source)
-    file, key = named.groups() if named else (source, None)
-    if file.endswith(".npy"):
-        array = read_npy(existing(file, "codebook file"))
+    file, key = _file_and_key(source)
+    if _is_npy(file):
+        array = read_npy(Path(file))
         if array.dtype.kind not in "fiu":
             raise InputError(f"{file} holds {array.dtype}: a codebook is a matrix of numbers")
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which clustering refuses
             found = torch.from_numpy(array.astype("float32"))
-    elif file.endswith((".safetensors", ".pt", ".pth")):
+    else:
         found = read_checkpoint(file, allow_namespace)
         if key is None and _is_official(found):
             return llamagen.load_tokenizer(file, allow_namespace=allow_namespace).codebook
-    else:
-        raise InputError(f"{file}: a codebook is a tokenizer, or a .npy, .safetensors or .pt file")
     return _choose_matrix(found if isinstance(found, Mapping) else {"": found}, key, file).to(torch.float32, copy=True)
+
+
+def _file_and_key(source: str) -> tuple[str, str | None]:
+    """The two halves of "file:key"; a file on the Hub, "owner/name:file", has a colon of its own."""
+    file, _, key = source.rpartition(":")
+    if not Path(source).exists() and (Path(file).is_file() or ":" in file):
+        return file, key
+    return source, None
+
+
+def _is_npy(file: str) -> bool:
+    if not Path(file).is_file():
+        return False
+    with open(file, "rb") as content:
+        return content.read(6) == b"\x93NUMPY"
 
 
 def _is_official(found: object) -> bool:
     """Whether a checkpoint holds a LlamaGen tokenizer, bare or wrapped, and not only its codebook."""
     parts = (found, *found.values()) if isinstance(found, Mapping) else ()
-    return any(isinstance(part, Mapping) and "encoder.conv_in.weight" in part for part in parts)
+    names = (str(name) for part in parts if isinstance(part, Mapping) for name in part)
+    return any(PREFIXES.sub("", name) == "encoder.conv_in.weight" for name in names)
 
 
 def _choose_matrix(found: Mapping[str, object], key: str | None, file: str) -> Tensor:

@@ -18,8 +18,8 @@ def from_llamagen(
 
     Args:
         out: model folder; classes are named by their index.
-        tokenizer: .pt file, or "owner/name:file" on the Hugging Face Hub.
-        gpt: .pt file, or "owner/name:file" on the Hugging Face Hub.
+        tokenizer: a file of LlamaGen's, of any ending, or "owner/name:file" on the Hugging Face Hub.
+        gpt: a file, or "owner/name:file" on the Hugging Face Hub.
         num_heads: attention heads, where depth and width are none of LlamaGen's sizes.
         grid: rows and columns of tokens: [16, 16] for 256 pixels, [24, 24] for 384.
         allow_namespace: accept an argparse.Namespace beside the weights, as some training checkpoints hold.
@@ -142,7 +142,7 @@ def half(source: str, out: str, allow_namespace: bool = False) -> None:
         ctf convert half --source emoji --out runs/half.safetensors
 
     Args:
-        source: "emoji", a tokenizer file, a run or model folder, or LlamaGen's .pt file.
+        source: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
         out: a safetensors file.
         allow_namespace: accept an argparse.Namespace beside the weights of a .pt file.
     """

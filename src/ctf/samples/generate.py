@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from ctf.classes import typed_index
 from ctf.errors import InputError
 from ctf.files import check_writable
 from ctf.images.sheet import save_png
@@ -57,7 +58,7 @@ def sample_to(
     out, overrides = Path(out), overrides or {}
     rank, processes = rank_and_world()
     is_main_process = rank == 0
-    given = [pipeline.label_index(label) for label in labels or []]
+    given = [typed_index(pipeline.class_names, label) for label in labels or []]
     policy, chosen = choose_labels(len(pipeline.class_names), label_policy, given, num, seed)
     if batch_size == "auto" and processes > 1:
         raise InputError("batch_size auto is for one process, since all must cut the same batches: give a number")

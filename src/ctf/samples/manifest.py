@@ -18,6 +18,8 @@ from ctf.errors import InputError
 from ctf.files import fingerprint, read_json, write_json
 from ctf.model_card import part_fingerprint, versions
 from ctf.pipeline import StagePipeline
+from ctf.plugins import source_fingerprint
+from ctf.sampling.settings import Sampling, is_own
 from ctf.tokens.writer import shorten
 
 FORMAT = 2
@@ -102,7 +104,7 @@ class Manifest:
             image_size=pipeline.image_size,
             weights=weights or weights_of(pipeline),
             stages=[{key: getattr(stage, key) for key in ("name", "kind", "support")} for stage in pipeline.stages],
-            sampling={name: dataclasses.asdict(used) for name, used in pipeline.sampling(**overrides).items()},
+            sampling={name: _with_code(used) for name, used in pipeline.sampling(**overrides).items()},
             compute=dataclasses.asdict(pipeline.compute),
             labels=fingerprint(torch.tensor(labels, dtype=torch.int64)),
             device=device_name(pipeline.device),
@@ -154,12 +156,21 @@ class Manifest:
         types = {name: get_origin(hint) or hint for name, hint in get_type_hints(cls).items()}
         if values.pop("format", None) != FORMAT or values.keys() != types.keys():
             raise InputError(f"{path} is not of format {FORMAT}, which this version of ctf reads: sample again")
+        own = values["sampling"]
+        if isinstance(own, dict) and all(isinstance(of_stage, dict) for of_stage in own.values()):
+            values["sampling"] = {name: dataclasses.asdict(Sampling()) | of_stage for name, of_stage in own.items()}
         if isinstance(values["image_size"], list):
             values["image_size"] = tuple(values["image_size"])
         for name, value in values.items():
             if not isinstance(value, types[name]):
                 raise InputError(f"{path}: {name} is {shorten(value)}: restore the file, or sample again")
         return cls(**values)
+
+
+def _with_code(sampling: Sampling) -> dict[str, Any]:
+    """The settings, with the fingerprint of a user's own code behind its name."""
+    values = dataclasses.asdict(sampling)
+    return {name: f"{value} {source_fingerprint(value)}" if is_own(value) else value for name, value in values.items()}
 
 
 def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 def sample(
     out: str,
     model: str = "emoji",
-    labels: list[int | str] | None = None,
+    labels: list[str | int] | None = None,
     num: int | None = None,
     seed: int = 0,
     sampling: dict[str, Any] | None = None,
@@ -29,7 +29,8 @@ def sample(
         out: a folder for one PNG per image and sheet.png; an .npz with `arr_0` uint8 [n, H, W, 3] and `labels`, as
             evaluators read it; or a .png for the contact sheet of the first 64. The first two come with a manifest.
         model: "emoji", a model folder or a hub id.
-        labels: class indices or names; see label_policy without it.
+        labels: class names or indices; see label_policy without it. What is no number is a name as it stands, [no] too;
+            a name that is a number stands in quotes: '["1"]'.
         num: how many images; the labels are repeated or cut to this number. torchrun takes it for an option of its
             own unless it stands behind "--": torchrun --nproc_per_node 8 -m -- ctf.cli sample --num 50000 …
         seed: image i uses seed + i.
@@ -60,7 +61,7 @@ def sample(
 def complete(
     out: str,
     image: str,
-    labels: list[int | str],
+    labels: list[str | int],
     mask: str | None = None,
     region: tuple[float, float, float, float] | None = None,
     model: str = "emoji",
@@ -82,7 +83,7 @@ def complete(
     Args:
         out: as for `ctf sample`: a folder, an .npz, or a .png for the contact sheet, which begins with what is kept.
         image: a file. ADM's centre crop brings it to the size of the model's images.
-        labels: class indices or names, one for each completion; repeated or cut to `num`.
+        labels: class names or indices as for `ctf sample`, one for each completion; repeated or cut to `num`.
         mask: an image file of the same size, white where to generate.
         region: instead of a mask, the rectangle to generate: left, top, right and bottom edge as shares of the width
             and the height, from 0 to 1.

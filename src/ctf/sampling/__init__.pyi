@@ -5,4 +5,7 @@ from .orders import order_groups as order_groups
 from .prefetch import prefetch as prefetch
 from .random import Random as Random
 from .random import uniforms as uniforms
+from .samplers import Sampler as Sampler
+from .samplers import Step as Step
+from .samplers import register_sampler as register_sampler
 from .settings import Sampling as Sampling

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.plugins import load_object
+from ctf.plugins import import_plugins, load_object
 from ctf.sampling.draw import draw
 from ctf.sampling.settings import Sampling
 
@@ -85,18 +85,21 @@ def find_sampler(sampling: Sampling) -> Sampler:
         InputError: there is no such sampler, or it cannot be made.
     """
     name = sampling.sampler or ("confidence" if sampling.order == "confidence" else "independent")
-    if name in SAMPLERS:
-        return SAMPLERS[name]()
-    if ":" not in name:
+    if ":" in name:
+        return Checked(name, load_object(name)())
+    if name not in SAMPLERS:
+        import_plugins()
+    if name not in SAMPLERS:
         raise InputError(f"sampler {name!r} does not exist: choose one of {', '.join(SAMPLERS)}, or file.py:Class")
-    return OwnSampler(name)
+    sampler = SAMPLERS[name]()
+    return sampler if isinstance(sampler, Independent | Confidence) else Checked(name, sampler)
 
 
-class OwnSampler(Sampler):
-    """A sampler from a user's file, whose labels are checked."""
+class Checked(Sampler):
+    """A user's sampler, whose labels are checked."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.own = name, load_object(name)()
+    def __init__(self, name: str, own: Callable[[Step], Tensor]) -> None:
+        self.name, self.own = name, own
 
     def __call__(self, step: Step) -> Tensor:
         labels = self.own(step)

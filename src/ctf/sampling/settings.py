@@ -113,10 +113,24 @@ class Sampling:
             return self.cfg_scale
         return 1 + (self.cfg_scale - 1) * share
 
+    def for_file(self) -> dict[str, Any]:
+        """What a model's file keeps: all but the user's own code, which is named at every call."""
+        values = dataclasses.asdict(self)
+        return {name: None if name in OWN and is_own(value) else value for name, value in values.items()}
+
     @classmethod
     def of_file(cls, values: Mapping[str, Any]) -> Sampling:
-        """From a model's file, as `of`. What is called linear there is the schedule of older versions."""
-        return cls.of({**values, "cfg_schedule": "known"} if values.get("cfg_schedule") == "linear" else values)
+        """From a model's file, as `of`. What is called linear there is the schedule of older versions.
+
+        Raises:
+            InputError: as `of`; the file names code to run, which files of others must not.
+        """
+        values = dict(values)
+        if named := [str(values[name]) for name in OWN if is_own(values.get(name))]:
+            raise InputError(
+                f"the file names code to run ({named[0]}): take it out, and give it as an option if it is yours"
+            )
+        return cls.of(values | {"cfg_schedule": "known"} if values.get("cfg_schedule") == "linear" else values)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Sampling:
@@ -124,6 +138,14 @@ class Sampling:
         if unknown := [name for name in values if name not in SETTINGS]:
             raise InputError(f"no sampling setting {unknown[0]!r}: there are {', '.join(SETTINGS)}")
         return cls(**values)
+
+
+OWN = ("sampler", "filter")
+
+
+def is_own(value: Any) -> bool:
+    """Whether a setting names a user's code, as "file.py:name"."""
+    return isinstance(value, str) and ":" in value
 
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Sampling))

@@ -11,21 +11,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ctf.device import send
 from ctf.errors import InputError
+from ctf.models.cluster_head import ClusterMembers
 from ctf.sampling.guidance import both_branches, guide
 from ctf.sampling.orders import group_sizes, order_groups
 from ctf.sampling.random import Random
 from ctf.sampling.samplers import Independent, Sampler, Step, find_sampler
 from ctf.sampling.settings import Sampling
-
-if TYPE_CHECKING:
-    from ctf.stages.stage import Stage
 
 OnStep = Callable[[int, Tensor], None]
 #: Logits that are drawn from at once: those of a whole batch would be the largest tensor by far.
@@ -87,6 +85,27 @@ class DrawPlan:
         return self.groups
 
 
+class Drawable(Protocol):
+    """What the loop needs of a stage; `Stage` says what each is."""
+
+    cached: ClassVar[bool]
+    recorded: Any
+    members: ClusterMembers | None
+
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> Any: ...
+    def hidden(self, state: Any, group: Group) -> Tensor: ...
+    def head(self, hidden: Tensor, given: Tensor | None) -> Tensor: ...
+    def observe(self, state: Any, group: Group, labels: Tensor) -> None: ...
+
+
 def plan_groups(
     sampling: Sampling, grid: tuple[int, int], device: torch.device, kept: Tensor | None = None
 ) -> tuple[Group, ...]:
@@ -132,7 +151,7 @@ def _index(positions: Tensor, device: torch.device) -> Tensor | slice:
 
 @torch.no_grad()
 def draw_steps(
-    stage: Stage,
+    stage: Drawable,
     labels: Tensor,
     uniform: Callable[[int], Tensor],
     plan: DrawPlan,
@@ -169,7 +188,7 @@ def draw_steps(
 
 
 def _draw(
-    stage: Stage,
+    stage: Drawable,
     hidden: Tensor,
     plan: DrawPlan,
     group: Group,
@@ -198,14 +217,14 @@ def _part(uniform: Callable[[int], Tensor], part: slice, at: Tensor | slice) -> 
     return lambda stream: uniform(stream)[part, at]
 
 
-def images_at_once(stage: Stage, positions: int) -> int:
+def images_at_once(stage: Drawable, positions: int) -> int:
     """Of how many images `positions` are drawn from together."""
     return max(1, LOGITS // (positions * stage.outputs))
 
 
 @torch.inference_mode()
 def draw_all(
-    stage: Stage,
+    stage: Drawable,
     labels: Tensor,
     random: Random,
     plan: DrawPlan,
@@ -228,6 +247,6 @@ def draw_all(
     return tokens
 
 
-def uniforms(stage: Stage, random: Random) -> Callable[[int], Tensor]:
+def uniforms(stage: Drawable, random: Random) -> Callable[[int], Tensor]:
     """Of each stream the numbers of all positions, on the stage's device, made once."""
     return lru_cache(lambda stream: send(random.uniform(stage.num_tokens, stream), stage.device))

@@ -14,6 +14,7 @@ from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.files import check_finite, load_tensors, unreadable
 from ctf.models.config import Compute
+from ctf.plugins import import_plugins, load_object
 from ctf.sampling.random import Random, image_seeds
 from ctf.sampling.settings import Sampling
 from ctf.stages.any_order import AnyOrder
@@ -32,9 +33,16 @@ def register_kind(kind: type[Stage]) -> type[Stage]:
 
 
 def find_kind(name: str) -> type[Stage]:
-    """The kind called `name`. Raises InputError if there is none."""
+    """The kind called `name`, or of a user's file: "file.py:Class". Raises InputError if there is none."""
+    if ":" in name:
+        return register_kind(load_object(name))
     if name not in KINDS:
-        raise InputError(f"kind {name!r} of stage does not exist: choose one of {', '.join(KINDS)}")
+        import_plugins()
+    if name not in KINDS:
+        raise InputError(
+            f"kind {name!r} of stage does not exist: choose one of {', '.join(KINDS)}, or file.py:Class; a model of a "
+            "kind of yours opens where $CTF_PLUGINS names the file that registers it"
+        )
     return KINDS[name]
 
 
@@ -89,6 +97,8 @@ def load_stage(path: str | Path) -> Stage:
         raise InputError(f"{path} is not a ctf stage (it says {metadata.get('ctf', 'nothing')!r}): give another file")
     check_finite(path, tensors)
     try:
+        if ":" in metadata["kind"]:
+            raise InputError("the file names code to run as its kind")
         kind = find_kind(metadata["kind"])
         maps = {}
         for level in ("predicts", "given"):

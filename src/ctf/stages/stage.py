@@ -160,7 +160,8 @@ class Stage(nn.Module, ABC):
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of tokens."""
-        return self.config.grid
+        rows, columns = self.config.grid
+        return rows, columns
 
     @property
     def num_tokens(self) -> int:
@@ -394,7 +395,7 @@ class Stage(nn.Module, ABC):
             "name": self.name,
             "support": self.support,
             "codebook": self.codebook or "",
-            "sampling": json.dumps(dataclasses.asdict(self.sampling)),
+            "sampling": json.dumps(self.sampling.for_file()),
             "config": json.dumps(dataclasses.asdict(self.config)),
         }
         for level in ("predicts", "given"):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.errors import InputError
-from ctf.files import load_tensors, save_tensors
+from ctf.files import save_tensors
+from ctf.weights import read_state_dict
 
 #: VGG16's convolutions, one row per resolution; max pooling halves between rows.
 WIDTHS = [[64, 64], [128, 128], [256, 256, 256], [512, 512, 512], [512, 512, 512]]
@@ -147,7 +148,7 @@ class LPIPS(nn.Module):
         files = [path] if path.is_file() else sorted(file for pattern in FILES for file in path.glob(pattern))
         model = cls()
         names = model.state_dict().keys()
-        found = {name: tensor for file in files for name, tensor in read(file).items()}
+        found = {name: tensor for file in files for name, tensor in read_state_dict(file).items()}
         tensors = {re.sub(r"^lin(\d)\.model\.1\.", r"heads.\1.", name): tensor for name, tensor in found.items()}
         if missing := sorted(names - tensors.keys()):
             raise InputError(f"{source} lacks {len(missing)} LPIPS weights ({missing[0]}, …): it needs {FILES_NEEDED}")
@@ -173,15 +174,3 @@ def local(source: str | Path) -> Path:
             f"{source} is neither a local path nor a hub repository within reach ({type(error).__name__}): "
             f"give a file or folder with {FILES_NEEDED}"
         ) from None
-
-
-def read(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return load_tensors(file)[0]
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in any way
-        raise InputError(f"{file} is damaged or not a state dict ({type(error).__name__}): copy it again") from None
-    if not isinstance(tensors, dict):
-        raise InputError(f"{file} holds a {type(tensors).__name__}, not a state dict: it needs {FILES_NEEDED}")
-    return tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctf.errors import InputError
-from ctf.files import read_metadata
+from ctf.files import is_safetensors, read_metadata
 from ctf.tokenizer.interface import Family, Tokenizer
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
@@ -40,12 +40,11 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     return TOKENIZERS[family].load(path)
 
 
-def is_tokenizer(source: str | Path) -> bool:
-    """Whether `load_tokenizer` is the one to open `source`: "emoji", a folder, or a file that says so."""
-    path = _path(source)
-    return path.name == "tokenizer.safetensors" or (
-        path.suffix == ".safetensors" and path.exists() and read_metadata(path).get("ctf") == "tokenizer"
-    )
+def is_ours(source: str | Path) -> bool:
+    """Whether `load_tokenizer` is the one to open `source`: "emoji", a folder, or any file that ctf wrote."""
+    if str(source) == "emoji" or Path(source).is_dir():
+        return True
+    return is_safetensors(source) and "ctf" in read_metadata(source)
 
 
 def _path(source: str | Path) -> Path:

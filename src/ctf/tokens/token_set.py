@@ -10,6 +10,7 @@ While the set is being written there is also `shard-00000.json` for each finishe
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import unicodedata
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ctf.classes import renumbered
 from ctf.errors import InputError
 from ctf.files import existing, fingerprint, read_json, write_json
 from ctf.tokenizer.quantizer import perplexity, usage
@@ -48,6 +50,7 @@ class TokenIndex:
         split: which part of the source, e.g. "train"; None if it has no parts.
         image_size: pixels per side; None if not known.
         inputs: images in the source, unreadable ones included: a source that grew is another one.
+        files: a fingerprint of names, sizes and times: a source whose files changed is another one; None if not known.
         shards: those that hold images, in order: {"stem": "00000", "count": n_i}.
         skipped: names of the input images that could not be read.
         complete: False while the set is being written or after an interruption.
@@ -66,6 +69,7 @@ class TokenIndex:
     split: str | None = None
     image_size: int | None = None
     inputs: int | None = None
+    files: str | None = None
     shards: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     complete: bool = False
@@ -188,6 +192,19 @@ class TokenSet:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def in_classes(self, class_names: list[str], other: str) -> TokenSet:
+        """The same tokens with labels that count in `class_names`, matched by name; `other` says whose they are.
+
+        Raises:
+            InputError: images of a class that is not among them.
+        """
+        if class_names == self.class_names:
+            return self
+        found = copy.copy(self)
+        found.labels = renumbered(self.labels, self.class_names, class_names, str(self.folder), other)
+        found.class_names = class_names
+        return found
 
     @property
     def images_per_class(self) -> np.ndarray:

@@ -64,7 +64,7 @@ def tokenize_images(
 
     Raises:
         InputError: the image size does not fit the tokenizer, a number is out of range, no image is readable,
-            or the folder holds a token set with other settings.
+            or the folder holds a token set with other settings, or of files that have changed since.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: encode at least 1 image at a time")
@@ -84,6 +84,7 @@ def tokenize_images(
         split=split,
         image_size=images.size,
         inputs=len(images),
+        files=images.fingerprint() if rank == 0 else None,  # processes on other machines may read copies
     )
     launcher = os.getppid()
     writer = TokenWriter(folder, settings)

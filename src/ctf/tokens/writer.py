@@ -101,8 +101,8 @@ class TokenWriter:
         size = self.index.codebook_size
         check_range(tokens, size, f"tokens for {self.folder}", "codebook size")
         check_range(labels, len(self.index.class_names), f"labels for {self.folder}", "number of classes")
-        if not self._is_begun():
-            self.index.save(self.folder)
+        if not self._is_begun() or (self.index.files and TokenIndex.load(self.folder).files is None):
+            self.index.save(self.folder)  # again if a process began it that does not know the files
         if len(labels):
             _save(tokens_path(self.folder, _stem(shard)), tokens.astype(np.min_scalar_type(size - 1), copy=False))
             _save(labels_path(self.folder, _stem(shard)), labels.astype(np.int64, copy=False))
@@ -172,12 +172,17 @@ def check_same_settings(folder: Path, found: TokenIndex, wanted: TokenIndex) -> 
     differences = [
         f"{name} is {shorten(value)} there and {shorten(wanted.settings[name])} here"
         for name, value in found.settings.items()
-        if value != wanted.settings[name]
+        if value != wanted.settings[name] and name != "files"
     ]
     if differences:
         raise InputError(
             f"{folder} holds {'a' if found.complete else 'an incomplete'} token set with other settings: "
             f"{'; '.join(differences)}. Choose another folder or delete this one"
+        )
+    if found.files != wanted.files and None not in (found.files, wanted.files):
+        raise InputError(
+            f"{folder} holds tokens of {found.source} as it was: names, sizes or dates of its files have changed "
+            f"since. Choose another folder, or delete {folder} to tokenize again"
         )
 
 

@@ -41,11 +41,14 @@ class Checkpoints:
         run: its folder.
         parts: what they hold, by name; of tensors that are cut, the rows of this process.
         keep: how many to keep.
+        images: in an epoch, on which the order of the data depends.
         processes: those that write a part each; of several whose weights are not cut, the first one writes alone.
     """
 
-    def __init__(self, run: Path, parts: Mapping[str, Part], keep: int, processes: Processes = ALONE) -> None:
-        self.run, self.parts, self.keep, self.processes = run, parts, keep, processes
+    def __init__(
+        self, run: Path, parts: Mapping[str, Part], keep: int, images: int, processes: Processes = ALONE
+    ) -> None:
+        self.run, self.parts, self.keep, self.images, self.processes = run, parts, keep, images, processes
         self._pool = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
@@ -92,6 +95,7 @@ class Checkpoints:
 
     def _write(self, step: int, tensors: dict[str, Tensor], cut: dict[str, tuple[int, int]]) -> None:
         metadata = {"ctf": "checkpoint", "step": str(step), "cut": json.dumps(cut), "checksum": checksum(tensors)}
+        metadata["images"] = str(self.images)
         path = checkpoint_path(self.run, step, self.processes.rank, self.processes.world)
         save_tensors(path, tensors, metadata)
         self.keep_newest()
@@ -109,14 +113,14 @@ def _checksum(tensors: Iterator[Tensor]) -> str:
     return f"{found:08x}"
 
 
-def resume(run: Path, parts: Mapping[str, Part], processes: Processes = ALONE) -> int:
+def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Processes = ALONE) -> int:
     """Restore `parts` from the newest checkpoint that is whole; returns the number of steps done, 0 if there is none.
 
     A damaged one is named on stderr, and the one before it is taken. What a killed process has left unfinished goes.
 
     Raises:
-        InputError: all are damaged, the one to restore is of a run with other settings, or the processes do not see the
-            same ones.
+        InputError: all are damaged, the one to restore is of a run with other settings or another number of images, or
+            the processes do not see the same ones.
     """
     found = checkpoints(run)
     newest = processes.gather(step_of(found[-1]) if found else 0)
@@ -130,7 +134,7 @@ def resume(run: Path, parts: Mapping[str, Part], processes: Processes = ALONE) -
         path = found.pop()
         damage = _damage(checkpoint_files(path)[processes.rank :: processes.world])  # each process reads some files
         if not processes.any(damage is not None):
-            done = load_checkpoint(path, parts)
+            done = load_checkpoint(path, parts, images)
         elif not found:
             raise damage or DamagedCheckpoint(f"{path} is damaged, as another process says: restore or delete it")
         elif damage:
@@ -192,6 +196,7 @@ class _Stored:
     Attributes:
         shapes: of the whole tensors.
         step: after which they were written.
+        images: in an epoch; None in checkpoints from before this was written.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -201,6 +206,7 @@ class _Stored:
             file = safe_open(path, framework="pt")
             metadata = json.loads(file.metadata()["ctf"])
             self.step = int(metadata["step"])
+            self.images = int(metadata["images"]) if "images" in metadata else None
             cut = json.loads(metadata["cut"])
             for name in file.keys():  # noqa: SIM118
                 shape = file.get_slice(name).get_shape()
@@ -226,13 +232,18 @@ class _Stored:
                 mine[low - begin : high - begin] = stored[low - first : high - first].to(mine.device)
 
 
-def load_checkpoint(path: Path, parts: Mapping[str, Part]) -> int:
+def load_checkpoint(path: Path, parts: Mapping[str, Part], images: int) -> int:
     """Restore `parts` in place from a checkpoint that is whole (`verify`); returns the number of steps done.
 
     Raises:
-        InputError: of a run with other settings.
+        InputError: of a run with other settings, or another number of images in an epoch.
     """
     stored = _Stored(path)
+    if stored.images not in (None, images):
+        raise InputError(
+            f"{path} is of a run over {stored.images:,} images, and here are {images:,}, in another order: resume with "
+            "the same images, or choose another --out"
+        )
     for name, part in parts.items():
         try:
             if isinstance(part, Optimizer):

@@ -33,8 +33,8 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: peak learning rate.
-        final_learning_rate: where the cosine ends; the peak's value makes the rate constant.
-        warmup_steps: linear warm-up from 0.
+        final_learning_rate: where the cosine ends, the rate of the last step; the peak's value makes the rate constant.
+        warmup_steps: linear warm-up from 0 to the peak; fewer than the run has steps.
         betas: AdamW's β₁ and β₂.
         weight_decay: on matrices only, not on norms and biases.
         clip: largest gradient norm; 0 does not clip.
@@ -54,6 +54,11 @@ class OptimizerConfig:
         names = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "clip")
         check_settings(self, "optimizer.", names, "at least 0 and finite", lambda x: 0 <= x < math.inf)
         check_settings(self, "optimizer.", ("betas",), "at least 0 and below 1", lambda x: 0 <= x < 1)
+        if self.final_learning_rate > self.learning_rate:
+            raise InputError(
+                f"optimizer.final_learning_rate is {self.final_learning_rate:g}: it must be at most the peak, "
+                f"optimizer.learning_rate {self.learning_rate:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ class LoopConfig:
         batch_size: images per optimizer step, over all processes and accumulation steps.
         epochs: passes over the training images.
         steps: optimizer steps; overrides `epochs`.
-        accumulate: split each batch into this many forward passes.
+        accumulate: split each batch into this many forward passes. The gradient is that of the mean over all positions
+            of the batch. Stages of kind masked and any_order still differ from one large pass, since each pass of each
+            process draws what is hidden, or the number of groups, anew.
         precision: "auto" is bfloat16 where the device computes it natively, else float32.
         ema: decay of the exponential moving average of the weights, reached gradually; 0 keeps none. With
             it, the averaged weights are evaluated and saved as the model.
@@ -83,7 +90,9 @@ class LoopConfig:
             `open_stage` read them; with `ema` the plain weights too.
         device: "auto", "cpu", "cuda" or "mps".
         tensorboard: write TensorBoard events beside log.jsonl (needs `pip install ctf[track]`).
-        resume: continue the run that stands in the output folder; begin one if none does.
+        resume: continue the run that stands in the output folder; begin one if none does. Its length, the optimizer's
+            settings, precision, and what does not change the result may be others than before (`changes.jsonl` says
+            from which step on); batch size, seed, data and model may not.
     """
 
     batch_size: int = 256
@@ -196,7 +205,7 @@ class TokenTraining:
         tokens: folder of training tokens, from `ctf tokenize`.
         held_out: folder of tokens to evaluate on; none without it.
         kind: how the stage generates: "autoregressive", one label after another; "masked", hidden labels in rounds;
-            "any_order", groups of positions in any order and number of steps.
+            "any_order", groups of positions in any order and number of steps; or a kind of yours, "file.py:Class".
         rounds: of kind masked, what to train for: "one" round, in which all labels are hidden, as in the paper's
             stage 2, or "any" number of them, hiding a random share (MaskGIT); null is one where labels are given,
             else any.

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ctf.errors import InputError
-from ctf.files import check_writable, write_json
+from ctf.files import check_writable
 from ctf.hub import CONFIG
 from ctf.images.sheet import save_png
 from ctf.progress import progress_bar
-from ctf.run_folder import RUN_MODEL, latest_checkpoint, milestone_path, run_settings
+from ctf.run_folder import RUN_MODEL, last_entries, latest_checkpoint, milestone_path, run_settings, step_of
+from ctf.torchrun import rank_and_world
 from ctf.training.accelerator import build_accelerator
 from ctf.training.batches import on_device
+from ctf.training.changes import changed_settings, write_settings
 from ctf.training.checkpoint import Checkpoints, Part, not_finite, resume
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.interrupt import interruptible
@@ -39,9 +41,11 @@ def train(
 ) -> dict[str, float]:
     """Train until the last step and write `out/model.safetensors`.
 
-    The run folder also gets `config.json`, `log.jsonl`, `checkpoints/`, `milestones/` where some are asked for, and
-    `samples/` where the objective can show any. Under `torchrun` each process takes its part of every batch, with a
-    copy of the weights (DDP) or a part of them (`shard`, FSDP2); the first one writes, and logs the mean over all.
+    The run folder also gets `config.json`, `log.jsonl`, `checkpoints/`, `milestones/` where some are asked for,
+    `samples/` where the objective can show any, and `changes.jsonl` where it was resumed with other settings. A run
+    that has ended goes on if it is given more steps; its model so far becomes a milestone. Under `torchrun` each
+    process takes its part of every batch, with a copy of the weights (DDP) or a part of them (`shard`, FSDP2); the
+    first one writes, and logs the mean over all.
 
     Args:
         objective: what to train.
@@ -51,25 +55,44 @@ def train(
         settings: the dataclass that the run was made from, kept in the run folder.
 
     Returns:
-        The last evaluation; of several processes, the first one's.
+        The last evaluation; of several processes, the first one's. Where nothing is left to train, that of the log.
 
     Raises:
-        InputError: the folder holds a run and `resume` is off, or something else; it cannot be written; the
-            checkpoint to resume from is damaged or of other settings; loss or weights are no longer finite (the
-            message names the last good checkpoint), or gradients are not in many steps in a row; settings that do not
-            go together.
+        InputError: the folder holds a run and `resume` is off, or something else; it cannot be written; settings that
+            a resumed run cannot change; the checkpoint to resume from is damaged or of other settings; loss or weights
+            are no longer finite (the message names the last good checkpoint), or gradients are not in many steps in a
+            row; settings that do not go together.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     run = Path(out)
     check_writable(run, "folder")
     if (run / CONFIG).exists() and run_settings(run) is None:
         raise InputError(f"{run} holds something else than a run: choose another --out")
-    if not config.resume and (latest_checkpoint(run) or (run / RUN_MODEL).exists()):
+    values, model, last = dataclasses.asdict(settings), run / RUN_MODEL, latest_checkpoint(run)
+    if not config.resume and (last or model.exists()):
         raise InputError(f"{run} already holds a run: continue it with --loop.resume true, or choose another --out")
+    if model.exists() and last is None:
+        raise InputError(f"{run} holds a model, but no checkpoint to continue from: choose another --out")
+    changed = changed_settings(run, values) if last else {}
+    steps, done = config.total_steps(objective.num_images), step_of(last) if last else 0
+    if model.exists() and done >= steps:
+        if rank_and_world()[0] == 0:
+            said = f"{run} has done {done} steps, and {steps} were asked for: nothing is left to train"
+            print(f"{said}. A higher loop.steps continues it.", file=sys.stderr)
+        return {name: value for name, value in last_entries(run).items() if "/" in name}
+    if done > steps:
+        raise InputError(f"{run} has done {done} steps: loop.steps, or epochs, must be at least that, not {steps}")
     trainer = _Trainer(objective, run, optimizer_config, config)
     first = trainer.processes.is_first
     if first:
-        write_json(run / CONFIG, dataclasses.asdict(settings))
+        if model.exists():  # of the shorter run: the longer one has no model until its end
+            kept = milestone_path(run, done)
+            kept.parent.mkdir(exist_ok=True)
+            model.replace(kept)
+        write_settings(run, trainer.done, values, changed)
+        if trainer.done and changed:
+            said = ", ".join(f"{name} {now} (was {before})" for name, (before, now) in changed.items())
+            print(f"{run} goes on after step {trainer.done} with {said}", file=sys.stderr)
     with Log(run, trainer.done, config.tensorboard, silent=not first) as log:
         metrics = trainer.run_steps(log)
         best = trainer.whole(trainer.best)
@@ -102,6 +125,8 @@ class _Trainer:
                 f"{config.accumulate} × {world}"
             )
         self.steps = config.total_steps(objective.num_images)
+        if (warmup := optimizer_config.warmup_steps) >= self.steps:
+            raise InputError(f"optimizer.warmup_steps is {warmup}: it must be below the {self.steps} steps of the run")
         if beyond := [step for step in config.milestones if step > self.steps]:
             raise InputError(f"loop.milestones: step {beyond[0]} is never reached, the run has {self.steps}")
         self.meter = Meter()
@@ -133,9 +158,9 @@ class _Trainer:
         self.parts: dict[str, Part] = {"model": model, **optimizers, **objective.extra}
         if self.ema is not None:
             self.parts["ema"] = self.ema
-        self.done = resume(run, self.parts, self.processes)
+        self.done = resume(run, self.parts, objective.num_images, self.processes)
         writers = self.processes if self.is_cut else Processes(self.processes.rank)
-        self.checkpoints = Checkpoints(run, self.parts, config.keep_checkpoints, writers)
+        self.checkpoints = Checkpoints(run, self.parts, config.keep_checkpoints, objective.num_images, writers)
 
     def run_steps(self, log: Log) -> dict[str, float]:
         """Take all steps that are left; returns the last evaluation."""
@@ -184,13 +209,19 @@ class _Trainer:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         pieces = zip(*(tensor.chunk(c.accumulate) for tensor in batch), strict=True)
+        is_split, weights = c.accumulate * self.processes.world > 1, []
         for index, piece in enumerate(pieces):
             # Weights that are cut add up their gradients at once: whole ones would take their room.
             send = self.is_cut or index == c.accumulate - 1
             with nullcontext() if send else self.accelerator.no_sync(self.module):
-                loss, values = self.objective.loss(self.module, piece, step)
-                self.accelerator.backward(loss / c.accumulate)
-            self.meter.add({"loss": loss, **values}, 1 / c.accumulate)
+                losses, values = self.objective.loss(self.module, piece, step)
+                loss = losses.mean()
+                # By positions, over a number that all pieces of all processes share.
+                weights.append(losses.numel() / piece[0].numel() if losses.ndim and is_split else 1.0)
+                self.accelerator.backward(loss * weights[-1] / c.accumulate)
+            self.meter.add({"loss": loss, **values}, weights[-1] / c.accumulate)
+        if losses.ndim and is_split:
+            self._divide_gradients(sum(weights) / c.accumulate)
         clip = self.optimizer_config.clip or math.inf  # which multiplies by 1
         norm = joined(self.accelerator.clip_grad_norm_(self.module.parameters(), clip))
         if self.accelerator.scaler is None:  # which meets infinite gradients on purpose, and skips their steps itself
@@ -204,6 +235,14 @@ class _Trainer:
             _update_average(self.ema, self.objective.module, min(c.ema, (1 + step) / (10 + step)))
         self.meter.end_step(self.objective.after_step(self.ema, step))
         return rate
+
+    def _divide_gradients(self, weight: float) -> None:
+        """By the mean weight of all pieces of all processes, given that of this one's: what is left is the gradient of
+        the mean over all positions."""
+        # Made on the device, as in `_anywhere`.
+        weights = self.processes.sum(torch.full((), weight, device=self.processes.device))
+        gradients = [local(p.grad) for p in self.module.parameters() if p.grad is not None]
+        torch._foreach_div_(gradients, weights / self.processes.world)
 
     def _report(self, step: int, log: Log) -> dict[str, float]:
         """Evaluate, and make a contact sheet on the first process; on a GPU in the precision of the run."""

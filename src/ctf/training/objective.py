@@ -50,7 +50,11 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one batch and what to log of it (detached scalars). `module` may be wrapped."""
+        """The loss of one batch and what to log of it (detached scalars). `module` may be wrapped.
+
+        The loss is a scalar; or float (n,), the loss of each position, where n is another one in each batch: the loop
+        then takes the mean over the positions of all forward passes and processes.
+        """
 
     def before_step(self, ema: nn.Module | None, step: int) -> None:  # noqa: B027
         """Called before each optimizer step."""

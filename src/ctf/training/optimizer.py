@@ -43,9 +43,13 @@ def build_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> 
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Rate of step `step` (from 0) of `steps`: linear warm-up, then a cosine from peak to final."""
+    """Rate of step `step` (from 0) of `steps`: linear warm-up, then a cosine from peak to final, at the last step.
+
+    `steps` are more than those of the warm-up; the loop makes sure of it.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    last = steps - 1
+    progress = (step - config.warmup_steps) / (last - config.warmup_steps) if step < last else 1.0
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine

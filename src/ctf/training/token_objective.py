@@ -52,6 +52,8 @@ class TokenObjective(Objective):
         tokenizer: Tokenizer | None = None,
         cluster_loss: ClusterLoss | None = None,
     ) -> None:
+        if held_out is not None:
+            held_out = held_out.in_classes(tokens.class_names, f"{tokens.folder}'s")
         for part in (tokens, held_out):
             if part is None:
                 continue
@@ -65,8 +67,6 @@ class TokenObjective(Objective):
                 raise InputError(
                     f"{part.folder} and the stage belong to different codebooks: tokenize or cluster again"
                 )
-        if held_out is not None and held_out.class_names != tokens.class_names:
-            raise InputError(f"{held_out.folder} differs from {tokens.folder} in its classes")
         if tokenizer is not None:
             tokens.check_codebook(tokenizer.codebook)
         self.module, self.tokens, self.held_out, self.tokenizer = stage, tokens, held_out, tokenizer
@@ -95,7 +95,8 @@ class TokenObjective(Objective):
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         added = {} if self.cluster_loss is None else {"cluster_loss": self.cluster_loss.to(batch[0].device)}
-        return module(*batch, **added).mean(), {}
+        losses = module(*batch, **added)
+        return losses if losses.ndim == 1 else losses.mean(), {}
 
     def evaluate(self, module: Any, processes: Processes = ALONE) -> dict[str, float]:
         """Mean loss in nats and bits per token of this stage, and token accuracy, without augmentation, in the steps

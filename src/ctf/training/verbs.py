@@ -74,6 +74,6 @@ def _train(config: TokenTraining) -> None:
 
 
 def _say(metrics: dict[str, float]) -> None:
-    """The last evaluation, once for all processes."""
-    if rank_and_world()[0] == 0:
+    """The last evaluation, if there was one, once for all processes."""
+    if metrics and rank_and_world()[0] == 0:
         print(json.dumps(metrics, indent=2))

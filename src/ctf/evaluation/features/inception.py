@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ctf.errors import InputError
 from ctf.evaluation.features.extractor import FeatureExtractor, Features, import_optional
 from ctf.files import existing
+from ctf.weights import read_state_dict
 
 SPATIAL_CHANNELS = 7  # of 192, on a grid of 17 × 17: 2023 values, about as many as `pool` has
 
@@ -50,26 +51,21 @@ class InceptionFeatures(FeatureExtractor):
 
 
 def load_network(weights: str | None) -> nn.Module:
-    if weights is not None:
-        check_pickle(existing(weights, "file of Inception weights"))
-    package = import_optional("torch_fidelity")
-    try:
-        return package.FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=weights
-        ).eval()
-    except OSError as error:
-        raise InputError(
-            f"the Inception weights cannot be downloaded ({error}): "
-            "give the path of weights-inception-2015-12-05-6726825d.pth as weights"
-        ) from None
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{weights} holds other weights than torch-fidelity's Inception ({reason})") from None
-
-
-def check_pickle(path: Path) -> None:
-    """Raise InputError unless `path` is a pickle of tensors alone: torch-fidelity unpickles whatever it is given."""
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in any way
-        raise InputError(f"{path} is damaged or not a state dict ({type(error).__name__}): copy it again") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = None
+        if weights is not None:  # torch-fidelity unpickles whatever it is given: it gets a copy of the tensors alone
+            path = f"{folder}/weights.pth"
+            torch.save(read_state_dict(existing(weights, "file of Inception weights")), path)
+        package = import_optional("torch_fidelity")
+        try:
+            return package.FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
+            ).eval()
+        except OSError as error:
+            raise InputError(
+                f"the Inception weights cannot be downloaded ({error}): "
+                "give the path of weights-inception-2015-12-05-6726825d.pth as weights"
+            ) from None
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{weights} holds other weights than torch-fidelity's Inception ({reason})") from None

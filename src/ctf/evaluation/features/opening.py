@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ctf.evaluation.features.dinov2 import DINOv2Features
 from ctf.evaluation.features.emoji import EmojiFeatures
 from ctf.evaluation.features.extractor import FeatureExtractor, Features
 from ctf.evaluation.features.inception import InceptionFeatures
-from ctf.plugins import import_source
+from ctf.plugins import load_object, source_fingerprint
 
 EXTRACTORS: dict[str, Callable[[str | None, str], FeatureExtractor]] = {
     "inception": InceptionFeatures,
@@ -60,15 +59,9 @@ class CustomFeatures(FeatureExtractor):
 
     def __init__(self, name: str) -> None:
         source, _, function = name.rpartition(":")
-        module = import_source(source)
-        if not callable(found := getattr(module, function, None)):
-            raise InputError(f"{source} has no function {function!r}: name one that takes images and returns features")
-        if not (file := getattr(module, "__file__", None)):
-            raise InputError(f"{source} has no source file to take the fingerprint of: write the function in a file")
-        self.name = name
+        self._function: Callable[[np.ndarray], Any] = load_object(name)
+        self.name, self.fingerprint = name, source_fingerprint(name)
         self.distance = f"Fréchet distance, {Path(source).name}:{function}"
-        self.fingerprint = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-        self._function: Callable[[np.ndarray], Any] = found
 
     def _extract(self, images: np.ndarray) -> Features:
         try:

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import load_tensors
+from ctf.files import is_safetensors, load_tensors
 
 #: Where training scripts put the weights beside optimizer state and settings; FSDP writes them bare.
 WRAPPERS = ("model", "module", "state_dict", "ema")
+#: What DDP, torch.compile, FSDP and activation checkpointing put before the names of a module that they wrap.
+PREFIXES = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def read_state_dict(
     source: str | Path | Mapping[str, Any], *, ema: bool = False, allow_namespace: bool = False
 ) -> dict[str, Tensor]:
-    """The weights in `source` under their own names, on the CPU and in the stored dtype.
+    """The weights in `source` under their names without `PREFIXES`, on the CPU and in the stored dtype.
 
     Args:
         source: what `read_checkpoint` takes, or what such a file holds: the weights bare or under one of `WRAPPERS`.
@@ -33,7 +35,7 @@ def read_state_dict(
         allow_namespace: as for `read_checkpoint`.
 
     Raises:
-        InputError: as `read_checkpoint`, or no weights in it.
+        InputError: as `read_checkpoint`; no weights in it, or two of the same name without `PREFIXES`.
     """
     where = name_of(source)
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source, allow_namespace)
@@ -45,7 +47,10 @@ def read_state_dict(
     weights = checkpoint if wrapper is None else checkpoint[wrapper]
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         raise InputError(f"{where} holds no weights: expected names and tensors, bare or under {', '.join(WRAPPERS)}")
-    return {str(name): tensor for name, tensor in weights.items()}
+    plain = {PREFIXES.sub("", str(name)): tensor for name, tensor in weights.items()}
+    if len(plain) < len(weights):
+        raise InputError(f"{where} holds weights both with and without a prefix such as module.: save one model alone")
+    return plain
 
 
 def name_of(source: str | Path | Mapping[str, Any]) -> str:
@@ -54,7 +59,7 @@ def name_of(source: str | Path | Mapping[str, Any]) -> str:
 
 
 def read_checkpoint(source: str | Path, allow_namespace: bool = False) -> Any:
-    """What a file holds, with tensors on the CPU, unpickled without running code.
+    """What a file holds, with tensors on the CPU, unpickled without running code. Its content decides, not its ending.
 
     Args:
         source: a `torch.save` file, a safetensors file, or "owner/name:file" on the Hugging Face Hub.
@@ -62,25 +67,39 @@ def read_checkpoint(source: str | Path, allow_namespace: bool = False) -> Any:
             else that is not plain data stays refused.
 
     Raises:
-        InputError: no such file, truncated, or objects that could run code.
+        InputError: no such file, truncated, of another format, or with objects that could run code.
     """
     path = Path(source)
     if not path.exists() and (match := re.fullmatch(r"([\w.-]+/[\w.-]+):([\w./-]+)", str(source))):
         path = _download(*match.groups())
     if not path.is_file():
         raise InputError(f"{source}: no such checkpoint; give a file, or owner/name:file on the Hugging Face Hub")
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         return load_tensors(path)[0]
+    if _is_of_another_format(path):
+        raise InputError(f"{path} is neither a safetensors file nor a PyTorch checkpoint: give one of these")
     allowed = torch.serialization.safe_globals([argparse.Namespace]) if allow_namespace else contextlib.nullcontext()
     try:
-        with allowed, warnings.catch_warnings():
+        with allowed, warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # of pickles that are then refused
-            # Mapped, a checkpoint with optimizer state costs no more memory than its weights.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            # Mapped, a checkpoint with optimizer state costs no more memory than its weights. The name decides inside
+            # torch.load, so a pickle called .safetensors comes as an open file, which cannot be mapped.
+            mapped = zipfile.is_zipfile(path) and path.suffix != ".safetensors"
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(_refusal(path, error)) from None
     except Exception as error:  # damaged bytes fail in the unpickler with whatever they happen to hit
         raise InputError(f"{path} is truncated or not a PyTorch checkpoint ({_line(error)}): copy it again") from None
+
+
+def _is_of_another_format(path: Path) -> bool:
+    """Whether a file is none that `torch.save` writes, nor the beginning of one."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return not any(name.endswith("data.pkl") for name in archive.namelist())
+    with path.open("rb") as file:
+        beginning = file.read(2)
+    return not (b"PK".startswith(beginning) or beginning.startswith(pickle.PROTO))
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> str:

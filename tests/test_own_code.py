@@ -1,0 +1,141 @@
+"""A kind, a sampler and a filter of a user's own, from the text of docs/stages.md."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ctf.cli import main
+from ctf.errors import InputError
+from ctf.model_folder import Pipeline, describe
+from ctf.plugins import import_plugins
+from ctf.sampling import Random, Sampling
+from ctf.stages import KINDS, load_stage, new_stage
+from ctf.tokens import write_token_set
+from ctf.training import LoopConfig, OptimizerConfig, train
+from ctf.training.token_objective import TokenObjective
+
+DOCS = (Path(__file__).parents[1] / "docs" / "stages.md").read_text()
+FILES = {name: text for text, name in re.findall(r"^```python\n(# (my_\w+\.py)\n.*?)^```$", DOCS, re.M | re.S)}
+TRUTH, NAMES = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]]), ["up", "down"]
+OWN = {"sampler": "my_sampler.py:GreedyAtTheEnd", "filter": "my_filter.py:min_p"}
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path, monkeypatch):
+    """The docs' three files in the current folder; what they register is forgotten again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ctf.stages.registry.KINDS", dict(KINDS))
+    import_plugins.cache_clear()
+    for name, text in FILES.items():
+        assert len(text.splitlines()) < 60
+        Path(name).write_text(text)
+
+
+@pytest.fixture
+def stage():
+    return new_stage("my_kind.py:Independent", "any", name="only", grid=(2, 3), num_classes=2, codebook_size=24)
+
+
+def test_a_kind_does_all_that_a_kind_does(stage, make_tokenizer, monkeypatch):
+    tokens = write_token_set("tokens", TRUTH, np.arange(2), 24, (2, 3), NAMES)
+    loop = LoopConfig(batch_size=2, steps=60, log_every=9, device="cpu", precision="float32")
+    metrics = train(TokenObjective(stage, tokens, tokens), Path("run"), OptimizerConfig(0.3, 0.01), loop, loop)
+    assert metrics["held_out/bits_per_token"] < 0.1
+    pipeline = Pipeline(make_tokenizer(), NAMES, [stage])
+    greedy = {"temperature": 0.0, "cfg_scale": 2.0}
+    assert pipeline.generate_tokens(torch.arange(2), [0, 1], **greedy).tolist() == TRUTH.tolist()
+    assert stage.log_prob(torch.tensor(TRUTH), torch.arange(2)).exp().min() > 0.9
+    known = torch.tensor([9, -1, -1, -1, -1, 8])
+    completed = pipeline.generate_tokens(torch.arange(2), [0, 1], known, **greedy)
+    assert completed.tolist() == [[9, 2, 3, 4, 5, 8], [9, 5, 4, 3, 2, 8]]
+    *_, last = pipeline.stream([1], seed=3)
+    pipeline.save_pretrained("model")
+    monkeypatch.setattr("ctf.stages.registry.KINDS", {})
+    with pytest.raises(
+        InputError, match=r"kind 'independent' of stage does not exist: .* \$CTF_PLUGINS names the file"
+    ):
+        Pipeline.from_pretrained("model")
+    monkeypatch.setenv("CTF_PLUGINS", "my_kind.py")
+    import_plugins.cache_clear()
+    assert Pipeline.from_pretrained("model")([1], seed=3)[0].tobytes() == last.images[0].tobytes()
+    assert describe("model")["stages"][0]["kind_of_stage"] == "independent"
+
+
+def test_a_kind_by_the_command():
+    write_token_set("tokens", TRUTH, np.arange(2), 24, (2, 3), NAMES)
+    words = "train baseline --kind my_kind.py:Independent --tokens tokens --loop.steps 1 --loop.batch_size 2 --out run"
+    assert main(words.split()) == 0
+
+
+def test_a_sampler_and_a_filter(make_stage, capsys):
+    stage = make_stage("any_order", codebook_size=24)
+    labels, random = torch.tensor([0, 1, 2]), Random([3, 4, 5])
+    tokens = stage.generate(labels, random, Sampling(steps=2, order="raster", **OWN))
+    first, second = stage.plan(Sampling(steps=2, order="raster")).groups
+    plain = stage.generate(labels, random, Sampling(steps=2, order="raster", filter=OWN["filter"]))
+    assert torch.equal(tokens[:, first.at], plain[:, first.at])
+    known = tokens.index_fill(1, torch.arange(6)[second.at], -1)
+    greedy = stage.generate(labels, random, Sampling(steps=2, order="raster", temperature=0.0), known=known)
+    assert torch.equal(tokens, greedy)
+    logits = stage.logits(tokens, labels, stage.plan(Sampling(steps=2, order="raster"))).log_softmax(-1)
+    drawn = logits.gather(2, tokens[..., None]).squeeze(2)
+    assert (drawn >= logits.amax(-1) - np.log(10) - 1e-5)[:, first.at].all()
+    assert (
+        main(
+            [
+                *["sample", "--labels", "[3]", "--num", "1", "--out", "samples", "--fine_sampler"],
+                OWN["sampler"],
+                "--filter",
+                OWN["filter"],
+            ]
+        )
+        == 0
+    )
+    assert "my_sampler.py:GreedyAtTheEnd " in Path("samples/manifest.json").read_text()  # with its fingerprint
+
+
+def test_files_never_name_code(make_stage):
+    stage = make_stage(sampling=Sampling(**OWN, temperature=0.5))
+    stage.save("stage.safetensors")
+    assert load_stage("stage.safetensors").sampling == Sampling(temperature=0.5)
+    with pytest.raises(InputError, match=r"the file names code to run \(os:system\)"):
+        Sampling.of_file({"filter": "os:system"})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("step.logits.argmax(-1)[:, :1]", "must return int64 labels of shape"),
+        ("step.logits.argmax(-1) + 1000", "returned labels outside −1 … 23"),
+        ("step.logits.argmax(-1) * 0 - 1", "must settle 6 unknown positions"),
+    ],
+)
+def test_a_sampler_that_does_something_else(make_stage, body, message):
+    Path("wrong.py").write_text(f"class Wrong:\n    def __call__(self, step):\n        return {body}\n")
+    with pytest.raises(InputError, match=message):
+        make_stage("masked").generate(torch.tensor([0]), Random([0]), Sampling(sampler="wrong.py:Wrong"))
+
+
+def test_names_that_do_not_exist(make_stage):
+    for name, message in (
+        ("typical", "sampler 'typical' does not exist: choose one of independent"),
+        ("no.py:A", "no such file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_stage("masked").generate(torch.tensor([0]), Random([0]), Sampling(sampler=name))
+
+
+def test_the_picture_that_is_completed_by_own_code(tmp_path):
+    import ctf
+
+    pipe = ctf.Pipeline.from_pretrained("emoji")
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[32:] = True
+    assert (
+        len(pipe.complete(Image.new("RGB", (64, 64), "red"), mask, [3], filter=OWN["filter"], sampler=OWN["sampler"]))
+        == 1
+    )
