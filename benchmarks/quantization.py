@@ -1,12 +1,14 @@
 """What bfloat16 and int8 weights change: logits, and samples by the emoji metric.
 
-    python benchmarks/quantization.py
+    python benchmarks/quantization.py [--seed 0]
 
 The bundled model. Logits: both stages on the tokens of the 725 test images of its classes, against float32. Samples:
 one with the label of each test image and equal seeds, by the Fréchet distance in emoji features to the training images.
 """
 
 from __future__ import annotations
+
+import argparse
 
 import numpy as np
 import torch
@@ -38,6 +40,9 @@ def compare(stage: Stage, exact: Stage, tokens: Tensor, labels: Tensor) -> tuple
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="of the first sample")
+    seed = parser.parse_args().seed
     pipeline, exact = Pipeline.from_pretrained("emoji"), Pipeline.from_pretrained("emoji")
     extractor, test = open_features("emoji"), open_images("emoji-subgroups-by-design", "test", 64)
     class_of = [pipeline.label_index(name) for name in test.class_names]  # refuses a class that the model does not have
@@ -55,7 +60,7 @@ def main() -> None:
         for stages in zip(pipeline.packed(), exact.packed(), strict=True):
             kl, same = compare(*stages, tokens, labels)
             cells += [f"{kl:.1e}", f"{same:.1%}"]
-        samples = list(pipeline.generate(labels.tolist(), seed=0))
+        samples = list(pipeline.generate(labels.tolist(), seed=seed))
         first = first or samples
         found = extract(extractor, samples, len(labels), progress=False).statistics
         equal = (np.concatenate(samples) == np.concatenate(first)).all((1, 2, 3)).mean()
