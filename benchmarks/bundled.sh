@@ -11,11 +11,11 @@ ctf evaluate swap --model emoji --cluster_counts '[512,128]' --out $out/swap-gen
 
 ctf tokenize --images $images --split test --augmentation none --out $out/tokens/test
 ctf evaluate likelihood --tokens $out/tokens/test
-python scripts/measure_emoji_model.py --settings '{}' '{"fine_temperature": 0.2}' '{"fine_temperature": 0.5}' \
-  '{"fine_temperature": 0.7, "fine_cfg_scale": 1.5}' '{"fine_temperature": 0.7, "top_p": 0.9}' \
-  '{"fine_temperature": 0.7, "top_p": 1, "temperature": 1.1}' '{"fine_temperature": 1, "top_p": 1, "cfg_scale": 1}' \
-  '{"fine_temperature": 0.7, "cfg_scale": 2}' '{"fine_temperature": 0.7, "cfg_scale": 3}' \
-  '{"fine_temperature": 0.85, "cfg_scale": 3}' '{"fine_temperature": 0.5, "cfg_scale": 3, "temperature": 0.95}'
+python scripts/measure_emoji_model.py --settings '{}' '{"cfg_scale": 1, "top_p": 1, "fine_temperature": 1}' \
+  '{"cfg_scale": 2, "fine_temperature": 0.7}' '{"fine_temperature": 0.2}' '{"fine_temperature": 0.5}' \
+  '{"fine_temperature": 0.7, "fine_cfg_scale": 1.5}' '{"top_p": 0.9, "fine_temperature": 0.7}' \
+  '{"temperature": 1.1, "top_p": 1, "fine_temperature": 0.7}' '{"cfg_scale": 3, "fine_temperature": 0.7}' \
+  '{"cfg_scale": 3, "fine_temperature": 0.85}' '{"cfg_scale": 3, "temperature": 0.95, "fine_temperature": 0.5}'
 python scripts/measure_emoji_model.py --seed 1000
 ctf sample --num 864 --label_policy balanced --out $out/samples
 ctf evaluate neighbours --samples $out/samples --reference $images --split train \
