@@ -21,4 +21,5 @@ ctf sample --num 864 --label_policy balanced --out $out/samples
 ctf evaluate neighbours --samples $out/samples --reference $images --split train \
   --held_out $images --held_out_split test --features emoji --out $out/neighbours
 python benchmarks/quantization.py
+python benchmarks/quantization.py --seed 1000
 python benchmarks/emoji_features.py
