@@ -6,6 +6,8 @@ codewords in 512 clusters, 1/512 of the full head's products.
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ class ClusterMembers(nn.Module):
         relation: from the labels that are predicted to the clusters that are given.
     """
 
-    order: Tensor  # (K,) labels, cluster by cluster
+    order: Tensor | None  # (K,) labels, cluster by cluster; None where the rows of weights are in this order already
     table: Tensor  # (M, S) labels of each cluster, S the largest cluster, padded
     inside: Tensor  # bool (M, S), False for padding
     index: Tensor  # (K,) position of a label among its cluster's members
@@ -47,6 +49,17 @@ class ClusterMembers(nn.Module):
         }
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
+
+    def sorted_weight(self, weight: Tensor) -> Tensor:
+        """The rows of a head's weight (K, dim), cluster by cluster."""
+        return weight if self.order is None else weight[self.order]
+
+    def of_sorted_weight(self) -> ClusterMembers:
+        """The same for a weight from `sorted_weight`."""
+        assert self.order is not None
+        other = copy.copy(self)
+        other._buffers = self._buffers | {"order": None, "place": self.place[self.order]}
+        return other
 
     def labels(self, coarse: Tensor, choice: Tensor) -> Tensor:
         """Member number `choice` of cluster `coarse`, elementwise."""
@@ -120,7 +133,7 @@ def multiply_clusters(rows: Tensor, weight: Tensor, coarse: Tensor, members: Clu
     shift = (padded - counts).cumsum(0) - (padded - counts)  # empty rows of the clusters before
     slot = torch.empty_like(order).scatter_(0, order, shift[coarse[order]] + torch.arange(len(order)))
     filled = rows.new_zeros(int(padded.sum()), rows.shape[1]).index_copy(0, slot, rows)
-    logits: Tensor = GroupedProduct.apply(filled, weight[members.order], padded.tolist(), members.sizes)
+    logits: Tensor = GroupedProduct.apply(filled, members.sorted_weight(weight), padded.tolist(), members.sizes)
     return logits.index_select(0, slot)
 
 
@@ -136,10 +149,15 @@ class GroupedProduct(torch.autograd.Function):
         ctx.save_for_backward(rows, columns)
         ctx.counts, ctx.sizes = counts, sizes
         logits = rows.new_full((len(rows), max(sizes)), -torch.inf)
-        for h, w, y in zip(rows.split(counts), columns.split(sizes), logits.split(counts), strict=True):
-            # A product of n rows rounds differently for every n, so that a logit would depend on the batch.
-            for some, result in zip(h.split(ROWS), y[:, : len(w)].split(ROWS), strict=True):
-                torch.mm(some, w.T, out=result)
+        # A product of n rows rounds differently for every n, so that a logit would depend on the batch.
+        pieces = zip(rows.split(ROWS), logits.split(ROWS), strict=True)
+        begin = 0
+        for count, size in zip(counts, sizes, strict=True):
+            if count:
+                w = columns[begin : begin + size].T
+                for h, y in itertools.islice(pieces, count // ROWS):
+                    torch.mm(h, w, out=y[:, :size])
+            begin += size
         return logits
 
     @staticmethod

@@ -122,14 +122,12 @@ class Masked(TransformerStage):
         state.known[:, group.at] = labels
 
     def memory(self, batch: int, sampling: Sampling, compute: Compute) -> StageMemory:
-        """In a feed-forward layer the residual stream, both halves, and their product's two factors, or a draw; the
-        head's rows sorted by cluster."""
+        """In a feed-forward layer the residual stream, both halves, and their product's two factors, or a draw."""
         c, size = self.config, compute.on(self.device).torch_dtype.itemsize
         positions = min(batch * (1 + sampling.guided), TOGETHER) * (c.num_tokens + 1)
         states = positions * (4 * c.dim + 4 * c.ffn_dim * size)
         drawn = self.drawing_memory(batch, max(self.drawn(sampling)), compute)
-        activations = max(states, drawn) + 4 * c.output_vocab * c.dim
-        return StageMemory(self.packed_memory(compute), activations, stays=self.device.type == "cuda")
+        return StageMemory(self.packed_memory(compute), max(states, drawn), stays=self.device.type == "cuda")
 
     def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
         """A pass for each round, the head for the n labels that it draws, over the members of each position's cluster.

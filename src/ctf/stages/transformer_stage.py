@@ -8,7 +8,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctf.errors import InputError
 from ctf.models.cluster_head import member_logits, tile_memory
@@ -90,6 +90,10 @@ class TransformerStage(Stage):
         packed = copy.copy(self)
         packed._modules, packed._buffers = self._modules.copy(), self._buffers.copy()  # not shared with the original
         packed.transformer = PackedTransformer(self.transformer, compute.on(self.device), head=self.members is None)
+        if self.members is not None and self.device.type == "cpu":  # once, not in every step
+            head = packed.transformer.head
+            head.weight = nn.Parameter(self.members.sorted_weight(head.weight.detach()), requires_grad=False)
+            packed.members = self.members.of_sorted_weight()
         packed.packed, packed.recorded = True, RecordedLoops() if self.cached else None
         return packed.eval()
 
@@ -126,5 +130,9 @@ class TransformerStage(Stage):
         compute = compute.on(self.device)
         if self.device.type != "cpu" and compute.dtype == "float32":
             return 0
-        head = 0 if self.members is not None else self.config.dim * self.vocabulary
-        return packed_bytes(compute, self.device) * (self.config.block_weights + head)
+        head = self.config.dim * self.vocabulary
+        if self.members is not None:  # a copy in another order, on a CPU
+            head_bytes = 4 * head if self.device.type == "cpu" else 0
+        else:
+            head_bytes = packed_bytes(compute, self.device) * head
+        return packed_bytes(compute, self.device) * self.config.block_weights + head_bytes
