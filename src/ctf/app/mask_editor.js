@@ -1,11 +1,11 @@
 // A picture that a visitor drops or chooses; where `props.rows` is set, its tokens can be marked with the pointer.
-const board = element.querySelector(".board"), image = board.querySelector("img"), cells = board.querySelector(".cells");
+const editor = element.querySelector(".mask-editor"), image = editor.querySelector("img"), cells = editor.querySelector(".cells");
 const drop = element.querySelector(".drop"), chooser = drop.querySelector("input"), words = drop.querySelector("span");
 const count = (props.rows || 0) * (props.columns || 0);
 
 function draw() {
   const value = props.value || {};
-  board.hidden = !value.src;
+  editor.hidden = !value.src;
   if (value.src) image.src = value.src;
   const keep = value.keep || "";
   cells.replaceChildren(...Array.from({ length: count }, (_, i) => {

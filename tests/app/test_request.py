@@ -4,7 +4,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from ctf.app.asked import MOST_IMAGES, Asked, controls_of
+from ctf.app.request import MOST_IMAGES, ImageRequest, controls_of
 from ctf.app.sampler import Sampler
 from ctf.errors import InputError
 from ctf.pipeline import StagePipeline
@@ -40,14 +40,16 @@ def test_controls_begin_with_the_models_own_settings(make_stage):
 
 def test_an_address_leads_back(controls):
     settings = {c.key: c.value for c in controls} | {"sketch_temperature": 0.35, "paint_order": "halton"}
-    for asked in (Asked(), Asked("red fox & é", 3, 2**53 - 16, settings)):
-        assert Asked.from_query(controls, dict(parse_qsl(asked.query(), keep_blank_values=True))) == asked
+    for request in (ImageRequest(), ImageRequest("red fox & é", 3, 2**53 - 16, settings)):
+        assert ImageRequest.from_query(controls, dict(parse_qsl(request.query(), keep_blank_values=True))) == request
 
 
 def test_a_form_may_hold_floats_and_nothing(controls):
-    asked = Asked.from_form(controls, None, 4.0, 7.0, {"sketch_top_k": 5.0, "paint_top_k": None, "paint_steps": "2"})
-    assert asked == Asked("", 4, 7, {"sketch_top_k": 5, "paint_top_k": None, "paint_steps": 2})
-    assert isinstance(asked.settings["sketch_top_k"], int)
+    request = ImageRequest.from_form(
+        controls, None, 4.0, 7.0, {"sketch_top_k": 5.0, "paint_top_k": None, "paint_steps": "2"}
+    )
+    assert request == ImageRequest("", 4, 7, {"sketch_top_k": 5, "paint_top_k": None, "paint_steps": 2})
+    assert isinstance(request.settings["sketch_top_k"], int)
 
 
 BAD = [
@@ -68,24 +70,24 @@ BAD = [
 @pytest.mark.parametrize(("query", "message"), BAD, ids=str)
 def test_bad_addresses(controls, query, message):
     with pytest.raises(InputError, match=message):
-        Asked.from_query(controls, query)
+        ImageRequest.from_query(controls, query)
 
 
 @pytest.mark.parametrize("value", [True, [1], {"a": 1}, 1e400, "1e3"], ids=str)
 def test_numbers_that_are_none(controls, value):
     with pytest.raises(InputError, match="must be a whole number"):
-        Asked.from_form(controls, "", value, 0, {})
+        ImageRequest.from_form(controls, "", value, 0, {})
 
 
 def test_no_class_means_all_of_them_evenly(pipeline):
-    assert Asked(num=3).labels(pipeline) == [0, 2, 3]
-    assert Asked(num=1).labels(pipeline) == [0]
-    assert set(Asked(num=MOST_IMAGES).labels(pipeline)) == {0, 1, 2, 3}
-    assert Asked("red fox", 2).labels(pipeline) == Asked("1", 2).labels(pipeline) == [1, 1]
+    assert ImageRequest(num=3).labels(pipeline) == [0, 2, 3]
+    assert ImageRequest(num=1).labels(pipeline) == [0]
+    assert set(ImageRequest(num=MOST_IMAGES).labels(pipeline)) == {0, 1, 2, 3}
+    assert ImageRequest("red fox", 2).labels(pipeline) == ImageRequest("1", 2).labels(pipeline) == [1, 1]
 
 
 def test_a_class_is_meant_by_its_name_before_its_index(make_parts):
     numbered = StagePipeline(**make_parts("baseline") | {"class_names": ["1", "10", "2", "x"]})
-    assert [Asked(label, 1).labels(numbered) for label in ("1", "10", "2", "3")] == [[0], [1], [2], [3]]
-    command = Sampler(numbered, "x", {"coarse": ""}).manifest(Asked("10", 2)).command
+    assert [ImageRequest(label, 1).labels(numbered) for label in ("1", "10", "2", "3")] == [[0], [1], [2], [3]]
+    command = Sampler(numbered, "x", {"coarse": ""}).manifest(ImageRequest("10", 2)).command
     assert """--labels '["10", "10"]'""" in command  # as 1 it would be ambiguous

@@ -98,7 +98,7 @@ def controls_of(stage: Stage) -> list[Control]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ImageRequest:
     """Images to make. Its address leads back to the same ones.
 
     Attributes:
@@ -135,7 +135,7 @@ class Asked:
         return urlencode({"label": self.label, "num": self.num, "seed": self.seed, **settings})
 
     @classmethod
-    def from_form(cls, controls: list[Control], label: Any, num: Any, seed: Any, values: Any) -> Asked:
+    def from_form(cls, controls: list[Control], label: Any, num: Any, seed: Any, values: Any) -> ImageRequest:
         """Read what a form, an address or a program gives; `values` are settings by their keys, None is none.
 
         Raises:
@@ -150,7 +150,7 @@ class Asked:
         return cls("" if label is None else str(label), int(number("num", num)), int(number("seed", seed)), settings)
 
     @classmethod
-    def from_query(cls, controls: list[Control], query: Mapping[str, str]) -> Asked:
+    def from_query(cls, controls: list[Control], query: Mapping[str, str]) -> ImageRequest:
         """The opposite of `query`; raises InputError as `from_form`."""
         values = dict(query)
         first = {name: values.pop(name, getattr(cls, name)) for name in ("label", "num", "seed")}
