@@ -1,7 +1,7 @@
 """Time, memory and tightness of the clustering methods, as a Markdown table.
 
     python benchmarks/clustering.py [--codebooks llamagen,lfq] [--methods random,kmeans,balanced,ward]
-    python benchmarks/clustering.py --codebooks emoji --tokens runs/emoji-tokens/train --test runs/emoji-tokens/test \\
+    python benchmarks/clustering.py --codebooks emoji --tokens runs/clustering/train --test runs/clustering/test \\
         --methods random,kmeans,balanced,ward,kmeans-weighted,ward-weighted
 
 Each row runs in a process of its own, so that peak memory is its own; it includes importing torch and scikit-learn.

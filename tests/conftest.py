@@ -131,7 +131,7 @@ def fill_workplace():
 
     def fill(folder):
         generator = np.random.default_rng(0)
-        for place, count in ("pictures", 16), ("photos/flower", 20), ("photos/temple", 20):
+        for place, count in ("pictures", 16), ("photos/flower", 20), ("photos/temple", 20), ("few/noto heart", 2):
             (folder / place).mkdir(parents=True)
             for i in range(count):
                 Image.fromarray(generator.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / place / f"{i}.png")
