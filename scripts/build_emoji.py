@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["resvg-py==0.5.0", "pillow>=10", "pyarrow>=15"]
 # ///
-"""Build the embedded data set, src/ctf/assets/emoji64.parquet, from six published icon packages.
+"""Build the bundled data set, src/ctf/assets/emoji64.parquet, from six published icon packages.
 
     for p in noto@1.2.9 twemoji@1.2.5 fluent-emoji@1.2.7 fluent-emoji-flat@1.2.6 emojione@1.2.3 fxemoji@1.2.2
     do npm pack "@iconify-json/$p"; done

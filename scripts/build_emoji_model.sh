@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuild the embedded model "emoji" from the embedded images: about four hours on two CPU cores.
+# Rebuild the bundled model "emoji" from the bundled images: about four hours on two CPU cores.
 # Figures: benchmarks/tokenizer.md and benchmarks/emoji_model.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""Build the second labelling of the embedded emoji, src/ctf/assets/emoji_subgroups.json: Unicode's subgroups.
+"""Build the second labelling of the bundled emoji, src/ctf/assets/emoji_subgroups.json: Unicode's subgroups.
 
     npm pack emojibase-data@17.0.0
     for p in noto@1.2.9 twemoji@1.2.5 fluent-emoji-flat@1.2.6; do npm pack "@iconify-json/$p"; done

@@ -1,4 +1,4 @@
-"""Draw docs/completion.png: sixteen test images whose upper half stays, completed twice by the embedded model.
+"""Draw docs/completion.png: sixteen test images whose upper half stays, completed twice by the bundled model.
 
     python scripts/draw_completions.py [--model emoji] [--images emoji-subgroups-by-design] [--out docs/completion.png]
 

@@ -1,4 +1,4 @@
-"""Draw docs/emoji.png: classes of the embedded model, four images each, beside a baseline where one is given.
+"""Draw docs/emoji.png: classes of the bundled model, four images each, beside a baseline where one is given.
 
     python scripts/draw_emoji_model.py [--baseline runs/emoji-baseline-model] [--out docs/emoji.png]
 

@@ -1,4 +1,4 @@
-"""The published packages that the scripts of the embedded emoji read, and the names of icons in them."""
+"""The published packages that the scripts of the bundled emoji read, and the names of icons in them."""
 
 from __future__ import annotations
 

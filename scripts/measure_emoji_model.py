@@ -1,4 +1,4 @@
-"""Fréchet distance of the embedded model, or another of emoji, under several sampling settings.
+"""Fréchet distance of the bundled model, or another of emoji, under several sampling settings.
 
     python scripts/measure_emoji_model.py [--model emoji] [--settings '{"cfg_scale": 3}' …]
 

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python scripts/train_emoji_features.py --out src/ctf/assets/emoji_features.safetensors \
         --log benchmarks/logs/emoji-features.jsonl
 
-54 classes (design and category) of the embedded emoji's training split. The weights of the last epoch are written, in
+54 classes (design and category) of the bundled emoji's training split. The weights of the last epoch are written, in
 float16; the test split is measured after every epoch but decides nothing.
 """
 

@@ -1,11 +1,13 @@
 """Fill docs/reproduction.md with the tables, claims and pictures of `ctf reproduce`, as far as they are made.
 
+    mkdir -p runs/reproduce; cp benchmarks/reproduce/*.jsonl runs/reproduce/
     python scripts/write_reproduction.py [--steps 800] [--store runs/reproduce] [--page docs/reproduction.md]
 
 Whatever stands between `<!-- NAME -->` and `<!-- end -->` is written anew: the table of the experiment NAME, its
-claims and pictures; of `directions`, the measured claims in one table. The prose around them is written by hand. The
-results of every training and sample set are in benchmarks/reproduce: copied into the store, they are not made again,
-and the tables are complete; only the pictures need the sample sets themselves.
+claims and pictures; of `directions`, the measured claims in one table. The prose around them is written by hand.
+
+The results are also added to benchmarks/reproduce: one file per experiment, one line per measurement. Results copied
+from there into the store are not made again, and the tables are complete; only the pictures need the sample sets.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import re
 from pathlib import Path
 
+from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Measured, judge
 from ctf.experiments.page import results, title
 from ctf.experiments.paper import EXPERIMENTS
@@ -41,6 +44,8 @@ def main() -> None:
         return f"<!-- {name} -->\n\n{text}\n\n<!-- end -->"
 
     write_text(options.page, re.sub(r"<!-- (\w+) -->.*?<!-- end -->", filled, page, flags=re.DOTALL))
+    for name, make in (EXPERIMENTS | BEYOND).items():
+        store.publish(make(preset).artifacts(preset), Path("benchmarks/reproduce") / f"{name}.jsonl")
 
 
 def section(name: str, preset: Preset, store: Store, page: Path) -> str:

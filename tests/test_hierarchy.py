@@ -1,4 +1,4 @@
-"""Three levels with the kinds there are: 6 clusters → 24 clusters → 96 tokens, and the embedded codebook."""
+"""Three levels with the kinds there are: 6 clusters → 24 clusters → 96 tokens, and the bundled codebook."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ LOOP = LoopConfig(batch_size=4, steps=3, log_every=1, device="cpu", precision="f
 
 @pytest.fixture(scope="module")
 def emoji():
-    """The embedded tokenizer's codebook in 512 clusters, and those in 64."""
+    """The bundled tokenizer's codebook in 512 clusters, and those in 64."""
     tokenizer = load_tokenizer("emoji")
     middle = cluster_codebook(tokenizer.codebook, 512)
     return tokenizer, middle, cluster_codebook(tokenizer.codebook, 64, finer=middle)

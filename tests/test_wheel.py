@@ -73,7 +73,7 @@ def test_its_metadata_say_what_the_project_says(wheel):
 
 
 def test_it_samples_in_a_clean_environment(place):
-    """The images of the embedded model, equal to those of this checkout."""
+    """The images of the bundled model, equal to those of this checkout."""
     found = run(place / "env/bin/python", "-c", "import ctf; print(ctf.__file__)", cwd=place)
     assert Path(found.strip()).is_relative_to(place / "env")
     run(

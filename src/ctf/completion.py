@@ -34,7 +34,7 @@ def divided(
         )
     drawn = touched(np.asarray(fitted(mask.convert("L"), size)) >= 128, grid)
     if drawn.all() or not drawn.any():
-        what = "every token: leave part of the image black" if drawn.all() else "nothing: paint part of it white"
+        what = "every token: leave part of the image black" if drawn.all() else "nothing: make part of it white"
         raise InputError(f"the mask asks for {what}")
     return fitted(image.convert("RGB"), size), drawn
 

@@ -84,7 +84,7 @@ class Pipeline(StagePipeline):
         compute: Compute | None = None,
         revision: str | None = None,
     ) -> Pipeline:
-        """Open a model: "emoji" (embedded), a folder, or a Hub id such as "owner/name" or "owner/name@revision".
+        """Open a model: "emoji" (bundled), a folder, or a Hub id such as "owner/name" or "owner/name@revision".
 
         Args:
             source: what to open.
@@ -145,7 +145,7 @@ def publish(model: str | Path, name: str, private: bool = False, about: About | 
         about: what to add to its card first, see `complete_card`.
 
     Raises:
-        InputError: not a model folder, or the embedded one with `about`; those of `ctf.hub.push`.
+        InputError: not a model folder, or the bundled one with `about`; those of `ctf.hub.push`.
     """
     if not Path(model).exists() and model != "emoji":
         raise InputError(f"{model}: no such model folder")
@@ -153,7 +153,7 @@ def publish(model: str | Path, name: str, private: bool = False, about: About | 
     if about is None:
         Pipeline.from_pretrained(folder)
     elif model == "emoji":
-        raise InputError("the card of the embedded model is complete: leave out what would be added")
+        raise InputError("the card of the bundled model is complete: leave out what would be added")
     else:
         complete_card(folder, about)
     return push(folder, name, private, model_files)

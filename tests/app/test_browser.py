@@ -1,4 +1,4 @@
-"""The page of the embedded model as a visitor has it, in Debian's Chromium."""
+"""The web app with the bundled model as a visitor has it, in Debian's Chromium."""
 
 import io
 import json
@@ -122,7 +122,7 @@ def test_the_baseline_stands_beside(page):
 
 
 def test_a_link_leads_back_to_the_images(page, browser, address, pipeline):
-    page.get_by_role("button", name="settings of fine").click()
+    page.get_by_role("button", name="stage 2 · tokens").click()
     page.wait_for_timeout(500)  # until it has unfolded
     page.get_by_label("number input for temperature").last.fill("0.8")
     page.keyboard.press("Tab")
@@ -185,7 +185,7 @@ def test_completion_with_a_drawn_mask(page, pipeline):
     page.get_by_role("tab", name="Complete").click()
     page.locator("button:has-text('Take the chosen image') >> visible=true").click()
     page.wait_for_function(
-        "source => document.querySelector('.board img').src === source",
+        "source => document.querySelector('.mask-editor img').src === source",
         arg=page.get_attribute("#made img >> nth=1", "src"),
     )
 

@@ -51,5 +51,5 @@ def test_another_name_is_refused_behind_a_proxy_too(client):
 def test_prefixes():
     assert [checked_root_path(path) for path in ("", "/", "/ctf", "/a/b-c/")] == ["", "", "/ctf", "/a/b-c"]
     for path in ("ctf", "https://example.org/ctf", "/a b", "//ctf", '/"x'):
-        with pytest.raises(InputError, match="give the path below which a proxy shows the page, such as /ctf"):
+        with pytest.raises(InputError, match="give the path below which a proxy shows the web app, such as /ctf"):
             checked_root_path(path)

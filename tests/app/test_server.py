@@ -1,4 +1,4 @@
-"""The page over HTTP: crowds and hostile requests leave it running; nothing is read, fetched or written for them."""
+"""The web app over HTTP: crowds and hostile requests leave it running; nothing is read, fetched or written for them."""
 
 import json
 import re

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctf.app.asked import Asked
 from ctf.app.pictures import data_url, read_upload
+from ctf.app.request import ImageRequest
 from ctf.app.sampler import Sampler
 from ctf.app.studio import Studio
 from ctf.cli import main
@@ -58,7 +58,7 @@ def test_the_baseline_stands_beside_with_the_same_seeds(studio):
     assert len(re.findall(r"done in \d+\.\d s", html)) == 2
     captions = re.findall("<figcaption[^>]*>(.*?)</figcaption>", html)
     assert captions[:4] == captions[4:]
-    plain = studio.baseline.pipeline(labels=Asked(num=4).labels(studio.pipeline), seed=9)
+    plain = studio.baseline.pipeline(labels=ImageRequest(num=4).labels(studio.pipeline), seed=9)
     assert np.array_equal(images(html)[4], np.asarray(plain[0]))
     assert {name.split("/")[0] for name in unpacked(links).namelist()} == {"tiny", "plain"}
 
@@ -72,8 +72,8 @@ def test_models_of_other_classes_are_no_baseline(studio, make_parts):
 def test_the_link_leads_back_to_the_same_images(studio):
     *_, (html, links) = studio.generate("red fox", 2, 7, False, *values(studio, fine_temperature=0.4))
     address = re.search('id="permalink" href="([^"]+)"', links)[1].replace("&amp;", "&")
-    asked = Asked.from_query(studio.controls, dict(parse_qsl(address[1:], keep_blank_values=True)))
-    again = studio.generate(asked.label, asked.num, asked.seed, False, *asked.settings.values())
+    request = ImageRequest.from_query(studio.controls, dict(parse_qsl(address[1:], keep_blank_values=True)))
+    again = studio.generate(request.label, request.num, request.seed, False, *request.settings.values())
     *_, (second, _) = again
     assert [a.tobytes() for a in images(html)] == [b.tobytes() for b in images(second)]
 

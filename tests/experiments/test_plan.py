@@ -89,7 +89,7 @@ def test_the_page(tmp_path):
     assert page.splitlines()[-1].split() == ["fits", "fits"]
     large = plan_page(str(CONFIGS[0]), ["baseline"], 512, dataclasses.replace(ONE, gpu=GPUS["RTX-4090"]))
     assert "too much\n\nWhat is too much may fit with --recompute" in large
-    assert "weights and optimizer cut over the GPUs" in large.splitlines()[0]
+    assert "weights and optimizer sharded over the GPUs" in large.splitlines()[0]
     whole = plan_page(str(CONFIGS[0]), ["baseline"], 512, ONE, shard=False, recompute=True)
     assert whole.splitlines()[0].endswith("sustained (MFU), blocks computed again in the backward pass")
 

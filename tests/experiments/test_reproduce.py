@@ -1,7 +1,7 @@
 import dataclasses
 import math
 import re
-import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,11 +262,18 @@ def test_bits_of_full_support_are_bounds(tiny, out, tmp_path):
 def test_results_alone_are_enough_for_a_page(tiny, out, tmp_path):
     """As those in benchmarks/reproduce, without the sample sets and weights that they are of."""
     page = reproduce("table3d", tiny, str(out), "cpu")
-    shutil.copytree(out / "metrics", tmp_path / "metrics")
+    Store(out).publish(find("table3d")(tiny).artifacts(tiny), tmp_path / "table3d.jsonl")
     reproduce("table3d", tiny, str(tmp_path), "cpu")  # makes nothing
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics", "table3d"}
+    assert {path.name for path in tmp_path.iterdir()} == {"table3d.jsonl", "table3d"}
     tables = [p.read_text(encoding="utf-8").split("![")[0] for p in (page, tmp_path / "table3d" / "report.md")]
     assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("name", ["table1", "fig1b", "rounds"])
+def test_published_results_are_those_of_todays_settings(name):
+    """Else `ctf reproduce` would train and measure anew what benchmarks/reproduce holds."""
+    preset, store = EMOJI.changed(steps=800), Store(Path(__file__).parents[2] / "benchmarks" / "reproduce")
+    assert all(map(store.has, find(name)(preset).artifacts(preset)))
 
 
 def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path):
@@ -282,6 +289,11 @@ def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path):
     assert re.search(r"^\| a \| [\d.e-]+ \|\n\| b \| [\d.e-]+ \|$", text, re.MULTILINE)
     assert Image.open(tmp_path / "figure-0.png").width > 300
     assert not (tmp_path / "plot.png").exists()
+
+    store.publish(experiment.artifacts(tiny), tmp_path / "t.jsonl")
+    write_page(tmp_path / "again", experiment, tiny, Store(tmp_path), "ctf")
+    again = (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
+    assert again == text.replace("![tokens swapped](figure-0.png)\n\n", "")
 
 
 def test_settings_replace_the_presets():

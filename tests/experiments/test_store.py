@@ -3,8 +3,9 @@ from typing import ClassVar
 
 import pytest
 
+from ctf.errors import InputError
 from ctf.experiments.store import Artifact, Store, in_order
-from ctf.files import read_json, write_text
+from ctf.files import read_json, read_json_lines, write_text
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,28 @@ def test_an_interrupted_artifact_leaves_what_is_finished(store):
     assert Sum.made == [a]
     assert not store.has(Sum((13,), (a,)))
     assert store.has(a)
+
+
+def test_published_results_are_added_sorted_and_need_not_be_made(store, tmp_path):
+    b, a = Sum((1,)), Sum((2,))
+    path = tmp_path / "published" / "sums.jsonl"
+    store.get(b)
+    store.publish([a, b], path)  # a is not there
+    store.get(a)
+    store.publish([a], path)
+    lines = [{"artifact": f"sums/{s.name}", "result": float(sum(s.numbers))} for s in (a, b)]
+    assert read_json_lines(path) == sorted(lines, key=lambda line: line["artifact"])
+
+    copy = Store(path.parent)
+    copy.get(a)
+    assert Sum.made == [b, a]
+    assert (copy.result(a), copy.result(b)) == (2.0, 1.0)
+
+
+def test_a_file_of_something_else_among_the_results(store, tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"loss": 3.5}\n')
+    with pytest.raises(InputError, match=r"log\.jsonl holds something else than results"):
+        store.has(Sum((1,)))
 
 
 def test_settings_lie_beside_the_artifact(store):

@@ -28,7 +28,7 @@ def class_folder(tmp_path):
     return tmp_path
 
 
-# --- the embedded emoji ---
+# --- the bundled emoji ---
 
 
 @pytest.mark.parametrize(("split", "count"), [(None, 9153), ("train", 8367), ("test", 786)])

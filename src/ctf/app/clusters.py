@@ -23,7 +23,7 @@ from ctf.tokenizer.measure import psnr
 
 Method = Literal["kmeans", "random"]
 METHODS: dict[Method, str] = {"kmeans": "k-means", "random": "random"}
-#: Larger codebooks take minutes to cluster: of them the page has the model's own clusters only.
+#: Larger codebooks take minutes to cluster: for them the web app has the model's own clusters only.
 CLUSTERED_AT_ONCE = 1 << 15
 #: A tile is the middle of so many equal tokens in a square: at its border it is that codeword among its like.
 AROUND = 3

@@ -1,4 +1,4 @@
-"""The layout of the page, and which of its parts calls what."""
+"""The layout of the web app, and which of its parts calls what."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import gradio as gr
 
-from ctf.app.asked import LARGEST_SEED, MOST_IMAGES, Asked, Control
 from ctf.app.pictures import MOST_BYTES
+from ctf.app.request import LARGEST_SEED, MOST_IMAGES, Control, ImageRequest
 from ctf.app.studio import Studio, stage_in_words
 from ctf.errors import InputError
 
@@ -27,9 +27,9 @@ SESSIONS = 200
 REST = 4
 LONGEST_MESSAGE = 300
 
-CSS, BOARD = ((files("ctf.app") / name).read_text(encoding="utf-8") for name in ("page.css", "board.js"))
-BOARD_HTML = """
-<div class="board" style="--columns:${columns}" hidden><img alt="the picture"><div class="cells"></div></div>
+CSS, MASK_EDITOR = ((files("ctf.app") / name).read_text(encoding="utf-8") for name in ("page.css", "mask_editor.js"))
+MASK_EDITOR_HTML = """
+<div class="mask-editor" style="--columns:${columns}" hidden><img alt="the picture"><div class="cells"></div></div>
 <label class="drop"><input type="file" accept="image/*" hidden><span>Drop a picture, or click to choose</span></label>
 """
 #: A click on an image chooses it; the other tabs take the chosen one, or the first.
@@ -121,11 +121,11 @@ def buttons(action: str) -> list[gr.Button]:
         ]
 
 
-def board(studio: Studio, value: Any, marked: bool) -> tuple[gr.HTML, gr.Button]:
+def mask_editor(studio: Studio, value: Any, marked: bool) -> tuple[gr.HTML, gr.Button]:
     """A picture that a visitor gives, `marked`: and marks; and a button that takes one of the images made before."""
     rows, columns = studio.pipeline.grid if marked else (0, 0)
     facts = {"rows": rows, "columns": columns, "most": MOST_BYTES}
-    picture = gr.HTML(value, elem_classes="given", html_template=BOARD_HTML, js_on_load=BOARD, **facts)
+    picture = gr.HTML(value, elem_classes="given", html_template=MASK_EDITOR_HTML, js_on_load=MASK_EDITOR, **facts)
     return picture, gr.Button("Take the chosen image of Generate", size="sm")
 
 
@@ -141,35 +141,36 @@ def results(html: str = "", links: str = "", name: str | None = None) -> list[gr
 
 
 def build(studio: Studio) -> gr.Blocks:
-    """The page. What it shows first is made here, which also warms the model up."""
+    """The web app. What it shows first is made here, which also warms the model up."""
     pipeline, (height, width) = studio.pipeline, studio.pipeline.image_size
     values = [control.value for control in studio.controls]
-    *_, first = studio.generate("", Asked.num, 0, False, *values)
+    *_, first = studio.generate("", ImageRequest.num, 0, False, *values)
     example, counts, count = studio.example(first[0]), studio.clusters.counts, studio.clusters.count
     *_, completed = studio.complete(example, "", REST, 0, *values)
     with gr.Blocks(title=f"ctf · {studio.model.name}", analytics_enabled=False) as page:
         page.state_session_capacity = SESSIONS
         gr.Markdown(
             f"# ctf · {escape(studio.model.name)}\n"
-            f"Images of {width} × {height} pixels in {len(pipeline.class_names)} classes, drawn from coarse to fine. "
+            f"Images of {width} × {height} pixels in {len(pipeline.class_names)} classes, from coarse to fine. "
             "Choose a class, press Generate, and watch the images appear.\n\n"
             f"<small>{'; '.join(stage_in_words(stage) for stage in pipeline.stages)}.</small>",
             elem_id="title",
         )
         with gr.Tab("Generate"), gr.Row():
             with gr.Column(scale=1, min_width=280):
-                *ask, start, stop = form(studio, "images", Asked.num, "Generate")
+                *ask, start, stop = form(studio, "images", ImageRequest.num, "Generate")
                 beside = gr.Checkbox(False, label="baseline beside it, same seeds", visible=studio.baseline is not None)
                 settings = []
-                for stage in pipeline.stages:
-                    with gr.Accordion(f"settings of {stage.name}", open=False):
+                for place, stage in enumerate(pipeline.stages, 1):
+                    level = "tokens" if stage.predicts is None else "clusters"
+                    with gr.Accordion(f"stage {place} · {level}", open=False):
                         settings += [widget(c) for c in studio.controls if c.stage == stage.name]
             made = results(*first, name="made")
         with gr.Tab("Complete"):
             say(f"Mark what to keep of a picture with the pointer; the rest is generated. {studio.keeps()}")
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
-                    picture, take = board(studio, example, marked=True)
+                    picture, take = mask_editor(studio, example, marked=True)
                     *rest_ask, rest_start, rest_stop = form(studio, "completions", REST, "Complete")
                 rest = results(*completed, name="rest")
         with gr.Tab("Clusters"):
@@ -179,7 +180,7 @@ def build(studio: Studio) -> gr.Blocks:
             )
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
-                    swap_picture, swap_take = board(studio, example, marked=False)
+                    swap_picture, swap_take = mask_editor(studio, example, marked=False)
                     share = gr.Slider(0, 100, value=50, step=1, label="tokens swapped, %", elem_id="share")
                     swap_count = gr.Dropdown(counts, value=count, label="clusters")
                 with gr.Column(scale=3, min_width=480):
@@ -206,8 +207,9 @@ def build(studio: Studio) -> gr.Blocks:
             query = {name: text for name, text in request.query_params.items() if not name.startswith("__")}
             if "seed" not in query:
                 return gr.skip()
-            asked = studio.checked(Asked.from_query(studio.controls, query))
-            return [asked.label, asked.num, asked.seed, *(asked.settings.get(c.key, c.value) for c in studio.controls)]
+            wanted = studio.checked(ImageRequest.from_query(studio.controls, query))
+            settings = [wanted.settings.get(control.key, control.value) for control in studio.controls]
+            return [wanted.label, wanted.num, wanted.seed, *settings]
 
         @told
         def upload(event: gr.EventData) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures between the page and the model: uploads that are checked, and images as the page shows them.
+"""Pictures between the web app and the model: uploads that are checked, and images as it shows them.
 
 No file is read or written: a picture comes and goes as a data URL, `data:image/png;base64,…`.
 """

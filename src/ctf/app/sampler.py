@@ -1,4 +1,4 @@
-"""A model as the page samples from it: previews with times, a manifest, and what there is to download."""
+"""A model as the web app samples from it: previews with times, a manifest, and what there is to download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ctf.app.asked import Asked
+from ctf.app.request import ImageRequest
 from ctf.classes import typed_label
 from ctf.images.sheet import png_bytes
 from ctf.pipeline import StagePipeline
@@ -41,18 +41,18 @@ class Sampler:
         """`source` is what the pipeline was opened by; of a folder the page says its name, not where it is."""
         return cls(pipeline, Path(source).name if Path(source).exists() else source, weights_of(pipeline))
 
-    def watch(self, asked: Asked, known: Tensor | None = None) -> Iterator[tuple[Preview, float]]:
+    def watch(self, request: ImageRequest, known: Tensor | None = None) -> Iterator[tuple[Preview, float]]:
         """Previews, the last of them the images, with the seconds that all so far took to make.
 
         Args:
-            asked: what to make.
+            request: what to make.
             known: tokens that every image keeps, see `StagePipeline.known_tokens`.
 
         Raises:
             InputError: no such class, or settings or known tokens that a stage cannot take.
         """
-        labels, seconds = asked.labels(self.pipeline), 0.0
-        previews = self.pipeline.stream(labels, asked.seed, PREVIEWS, known, **asked.settings)
+        labels, seconds = request.labels(self.pipeline), 0.0
+        previews = self.pipeline.stream(labels, request.seed, PREVIEWS, known, **request.settings)
         while True:
             start = time.perf_counter()
             preview = next(previews, None)
@@ -61,19 +61,19 @@ class Sampler:
                 return
             yield preview, seconds
 
-    def manifest(self, asked: Asked, known: Tensor | None = None) -> Manifest:
+    def manifest(self, request: ImageRequest, known: Tensor | None = None) -> Manifest:
         """How these images come about. Its command makes them again, unless they complete a picture."""
-        labels = asked.labels(self.pipeline)
+        labels = request.labels(self.pipeline)
         manifest = Manifest.of(
             self.pipeline,
             labels,
-            asked.settings,
+            request.settings,
             processes=1,
             weights=self.weights,
             label_policy="given",
             given_labels=labels,
-            seed=asked.seed,
-            batch_size=asked.num,
+            seed=request.seed,
+            batch_size=request.num,
             model=self.name,
             known=[] if known is None else known.tolist(),
         )
@@ -81,20 +81,21 @@ class Sampler:
         if known is None:
             words[1] = "sample"
             typed = [typed_label(self.pipeline.class_names, label) for label in labels]
-            words += ["--labels", json.dumps(typed, ensure_ascii=False), "--seed", str(asked.seed), "--out", "samples"]
-            for name, value in asked.settings.items():
+            words += ["--labels", json.dumps(typed, ensure_ascii=False), "--seed", str(request.seed)]
+            words += ["--out", "samples"]
+            for name, value in request.settings.items():
                 words += [] if value is None else [f"--{name}", str(value)]
         return dataclasses.replace(manifest, command=shlex.join(words))
 
     def folder(
-        self, images: Sequence[Image.Image], asked: Asked, known: Tensor | None = None
+        self, images: Sequence[Image.Image], request: ImageRequest, known: Tensor | None = None
     ) -> Iterator[tuple[str, bytes]]:
         """The files of a sample set, as `ctf sample` writes it to a folder: names and contents."""
-        facts = folder_list(asked.labels(self.pipeline), self.pipeline.class_names, asked.seed)
+        facts = folder_list(request.labels(self.pipeline), self.pipeline.class_names, request.seed)
         for fact, image in zip(facts, images, strict=True):
             yield fact["file"], png_bytes(image)
         yield SHEET, png_bytes(sheet([np.asarray(image) for image in images]))
-        for name, value in ((LIST, facts), ("manifest.json", self.manifest(asked, known).as_json())):
+        for name, value in ((LIST, facts), ("manifest.json", self.manifest(request, known).as_json())):
             yield name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 

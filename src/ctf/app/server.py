@@ -1,4 +1,4 @@
-"""The page over HTTP: a gate that lets in what the page needs and nothing else, and the server behind it."""
+"""The web app over HTTP: a gate that lets in what it needs and nothing else, and the server behind it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ctf.errors import InputError
 
 #: What a request may hold: an upload in base64, and some room.
 MOST_BODY = 12 << 20
-#: The addresses that the page and its API need. Of Gradio's others, some write uploads to the disk, read files, or
+#: The addresses that the web app and its API need. Of Gradio's others, some write uploads to the disk, read files, or
 #: fetch addresses for whoever asks.
 OPEN = {
     "GET": r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(assets|static|svelte)/.*"
     r"|/gradio_api/(info|startup-events|theme\.css|app_id|queue/data|heartbeat/\w+|call/(v2/)?\w+/\w+)/?",
     "POST": r"/gradio_api/(queue/join|cancel|reset|call/(v2/)?\w+)/?",
 }
-#: The browser fetches nothing from elsewhere, whatever the page asks for.
+#: The browser fetches nothing from elsewhere, whatever the web app asks for.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 LOOPBACK = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 
@@ -130,17 +130,17 @@ def listen(host: str, port: int) -> sockets.socket:
 def checked_root_path(root_path: str) -> str:
     """A prefix such as "/ctf", without a slash at its end. Raises InputError: not the path of an address."""
     if not re.fullmatch(r"((/[\w.~-]+)+)?/?", root_path, re.ASCII):
-        raise InputError(f"root_path {root_path!r}: give the path below which a proxy shows the page, such as /ctf")
+        raise InputError(f"root_path {root_path!r}: give the path below which a proxy shows the web app, such as /ctf")
     return root_path.rstrip("/")
 
 
 def application(studio: Studio, loopback: bool, root_path: str = "") -> Gate:
-    """The page as an ASGI application, its first images made; `root_path` as `checked_root_path` gives it."""
+    """The web app as an ASGI application, its first images made; `root_path` as `checked_root_path` gives it."""
     try:
         import fastapi
         import gradio
     except ImportError as error:
-        raise InputError(f"the page needs Gradio ({error}): pip install 'ctf[app]'") from None
+        raise InputError(f"the web app needs Gradio ({error}): pip install 'ctf[app]'") from None
     from ctf.app.page import CSS, LONGEST_QUEUE, build
 
     page = build(studio)
@@ -170,7 +170,7 @@ def serve(
     started: Callable[[str], None] = lambda address: None,
     root_path: str = "",
 ) -> None:
-    """Serve the page until Ctrl-C; `started` hears its address, `root_path` is as for `application`."""
+    """Serve the web app until Ctrl-C; `started` hears its address, `root_path` is as for `application`."""
     import uvicorn
 
     host, port = socket.getsockname()[:2]

@@ -1,4 +1,4 @@
-"""What the page does: each method takes what a visitor gives and returns HTML, or yields it while it appears."""
+"""What the web app does: each method takes what a visitor gives and returns HTML, or yields it while it appears."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ctf.app.asked import Asked, Control, controls_of, number
 from ctf.app.clusters import METHODS, Clusters
 from ctf.app.pictures import data_url, enlarged, figure, read_upload, token_grid
+from ctf.app.request import Control, ImageRequest, controls_of, number
 from ctf.app.sampler import Sampler, archive
 from ctf.classes import check_same, composed
 from ctf.completion import fitted
@@ -39,7 +39,7 @@ class Studio:
     """A model, perhaps a baseline beside it, and its codebook.
 
     Args:
-        model: what the page is about.
+        model: the model that is shown.
         baseline: shown on request, with its own settings.
 
     Raises:
@@ -87,31 +87,35 @@ class Studio:
 
     # Generate and complete
 
-    def checked(self, asked: Asked) -> Asked:
+    def checked(self, request: ImageRequest) -> ImageRequest:
         """The same. Raises InputError: no such class, or settings that a stage cannot take."""
-        asked.labels(self.pipeline)
-        self.pipeline.sampling(**asked.settings)
-        return asked
+        request.labels(self.pipeline)
+        self.pipeline.sampling(**request.settings)
+        return request
 
-    def asked(self, label: Any, num: Any, seed: Any, values: tuple[Any, ...]) -> Asked:
+    def request(self, label: Any, num: Any, seed: Any, values: tuple[Any, ...]) -> ImageRequest:
         """What the form holds. Raises InputError as `checked`, and for a number out of bounds."""
         keys = [control.key for control in self.controls]
-        return self.checked(Asked.from_form(self.controls, label, num, seed, dict(zip(keys, values, strict=True))))
+        return self.checked(
+            ImageRequest.from_form(self.controls, label, num, seed, dict(zip(keys, values, strict=True)))
+        )
 
     def generate(self, label: Any, num: Any, seed: Any, beside: Any, *values: Any) -> Iterator[tuple[str, str]]:
         """Panels of images while they appear, then what there is to download and the address that leads back."""
-        asked = self.asked(label, num, seed, values)
-        yield from self._watch(asked, None, bool(beside), f"?{asked.query()}")
+        request = self.request(label, num, seed, values)
+        yield from self._watch(request, None, bool(beside), f"?{request.query()}")
 
     def complete(self, picture: Any, label: Any, num: Any, seed: Any, *values: Any) -> Iterator[tuple[str, str]]:
         """The same for a picture of which a part is kept."""
-        asked = self.asked(label, num, seed, values)
-        yield from self._watch(asked, self.known(picture), False, "")
+        request = self.request(label, num, seed, values)
+        yield from self._watch(request, self.known(picture), False, "")
 
-    def _watch(self, asked: Asked, known: Tensor | None, beside: bool, address: str) -> Iterator[tuple[str, str]]:
+    def _watch(
+        self, request: ImageRequest, known: Tensor | None, beside: bool, address: str
+    ) -> Iterator[tuple[str, str]]:
         done, folders = "", {}
-        theirs = Asked(asked.label, asked.num, asked.seed)  # settings are of the model's stages
-        rows = [(self.model, asked)] + ([(self.baseline, theirs)] if beside and self.baseline else [])
+        theirs = ImageRequest(request.label, request.num, request.seed)  # settings are of the model's stages
+        rows = [(self.model, request)] + ([(self.baseline, theirs)] if beside and self.baseline else [])
         for sampler, wanted in rows:
             for preview, seconds in sampler.watch(wanted, known):
                 where = f"{preview.stage}: step {preview.step} of {preview.steps}"
@@ -120,7 +124,7 @@ class Studio:
             done += self._panel(sampler, wanted, preview, f"done in {seconds:.1f} s", ctf=made)
             folders[re.sub(r"\W+", "-", sampler.name)] = sampler.folder(preview.images, wanted, known)
         packed = data_url(archive(folders), "application/zip")
-        name = f"{next(iter(folders))}-seed-{asked.seed}"
+        name = f"{next(iter(folders))}-seed-{request.seed}"
         links = f'<a class="zip" href="{packed}" download="{name}.zip">Download all (ZIP)</a>'
         links += f'<a class="png" href="" download="{name}.png" onclick="{CHOSEN}">Download the chosen one (PNG)</a>'
         if address:
@@ -128,12 +132,12 @@ class Studio:
         yield panels(done, len(rows)), f'<div class="links">{links}</div>'
 
     @staticmethod
-    def _panel(sampler: Sampler, asked: Asked, preview: Preview, state: str, **notes: str) -> str:
+    def _panel(sampler: Sampler, request: ImageRequest, preview: Preview, state: str, **notes: str) -> str:
         """A model's images so far; `notes` go into their PNGs, as how they were made into those of finished ones."""
         pipeline = sampler.pipeline
-        names = [pipeline.class_names[label] for label in asked.labels(pipeline)]
+        names = [pipeline.class_names[label] for label in request.labels(pipeline)]
         figures = "".join(
-            figure(image, name, f"seed {asked.seed + i}", notes=notes)
+            figure(image, name, f"seed {request.seed + i}", notes=notes)
             for i, (image, name) in enumerate(zip(preview.images, names, strict=True))
         )
         return (
@@ -142,7 +146,7 @@ class Studio:
         )
 
     def known(self, picture: Any) -> Tensor:
-        """The tokens to keep of a picture from the page, {"src": data URL, "keep": a "1" for each token that stays}.
+        """The tokens to keep of a picture from the web app, {"src": data URL, "keep": a "1" for each token that stays}.
 
         Raises:
             InputError: no picture, no marks or nothing but marks, or a part that the model cannot keep.
@@ -164,7 +168,7 @@ class Studio:
         return known
 
     def upload(self, url: Any) -> dict[str, str]:
-        """A picture that was dropped → what the page keeps of it: of the model's size, its upper half marked."""
+        """A picture that was dropped → what the web app keeps of it: of the model's size, its upper half marked."""
         return {"src": data_url(png_bytes(fitted(read_upload(url), self.pipeline.image_size))), "keep": self.half()}
 
     # For programs
@@ -178,7 +182,7 @@ class Studio:
         uses seed + i; settings: in place of the model's own, such as {"coarse_temperature": 0.9}. Says on the way which
         step is done: {"stage", "step", "steps"}; the last answer is {"images", "manifest"}.
         """
-        yield from self._answer(Asked.from_form(self.controls, label, num, seed, settings or {}), None)
+        yield from self._answer(ImageRequest.from_form(self.controls, label, num, seed, settings or {}), None)
 
     def api_complete(
         self,
@@ -193,14 +197,14 @@ class Studio:
 
         picture: a data URL; keep: a "1" for each token that stays and a "0" for each to generate, row by row.
         """
-        asked = Asked.from_form(self.controls, label, num, seed, settings or {})
-        yield from self._answer(asked, self.known({"src": picture, "keep": keep}))
+        request = ImageRequest.from_form(self.controls, label, num, seed, settings or {})
+        yield from self._answer(request, self.known({"src": picture, "keep": keep}))
 
-    def _answer(self, asked: Asked, known: Tensor | None) -> Iterator[dict[str, Any]]:
-        for preview, _ in self.model.watch(asked, known):
+    def _answer(self, request: ImageRequest, known: Tensor | None) -> Iterator[dict[str, Any]]:
+        for preview, _ in self.model.watch(request, known):
             yield {"stage": preview.stage, "step": preview.step, "steps": preview.steps}
         images = [data_url(png_bytes(image)) for image in preview.images]
-        yield {"images": images, "manifest": self.model.manifest(asked, known).as_json()}
+        yield {"images": images, "manifest": self.model.manifest(request, known).as_json()}
 
     # Clusters and codebook
 
@@ -271,7 +275,7 @@ def panels(content: str, count: int) -> str:
 
 
 def stage_in_words(stage: Stage) -> str:
-    """What a stage does, for a reader of the page."""
+    """What a stage does, for a visitor."""
     sampling = stage.resolved()
     level = f"{stage.vocabulary:,} {'tokens' if stage.predicts is None else 'clusters'}"
     steps = f"{sampling.steps} steps" if sampling.steps != 1 else "one step"

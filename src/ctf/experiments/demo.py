@@ -1,4 +1,4 @@
-"""`ctf demo`: the whole method on the embedded emoji, from pixels to a report, beside a baseline."""
+"""`ctf demo`: the whole method on the bundled emoji, from pixels to a report, beside a baseline."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SYSTEMS = {"baseline": ["baseline"], "coarse-to-fine": ["coarse", "fine"]}
 COLUMNS = ["noto smileys", "twemoji animals", "noto food", "fluent-emoji smileys", "fluent-emoji-flat travel"]
 COLUMNS += ["emojione flags", "fxemoji people", "emojione animals", "twemoji flags", "fluent-emoji food"]
 COLUMNS += ["fluent-emoji-flat symbols", "noto objects"]
-#: Of the embedded model, shown first.
+#: Of the bundled model, shown first.
 CLASSES = ["noto face-smiling", "noto cat-face", "fluent-emoji heart", "twemoji country-flag", "noto person-role"]
 CLASSES += ["twemoji hand-fingers-open", "noto time", "noto transport-ground"]
 FIT, FIRST_SHEET = "fit", "embedded.png"
@@ -93,7 +93,7 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
         yield
         metrics["seconds"][name] = round(time.perf_counter() - start, 1)
 
-    with timed("first sheet", "Samples of the embedded model"):
+    with timed("first sheet", "Samples of the bundled model"):
         save_png(run / FIRST_SHEET, _embedded_samples(seed))
         print(f"{run / FIRST_SHEET}: look at it while a small model is trained from the start")
     with timed("fit", f"Coarse-to-fine, as `ctf fit` does it\n\n{plan.table()}"):

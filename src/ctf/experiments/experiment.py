@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ctf.experiments.measurements import RESULT, Likelihood, Metrics, Samples, Speed, Swap, System
+from ctf.experiments.measurements import Likelihood, Metrics, Samples, Speed, Swap, System
 from ctf.experiments.presets import Preset
 from ctf.experiments.store import Artifact, Store
-from ctf.files import read_json
 
 #: The metrics of a row, in the order of the table; features other than Inception's have longer titles for them.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -124,13 +123,13 @@ class Measured:
         values: dict[str, list[float]] = {}
         bound = False
         for metrics in filter(store.has, row.metrics(preset)):
-            result = read_json(store.folder(metrics) / RESULT)["metrics"]
+            result = store.result(metrics)["metrics"]
             for name, beginnings in METRICS.items():
                 found = [v for title, v in result.items() if title.split(",")[0] in beginnings]
                 values.setdefault(name, []).extend(found)
         for stages in row.likelihoods():
             if all(map(store.has, stages)):
-                results = [read_json(store.folder(stage) / RESULT) for stage in stages]
+                results = [store.result(stage) for stage in stages]
                 bound |= not all(result["exact"] for result in results)
                 values.setdefault("bits_per_token", []).append(sum(result["bits_per_token"] for result in results))
                 for result in results:

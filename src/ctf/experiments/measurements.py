@@ -33,8 +33,8 @@ from ctf.tokenizer.vq_tokenizer import VQTokenizer
 from ctf.tokens.token_set import TokenSet
 
 RESULT, SAMPLES, FIGURE = "result.json", "samples.npz", "figure.png"
-#: The settings that decide in which steps and order a stage draws.
-WAY = ("steps", "order", "schedule", "order_seed")
+#: The settings that decide in which steps and order a stage generates.
+DRAW_SETTINGS = ("steps", "order", "schedule", "order_seed")
 #: Images at a time, in sampling, likelihood and features.
 BATCH = 64
 
@@ -152,7 +152,7 @@ def _reference(
 
 @dataclass(frozen=True)
 class Likelihood(Artifact):
-    """Exact bits per token of one stage on held-out tokens, drawn in the steps and the order of `way`."""
+    """Exact bits per token of one stage on held-out tokens, with the steps and the order of `way`."""
 
     room: ClassVar[str] = "likelihood"
     finished: ClassVar[str] = RESULT
@@ -167,7 +167,7 @@ class Likelihood(Artifact):
         settings = overridden([(name, Sampling()) for name in names], dict(system.settings))
         tokens = Tokens(system.data, "test")
         return [
-            cls(weights, tokens, tuple((key, getattr(settings[name], key)) for key in WAY))
+            cls(weights, tokens, tuple((key, getattr(settings[name], key)) for key in DRAW_SETTINGS))
             for weights, name in zip(system.stages, names, strict=True)
         ]
 

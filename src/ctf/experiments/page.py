@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from ctf.experiments.experiment import METRICS, Experiment, Measured, judge
-from ctf.experiments.measurements import FIGURE, RESULT, SAMPLES, Samples
+from ctf.experiments.measurements import FIGURE, SAMPLES, Samples
 from ctf.experiments.presets import Preset
 from ctf.experiments.store import Store
-from ctf.files import atomic_path, read_json, write_text
+from ctf.files import atomic_path, write_text
 from ctf.images.sheet import contact_sheet, save_png
 from ctf.samples.sample_set import SampleSet
 from ctf.tokens.token_set import TokenSet
@@ -51,13 +51,15 @@ def figures(folder: Path, experiment: Experiment, store: Store, beside: str) -> 
     """Write the figures of swapped tokens to `folder`, which a page calls `beside`; parts of the page."""
     parts = []
     for place, swap in enumerate(filter(store.has, experiment.figures)):
-        with Image.open(store.folder(swap) / FIGURE) as figure:
-            save_png(folder / f"figure-{place}.png", figure)
+        if (picture := store.folder(swap) / FIGURE).exists():
+            with Image.open(picture) as figure:
+                save_png(folder / f"figure-{place}.png", figure)
+            parts.append(f"![tokens swapped]({beside}figure-{place}.png)")
         lines = [
             f"- M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB"
-            for count, values in read_json(store.folder(swap) / RESULT).items()
+            for count, values in store.result(swap).items()
         ]
-        parts += [f"![tokens swapped]({beside}figure-{place}.png)", "\n".join(lines)]
+        parts.append("\n".join(lines))
     return parts
 
 
@@ -67,7 +69,7 @@ def table(experiment: Experiment, measured: list[Measured], preset: Preset, stor
     names += [name for end in BITS for name in _union(m.values for m in measured) if name.endswith(end)]
     head = [*experiment.columns, *(title(name, preset) for name in names)]
     timed = experiment.speed and store.has(experiment.timed())
-    seconds = read_json(store.folder(experiment.timed()) / RESULT) if timed else None
+    seconds = store.result(experiment.timed()) if timed else None
     lines = []
     for place, m in enumerate(measured):
         cells = list(m.row.name)

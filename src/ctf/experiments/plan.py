@@ -177,7 +177,7 @@ def plan_page(
     plans = {name: plan_stage(config, data, num_clusters, cluster) for name, config in configs.items()}
     gpu, (rows, columns), every = cluster.gpu, data.grid, [*plans.values()]
     used = [f"{cluster.utilisation:.0%} of that rate sustained (MFU)"]
-    used += ["weights and optimizer cut over the GPUs"] * first.loop.shard
+    used += ["weights and optimizer sharded over the GPUs"] * first.loop.shard
     used += ["blocks computed again in the backward pass"] * first.loop.recompute
     lines = [
         f"{path} on {cluster.count} × {gpu.name}: {', '.join(used)}",

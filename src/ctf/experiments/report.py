@@ -85,7 +85,7 @@ Tokenizer: {tokenizer["psnr"]:.2f} dB on the test split. Codewords lie {clusters
 (root mean square) from the mean of their cluster, {clusters["random_within_cluster_distance"]:.3f} in random clusters
 of the same sizes.
 
-The coarse-to-fine model alone, as `ctf fit` reports it: [fit/report.md](fit/report.md). Samples of the embedded model,
+The coarse-to-fine model alone, as `ctf fit` reports it: [fit/report.md](fit/report.md). Samples of the bundled model,
 which was trained for hours: [embedded.png](embedded.png).
 
 Time: {seconds}, on {metrics["threads"]} threads. All numbers: [metrics.json](metrics.json).

@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ctf.files import write_json
+from ctf.errors import InputError
+from ctf.files import read_json, read_json_lines, write_json, write_text
 
 #: Part of every hash: to be raised when the same settings no longer mean the same artifact.
 FORMAT = 1
@@ -95,6 +96,8 @@ def _artifacts(values: Iterable[Any]) -> Iterator[Artifact]:
 class Store:
     """A folder of artifacts, each in `<root>/<room>/<title>-<hash>` with its settings beside it in `….json`.
 
+    Results alone may also be lines of `<root>/*.jsonl`, as `publish` writes them.
+
     Attributes:
         root: the folder.
         device: where artifacts are made.
@@ -107,7 +110,31 @@ class Store:
         return self.root / artifact.room / artifact.name
 
     def has(self, artifact: Artifact) -> bool:
-        return artifact.is_made(self.folder(artifact))
+        folder = self.folder(artifact)
+        return artifact.is_made(folder) or folder in self.published
+
+    def result(self, artifact: Artifact) -> Any:
+        """What a measurement's JSON file says, or else its published line; for artifacts that the store has."""
+        folder = self.folder(artifact)
+        return read_json(folder / artifact.finished) if artifact.is_made(folder) else self.published[folder]
+
+    @cached_property
+    def published(self) -> dict[Path, Any]:
+        """The results in `<root>/*.jsonl`, by the folders in which `get` would make them.
+
+        Raises:
+            InputError: such a file is damaged, or holds something else.
+        """
+        paths = sorted(self.root.glob("*.jsonl"))
+        return {self.root / name: result for path in paths for name, result in _published(path).items()}
+
+    def publish(self, artifacts: Iterable[Artifact], path: Path) -> None:
+        """Add the results that are there to a JSON Lines file, one artifact a line, sorted. Its other lines stay."""
+        results = _published(path) if path.exists() else {}
+        results |= {f"{a.room}/{a.name}": self.result(a) for a in artifacts if self.has(a)}
+        lines = ({"artifact": name, "result": results[name]} for name in sorted(results))
+        if results:
+            write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def get(self, artifact: Artifact) -> Path:
         """The folder of an artifact, which is made first where it is not there, and before it what it is made from.
@@ -116,13 +143,21 @@ class Store:
             InputError: as what makes it does.
         """
         folder = self.folder(artifact)
-        if not artifact.is_made(folder):
+        if not self.has(artifact):
             for part in artifact.inputs():
                 self.get(part)
             print(f"{artifact.room}: {artifact.name}", file=sys.stderr, flush=True)
             write_json(f"{folder}.json", artifact.described())
             artifact.make(folder, self)
         return folder
+
+
+def _published(path: Path) -> dict[str, Any]:
+    """Results by `<room>/<name>` of their artifacts."""
+    lines = read_json_lines(path)
+    if not all(line.keys() == {"artifact", "result"} for line in lines):
+        raise InputError(f"{path} holds something else than results of experiments: move it to another folder")
+    return {line["artifact"]: line["result"] for line in lines}
 
 
 def in_order(artifacts: Iterable[Artifact]) -> list[Artifact]:

@@ -1,4 +1,4 @@
-"""The report of `ctf fit`: the sheet, the curves beside those of the embedded model, and what to do next."""
+"""The report of `ctf fit`: the sheet, the curves beside those of the bundled model, and what to do next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ctf.fit.plan import Plan
 from ctf.stages.stage import bits
 from ctf.tokenizer.registry import ASSETS
 
-#: Losses of the embedded emoji model over the passes through its images, for comparison.
+#: Losses of the bundled emoji model over the passes through its images, for comparison.
 REFERENCE = ASSETS / "reference_curves.json"
 Log = list[dict[str, float]]
 
@@ -24,7 +24,7 @@ def series(name: str, log: Log) -> tuple[list[float], list[float], str]:
 
 
 def curves(path: Path, logs: dict[str, Log]) -> None:
-    """A panel for each training: this run's loss, and grey the embedded model's on the emoji."""
+    """A panel for each training: this run's loss, and grey the bundled model's on the emoji."""
     from matplotlib.figure import Figure
 
     known = read_json(REFERENCE)
@@ -32,7 +32,7 @@ def curves(path: Path, logs: dict[str, Log]) -> None:
     for axes, (name, log) in zip(figure.subplots(1, len(logs), squeeze=False)[0], logs.items(), strict=True):
         epochs, values, unit = series(name, log)
         if name in known:
-            axes.plot(*known[name], color="#b8b8b8", label="the embedded emoji model")
+            axes.plot(*known[name], color="#b8b8b8", label="the bundled emoji model")
         axes.plot(epochs, values, color="#2f6f8f", linewidth=2, label="this run")
         axes.set(xlabel="passes over the images", ylabel=unit, ylim=(0, None), yscale="linear")
         axes.set_title(name, loc="left")
@@ -63,7 +63,7 @@ First row: {whose}; second: what the tokenizer makes of them; then samples of th
 
 ![training losses](curves.png)
 
-Is my loss normal? Grey is the embedded emoji model: 7,922 images, 483 classes, 16,384 codewords. Bits per token begin
+Is my loss normal? Grey is the bundled emoji model: 7,922 images, 483 classes, 16,384 codewords. Bits per token begin
 near the logarithm of the number of labels and fall fast in the first passes; fewer codewords mean fewer bits. A flat
 curve means too small a learning rate, one that rises at the end too large a one. Held-out bits above the training loss
 by one and more mean that the model knows its images by heart: add images, or take fewer steps.

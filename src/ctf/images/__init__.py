@@ -1,4 +1,4 @@
-"""Pixels: the embedded emoji, folders, Parquet, WebDataset; crops; contact sheets."""
+"""Pixels: the bundled emoji, folders, Parquet, WebDataset; crops; contact sheets."""
 
 import lazy_loader
 

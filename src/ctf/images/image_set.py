@@ -204,7 +204,7 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
 
     Args:
         source: one of
-            "emoji"          the embedded 64 × 64 emoji, splits "train" and "test". 54 classes, six designs by nine
+            "emoji"          the bundled 64 × 64 emoji, splits "train" and "test". 54 classes, six designs by nine
                              categories: "noto animals";
             "emoji-subgroups"
                              the same under 98 of Unicode's subgroups: "animal-bird". Without 238 of them that are no

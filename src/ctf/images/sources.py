@@ -49,8 +49,8 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
                 existing(source)
             return dataset_records(source, split, column, layout, data_files=source)
 
-    embedded = ", ".join(map(repr, EMOJI_LABELLINGS))
-    folder = existing(source, f"folder or file of images (embedded: {embedded}; on the Hugging Face Hub: 'hf://name')")
+    bundled = ", ".join(map(repr, EMOJI_LABELLINGS))
+    folder = existing(source, f"folder or file of images (bundled: {bundled}; on the Hugging Face Hub: 'hf://name')")
     if not folder.is_dir():
         raise InputError(f"{source} is not a set of images: give a folder, .parquet, .tar, 'hf://name' or 'emoji'")
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
@@ -82,7 +82,7 @@ def files_below(folder: Path, split: str | None) -> list[str]:
 
 
 def emoji_records(source: str, split: str | None) -> Records:
-    """The embedded emoji, 64 × 64, labelled as `source` says. Read without `datasets`, which imports slowly."""
+    """The bundled emoji, 64 × 64, labelled as `source` says. Read without `datasets`, which imports slowly."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(EMOJI)

@@ -61,7 +61,7 @@ def region_mask(size: tuple[int, int], region: Sequence[float]) -> np.ndarray:
 
 
 def known_part(pipeline: StagePipeline, known: Tensor) -> np.ndarray:
-    """What stays, painted by the tokenizer and white elsewhere: uint8 (H, W, 3)."""
+    """What stays, decoded by the tokenizer and white elsewhere: uint8 (H, W, 3)."""
     image = pipeline.decode(known.clamp(min=0)[None])[0].copy()
     rows, columns = pipeline.grid
     generated = (known < 0).view(rows, columns).numpy()

@@ -25,7 +25,7 @@ register_tokenizer(VQTokenizer)
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """A tokenizer in evaluation mode: "emoji" (embedded), a safetensors file, or a folder that holds one.
+    """A tokenizer in evaluation mode: "emoji" (bundled), a safetensors file, or a folder that holds one.
 
     Raises:
         InputError: nothing there, not a tokenizer, or one of a family that is not registered.

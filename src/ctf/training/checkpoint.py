@@ -1,6 +1,6 @@
 """Checkpoints: everything that a run needs to go on as if never stopped, in safetensors files.
 
-Random state is not among it: the loop seeds every step from (seed, step, rank). Where weights are cut over processes,
+Random state is not among it: the loop seeds every step from (seed, step, rank). Where weights are sharded (FSDP2),
 each writes a part with its own rows, and any number of processes reads them. A checksum of the content tells a file
 that a disk or a copy has damaged; safetensors alone only notices a wrong length.
 """
@@ -39,10 +39,10 @@ class Checkpoints:
 
     Args:
         run: its folder.
-        parts: what they hold, by name; of tensors that are cut, the rows of this process.
+        parts: what they hold, by name; of sharded tensors, the rows of this process.
         keep: how many to keep.
         images: in an epoch, on which the order of the data depends.
-        processes: those that write a part each; of several whose weights are not cut, the first one writes alone.
+        processes: those that write a part each; without sharded weights the first one writes alone.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ def _checksum(tensors: Iterator[Tensor]) -> str:
 
 
 def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Processes = ALONE) -> int:
-    """Restore `parts` from the newest checkpoint that is whole; returns the number of steps done, 0 if there is none.
+    """Restore `parts` from the newest complete checkpoint; returns the number of steps done, 0 if there is none.
 
     A damaged one is named on stderr, and the one before it is taken. What a killed process has left unfinished goes.
 
@@ -194,7 +194,7 @@ class _Stored:
     """The tensors of a checkpoint, of all its parts.
 
     Attributes:
-        shapes: of the whole tensors.
+        shapes: of the full tensors.
         step: after which they were written.
         images: in an epoch; None in checkpoints from before this was written.
     """
@@ -219,7 +219,7 @@ class _Stored:
         return [name.removeprefix(prefix) for name in self.shapes if name.startswith(prefix)]
 
     def copy_to(self, tensor: Tensor, name: str) -> None:
-        """Fill a tensor of the whole shape, or the rows that this process has of it."""
+        """Fill a tensor of the full shape, or the rows that this process has of it."""
         mine = local(tensor)
         if not mine.ndim:
             mine.copy_(self._pieces[name][0][0].get_tensor(name))
@@ -233,7 +233,7 @@ class _Stored:
 
 
 def load_checkpoint(path: Path, parts: Mapping[str, Part], images: int) -> int:
-    """Restore `parts` in place from a checkpoint that is whole (`verify`); returns the number of steps done.
+    """Restore `parts` in place from a complete checkpoint (`verify`); returns the number of steps done.
 
     Raises:
         InputError: of a run with other settings, or another number of images in an epoch.

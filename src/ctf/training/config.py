@@ -78,8 +78,8 @@ class LoopConfig:
         compile: pass the model through torch.compile, a stage block by block.
         recompute: of a stage's blocks, keep the inputs alone for the backward pass and compute the rest again
             (activation checkpointing): a third more operations for a small part of the memory.
-        shard: cut a stage's weights, gradients, optimizer state and average over the processes (FSDP2), for models that
-            one device cannot hold; each process then writes its part of a checkpoint.
+        shard: split a stage's weights, gradients, optimizer state and average over the processes (FSDP2), for models
+            that one device cannot hold; each process then writes its part of a checkpoint.
         patience: seconds that a process may keep the others waiting before the run ends and says which one did.
         seed: fixes initial weights, order of the data, augmentation and dropout.
         log_every: steps between lines in log.jsonl.

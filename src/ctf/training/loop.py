@@ -31,7 +31,7 @@ from ctf.training.log import Log, Meter
 from ctf.training.objective import Batch, Objective
 from ctf.training.optimizer import build_optimizers, learning_rate
 from ctf.training.processes import Processes
-from ctf.training.sharding import joined, local, outline, shard, whole
+from ctf.training.sharding import full_tensor, local, meta_copy, shard, unsharded
 from ctf.training.skipping import SkippedSteps
 from ctf.training.watch import Watch
 
@@ -95,7 +95,7 @@ def train(
             print(f"{run} goes on after step {trainer.done} with {said}", file=sys.stderr)
     with Log(run, trainer.done, config.tensorboard, silent=not first) as log:
         metrics = trainer.run_steps(log)
-        best = trainer.whole(trainer.best)
+        best = trainer.unsharded(trainer.best)
         if first:
             objective.save(best, run / RUN_MODEL)
         trainer.processes.wait()
@@ -142,16 +142,16 @@ class _Trainer:
             for unit in objective.units(model):
                 unit.recomputed = True  # type: ignore[assignment]
         trained = objective.compiled() if config.compile else model
-        self.is_cut = config.shard and world > 1
-        if self.is_cut:
+        self.is_sharded = config.shard and world > 1
+        if self.is_sharded:
             if optimizer_config.name == "muon":
                 raise InputError("optimizer.name muon needs whole matrices: choose adamw, or leave out loop.shard")
-            self.outline = outline(self.best)
+            self.meta = meta_copy(self.best)
             for module in (model, *([] if self.ema is None else [self.ema])):
                 shard(module, objective.units(module), device, self.accelerator.mixed_precision == "bf16")
         optimizers = build_optimizers(model, optimizer_config)
-        # "Evaluation" leaves out DDP, which weights that are cut do without.
-        self.module = self.accelerator.prepare_model(trained, evaluation_mode=self.is_cut)
+        # "Evaluation" leaves out DDP, which sharded weights do without.
+        self.module = self.accelerator.prepare_model(trained, evaluation_mode=self.is_sharded)
         self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in optimizers.values()]
         self.skipped = SkippedSteps(self.optimizers, device)
         self.flags: deque[Tensor] = deque()
@@ -159,7 +159,7 @@ class _Trainer:
         if self.ema is not None:
             self.parts["ema"] = self.ema
         self.done = resume(run, self.parts, objective.num_images, self.processes)
-        writers = self.processes if self.is_cut else Processes(self.processes.rank)
+        writers = self.processes if self.is_sharded else Processes(self.processes.rank)
         self.checkpoints = Checkpoints(run, self.parts, config.keep_checkpoints, objective.num_images, writers)
 
     def run_steps(self, log: Log) -> dict[str, float]:
@@ -211,8 +211,8 @@ class _Trainer:
         pieces = zip(*(tensor.chunk(c.accumulate) for tensor in batch), strict=True)
         is_split, weights = c.accumulate * self.processes.world > 1, []
         for index, piece in enumerate(pieces):
-            # Weights that are cut add up their gradients at once: whole ones would take their room.
-            send = self.is_cut or index == c.accumulate - 1
+            # Sharded weights reduce their gradients at once: full gradients would take the memory that sharding saves.
+            send = self.is_sharded or index == c.accumulate - 1
             with nullcontext() if send else self.accelerator.no_sync(self.module):
                 losses, values = self.objective.loss(self.module, piece, step)
                 loss = losses.mean()
@@ -223,7 +223,7 @@ class _Trainer:
         if losses.ndim and is_split:
             self._divide_gradients(sum(weights) / c.accumulate)
         clip = self.optimizer_config.clip or math.inf  # which multiplies by 1
-        norm = joined(self.accelerator.clip_grad_norm_(self.module.parameters(), clip))
+        norm = full_tensor(self.accelerator.clip_grad_norm_(self.module.parameters(), clip))
         if self.accelerator.scaler is None:  # which meets infinite gradients on purpose, and skips their steps itself
             finite = self.skipped.judge(norm)
             self.meter.add({"gradient_norm": norm.where(finite > 0, 0)}, finite)
@@ -247,7 +247,7 @@ class _Trainer:
     def _report(self, step: int, log: Log) -> dict[str, float]:
         """Evaluate, and make a contact sheet on the first process; on a GPU in the precision of the run."""
         self.watch.now(step, "evaluating")
-        best = self.whole(self.best)
+        best = self.unsharded(self.best)
         was_training = best.training
         best.eval()
         on_cpu = self.processes.device.type == "cpu"
@@ -261,13 +261,13 @@ class _Trainer:
             log.write(step, metrics)
         return metrics
 
-    def whole(self, module: nn.Module) -> nn.Module:
-        """The module, or a copy that is put together from all processes."""
-        return whole(module, self.outline) if self.is_cut else module
+    def unsharded(self, module: nn.Module) -> nn.Module:
+        """The module, or a copy of a sharded one with the full weights, gathered from all processes."""
+        return unsharded(module, self.meta) if self.is_sharded else module
 
     def _save(self, step: int) -> None:
         self._check_finite(self.meter.not_finite() or self.skipped.culprit() or not_finite(self.parts), step)
-        if self.is_cut or self.processes.is_first:
+        if self.is_sharded or self.processes.is_first:
             self.checkpoints.save(step)
 
     def _keep(self, step: int) -> None:
@@ -275,7 +275,7 @@ class _Trainer:
         self._check_finite(self.meter.not_finite() or self.skipped.culprit() or not_finite(self.parts), step)
         kept = {"": self.best} if self.ema is None else {"": self.best, "-without-ema": self.objective.module}
         for suffix, module in kept.items():
-            best = self.whole(module)
+            best = self.unsharded(module)
             if self.processes.is_first:
                 self.objective.save(best, milestone_path(self.run, step, suffix))
 

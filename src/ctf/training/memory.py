@@ -19,11 +19,11 @@ class TrainingMemory:
 
     Attributes:
         weights: float32.
-        gradients: float32; twice with several GPUs and whole weights, because DDP sends copies.
+        gradients: float32; twice with several GPUs and unsharded weights, because DDP sends copies.
         optimizer: its state, float32.
         average: the moving average of the weights, if there is one.
         copies: of weights in bfloat16, which autocast keeps until the backward pass has used them; or of the blocks
-            that are put together from the GPUs' parts.
+            that are gathered from the GPUs' shards.
         activations: what the blocks keep for the backward pass.
         head: logits, and what the loss keeps of them.
     """
@@ -63,7 +63,7 @@ def training_memory(
         average: whether a moving average of the weights is kept.
         bfloat16: autocast; else float32.
         gpus: how many share the work.
-        shard: weights, gradients, optimizer state and average are cut over the GPUs (FSDP2); else each has them whole.
+        shard: weights, gradients, optimizer state and average are split over the GPUs (FSDP2); else each has them all.
         recompute: blocks keep their input alone and are computed again in the backward pass (checkpointing).
     """
     config, size = stage.config, 2 if bfloat16 else 4

@@ -36,7 +36,7 @@ class Objective(ABC):
         return torch.compile(self.module)  # type: ignore[return-value]
 
     def units(self, module: nn.Module) -> list[nn.Module]:
-        """The parts of the module, or of its copy, that are put together one at a time where weights are cut over
+        """The parts of the module, or of its copy, that are gathered one at a time where weights are sharded over
         processes, and run again in the backward pass for `loop.recompute`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Weights that are cut over the processes that train them: PyTorch's FSDP2, without its names."""
+"""Weights that are sharded over the processes that train them: PyTorch's FSDP2."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.distributed.tensor import DTensor
 
 
 def shard(module: nn.Module, units: Iterable[nn.Module], device: torch.device, bfloat16: bool) -> None:
-    """Cut all weights over all processes, in place, along their first axis.
+    """Shard all weights over all processes, in place, along their first axis.
 
-    Each of the `units` is put together when it is at work, what is in none of them during the whole pass.
+    Each of the `units` is gathered while it computes; weights outside of them stay gathered during the whole pass.
 
     Args:
         module: on its device.
         units: parts of it, such as the blocks of a stage.
         device: of this process.
-        bfloat16: put units together in bfloat16, which halves what is sent; gradients are added up in float32.
+        bfloat16: gather units in bfloat16, which halves what is sent; gradients are added up in float32.
     """
     # The loss per position is a view; nothing is done to it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
@@ -34,37 +34,37 @@ def shard(module: nn.Module, units: Iterable[nn.Module], device: torch.device, b
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The rows of a tensor that this process holds, sharing memory: all of them if it is not cut."""
+    """The rows of a tensor that this process holds, sharing memory: all of them if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def first_row(tensor: Tensor) -> int | None:
-    """Where the rows of this process begin; None for a tensor that is not cut."""
+    """Where the rows of this process begin; None for a tensor that is not sharded."""
     if not isinstance(tensor, DTensor):
         return None
     mesh, rows = tensor.device_mesh, len(tensor)
     return min(rows, mesh.get_local_rank() * -(-rows // mesh.size()))
 
 
-def joined(tensor: Tensor) -> Tensor:
-    """The whole tensor, on every process; all must ask for it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor, on every process; all must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def outline(module: nn.Module) -> nn.Module:
+def meta_copy(module: nn.Module) -> nn.Module:
     """A copy of a module whose weights have shapes and no values."""
     empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
     return copy.deepcopy(module, empty)
 
 
-def whole(module: nn.Module, empty: nn.Module) -> nn.Module:
-    """A copy with all weights of a module that is cut, on every process; all must ask for it.
+def unsharded(module: nn.Module, empty: nn.Module) -> nn.Module:
+    """A copy of a sharded module with its full weights, on every process; all must call this.
 
     Args:
         module: whose weights.
-        empty: the `outline` of the module before it was cut.
+        empty: the `meta_copy` of the module before it was sharded.
     """
     filled = copy.deepcopy(empty)
-    weights = {name: joined(p.detach()) for name, p in module.named_parameters()}
+    weights = {name: full_tensor(p.detach()) for name, p in module.named_parameters()}
     filled.load_state_dict(weights, strict=False, assign=True)
     return filled

@@ -1,4 +1,4 @@
-"""A small classifier of the embedded emoji: a Fréchet distance offline and on one core."""
+"""A small classifier of the bundled emoji: a Fréchet distance offline and on one core."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class EmojiFeatures(FeatureExtractor):
     """128 features and 54 class probabilities (design and category) of 64 × 64 images.
 
-    Made for comparing models of the embedded emoji with one another. It is not FID and says nothing about other
+    Made for comparing models of the bundled emoji with one another. It is not FID and says nothing about other
     images: the network has seen nothing but these emoji.
 
     Args:
-        weights: a file of `scripts/train_emoji_features.py`; None is the embedded one.
+        weights: a file of `scripts/train_emoji_features.py`; None is the bundled one.
         device: where to compute.
 
     Raises:

@@ -29,9 +29,9 @@ def open_features(name: str = "inception", weights: str | None = None, device: s
 
     Args:
         name: "inception" (FID, sFID, Inception Score; any size), "dinov2" (FD-DINOv2; any size), "emoji" (64 × 64
-            images, embedded weights), or a function of yours: "file.py:function" or "package.module:function".
+            images, bundled weights), or a function of yours: "file.py:function" or "package.module:function".
         weights: a local file for inception and emoji, a local folder or hub id for dinov2; None is the published
-            weights for inception and dinov2 (downloaded once), and the embedded ones for emoji.
+            weights for inception and dinov2 (downloaded once), and the bundled ones for emoji.
         device: where to compute. A function of yours decides that itself.
 
     Raises:

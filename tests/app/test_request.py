@@ -1,0 +1,93 @@
+"""What a visitor asks for: controls made from the stages, values that are checked, addresses that lead back."""
+
+from urllib.parse import parse_qsl
+
+import pytest
+
+from ctf.app.request import MOST_IMAGES, ImageRequest, controls_of
+from ctf.app.sampler import Sampler
+from ctf.errors import InputError
+from ctf.pipeline import StagePipeline
+from ctf.sampling import Sampling
+
+
+@pytest.fixture
+def controls(free_studio):
+    return free_studio.controls
+
+
+def test_controls_are_what_the_stage_can_use(pipeline, free_pipeline):
+    common = ["cfg_scale", "temperature", "top_k", "top_p"]
+    steps = ["cfg_schedule", "steps", "order", "schedule", "order_seed"]
+    found = [[c.setting for c in controls_of(s)] for s in [*pipeline.stages, *free_pipeline.stages]]
+    assert found == [[*common, "cfg_schedule"], common, common + steps, common + steps]
+
+
+def test_controls_begin_with_the_models_own_settings(make_stage):
+    own = Sampling(cfg_scale=12.5, top_k=7, steps=3, order="random")
+    controls = {c.setting: c for c in controls_of(make_stage("any_order", name="sketch", sampling=own))}
+    assert {name: c.value for name, c in controls.items() if name in ("cfg_scale", "top_k", "steps", "order")} == {
+        "cfg_scale": 12.5,
+        "top_k": 7,
+        "steps": 3,
+        "order": "random",
+    }
+    assert controls["cfg_scale"].span[1] == 12.5  # beyond where the slider usually ends
+    assert controls["steps"].span == (1, 6, 1)
+    assert "random" in controls["order"].choices
+    assert {c.key for c in controls.values()} == {f"sketch_{name}" for name in controls}
+
+
+def test_an_address_leads_back(controls):
+    settings = {c.key: c.value for c in controls} | {"sketch_temperature": 0.35, "paint_order": "halton"}
+    for request in (ImageRequest(), ImageRequest("red fox & é", 3, 2**53 - 16, settings)):
+        assert ImageRequest.from_query(controls, dict(parse_qsl(request.query(), keep_blank_values=True))) == request
+
+
+def test_a_form_may_hold_floats_and_nothing(controls):
+    request = ImageRequest.from_form(
+        controls, None, 4.0, 7.0, {"sketch_top_k": 5.0, "paint_top_k": None, "paint_steps": "2"}
+    )
+    assert request == ImageRequest("", 4, 7, {"sketch_top_k": 5, "paint_top_k": None, "paint_steps": 2})
+    assert isinstance(request.settings["sketch_top_k"], int)
+
+
+BAD = [
+    ({"num": "0"}, "ask for 1 to 16"),
+    ({"num": "17"}, "ask for 1 to 16"),
+    ({"num": "many"}, "num 'many' must be a whole number"),
+    ({"seed": "-1"}, "seed -1"),
+    ({"seed": str(2**53)}, "give a whole number from 0"),
+    ({"seed": "9" * 5000}, "must be a whole number"),
+    ({"sketch_top_k": "1.5"}, "must be a whole number"),
+    ({"sketch_temperature": "nan"}, "sketch_temperature 'nan' must be a number"),
+    ({"sketch_temperature": "inf"}, "must be a number"),
+    ({"fine_temperature": "1"}, "no setting 'fine_temperature': there are sketch_cfg_scale"),
+    ({"__class__": "1"}, "no setting"),
+]
+
+
+@pytest.mark.parametrize(("query", "message"), BAD, ids=str)
+def test_bad_addresses(controls, query, message):
+    with pytest.raises(InputError, match=message):
+        ImageRequest.from_query(controls, query)
+
+
+@pytest.mark.parametrize("value", [True, [1], {"a": 1}, 1e400, "1e3"], ids=str)
+def test_numbers_that_are_none(controls, value):
+    with pytest.raises(InputError, match="must be a whole number"):
+        ImageRequest.from_form(controls, "", value, 0, {})
+
+
+def test_no_class_means_all_of_them_evenly(pipeline):
+    assert ImageRequest(num=3).labels(pipeline) == [0, 2, 3]
+    assert ImageRequest(num=1).labels(pipeline) == [0]
+    assert set(ImageRequest(num=MOST_IMAGES).labels(pipeline)) == {0, 1, 2, 3}
+    assert ImageRequest("red fox", 2).labels(pipeline) == ImageRequest("1", 2).labels(pipeline) == [1, 1]
+
+
+def test_a_class_is_meant_by_its_name_before_its_index(make_parts):
+    numbered = StagePipeline(**make_parts("baseline") | {"class_names": ["1", "10", "2", "x"]})
+    assert [ImageRequest(label, 1).labels(numbered) for label in ("1", "10", "2", "3")] == [[0], [1], [2], [3]]
+    command = Sampler(numbered, "x", {"coarse": ""}).manifest(ImageRequest("10", 2)).command
+    assert """--labels '["10", "10"]'""" in command  # as 1 it would be ambiguous
