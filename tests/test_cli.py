@@ -14,18 +14,12 @@ import torch
 import yaml
 from PIL import Image
 
-from ctf.cli import VERBS, main
 from ctf.codebook import cluster_codebook
+from ctf.commands.main import VERBS, main
 from ctf.tokens import write_token_set
 
-
-def words_of(verbs, before=()):
-    """Every verb as its words: ("demo",), ("train", "coarse"), …"""
-    for word, verb in verbs.items():
-        yield from words_of(verb, (*before, word)) if isinstance(verb, dict) else [(*before, word)]
-
-
-ALL = list(words_of(VERBS))
+#: Every verb as its words: ("demo",), ("train", "coarse"), …
+ALL = [(verb, *word) for verb, group in VERBS.items() for word in ([(name,) for name in group] or [()])]
 
 
 def printed(*arguments):
@@ -51,10 +45,7 @@ def test_groups_list_their_verbs(words):
     text = printed(*words, "--help")
     assert text == printed(*words, "-h") == printed(*words)
     assert "example:\n  ctf" in text
-    verbs = VERBS
-    for word in words:
-        verbs = verbs[word]
-    assert all(f"\n  {name}" in text for name in verbs)
+    assert all(f"\n  {name}" in text for name in (VERBS[words[0]] if words else VERBS))
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)

@@ -1,4 +1,4 @@
-"""The verbs of `ctf bench`; heavy imports happen inside them."""
+"""`ctf bench …`."""
 
 from __future__ import annotations
 

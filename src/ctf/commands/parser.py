@@ -6,7 +6,7 @@ import argparse
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import Any, TypeVar, get_args, get_origin
@@ -15,8 +15,8 @@ from ctf.classes import is_number
 from ctf.errors import InputError
 
 Verb = Callable[..., None]
-#: A verb is named "module:function", so that a module is imported when its verb is asked for.
-Verbs = Mapping[str, "str | Mapping[str, str]"]
+#: Each verb, and the verbs under it if it is a group. A verb's module is imported when the verb is asked for.
+Verbs = Mapping[str, Sequence[str]]
 
 Settings = TypeVar("Settings")
 #: What jsonargparse raises of options and files that do not fit.
@@ -39,40 +39,41 @@ def dispatch(verbs: Verbs, arguments: list[str]) -> None:
         InputError: no such verb, or options that do not fit.
         SystemExit: after `--help` and `--print_config`.
     """
-    chosen: Any = verbs
-    words = ["ctf"]
-    while isinstance(chosen, Mapping):
+    words: list[str] = []
+    choices: Collection[str] = verbs
+    while choices:
         if not arguments or arguments[0] in ("-h", "--help"):
-            print(_overview(words, chosen))
+            print(_overview(words, verbs))
             return
         word, *arguments = arguments
-        if word == "--version" and len(words) == 1:
+        if word == "--version" and not words:
             from importlib.metadata import version
 
             print(f"ctf {version('ctf')}")
             return
-        if word not in chosen:
-            raise InputError(f"`{' '.join(words)} {word}` does not exist: choose one of {', '.join(chosen)}")
+        if word not in choices:
+            raise InputError(f"`{' '.join(['ctf', *words, word])}` does not exist: choose one of {', '.join(choices)}")
+        choices = () if words else verbs[word]
         words.append(word)
-        chosen = chosen[word]
-    _run(" ".join(words), load_verb(chosen), arguments)
+    _run(" ".join(["ctf", *words]), load_verb(words), arguments)
 
 
-def load_verb(name: str) -> Verb:
-    """The function called "module:function"."""
-    module, function = name.split(":")
-    return getattr(import_module(module), function)
+def load_verb(words: Sequence[str]) -> Verb:
+    """The function behind a verb, such as `ctf.commands.convert.to_codes` of ("convert", "to-codes")."""
+    return getattr(import_module(f"ctf.commands.{words[0]}"), words[-1].replace("-", "_"))
 
 
-def _overview(words: list[str], verbs: Mapping[str, Any]) -> str:
-    lines = [f"usage: {' '.join(words)} VERB [options]", ""]
-    if len(words) == 1:
+def _overview(words: list[str], verbs: Verbs) -> str:
+    """What `ctf --help` and `ctf train --help` print."""
+    usage = " ".join(["ctf", *words])
+    lines = [f"usage: {usage} VERB [options]", ""]
+    if not words:
         lines += ["Coarse-to-fine autoregressive image generation.", ""]
-    for name, verb in verbs.items():
-        text = ", ".join(verb) if isinstance(verb, Mapping) else (load_verb(verb).__doc__ or "").splitlines()[0]
-        lines.append(f"  {name:12}{text}")
-    first = next(load_verb(verb) for verb in verbs.values() if not isinstance(verb, Mapping))
-    return "\n".join([*lines, "", f"`{' '.join(words)} VERB --help` explains each.", "", _example(first)])
+    choices = [[*words, name] for name in (verbs[words[0]] if words else verbs)]
+    for choice in choices:
+        group = () if words else verbs[choice[0]]
+        lines.append(f"  {choice[-1]:12}{', '.join(group) or (load_verb(choice).__doc__ or '').splitlines()[0]}")
+    return "\n".join([*lines, "", f"`{usage} VERB --help` explains each.", "", _example(load_verb(choices[0]))])
 
 
 def _example(verb: Verb) -> str:

@@ -1,4 +1,4 @@
-"""The verbs of training; their options are the dataclasses of `config.py`."""
+"""`ctf train …`."""
 
 from __future__ import annotations
 

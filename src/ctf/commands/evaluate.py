@@ -1,4 +1,4 @@
-"""The verbs `ctf evaluate …`."""
+"""`ctf evaluate …`."""
 
 from __future__ import annotations
 
