@@ -26,7 +26,7 @@ def complete(
     An autoregressive first stage continues an image from above; any_order and masked stages fill any part.
 
     Example:
-        ctf complete --image photo.png --region '[0, 0.5, 1, 1]' --labels '[noto face-smiling]' --num 7
+        ctf complete --image photo.png --region 0 0.5 1 1 --labels "noto face-smiling" --num 7
             --out runs/completed.png
 
     Args:

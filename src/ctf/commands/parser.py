@@ -104,10 +104,10 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
     else:
         parser.add_class_arguments(config)
     for action in parser._actions:
-        if getattr(action, "_typehint", None) is bool:  # `--quick` alone means `--quick true`
-            action.nargs, action.const = "?", True
+        if _is_flag(action):  # for the help: [--quick [QUICK]]
+            action.nargs = "?"
     arguments = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in arguments]
-    arguments = _texts_as_typed(parser, arguments)
+    arguments = _options_as_words(parser, arguments)
     if OPEN in parameters:
         arguments = _open_options(parser, arguments)
     try:
@@ -166,42 +166,93 @@ def _plain(message: str) -> str:
     return message
 
 
-def _texts_as_typed(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
-    """Write lists of texts as JSON, or YAML would take `no` for false and `1e3` for a number.
+def _options_as_words(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
+    """Write a list, `--steps 1 4 16`, as one word, `--steps=[1, 4, 16]`, and a flag, `--quick`, as `--quick=true`.
 
-    A whole number without quotes stays one if the option takes numbers too.
+    A list takes all words up to the next option. It leaves the last one to a verb that lacks its positional argument,
+    unless that word would do for the list: `ctf plan --stages coarse fine settings.yaml`. So does a flag.
+    """
+    options = {name: action for action in parser._actions for name in action.option_strings}
+    groups: list[list[str]] = [[""]]  # an option and the words behind it; none before the first group
+    for word in arguments:
+        if re.match(r"-(?![\d.]|$)", word):  # no negative number
+            groups.append([])
+        groups[-1].append(word)
+    taken = []
+    for name, *words in groups:
+        action = options.get(name)
+        most = len(words) if _items(action) else int(bool(name) and "=" not in name)
+        taken.append(min(most, len(words)))
+    positional = any(not action.option_strings for action in parser._actions)
+    if positional and all(take == len(words) for take, (_, *words) in zip(taken, groups, strict=True)):
+        for i, (name, *words) in reversed([*enumerate(groups)]):
+            action = options.get(name)
+            if taken[i] > bool(_items(action)) and not _fits(action, words[-1]):
+                taken[i] -= 1
+                break
+    read = []
+    for take, (name, *words) in zip(taken, groups, strict=True):
+        option, equals, text = name.partition("=")
+        items = _items(options.get(option))
+        if items and (equals or take):
+            name = f"{option}={_list_text([text] if equals else words[:take], items)}"
+            words = words[take:]
+        elif _is_flag(options.get(name)) and not take:
+            name += "=true"
+        read += [name, *words]
+    return read[1:]
+
+
+def _items(action: argparse.Action | None) -> set[Any]:
+    """The types of a list option's items: {str, int} of `list[str | int] | None`, the words of a Literal; else none."""
+    hint = getattr(action, "_typehint", None)
+    items = {item for kind in (hint, *get_args(hint)) if get_origin(kind) in (list, tuple) for item in get_args(kind)}
+    return {kind for item in items for kind in (get_args(item) or [item])} - {...}
+
+
+def _is_flag(action: argparse.Action | None) -> bool:
+    return getattr(action, "_typehint", None) is bool
+
+
+def _fits(action: argparse.Action | None, word: str) -> bool:
+    """Whether a word is a value of this option; only a list or a flag may do without its last word."""
+    items = _items(action)
+    if items:
+        return str in items or word in items or (not items.isdisjoint({int, float}) and _is_float(word))
+    return not _is_flag(action) or word.lower() in ("true", "false")
+
+
+def _is_float(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _list_text(words: list[str], items: set[Any]) -> str:
+    """The words of a list in the form that jsonargparse reads; words in brackets are YAML.
+
+    Texts stay as they are typed, where YAML would take `no` for false and `1e3` for a number. In a list that may hold
+    numbers too, a whole number is one, unless it stands in quotes within the brackets.
     """
     import yaml
 
-    takes: dict[str, list[Any]] = {}
-    for action in parser._actions:
-        hint = getattr(action, "_typehint", None)
-        items = [get_args(kind)[0] for kind in (hint, *get_args(hint)) if get_origin(kind) is list]
-        types = [kind for item in items for kind in get_args(item) or [item]]
-        if str in types:
-            takes |= dict.fromkeys(action.option_strings, types)
-
-    def as_json(option: str, text: str) -> str:
-        try:
-            node = yaml.compose(text)
-        except yaml.YAMLError:
-            return text  # jsonargparse says what is wrong
-        if not isinstance(node, yaml.SequenceNode) or not all(isinstance(n, yaml.ScalarNode) for n in node.value):
-            return text
-        numbers = int in takes[option]
-        items = [int(n.value) if numbers and n.style is None and is_number(n.value) else n.value for n in node.value]
-        return json.dumps(items, ensure_ascii=False)
-
-    read, before = [], ""
-    for word in arguments:
-        option, equals, text = word.partition("=")
-        if before in takes:
-            word = as_json(before, word)
-        elif equals and option in takes:
-            word = f"{option}={as_json(option, text)}"
-        read.append(word)
-        before = word
-    return read
+    text, whole = " ".join(words), int in items
+    if text == "null":
+        return text
+    if not (text.startswith("[") and text.endswith("]")):
+        if str not in items:
+            return f"[{', '.join(word if _is_float(word) else json.dumps(word) for word in words)}]"
+        return json.dumps([int(word) if whole and is_number(word) else word for word in words], ensure_ascii=False)
+    try:
+        node = yaml.compose(text) if str in items else None
+    except yaml.YAMLError:
+        return text  # jsonargparse says what is wrong
+    if not isinstance(node, yaml.SequenceNode) or not all(isinstance(n, yaml.ScalarNode) for n in node.value):
+        return text
+    values = [int(n.value) if whole and n.style is None and is_number(n.value) else n.value for n in node.value]
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _open_options(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
