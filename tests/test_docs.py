@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import yaml
 
 from ctf.commands.main import VERBS, main
-from ctf.sampling.settings import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -91,9 +89,7 @@ def parse_command(words):
     """Options that do not exist, or lack a value, are found without running anything; so are files of scripts."""
     given = arguments(words)
     if given is not None:
-        settings = yaml.safe_load(printed(*given, "--print_config"))
-        unknown = [key for key in settings.get("sampling") or {} if not key.endswith(SETTINGS)]
-        assert unknown == [], shlex.join(words)  # `ctf sample` takes any name until it knows the model's stages
+        printed(*given, "--print_config")
     elif words[0] == "python" and words[1] != "-m":
         assert (ROOT / words[1]).exists(), words[1]
 

@@ -8,11 +8,13 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, TypeVar, get_args, get_origin
 
 from ctf.classes import is_number
 from ctf.errors import InputError
+from ctf.sampling.settings import SETTINGS
 
 Verb = Callable[..., None]
 #: Each verb, and the verbs under it if it is a group. A verb's module is imported when the verb is asked for.
@@ -27,6 +29,9 @@ OPEN = "sampling"
 
 #: A required parameter of such a name is given without `--`: `ctf info PATH`.
 POSITIONAL = {"path", "name"}
+
+#: How an option begins: with a dash, where no number does.
+OPTION = r"-(?![\d.]|$)"
 
 
 def dispatch(verbs: Verbs, arguments: list[str]) -> None:
@@ -52,7 +57,8 @@ def dispatch(verbs: Verbs, arguments: list[str]) -> None:
             print(f"ctf {version('ctf')}")
             return
         if word not in choices:
-            raise InputError(f"`{' '.join(['ctf', *words, word])}` does not exist: choose one of {', '.join(choices)}")
+            nearest = _nearest(word, choices) or f": choose one of {', '.join(choices)}"
+            raise InputError(f"`{' '.join(['ctf', *words, word])}` does not exist{nearest}")
         choices = () if words else verbs[word]
         words.append(word)
     _run(" ".join(["ctf", *words]), load_verb(words), arguments)
@@ -108,8 +114,7 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
             action.nargs = "?"
     arguments = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in arguments]
     arguments = _options_as_words(parser, arguments)
-    if OPEN in parameters:
-        arguments = _open_options(parser, arguments)
+    arguments = _checked_options(parser, arguments, SETTINGS if OPEN in parameters else ())
     try:
         parsed = parser.parse_args(arguments)
         for group in {action.dest.split(".")[0] for action in parser._actions if "." in action.dest}:
@@ -122,7 +127,7 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
     except UNPARSABLE as error:
         files = re.findall(r"--config[ =](\S+)", " ".join(arguments))
         read = f"with the settings in {', '.join(files)}; " if files else ""
-        raise InputError(f"{_plain(str(error))} ({read}`{prog} --help` lists the options)") from None
+        raise InputError(f"{_plain(str(error), parser)} ({read}`{prog} --help` lists the options)") from None
     values.pop("config", None)
     if config is None:
         verb(**vars(values))
@@ -150,12 +155,12 @@ def read_settings(config: type[Settings], path: str, **absent: Any) -> Settings:
     try:
         values = parser.instantiate(parser.parse_args(["--config", path]))
     except UNPARSABLE as error:
-        raise InputError(f"{_plain(str(error))} (with the settings in {path})") from None
+        raise InputError(f"{_plain(str(error), parser)} (with the settings in {path})") from None
     return config(**{field.name: values[field.name] for field in fields(config)})  # type: ignore[arg-type]
 
 
-def _plain(message: str) -> str:
-    """What jsonargparse says of a value, in the words of a command line instead of Python's."""
+def _plain(message: str, parser: argparse.ArgumentParser) -> str:
+    """What jsonargparse says of a value or a name, in the words of a command line instead of Python's."""
     message = re.sub(r'^Parser key "(.+?)":', r"\1:", " ".join(message.split()))
     union = r"Does not validate .*? Errors: - (.*) Given value type: .*? Given value:"
     message = re.sub(union, lambda found: f"{found[1].replace(' - Expected a', ' or')}. Got value:", message)
@@ -163,6 +168,8 @@ def _plain(message: str) -> str:
     words = {"typing.Literal": "one of ", "NoneType": "null", "Expected a ": "expected ", ". Got value:": ", got"}
     for seen, plain in words.items():
         message = message.replace(seen, plain)
+    if found := re.search(r"(?:Group '([\w.]+)' does not accept o|O)ption '(\w+)'", message):
+        message += _nearest(".".join(filter(None, found.groups())), [action.dest for action in parser._actions])
     return message
 
 
@@ -175,7 +182,7 @@ def _options_as_words(parser: argparse.ArgumentParser, arguments: list[str]) -> 
     options = {name: action for action in parser._actions for name in action.option_strings}
     groups: list[list[str]] = [[""]]  # an option and the words behind it; none before the first group
     for word in arguments:
-        if re.match(r"-(?![\d.]|$)", word):  # no negative number
+        if re.match(OPTION, word):
             groups.append([])
         groups[-1].append(word)
     taken = []
@@ -255,13 +262,31 @@ def _list_text(words: list[str], items: set[Any]) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 
-def _open_options(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
-    """Options that the parser does not know, as entries of its open parameter."""
-    known = {option for action in parser._actions for option in action.option_strings} | {"-h", "--help"}
+def _checked_options(parser: argparse.ArgumentParser, arguments: list[str], settings: Collection[str]) -> list[str]:
+    """Write those of `settings` and those of later stages, `--fine_top_k`, as entries of the open parameter.
 
-    def renamed(argument: str) -> str:
-        name = argument.split("=", 1)[0]
-        unknown = name.startswith("--") and name not in known and not name.startswith(f"--{OPEN}.")
-        return f"--{OPEN}.{argument[2:]}" if unknown and len(name) > 2 else argument
+    Raises:
+        InputError: an option that does not exist.
+    """
+    known = {option for action in parser._actions for option in action.option_strings}
+    read: list[str] = []
+    for word in arguments:
+        if word == "--":  # no options follow
+            return read + arguments[len(read) :]
+        option, *value = word.split("=", 1)
+        if re.match(OPTION, word) and option not in known:
+            option = option.replace(f"--{OPEN}.", "--") if settings else option
+            stages = ["", *(option[2 : mark.end()] for mark in re.finditer("_", option))]
+            possible = {f"--{stage}{setting}" for stage in stages for setting in settings}
+            if option not in possible:
+                nearest = _nearest(option.lstrip("-"), {name.lstrip("-") for name in known | possible}, "--")
+                listed = f" (`{parser.prog} --help` lists the options)"
+                raise InputError(f"`{parser.prog}` has no option {option}{nearest or listed}")
+            word = "=".join([f"--{OPEN}.{option[2:]}", *value])
+        read.append(word)
+    return read
 
-    return [renamed(argument) for argument in arguments]
+
+def _nearest(word: str, choices: Collection[str], dashes: str = "") -> str:
+    """ ": did you mean …?" of the choice that is spelt most like `word`; empty if none is."""
+    return "".join(f": did you mean {dashes}{choice}?" for choice in get_close_matches(word, choices, n=1))
