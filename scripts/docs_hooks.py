@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nbformat
 from mkdocs.config.defaults import MkDocsConfig
@@ -13,7 +12,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 
-from ctf.cli import VERBS
+from ctf.commands.main import VERBS
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NOTEBOOK, NOTEBOOK_PAGE, COMMAND = "tour.ipynb", "tour.md", "api/command.md"
@@ -36,7 +35,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Links that are right in the repository, made right in the site: benchmarks/ lies within docs/ there."""
     place = page.file.src_uri
     if place == COMMAND:
-        markdown += "".join(verb_sections(VERBS))
+        markdown += "".join(verb_sections())
     if place == NOTEBOOK_PAGE:
         return f"{markdown}\n[Download this notebook]({NOTEBOOK})\n"
     if place.startswith("benchmarks/"):
@@ -59,11 +58,10 @@ def notebook_pages(path: Path) -> Iterator[tuple[str, str | bytes]]:
     yield from resources["outputs"].items()
 
 
-def verb_sections(verbs: Mapping[str, Any], words: str = "ctf") -> Iterator[str]:
-    for name, verb in verbs.items():
-        if isinstance(verb, Mapping):
-            yield from verb_sections(verb, f"{words} {name}")
-        else:
-            title = f"{words} {name}"
+def verb_sections() -> Iterator[str]:
+    """The help of each verb, which is the docstring of a function of `ctf.commands`."""
+    for verb, group in VERBS.items():
+        for name in group or [verb]:
+            title = f"ctf {verb} {name}" if group else f"ctf {verb}"
             options = f'{{heading: "{title}", toc_label: "{title}", separate_signature: false, show_signature: false}}'
-            yield f"\n::: {verb.replace(':', '.')}\n    options: {options}\n"
+            yield f"\n::: ctf.commands.{verb}.{name.replace('-', '_')}\n    options: {options}\n"

@@ -14,18 +14,12 @@ import torch
 import yaml
 from PIL import Image
 
-from ctf.cli import VERBS, main
 from ctf.codebook import cluster_codebook
+from ctf.commands.main import VERBS, main
 from ctf.tokens import write_token_set
 
-
-def words_of(verbs, before=()):
-    """Every verb as its words: ("demo",), ("train", "coarse"), …"""
-    for word, verb in verbs.items():
-        yield from words_of(verb, (*before, word)) if isinstance(verb, dict) else [(*before, word)]
-
-
-ALL = list(words_of(VERBS))
+#: Every verb as its words: ("demo",), ("train", "coarse"), …
+ALL = [(verb, *word) for verb, group in VERBS.items() for word in ([(name,) for name in group] or [()])]
 
 
 def printed(*arguments):
@@ -51,10 +45,7 @@ def test_groups_list_their_verbs(words):
     text = printed(*words, "--help")
     assert text == printed(*words, "-h") == printed(*words)
     assert "example:\n  ctf" in text
-    verbs = VERBS
-    for word in words:
-        verbs = verbs[word]
-    assert all(f"\n  {name}" in text for name in verbs)
+    assert all(f"\n  {name}" in text for name in (VERBS[words[0]] if words else VERBS))
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
@@ -242,6 +233,54 @@ def test_labels_are_as_they_are_typed(option):
     text = """[no, ~, 1e3, 007, 1_000, 2024-01-01, "1", '2', 3, "é, 😀"]"""
     labels = ["no", "~", "1e3", "007", "1_000", "2024-01-01", "1", "2", 3, "é, 😀"]
     assert settings("sample", "--out", "x", *(word.format(text) for word in option))["labels"] == labels
+
+
+@pytest.mark.parametrize(
+    ("given", "option", "value"),
+    [
+        ("sample --out x --labels 3 7", "labels", [3, 7]),
+        ("sample --out x --labels 'noto heart'", "labels", ["noto heart"]),
+        ("sample --out x --labels=no", "labels", ["no"]),
+        ("sample --labels 3 no ~ 1e3 007 1_000 -1 '' --out x", "labels", [3, "no", "~", "1e3", "007", "1_000", -1, ""]),
+        ("sample --out x --labels [3, noto heart]", "labels", [3, "noto heart"]),
+        ("sample --out x --labels '[a] b'", "labels", ["[a] b"]),
+        ("sample --out x --labels null", "labels", None),
+        ("assemble --out x --classes c --stages runs/coarse 1 --tokenizer t", "stages", ["runs/coarse", "1"]),
+        ("evaluate tokenizer --splits train test", "splits", ["train", "test"]),
+        ("evaluate likelihood --tokens t --steps 1 4 16 --order halton", "steps", [1, 4, 16]),
+        ("evaluate likelihood --tokens t --steps 4", "steps", [4]),
+        ("complete --out x --image i --labels 1 --region 0 .5 1 1e0", "region", [0.0, 0.5, 1.0, 1.0]),
+        ("bench sampling --methods baseline coarse --sizes B", "methods", ["baseline", "coarse"]),
+        ("bench sampling --grid 2 3", "grid", [2, 3]),
+        ("reproduce table1 --seeds -1 2", "seeds", [-1, 2]),
+        ("plan x --stages coarse fine", "stages", ["coarse", "fine"]),
+    ],
+    ids=str,
+)
+def test_lists_are_words(given, option, value):
+    assert settings(*shlex.split(given))[option] == value
+
+
+@pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        ("plan --stages coarse fine c.yaml", {"stages": ["coarse", "fine"], "path": "c.yaml"}),
+        ("plan --stages coarse fine c.yaml --gpus 8", {"stages": ["coarse", "fine"], "path": "c.yaml", "gpus": 8}),
+        ("plan --stages '[coarse]' c.yaml", {"stages": ["coarse"], "path": "c.yaml"}),
+        ("reproduce --seeds 0 1 table1 --steps 3", {"seeds": [0, 1], "name": "table1", "steps": 3}),
+        ("reproduce --dry-run table1", {"dry_run": True, "name": "table1"}),
+        ("reproduce --dry-run false table1", {"dry_run": False, "name": "table1"}),
+    ],
+    ids=str,
+)
+def test_a_list_or_a_flag_leaves_the_verb_its_positional_argument(given, values):
+    assert values.items() <= settings(*shlex.split(given)).items()
+
+
+def test_nested_lists_are_words():
+    given = "--optimizer.betas 0.9 0.95 --loop.milestones 10 20 --out x --tokens t"
+    values = settings("train", "baseline", *given.split())
+    assert (values["optimizer"]["betas"], values["loop"]["milestones"]) == ([0.9, 0.95], [10, 20])
 
 
 def test_paths_are_as_they_are_typed():

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ctf.bench.gpus import GPUS, find_gpu
 from ctf.codebook import cluster_codebook
-from ctf.command import read_settings
+from ctf.commands.parser import read_settings
 from ctf.errors import InputError
 from ctf.experiments.plan import SETTINGS_OF, Cluster, data_of, plan_page, plan_stage
 from ctf.experiments.presets import IMAGENET
@@ -24,6 +24,11 @@ ONE = Cluster(find_gpu("A100"), 1, 0.4)
 
 def settings(name, **others):
     return SETTINGS_OF[name](**{"out": "", "tokens": "", "size": "nano", **others})
+
+
+def page_of(path, names, num_clusters, cluster, **loop):
+    configs = {name: read_settings(SETTINGS_OF[name], str(path), out="", tokens="") for name in names}
+    return plan_page(str(path), configs, num_clusters, cluster, **loop)
 
 
 def stage_of(name, num_clusters=6):
@@ -81,16 +86,16 @@ def test_the_page(tmp_path):
     assert data_of(str(tmp_path / "nowhere")) == data_of("") == (IMAGENET.data, data_of("")[1])
     path = tmp_path / "c.yaml"
     path.write_text(f"tokens: {tmp_path}/tokens\nsize: nano\nloop:\n  batch_size: 4\n  steps: 9\n")
-    page = plan_page(str(path), ["coarse", "fine"], 6, dataclasses.replace(ONE, price=1.0))
+    page = page_of(path, ["coarse", "fine"], 6, dataclasses.replace(ONE, price=1.0))
     rows = {line.split("  ")[0]: line.split()[-2:] for line in page.splitlines()}
     assert rows["steps"] == ["9", "9"]
     assert rows["size"] == ["nano", "nano"]
     assert "12 images of 2 × 3 tokens, 24 codewords, 6 clusters" in page
     assert page.splitlines()[-1].split() == ["fits", "fits"]
-    large = plan_page(str(CONFIGS[0]), ["baseline"], 512, dataclasses.replace(ONE, gpu=GPUS["RTX-4090"]))
+    large = page_of(CONFIGS[0], ["baseline"], 512, dataclasses.replace(ONE, gpu=GPUS["RTX-4090"]))
     assert "too much\n\nWhat is too much may fit with --recompute" in large
     assert "weights and optimizer sharded over the GPUs" in large.splitlines()[0]
-    whole = plan_page(str(CONFIGS[0]), ["baseline"], 512, ONE, shard=False, recompute=True)
+    whole = page_of(CONFIGS[0], ["baseline"], 512, ONE, shard=False, recompute=True)
     assert whole.splitlines()[0].endswith("sustained (MFU), blocks computed again in the backward pass")
 
 

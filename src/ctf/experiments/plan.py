@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ctf.bench.gpus import Gpu
 from ctf.codebook.coarse_map import CoarseMap
-from ctf.command import read_settings
 from ctf.errors import InputError
 from ctf.experiments.artifacts import Clusters, Data, Tokens, Training
 from ctf.experiments.presets import IMAGENET
@@ -147,26 +146,31 @@ def data_of(tokens: str) -> tuple[Data, str]:
 
 
 def plan_page(
-    path: str, stages: Sequence[SystemStage], num_clusters: int, cluster: Cluster, **loop: bool | None
+    title: str,
+    configs: Mapping[SystemStage, TokenTraining],
+    num_clusters: int,
+    cluster: Cluster,
+    **loop: bool | None,
 ) -> str:
-    """The plan of the trainings that a file of settings describes, as text.
+    """The plan of several trainings on the same tokens, as text.
 
     Args:
-        path: settings as `ctf train` takes them with --config.
-        stages: which of the paper's stages to plan, each from these settings.
+        title: where the settings come from.
+        configs: settings of the trainings, by the paper's stage that they are of.
         num_clusters: M, where the settings name no coarse map that is there.
         cluster: the GPUs.
-        loop: settings of the loop that replace the file's, unless they are None.
+        loop: settings of the loop that replace those in `configs`, unless they are None.
 
     Raises:
-        InputError: settings that do not fit a stage; as `plan_stage`.
+        InputError: no training; as `plan_stage`.
     """
-    if not stages:
+    if not configs:
         raise InputError("stages are none: choose of baseline, coarse and fine")
-    configs = {name: read_settings(SETTINGS_OF[name], path, out="", tokens="") for name in dict.fromkeys(stages)}
     changes: dict[str, Any] = {name: value for name, value in loop.items() if value is not None}
-    for name, config in configs.items():
-        configs[name] = dataclasses.replace(config, loop=dataclasses.replace(config.loop, **changes))
+    configs = {
+        name: dataclasses.replace(config, loop=dataclasses.replace(config.loop, **changes))
+        for name, config in configs.items()
+    }
     first = next(iter(configs.values()))
     data, where = data_of(first.tokens)
     coarse_map = next((m for c in configs.values() if (m := getattr(c, "coarse_map", None)) and Path(m).exists()), None)
@@ -180,7 +184,7 @@ def plan_page(
     used += ["weights and optimizer sharded over the GPUs"] * first.loop.shard
     used += ["blocks computed again in the backward pass"] * first.loop.recompute
     lines = [
-        f"{path} on {cluster.count} × {gpu.name}: {', '.join(used)}",
+        f"{title} on {cluster.count} × {gpu.name}: {', '.join(used)}",
         f"{gpu.name}: {gpu.bfloat16 / 1e12:,.0f} TFLOP/s in bfloat16, {gpu.memory / 1e9:.0f} GB ({gpu.source})",
         f"{data.num_images:,} images of {rows} × {columns} tokens, {data.codebook_size:,} codewords, "
         f"{num_clusters:,} clusters ({where})",

@@ -76,7 +76,7 @@ by one and more mean that the model knows its images by heart: add images, or ta
 
 ```sh
 ctf sample --model {run / "model"} --num 64 --out {run / "more"}
-ctf complete --model {run / "model"} --image photo.png --region '[0, 0.5, 1, 1]' --labels '[0]' --num 7 --out \
+ctf complete --model {run / "model"} --image photo.png --region 0 0.5 1 1 --labels 0 --num 7 --out \
 {run / "completed.png"}
 ctf info {run / "model"}
 ```

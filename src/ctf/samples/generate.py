@@ -43,7 +43,7 @@ def sample_to(
 
     Args:
         pipeline: the model, on this process's device.
-        out, labels, num, seed, batch_size, label_policy: the options of `ctf sample`, see `ctf.samples.verbs`.
+        out, labels, num, seed, batch_size, label_policy: the options of `ctf sample`, see `ctf.commands.sample`.
         overrides: of the model's sampling settings, see `StagePipeline.sampling`.
         model: where the pipeline came from, for the manifest.
         known: tokens that every image keeps, see `StagePipeline.known_tokens`.

@@ -1,35 +1,6 @@
-"""The verbs of model folders."""
+"""`ctf push`."""
 
 from __future__ import annotations
-
-
-def assemble(
-    out: str,
-    tokenizer: str,
-    stages: list[str],
-    classes: str,
-    half: bool = False,
-    allow_namespace: bool = False,
-) -> None:
-    """Put a tokenizer and trained stages together into a model folder.
-
-    Example:
-        ctf assemble --tokenizer emoji --stages '[runs/coarse, runs/fine]' --classes runs/tokens/test
-            --out runs/model
-
-    Args:
-        out: model folder.
-        tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
-        stages: run folders or files of the stages in order: one for a baseline, coarse and fine for the paper's
-            system. Their maps are inside.
-        classes: the token set that the stages were trained on: it knows the names of the classes.
-        half: store the stages in float16.
-        allow_namespace: accept an argparse.Namespace beside the weights of a .pt file.
-    """
-    from ctf.model_folder import assemble
-
-    assemble(out, tokenizer, stages, classes, half, allow_namespace)
-    print(f"{out}: open it with ctf.Pipeline.from_pretrained({out!r}) or `ctf sample --model {out}`")
 
 
 def push(
@@ -67,19 +38,3 @@ def push(
     sheet = png_bytes(open_picture(samples)) if samples else b""
     about = About(data, licence, figures, sheet=sheet)
     print(f"{publish(model, to, private, about if about != About() else None)}: open it with --model {to}")
-
-
-def info(path: str) -> None:
-    """Describe any artefact: token set, coarse map, tokenizer, stage, run or model folder.
-
-    Example:
-        ctf info emoji
-
-    Args:
-        path: a file or folder; "emoji" is the embedded model, "sizes" the named model sizes.
-    """
-    import json
-
-    from ctf.model_folder import describe
-
-    print(json.dumps(describe(path), indent=2, ensure_ascii=False))

@@ -1,9 +1,9 @@
-"""The verbs `ctf convert …`."""
+"""`ctf convert …`."""
 
 from __future__ import annotations
 
 
-def from_llamagen(
+def llamagen(
     out: str,
     tokenizer: str,
     gpt: str,

@@ -1,4 +1,4 @@
-"""The verb of this room."""
+"""`ctf fit`."""
 
 from __future__ import annotations
 

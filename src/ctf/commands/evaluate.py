@@ -1,4 +1,4 @@
-"""The verbs `ctf evaluate …`."""
+"""`ctf evaluate …`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tokenizer(
     """Measure a tokenizer: PSNR of its reconstructions, usage and perplexity of its codebook.
 
     Example:
-        ctf evaluate tokenizer --tokenizer emoji --images emoji --splits '[test]' --features emoji
+        ctf evaluate tokenizer --tokenizer emoji --images emoji --splits test --features emoji
 
     Args:
         tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
@@ -256,7 +256,7 @@ def swap(
     """Fig. 1b: swap tokens within k-means and within random clusters.
 
     Example:
-        ctf evaluate swap --model emoji --cluster_counts '[512]' --out runs/swap.png
+        ctf evaluate swap --model emoji --cluster_counts 512 --out runs/swap.png
 
     Args:
         out: the figure, a PNG.

@@ -1,4 +1,4 @@
-"""The verb of this room."""
+"""`ctf app`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs of training; their options are the dataclasses of `config.py`."""
+"""`ctf train …`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tokenizer(config: TokenizerTraining) -> None:
 
     Example:
         ctf train tokenizer --split test --loop.steps 10 --loop.batch_size 16 --out runs/tokenizer
-            --model.base_channels 32 --model.channel_multipliers '[1,2]' --model.patch_size 4 --model.codebook_size 512
+            --model.base_channels 32 --model.channel_multipliers 1 2 --model.patch_size 4 --model.codebook_size 512
     """
     from ctf.training.runs import train_tokenizer
 

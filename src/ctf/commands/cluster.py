@@ -1,4 +1,4 @@
-"""The verb of codebooks."""
+"""`ctf cluster`."""
 
 from __future__ import annotations
 

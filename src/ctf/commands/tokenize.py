@@ -1,4 +1,4 @@
-"""The verb of token sets."""
+"""`ctf tokenize`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,32 @@
+"""`ctf assemble`."""
+
+from __future__ import annotations
+
+
+def assemble(
+    out: str,
+    tokenizer: str,
+    stages: list[str],
+    classes: str,
+    half: bool = False,
+    allow_namespace: bool = False,
+) -> None:
+    """Put a tokenizer and trained stages together into a model folder.
+
+    Example:
+        ctf assemble --tokenizer emoji --stages runs/coarse runs/fine --classes runs/tokens/test
+            --out runs/model
+
+    Args:
+        out: model folder.
+        tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
+        stages: run folders or files of the stages in order: one for a baseline, coarse and fine for the paper's
+            system. Their maps are inside.
+        classes: the token set that the stages were trained on: it knows the names of the classes.
+        half: store the stages in float16.
+        allow_namespace: accept an argparse.Namespace beside the weights of a .pt file.
+    """
+    from ctf.model_folder import assemble
+
+    assemble(out, tokenizer, stages, classes, half, allow_namespace)
+    print(f"{out}: open it with ctf.Pipeline.from_pretrained({out!r}) or `ctf sample --model {out}`")

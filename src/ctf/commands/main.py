@@ -1,0 +1,71 @@
+"""The command `ctf`: the table of verbs. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import signal
+import sys
+import warnings
+
+from ctf.commands.parser import Verbs, dispatch
+from ctf.errors import InputError
+
+#: `ctf train coarse` is the function `coarse` of `ctf.commands.train`, `ctf demo` the function `demo` of its own file.
+VERBS: Verbs = {
+    "demo": (),
+    "fit": (),
+    "tokenize": (),
+    "cluster": (),
+    "train": ("tokenizer", "baseline", "coarse", "fine", "stage"),
+    "assemble": (),
+    "push": (),
+    "sample": (),
+    "complete": (),
+    "evaluate": ("tokenizer", "likelihood", "samples", "neighbours", "swap"),
+    "bench": ("sampling", "training"),
+    "plan": (),
+    "reproduce": (),
+    "convert": ("llamagen", "codes", "tokens", "to-codes", "half"),
+    "app": (),
+    "info": (),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    # Large pages for large tensors: decoding reads all weights at every step, and is 5 % faster for it.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_: f"ctf: warning: {message}\n"
+    try:
+        dispatch(VERBS, sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return 0
+    except InputError as error:
+        return _fail(str(error))
+    except SystemExit as end:  # --help and --print_config
+        return int(end.code or 0)
+    except BrokenPipeError:  # of `ctf … | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return _fail(f"{place}{error.strerror or error}{': free some space and run it again' if full else ''}")
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error) or "MemoryError").splitlines()[0]
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate", reason):
+            raise
+        return _fail(f"not enough memory ({reason}): take a smaller batch or model")
+    except KeyboardInterrupt:
+        print("ctf: stopped", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str) -> int:
+    print(f"ctf: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

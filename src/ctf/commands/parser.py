@@ -1,0 +1,292 @@
+"""From a table of functions to a command line: overview, help, options, config files."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, TypeVar, get_args, get_origin
+
+from ctf.classes import is_number
+from ctf.errors import InputError
+from ctf.sampling.settings import SETTINGS
+
+Verb = Callable[..., None]
+#: Each verb, and the verbs under it if it is a group. A verb's module is imported when the verb is asked for.
+Verbs = Mapping[str, Sequence[str]]
+
+Settings = TypeVar("Settings")
+#: What jsonargparse raises of options and files that do not fit.
+UNPARSABLE = (argparse.ArgumentError, ValueError, TypeError, RecursionError)
+
+#: A parameter of this name takes every option that the verb does not have: `--top_k 5` is `--sampling.top_k 5`.
+OPEN = "sampling"
+
+#: A required parameter of such a name is given without `--`: `ctf info PATH`.
+POSITIONAL = {"path", "name"}
+
+#: How an option begins: with a dash, where no number does.
+OPTION = r"-(?![\d.]|$)"
+
+
+def dispatch(verbs: Verbs, arguments: list[str]) -> None:
+    """Find the verb that `arguments` begin with, parse the rest by its signature, and call it.
+
+    Each function's docstring gives its help: the first line, an "Example:" and "Args:". Only the chosen verb's
+    parser is built, so help is fast however many verbs there are.
+
+    Raises:
+        InputError: no such verb, or options that do not fit.
+        SystemExit: after `--help` and `--print_config`.
+    """
+    words: list[str] = []
+    choices: Collection[str] = verbs
+    while choices:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview(words, verbs))
+            return
+        word, *arguments = arguments
+        if word == "--version" and not words:
+            from importlib.metadata import version
+
+            print(f"ctf {version('ctf')}")
+            return
+        if word not in choices:
+            nearest = _nearest(word, choices) or f": choose one of {', '.join(choices)}"
+            raise InputError(f"`{' '.join(['ctf', *words, word])}` does not exist{nearest}")
+        choices = () if words else verbs[word]
+        words.append(word)
+    _run(" ".join(["ctf", *words]), load_verb(words), arguments)
+
+
+def load_verb(words: Sequence[str]) -> Verb:
+    """The function behind a verb, such as `ctf.commands.convert.to_codes` of ("convert", "to-codes")."""
+    return getattr(import_module(f"ctf.commands.{words[0]}"), words[-1].replace("-", "_"))
+
+
+def _overview(words: list[str], verbs: Verbs) -> str:
+    """What `ctf --help` and `ctf train --help` print."""
+    usage = " ".join(["ctf", *words])
+    lines = [f"usage: {usage} VERB [options]", ""]
+    if not words:
+        lines += ["Coarse-to-fine autoregressive image generation.", ""]
+    choices = [[*words, name] for name in (verbs[words[0]] if words else verbs)]
+    for choice in choices:
+        group = () if words else verbs[choice[0]]
+        lines.append(f"  {choice[-1]:12}{', '.join(group) or (load_verb(choice).__doc__ or '').splitlines()[0]}")
+    return "\n".join([*lines, "", f"`{usage} VERB --help` explains each.", "", _example(load_verb(choices[0]))])
+
+
+def _example(verb: Verb) -> str:
+    """The verb's example, a shell command that may span lines."""
+    text = (inspect.getdoc(verb) or "").split("Example:", 1)[1].split("\n\n", 1)[0]
+    return "example:\n  " + " \\\n    ".join(line.strip() for line in text.strip().splitlines())
+
+
+def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
+    """Parse `arguments` by the verb's signature (its one dataclass, or its parameters) and call it.
+
+    Options may be written with dashes or underscores: `--dry-run`, `--dry_run`.
+    """
+    import jsonargparse
+
+    class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+        pass
+
+    summary = (inspect.getdoc(verb) or "").splitlines()[0]
+    parser = jsonargparse.ArgumentParser(
+        prog=prog, description=summary, epilog=_example(verb), formatter_class=Formatter, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="Settings from a YAML file; later options override it.")
+    parameters = inspect.signature(verb, eval_str=True).parameters
+    config = parameters["config"].annotation if "config" in parameters else None
+    if config is None:
+        parser.add_function_arguments(verb, as_positional=not POSITIONAL.isdisjoint(parameters))
+    else:
+        parser.add_class_arguments(config)
+    for action in parser._actions:
+        if _is_flag(action):  # for the help: [--quick [QUICK]]
+            action.nargs = "?"
+    arguments = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in arguments]
+    arguments = _options_as_words(parser, arguments)
+    arguments = _checked_options(parser, arguments, SETTINGS if OPEN in parameters else ())
+    try:
+        parsed = parser.parse_args(arguments)
+        for group in {action.dest.split(".")[0] for action in parser._actions if "." in action.dest}:
+            if not isinstance(parsed[group], jsonargparse.Namespace):
+                raise ValueError(f"{group} is {parsed[group]!r}: give its settings one by one")
+        for name, value in parsed.items():
+            if "\0" in str(value):
+                raise ValueError(f"{name} holds a zero byte: no file has such a name")
+        values = parser.instantiate(parsed)
+    except UNPARSABLE as error:
+        files = re.findall(r"--config[ =](\S+)", " ".join(arguments))
+        read = f"with the settings in {', '.join(files)}; " if files else ""
+        raise InputError(f"{_plain(str(error), parser)} ({read}`{prog} --help` lists the options)") from None
+    values.pop("config", None)
+    if config is None:
+        verb(**vars(values))
+    else:
+        verb(config(**{field.name: values[field.name] for field in fields(config)}))
+
+
+def read_settings(config: type[Settings], path: str, **absent: Any) -> Settings:
+    """The settings in a YAML file, as the verb that takes this dataclass reads them with `--config`.
+
+    Args:
+        config: the dataclass.
+        path: the file.
+        absent: values for what the file may leave out although the verb needs it.
+
+    Raises:
+        InputError: no such file, or settings that are none of the dataclass or without meaning.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(config)
+    parser.set_defaults(absent)
+    try:
+        values = parser.instantiate(parser.parse_args(["--config", path]))
+    except UNPARSABLE as error:
+        raise InputError(f"{_plain(str(error), parser)} (with the settings in {path})") from None
+    return config(**{field.name: values[field.name] for field in fields(config)})  # type: ignore[arg-type]
+
+
+def _plain(message: str, parser: argparse.ArgumentParser) -> str:
+    """What jsonargparse says of a value or a name, in the words of a command line instead of Python's."""
+    message = re.sub(r'^Parser key "(.+?)":', r"\1:", " ".join(message.split()))
+    union = r"Does not validate .*? Errors: - (.*) Given value type: .*? Given value:"
+    message = re.sub(union, lambda found: f"{found[1].replace(' - Expected a', ' or')}. Got value:", message)
+    message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    words = {"typing.Literal": "one of ", "NoneType": "null", "Expected a ": "expected ", ". Got value:": ", got"}
+    for seen, plain in words.items():
+        message = message.replace(seen, plain)
+    if found := re.search(r"(?:Group '([\w.]+)' does not accept o|O)ption '(\w+)'", message):
+        message += _nearest(".".join(filter(None, found.groups())), [action.dest for action in parser._actions])
+    return message
+
+
+def _options_as_words(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
+    """Write a list, `--steps 1 4 16`, as one word, `--steps=[1, 4, 16]`, and a flag, `--quick`, as `--quick=true`.
+
+    A list takes all words up to the next option. It leaves the last one to a verb that lacks its positional argument,
+    unless that word would do for the list: `ctf plan --stages coarse fine settings.yaml`. So does a flag.
+    """
+    options = {name: action for action in parser._actions for name in action.option_strings}
+    groups: list[list[str]] = [[""]]  # an option and the words behind it; none before the first group
+    for word in arguments:
+        if re.match(OPTION, word):
+            groups.append([])
+        groups[-1].append(word)
+    taken = []
+    for name, *words in groups:
+        action = options.get(name)
+        most = len(words) if _items(action) else int(bool(name) and "=" not in name)
+        taken.append(min(most, len(words)))
+    positional = any(not action.option_strings for action in parser._actions)
+    if positional and all(take == len(words) for take, (_, *words) in zip(taken, groups, strict=True)):
+        for i, (name, *words) in reversed([*enumerate(groups)]):
+            action = options.get(name)
+            if taken[i] > bool(_items(action)) and not _fits(action, words[-1]):
+                taken[i] -= 1
+                break
+    read = []
+    for take, (name, *words) in zip(taken, groups, strict=True):
+        option, equals, text = name.partition("=")
+        items = _items(options.get(option))
+        if items and (equals or take):
+            name = f"{option}={_list_text([text] if equals else words[:take], items)}"
+            words = words[take:]
+        elif _is_flag(options.get(name)) and not take:
+            name += "=true"
+        read += [name, *words]
+    return read[1:]
+
+
+def _items(action: argparse.Action | None) -> set[Any]:
+    """The types of a list option's items: {str, int} of `list[str | int] | None`, the words of a Literal; else none."""
+    hint = getattr(action, "_typehint", None)
+    items = {item for kind in (hint, *get_args(hint)) if get_origin(kind) in (list, tuple) for item in get_args(kind)}
+    return {kind for item in items for kind in (get_args(item) or [item])} - {...}
+
+
+def _is_flag(action: argparse.Action | None) -> bool:
+    return getattr(action, "_typehint", None) is bool
+
+
+def _fits(action: argparse.Action | None, word: str) -> bool:
+    """Whether a word is a value of this option; only a list or a flag may do without its last word."""
+    items = _items(action)
+    if items:
+        return str in items or word in items or (not items.isdisjoint({int, float}) and _is_float(word))
+    return not _is_flag(action) or word.lower() in ("true", "false")
+
+
+def _is_float(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _list_text(words: list[str], items: set[Any]) -> str:
+    """The words of a list in the form that jsonargparse reads; words in brackets are YAML.
+
+    Texts stay as they are typed, where YAML would take `no` for false and `1e3` for a number. In a list that may hold
+    numbers too, a whole number is one, unless it stands in quotes within the brackets.
+    """
+    import yaml
+
+    text, whole = " ".join(words), int in items
+    if text == "null":
+        return text
+    if not (text.startswith("[") and text.endswith("]")):
+        if str not in items:
+            return f"[{', '.join(word if _is_float(word) else json.dumps(word) for word in words)}]"
+        return json.dumps([int(word) if whole and is_number(word) else word for word in words], ensure_ascii=False)
+    try:
+        node = yaml.compose(text) if str in items else None
+    except yaml.YAMLError:
+        return text  # jsonargparse says what is wrong
+    if not isinstance(node, yaml.SequenceNode) or not all(isinstance(n, yaml.ScalarNode) for n in node.value):
+        return text
+    values = [int(n.value) if whole and n.style is None and is_number(n.value) else n.value for n in node.value]
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _checked_options(parser: argparse.ArgumentParser, arguments: list[str], settings: Collection[str]) -> list[str]:
+    """Write those of `settings` and those of later stages, `--fine_top_k`, as entries of the open parameter.
+
+    Raises:
+        InputError: an option that does not exist.
+    """
+    known = {option for action in parser._actions for option in action.option_strings}
+    read: list[str] = []
+    for word in arguments:
+        if word == "--":  # no options follow
+            return read + arguments[len(read) :]
+        option, *value = word.split("=", 1)
+        if re.match(OPTION, word) and option not in known:
+            option = option.replace(f"--{OPEN}.", "--") if settings else option
+            stages = ["", *(option[2 : mark.end()] for mark in re.finditer("_", option))]
+            possible = {f"--{stage}{setting}" for stage in stages for setting in settings}
+            if option not in possible:
+                nearest = _nearest(option.lstrip("-"), {name.lstrip("-") for name in known | possible}, "--")
+                listed = f" (`{parser.prog} --help` lists the options)"
+                raise InputError(f"`{parser.prog}` has no option {option}{nearest or listed}")
+            word = "=".join([f"--{OPEN}.{option[2:]}", *value])
+        read.append(word)
+    return read
+
+
+def _nearest(word: str, choices: Collection[str], dashes: str = "") -> str:
+    """ ": did you mean …?" of the choice that is spelt most like `word`; empty if none is."""
+    return "".join(f": did you mean {dashes}{choice}?" for choice in get_close_matches(word, choices, n=1))
