@@ -1,8 +1,13 @@
 import dataclasses
 import io
+import os
 import shutil
 import sys
 from pathlib import Path
+
+# One thread per process: on more, networks of this size are no faster, and the test command starts one process per core.
+# PyTorch reads this when it is imported; tests of threads set their number themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
