@@ -18,6 +18,7 @@ from ctf.codebook import cluster_codebook
 from ctf.images import ImageSet
 from ctf.images.sources import Records
 from ctf.model_folder import Pipeline
+from ctf.models.config import MODEL_SIZES
 from ctf.stages import KINDS
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
@@ -34,6 +35,22 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("gpu")]
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="module")
+def tiny_nano():
+    """The size "nano" with two layers of width 32, where a test is not about its size: it is trained in a tenth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODEL_SIZES, "nano", (2, 2, 32))
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_fit():
+    """`ctf fit` that takes three steps at least, not twenty."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ctf.fit.plan.FEWEST_STEPS", 3)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from ctf.cli import VERBS, main
 from ctf.codebook import cluster_codebook
 from ctf.tokens import write_token_set
 
+pytestmark = pytest.mark.usefixtures("tiny_nano", "short_fit")
+
 
 def words_of(verbs, before=()):
     """Every verb as its words: ("demo",), ("train", "coarse"), …"""
@@ -285,7 +287,7 @@ def test_a_reader_that_has_seen_enough():
 def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path, tokens):
     run = tmp_path / "run"
     arguments = ["train", "coarse", "--tokens", tokens, "--coarse_map", str(tmp_path / "map.safetensors")]
-    arguments += ["--size", "nano", "--out", str(run), "--loop.batch_size", "2", "--loop.log_every", "1"]
+    arguments += ["--size", "micro", "--out", str(run), "--loop.batch_size", "2", "--loop.log_every", "1"]
     program = [sys.executable, "-m", "ctf.cli", *arguments, "--loop.steps", "1000000"]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = run / "log.jsonl"

@@ -24,6 +24,7 @@ from ctf.model_folder import open_stage
 from ctf.tokens import TokenSet
 
 ALL = EXPERIMENTS | BEYOND
+pytestmark = pytest.mark.usefixtures("tiny_nano")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from ctf.model_folder import Pipeline
 from ctf.training import loop
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("tiny_nano")
 
 
 @pytest.fixture(scope="module")
