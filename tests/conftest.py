@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-# One thread per process: on more, networks of this size are no faster, and the test command starts one process per core.
+# One thread per process: on more, small networks are no faster, and the test command starts one process per core.
 # PyTorch reads this when it is imported; tests of threads set their number themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from ctf.codebook import cluster_codebook
-from ctf.images import ImageSet
-from ctf.images.sources import Records
+from ctf.images import ImageSet, sources
+from ctf.images.sources import Records, emoji_records
 from ctf.model_folder import Pipeline
 from ctf.models.config import MODEL_SIZES
 from ctf.stages import KINDS
@@ -39,18 +39,24 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module")
 def tiny_nano():
-    """The size "nano" with two layers of width 32, where a test is not about its size: it is trained in a tenth of the time."""
+    """The size "nano" with two layers of width 32, for tests that are not about sizes: a tenth of the training time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODEL_SIZES, "nano", (2, 2, 32))
         yield
 
 
 @pytest.fixture(scope="module")
-def short_fit():
-    """`ctf fit` that takes three steps at least, not twenty."""
+def small_examples(tiny_nano):
+    """The commands of help and documentation as they are, but on every eighth emoji; `ctf fit` takes three steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ctf.fit.plan.FEWEST_STEPS", 3)
+        patch.setattr(sources, "emoji_records", eighth_of_the_emoji)
         yield
+
+
+def eighth_of_the_emoji(source, split):
+    everything = emoji_records(source, split)
+    return everything.subset(np.arange(0, len(everything.labels), 8))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from ctf.cli import VERBS, main
 from ctf.codebook import cluster_codebook
 from ctf.tokens import write_token_set
 
-pytestmark = pytest.mark.usefixtures("tiny_nano", "short_fit")
+pytestmark = pytest.mark.usefixtures("small_examples")
 
 
 def words_of(verbs, before=()):
@@ -106,7 +106,7 @@ SMALLER = {
         "1",
     ],
     ("bench", "training"): [*TINY, "--batch_size", "2", "--steps", "1"],
-    ("evaluate", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]"],
+    ("evaluate", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]", "--num", "2"],
     ("convert", "llamagen"): ["--num_heads", "4", "--grid", "[4, 4]"],
 }
 #: Each after those whose output it reads. CI runs the demo, tests/app the page.

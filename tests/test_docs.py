@@ -17,7 +17,7 @@ from ctf.cli import VERBS, main
 from ctf.sampling.settings import SETTINGS
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.usefixtures("tiny_nano", "short_fit")
+pytestmark = pytest.mark.usefixtures("small_examples")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = {"data", "gpu", "minutes", "network", "context"}
 BLOCK = re.compile(r"^(?:<!-- needs: (?P<needs>\w+) -->\n\s*)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)

@@ -1,4 +1,4 @@
-"""What `test_watch.py` starts: runs of two processes, in each of which something happens to the second one in step 3."""
+"""What `test_watch.py` starts: runs of two processes, where something happens to the second one in step 3."""
 
 import os
 import signal
