@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 # One thread per process: on more, small networks are no faster, and the test command starts one process per core.
-# PyTorch reads this when it is imported; tests of threads set their number themselves.
+# PyTorch reads this when it is imported; tests of threads set their number themselves, and threads that wait do not spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
@@ -46,7 +47,24 @@ def tiny_nano():
 
 
 @pytest.fixture(scope="module")
-def small_examples(tiny_nano):
+def quick_machine():
+    """Bandwidth and rate of the machine from one try, not the best of five, for tests that are not about them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ctf.bench.machine.REPEATS", 1)
+        yield
+
+
+@pytest.fixture
+def two_threads():
+    """Products shared among two threads, as on most machines, for tests of what must not depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small_examples(tiny_nano, quick_machine):
     """The commands of help and documentation as they are, but on every eighth emoji; `ctf fit` takes three steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ctf.fit.plan.FEWEST_STEPS", 3)

@@ -36,7 +36,7 @@ from ctf.model_folder import Pipeline
 from ctf.tokens import write_token_set
 
 GOLDEN = Path(__file__).parent / "golden" / "llamagen"
-pytestmark = pytest.mark.usefixtures("tiny_nano")
+pytestmark = pytest.mark.usefixtures("tiny_nano", "quick_machine")
 
 # Lines that work, in the folder `place` below. A bad one is such a line with one thing changed, in it or in a file.
 # Later options override earlier ones.

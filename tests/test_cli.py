@@ -94,6 +94,7 @@ SMALLER = {
         *["--reference", "pictures", "--split", "null", "--held_out", "runs/samples", "--held_out_split", "null"],
         *["--num", "2", "--cache", "cache"],
     ],
+    ("train", "tokenizer"): ["--loop.steps", "2"],
     ("bench", "sampling"): [
         *TINY,
         "--batch_sizes",
