@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 # One thread per process: on more, small networks are no faster, and the test command starts one process per core.
-# PyTorch reads this when it is imported; tests of threads set their number themselves, and threads that wait do not spin.
+# Tests of threads set their number themselves; threads that wait do not spin. PyTorch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,9 @@ from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what tests share
 from hub_stand_in import HubStandIn
+
+hypothesis.settings.register_profile("ctf", deadline=None)  # a core that others use too is no fault
+hypothesis.settings.load_profile("ctf")
 
 CLASS_NAMES = ["cat", "red fox", "dog", "owl"]
 ROOT = Path(__file__).parent.parent
