@@ -1,23 +1,34 @@
 import dataclasses
 import io
+import os
 import shutil
 import sys
 from pathlib import Path
 
+# One thread per process: on more, small networks are no faster, and the test command starts one process per core.
+# Tests of threads set their number themselves; threads that wait do not spin. PyTorch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ctf.codebook import cluster_codebook
-from ctf.images import ImageSet
-from ctf.images.sources import Records
+from ctf.images import ImageSet, sources
+from ctf.images.sources import Records, emoji_records
 from ctf.model_folder import Pipeline
+from ctf.models.config import MODEL_SIZES
 from ctf.stages import KINDS
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what tests share
 from hub_stand_in import HubStandIn
+
+hypothesis.settings.register_profile("ctf", deadline=None)  # a core that others use too is no fault
+hypothesis.settings.load_profile("ctf")
 
 CLASS_NAMES = ["cat", "red fox", "dog", "owl"]
 ROOT = Path(__file__).parent.parent
@@ -29,6 +40,45 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("gpu")]
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="module")
+def tiny_nano():
+    """The size "nano" with two layers of width 32, for tests that are not about sizes: a tenth of the training time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODEL_SIZES, "nano", (2, 2, 32))
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_machine():
+    """Bandwidth and rate of the machine from one try, not the best of five, for tests that are not about them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ctf.bench.machine.REPEATS", 1)
+        yield
+
+
+@pytest.fixture
+def two_threads():
+    """Products shared among two threads, as on most machines, for tests of what must not depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small_examples(tiny_nano, quick_machine):
+    """The commands of help and documentation as they are, but on every eighth emoji; `ctf fit` takes three steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ctf.fit.plan.FEWEST_STEPS", 3)
+        patch.setattr(sources, "emoji_records", eighth_of_the_emoji)
+        yield
+
+
+def eighth_of_the_emoji(source, split):
+    everything = emoji_records(source, split)
+    return everything.subset(np.arange(0, len(everything.labels), 8))
 
 
 @pytest.fixture(scope="session")

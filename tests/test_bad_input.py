@@ -10,6 +10,7 @@ import re
 import resource
 import shlex
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import termios
 import warnings
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from ctf.model_folder import Pipeline
 from ctf.tokens import write_token_set
 
 GOLDEN = Path(__file__).parent / "golden" / "llamagen"
+pytestmark = pytest.mark.usefixtures("tiny_nano", "quick_machine")
 
 # Lines that work, in the folder `place` below. A bad one is such a line with one thing changed, in it or in a file.
 # Later options override earlier ones.
@@ -170,11 +173,29 @@ def good(tmp_path_factory, make_tokenizer, make_stage):
     return place
 
 
+def states(folder):
+    """Of every file what changes when it is written or replaced, without reading it."""
+    files = ((path.relative_to(folder), path.lstat()) for path in folder.rglob("*"))
+    return {
+        name: (s.st_mode, s.st_ino, not stat.S_ISDIR(s.st_mode) and (s.st_size, s.st_mtime_ns)) for name, s in files
+    }
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A folder for `place`, and the states of its files when it was filled."""
+    return tmp_path_factory.mktemp("copy") / "place", {}
+
+
 @pytest.fixture
-def place(good, tmp_path, monkeypatch):
-    """A copy of `good`, where the command runs."""
-    place = tmp_path / "place"
-    shutil.copytree(good, place)
+def place(good, copy, monkeypatch):
+    """A copy of `good`, where the command runs; a new one after a test that has changed it."""
+    place, before = copy
+    if not before or states(place) != before:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(good, place)
+        before.clear()
+        before |= states(place)
     monkeypatch.chdir(place)
     return place
 
@@ -1522,26 +1543,32 @@ calls = 0
 def f(images):
     global calls
     calls += 1
-    time.sleep(0.4)
+    time.sleep(0.2)
     if calls == 4:
         raise RuntimeError("no colours")
     return images.mean((1, 2))
 """
 
 
-def test_an_error_behind_a_bar_has_its_own_line_on_a_terminal(place):
+def test_an_error_behind_a_bar_has_its_own_line_on_a_terminal(place, monkeypatch):
     Path("slow.py").write_text(SLOW)
     terminal, inside = os.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    with subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, *WITH_A_BAR], stderr=inside) as process:
-        os.close(inside)
+
+    def read():
         text = b""
         with suppress(OSError):  # how a terminal says that nobody writes to it any more
             while part := os.read(terminal, 1 << 16):
                 text += part
+        return text
+
+    with ThreadPoolExecutor(1) as pool:
+        text = pool.submit(read)
+        with open(inside, "w") as stderr, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stderr)
+            assert [main(shlex.split(line)) for line in WITH_A_BAR] == [2, 2]
     os.close(terminal)
-    assert process.returncode == 0
-    lines = text.decode().replace("\r\n", "\n").split("\n")
+    lines = text.result().decode().replace("\r\n", "\n").split("\n")
     assert any(line.startswith("fingerprint of the reference") or "image/s" in line for line in lines)
     assert len([line for line in lines if line.startswith("ctf: error: ")]) == len(WITH_A_BAR), lines
 

@@ -18,6 +18,8 @@ from ctf.codebook import cluster_codebook
 from ctf.commands.main import VERBS, main
 from ctf.tokens import write_token_set
 
+pytestmark = pytest.mark.usefixtures("small_examples")
+
 #: Every verb as its words: ("demo",), ("train", "coarse"), …
 ALL = [(verb, *word) for verb, group in VERBS.items() for word in ([(name,) for name in group] or [()])]
 
@@ -83,6 +85,7 @@ SMALLER = {
         *["--reference", "pictures", "--split", "null", "--held_out", "runs/samples", "--held_out_split", "null"],
         *["--num", "2", "--cache", "cache"],
     ],
+    ("train", "tokenizer"): ["--loop.steps", "2"],
     ("bench", "sampling"): [
         *TINY,
         "--batch_sizes",
@@ -95,7 +98,7 @@ SMALLER = {
         "1",
     ],
     ("bench", "training"): [*TINY, "--batch_size", "2", "--steps", "1"],
-    ("evaluate", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]"],
+    ("evaluate", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]", "--num", "2"],
     ("convert", "llamagen"): ["--num_heads", "4", "--grid", "[4, 4]"],
 }
 #: Each after those whose output it reads. CI runs the demo, tests/app the page.
@@ -338,7 +341,7 @@ def test_a_reader_that_has_seen_enough():
 def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path, tokens):
     run = tmp_path / "run"
     arguments = ["train", "coarse", "--tokens", tokens, "--coarse_map", str(tmp_path / "map.safetensors")]
-    arguments += ["--size", "nano", "--out", str(run), "--loop.batch_size", "2", "--loop.log_every", "1"]
+    arguments += ["--size", "micro", "--out", str(run), "--loop.batch_size", "2", "--loop.log_every", "1"]
     program = [sys.executable, "-m", "ctf.cli", *arguments, "--loop.steps", "1000000"]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = run / "log.jsonl"

@@ -16,6 +16,7 @@ from ctf.commands.main import VERBS, main
 from ctf.stages import KINDS
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("small_examples")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MEASURED = sorted({*(ROOT / "benchmarks").glob("*.md")} - {ROOT / "benchmarks" / "README.md"})
 MADE = re.compile(r"^\*Made \d{4}-\d\d-\d\d at [0-9a-f]{7}\b.* on .+\.\*$", re.M)

@@ -28,7 +28,7 @@ def equal(images, others):
 
 @KINDS
 @pytest.mark.parametrize("settings", [{}, GUIDED], ids=["defaults", "guided"])
-def test_tokens_depend_on_seed_and_label_only(make_pipeline, kind, settings):
+def test_tokens_depend_on_seed_and_label_only(make_pipeline, two_threads, kind, settings):
     pipeline = make_pipeline(kind)
     if kind == "baseline":
         settings = {name: value for name, value in settings.items() if not name.startswith("fine_")}
@@ -43,7 +43,7 @@ def test_tokens_depend_on_seed_and_label_only(make_pipeline, kind, settings):
 
 
 @KINDS
-def test_images_depend_on_seed_and_label_only(make_pipeline, kind):
+def test_images_depend_on_seed_and_label_only(make_pipeline, two_threads, kind):
     pipeline = make_pipeline(kind)
     together = pipeline(LABELS, SEEDS)
     for batch_size in (1, 2, 3, 6):

@@ -28,6 +28,9 @@ SMALL = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("quick_machine")
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The lines and the metrics of a small benchmark."""

@@ -35,6 +35,8 @@ SMALL = {
 MAP = cluster_codebook(torch.arange(24.0)[:, None], 6, "random")
 MACHINE = Machine("", 1, memory_bandwidth=1.0, matrix_rate=1e9, products="", software="", date="")
 
+pytestmark = pytest.mark.usefixtures("quick_machine")
+
 
 @pytest.fixture
 def measure(tmp_path):

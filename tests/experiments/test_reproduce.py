@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ctf.evaluation.likelihood import bits_per_token
 from ctf.experiments.artifacts import Clusters, Training
 from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Claim, Experiment, Measured, Row, judge
-from ctf.experiments.measurements import RESULT, Likelihood, Samples, Swap
+from ctf.experiments.measurements import RESULT, Likelihood, Samples, Speed, Swap
 from ctf.experiments.page import write_page
 from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import EMOJI, IMAGENET, Lab, Preset
@@ -24,6 +25,7 @@ from ctf.model_folder import open_stage
 from ctf.tokens import TokenSet
 
 ALL = EXPERIMENTS | BEYOND
+pytestmark = pytest.mark.usefixtures("tiny_nano")
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +278,8 @@ def test_published_results_are_those_of_todays_settings(name):
     assert all(map(store.has, find(name)(preset).artifacts(preset)))
 
 
-def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path):
+def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path, monkeypatch):
+    monkeypatch.setattr("ctf.experiments.experiment.Speed", partial(Speed, batch=2, repeats=1))
     lab, store = Lab(tiny, 0), Store(out, "cpu")
     systems = lab.system(lab.coarse(), lab.fine("L")), lab.system(lab.baseline())
     rows = tuple(Row((name,), (system,), measured=()) for name, system in zip("ab", systems, strict=True))

@@ -130,11 +130,11 @@ def test_threads_may_step_one_packed_model(make_model, stepwise):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("quantize", [None, "int8"])
-def test_compiled_steps_are_the_same_steps(make_model, stepwise, tokens, quantize):
+@pytest.mark.parametrize(("quantize", "numbers"), [(None, (3, 2)), ("int8", (3,))])
+def test_compiled_steps_are_the_same_steps(make_model, stepwise, tokens, quantize, numbers):
     model = make_model(layers=1, kv_heads=2)
     eager, compiled = (PackedTransformer(model, Compute("float32", quantize, compile=c)) for c in (False, True))
-    for rows in (3, 2):  # another number of rows, the same function
+    for rows in numbers:  # another number of rows, the same function
         logits = stepwise(compiled, tokens[:rows], LABELS[:rows])
         torch.testing.assert_close(logits, stepwise(eager, tokens[:rows], LABELS[:rows]), rtol=1e-4, atol=1e-4)
 
@@ -172,11 +172,11 @@ def test_many_models_are_compiled_in_one_process(monkeypatch, make_model, tokens
     monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True, backend=counter))
     torch.compiler.reset()
     counts = []
-    for width in range(1, 7):
+    for width in range(1, 5):
         model = make_model(dim=16 * width, layers=1)
         expected = [model(tokens[:rows], LABELS[:rows]) for rows in (3, 2, 1)]
         compile_blocks(model)
         for rows, right in zip((3, 2, 1), expected, strict=True):
             torch.testing.assert_close(model(tokens[:rows], LABELS[:rows]), right, rtol=1e-4, atol=1e-4)
         counts.append(counter.frame_count)
-    assert counts == [6 * number for number in range(1, 7)]  # two halves: some rows, any number of rows, one row
+    assert counts == [6 * number for number in range(1, 5)]  # two halves: some rows, any number of rows, one row

@@ -24,7 +24,7 @@ def python(*arguments):
     return done.stdout
 
 
-def test_one_process_of_all_cores_and_two_of_one_write_the_same_bytes(model, tmp_path):
+def test_one_process_of_two_threads_and_two_of_one_write_the_same_bytes(model, tmp_path, two_threads):
     sample_to(Pipeline.from_pretrained(model), tmp_path / "alone.npz", num=200, batch_size=25)
     options = ["--model", model, "--device", "cpu", "--num", 200, "--batch_size", 25, "--out", tmp_path / "shared.npz"]
     said = python(*TORCHRUN, 2, "-m", "--", "ctf.cli", "sample", *options)

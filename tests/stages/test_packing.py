@@ -10,6 +10,7 @@ from ctf.models import Compute
 KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
 LABELS = torch.tensor([0, 1, 2, 3, 3, 1, 0])
 SEEDS = list(range(7))
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @KINDS

@@ -20,6 +20,7 @@ from ctf.run_folder import (
 )
 from ctf.stages import load_stage
 from ctf.training.checkpoint import resume
+from ctf.training.config import OptimizerConfig
 from ctf.training.processes import Processes
 
 HERE = Path(__file__).parent
@@ -28,9 +29,11 @@ RUNS = ["copies", "cut", "cut-recomputed", "grown"]
 
 
 def start(script, *arguments):
-    """Two processes of a script of this folder, without GPUs."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run([*command, HERE / script, *arguments], cwd=HERE, env=NO_GPUS, capture_output=True, text=True)
+    """A script of this folder, whose two processes see no GPU."""
+    command = [sys.executable, HERE / script, *arguments]
+    done = subprocess.run(command, cwd=HERE, env=NO_GPUS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def objective(tokens):
@@ -42,12 +45,11 @@ def folder(tmp_path_factory):
     """A run of one process, and all runs of `two_processes.py`, done."""
     folder = tmp_path_factory.mktemp("distributed")
     tokens = make_token_set(folder / "tokens")
-    settings = {"steps": 50, "ema": 0.9, "milestones": (30,), "checkpoint_every": 20}
-    metrics = run(objective(tokens), folder / "alone", **settings, keep_checkpoints=9)
+    settings = {"steps": 20, "ema": 0.9, "milestones": (12,), "checkpoint_every": 8}
+    metrics = run(objective(tokens), folder / "alone", OptimizerConfig(3e-3), **settings, keep_checkpoints=9)
     (folder / "alone.txt").write_text(str(metrics["held_out/loss"]))
-    shutil.copytree(folder / "alone", folder / "grown", ignore=shutil.ignore_patterns("*40*", "*50*", "model*"))
-    done = start("two_processes.py", folder)
-    assert done.returncode == 0, done.stderr
+    shutil.copytree(folder / "alone", folder / "grown", ignore=shutil.ignore_patterns("*16*", "*20*", "model*"))
+    start("two_processes.py", folder)
     return folder
 
 
@@ -57,15 +59,15 @@ def losses(run):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_of_two_processes_are_those_of_one(name, folder):
-    assert len(losses(folder / name)) == 50
+    assert len(losses(folder / name)) == 20
     assert losses(folder / name) == pytest.approx(losses(folder / "alone"), abs=1e-5)
-    assert losses(folder / name)[-1] < 0.9 * losses(folder / name)[0]
+    assert losses(folder / name)[-1] < 0.95 * losses(folder / name)[0]
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_weights_of_two_processes_are_those_of_one(name, folder):
     """The averaged ones, which are the model, and both kinds of a milestone."""
-    for path in [Path("model.safetensors"), *(milestone_path(Path(), 30, kind) for kind in ("", "-without-ema"))]:
+    for path in [Path("model.safetensors"), *(milestone_path(Path(), 12, kind) for kind in ("", "-without-ema"))]:
         shared, alone = (load_stage(folder / run / path) for run in (name, "alone"))
         for p, q in zip(shared.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
@@ -90,7 +92,7 @@ def test_all_processes_evaluate_together(name, folder):
 
 def test_each_process_writes_its_part(folder):
     files, folders = ([path.name for path in checkpoints(folder / name)] for name in ("copies", "cut"))
-    assert folders == ["step-00000040", "step-00000050"]
+    assert folders == ["step-00000016", "step-00000020"]
     assert files == [f"{name}.safetensors" for name in folders]
     parts = checkpoint_files(latest_checkpoint(folder / "cut"))
     assert [part.name for part in parts] == ["00000-of-00002.safetensors", "00001-of-00002.safetensors"]
@@ -101,10 +103,10 @@ def test_each_process_writes_its_part(folder):
 
 
 def test_one_process_goes_on_from_the_parts_of_two(folder, tokens, tmp_path):
-    shutil.copytree(folder / "cut" / RUN_CHECKPOINTS / "step-00000040", checkpoint_path(tmp_path, 40).with_suffix(""))
-    run(objective(tokens), tmp_path, steps=50, ema=0.9, resume=True)
-    assert losses(tmp_path) == pytest.approx(losses(folder / "alone")[40:], abs=1e-5)
-    assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 50)
+    shutil.copytree(folder / "cut" / RUN_CHECKPOINTS / "step-00000016", checkpoint_path(tmp_path, 16).with_suffix(""))
+    run(objective(tokens), tmp_path, OptimizerConfig(3e-3), steps=20, ema=0.9, resume=True)
+    assert losses(tmp_path) == pytest.approx(losses(folder / "alone")[16:], abs=1e-5)
+    assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 20)
 
 
 def test_codebook_ages_and_discriminator_are_the_same_in_both(folder):
@@ -127,12 +129,12 @@ def remove_a_part(checkpoint):
 @pytest.mark.parametrize("damage", [damage_a_part, remove_a_part])
 def test_the_checkpoint_before_one_with_a_bad_part_is_taken(damage, folder, tokens, tmp_path, capsys):
     shutil.copytree(folder / "cut" / RUN_CHECKPOINTS, tmp_path / RUN_CHECKPOINTS)
-    (tmp_path / RUN_CHECKPOINTS / "step-00000050" / ".00000-of-00002.safetensors.abcd.tmp").touch()
+    (tmp_path / RUN_CHECKPOINTS / "step-00000020" / ".00000-of-00002.safetensors.abcd.tmp").touch()
     said = damage(latest_checkpoint(tmp_path))
     stage = objective(tokens).module
-    assert resume(tmp_path, {"model": stage}, 16) == 40
+    assert resume(tmp_path, {"model": stage}, 16) == 16
     assert said in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / RUN_CHECKPOINTS).iterdir()] == ["step-00000040"]
+    assert [path.name for path in (tmp_path / RUN_CHECKPOINTS).iterdir()] == ["step-00000016"]
 
 
 def test_processes_that_see_other_checkpoints(tmp_path, monkeypatch):

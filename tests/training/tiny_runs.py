@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.images.image_set import ImageSet
 from ctf.images.sources import Records
+from ctf.models.config import MODEL_SIZES
 from ctf.stages import new_stage
 from ctf.tokenizer.config import TokenizerConfig
 from ctf.tokens.writer import write_token_set
@@ -20,6 +22,7 @@ from ctf.training.token_objective import TokenObjective
 from ctf.training.tokenizer_objective import TokenizerObjective
 
 VOCABULARY = 16
+SIZE = (2, 2, 32)  # layers, heads, width
 COARSE_MAP = CoarseMap(torch.arange(VOCABULARY) % 4, "test", 0, "none")
 
 
@@ -35,7 +38,8 @@ def make_token_objective(tokens, name="baseline", held_out=None, tokenizer=None,
     task = {"baseline": {}, "coarse": {"predicts": COARSE_MAP}, "fine": {"given": COARSE_MAP}}[name]
     task |= {"grid": tokens.grid, "num_classes": tokens.num_classes, "codebook_size": tokens.codebook_size}
     task |= {"codebook": tokens.fingerprint_of_codebook, "dropout": 0.0, "class_dropout": 0.0, **own}
-    stage = new_stage("masked" if name == "fine" else "autoregressive", "nano", name=name, **task)
+    with patch.dict(MODEL_SIZES, nano=SIZE):
+        stage = new_stage("masked" if name == "fine" else "autoregressive", "nano", name=name, **task)
     return TokenObjective(stage, tokens, held_out, tokenizer)
 
 

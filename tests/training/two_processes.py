@@ -1,9 +1,10 @@
-"""What `test_distributed.py` starts with torchrun: token runs and a tokenizer run, shared by the processes."""
+"""What `test_distributed.py` starts: token runs and a tokenizer run, shared by two processes."""
 
 import os
 import sys
 from pathlib import Path
 
+from launch import launch
 from tiny_runs import (
     make_image_set,
     make_token_objective,
@@ -15,28 +16,33 @@ from tiny_runs import (
 
 from ctf.files import fingerprint
 from ctf.tokens.token_set import TokenSet
-
-folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-tokens = TokenSet.open(folder / "tokens")
+from ctf.training.config import OptimizerConfig
 
 
-def train(name, **loop):
-    """As `alone` is trained by one process."""
-    settings = {"steps": 50, "ema": 0.9, "checkpoint_every": 20, "milestones": (30,)}
-    metrics = run(make_token_objective(tokens, "fine", held_out=tokens), folder / name, **{**settings, **loop})
-    (folder / f"{name}-{rank}.txt").write_text(str(metrics["held_out/loss"]))
+def work(folder):
+    rank, tokens = os.environ["RANK"], TokenSet.open(folder / "tokens")
+
+    def train(name, **loop):
+        """As `alone` is trained by one process."""
+        settings = {"steps": 20, "ema": 0.9, "checkpoint_every": 8, "milestones": (12,)}
+        objective = make_token_objective(tokens, "fine", held_out=tokens)
+        metrics = run(objective, folder / name, OptimizerConfig(3e-3), **{**settings, **loop})
+        (folder / f"{name}-{rank}.txt").write_text(str(metrics["held_out/loss"]))
+
+    train("copies", device="auto")
+    train("cut", shard=True)
+    train("cut-recomputed", shard=True, recompute=True, accumulate=2)
+    train("grown", shard=True, resume=True)
+
+    for name in ("masks", "masks-cut"):
+        objective = with_masks_by_number(make_token_objective(tokens, "fine", rounds="any"), int(rank))
+        run(objective, folder / name, steps=1, shard=name == "masks-cut")
+
+    objective = make_tokenizer_objective(make_image_set(), tokenizer_training())
+    run(objective, folder / "tokenizer", steps=20)
+    state = [*objective.module.parameters(), objective.module.quantizer.age, *objective.discriminator.parameters()]
+    (folder / f"rank-{rank}.txt").write_text("\n".join(map(fingerprint, state)))
 
 
-train("copies", device="auto")
-train("cut", shard=True)
-train("cut-recomputed", shard=True, recompute=True, accumulate=2)
-train("grown", shard=True, resume=True)
-
-for name in ("masks", "masks-cut"):
-    objective = with_masks_by_number(make_token_objective(tokens, "fine", rounds="any"), int(rank))
-    run(objective, folder / name, steps=1, shard=name == "masks-cut")
-
-objective = make_tokenizer_objective(make_image_set(), tokenizer_training())
-run(objective, folder / "tokenizer", steps=20)
-state = [*objective.module.parameters(), objective.module.quantizer.age, *objective.discriminator.parameters()]
-(folder / f"rank-{rank}.txt").write_text("\n".join(map(fingerprint, state)))
+if __name__ == "__main__":
+    launch(work, Path(sys.argv[1]))

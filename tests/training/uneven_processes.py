@@ -1,4 +1,4 @@
-"""What `test_watch.py` starts with torchrun: two processes, of which something happens to the second one in step 3."""
+"""What `test_watch.py` starts: runs of two processes, where something happens to the second one in step 3."""
 
 import os
 import signal
@@ -6,30 +6,43 @@ import sys
 import time
 from pathlib import Path
 
+from launch import launch
 from tiny_runs import make_token_objective, run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from ctf.tokens.token_set import TokenSet
-
-folder, failure = Path(sys.argv[1]), sys.argv[2]
 
 
 class Uneven:
     """Batches that the second process reads in its own way."""
 
-    def __init__(self, batches):
-        self.batches = batches
+    def __init__(self, batches, failure):
+        self.batches, self.failure = batches, failure
 
     def __iter__(self):
         for step, batch in enumerate(self.batches):
             if step == 3 and os.environ["RANK"] == "1":
-                if failure == "hanging":
+                if self.failure == "hanging":
                     time.sleep(20)
                 else:
-                    signal.raise_signal({"killed": signal.SIGKILL, "terminated": signal.SIGTERM}[failure])
+                    signal.raise_signal({"killed": signal.SIGKILL, "terminated": signal.SIGTERM}[self.failure])
             yield batch
 
 
-objective = make_token_objective(TokenSet.open(folder / "tokens"))
-batches = objective.batches
-objective.batches = lambda *arguments: iter(Uneven(batches(*arguments)))
-run(objective, folder / failure, patience=3.0, shard=True)
+def work(folder, failure):
+    objective = make_token_objective(TokenSet.open(folder / "tokens"))
+    batches = objective.batches
+    objective.batches = lambda *arguments: iter(Uneven(batches(*arguments), failure))
+    try:
+        run(objective, folder / failure, patience=3.0, shard=True)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as Python does, but a fork of `multiprocessing` does not
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    for failure in ("hanging", "killed", "terminated"):
+        try:
+            launch(work, place, failure)
+        except ChildFailedError as error:
+            (place / f"{failure}.txt").write_text(str(error))
