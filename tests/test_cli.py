@@ -280,6 +280,10 @@ def test_a_list_or_a_flag_leaves_the_verb_its_positional_argument(given, values)
     assert values.items() <= settings(*shlex.split(given)).items()
 
 
+def test_help_shows_lists_as_words():
+    assert "[--loop.milestones MILESTONES ...]" in printed("train", "baseline", "--help")
+
+
 def test_nested_lists_are_words():
     given = "--optimizer.betas 0.9 0.95 --loop.milestones 10 20 --out x --tokens t"
     values = settings("train", "baseline", *given.split())

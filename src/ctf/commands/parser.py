@@ -112,6 +112,8 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
     for action in parser._actions:
         if _is_flag(action):  # for the help: [--quick [QUICK]]
             action.nargs = "?"
+        elif _items(action):
+            action.metavar = f"{action.dest.split('.')[-1].upper()} ..."
     arguments = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in arguments]
     arguments = _options_as_words(parser, arguments)
     arguments = _checked_options(parser, arguments, SETTINGS if OPEN in parameters else ())
