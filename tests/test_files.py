@@ -207,7 +207,7 @@ halves = st.builds(
 floats = st.lists(halves, min_size=1, max_size=8)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(floats)
 def test_a_fingerprint_depends_on_values_not_on_storage(values):
     tensor = torch.tensor(values)
@@ -220,13 +220,13 @@ def test_a_fingerprint_depends_on_values_not_on_storage(values):
     assert expected != fingerprint(tensor[None])
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(floats, floats)
 def test_other_values_have_another_fingerprint(a, b):
     assert (fingerprint(torch.tensor(a)) == fingerprint(torch.tensor(b))) == (a == b)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-100, 100), max_size=8))
 def test_integers_have_one_fingerprint_in_every_type(values):
     assert fingerprint(torch.tensor(values, dtype=torch.int8)) == fingerprint(torch.tensor(values, dtype=torch.int64))

@@ -35,7 +35,7 @@ def mean_squared_distance(points: torch.Tensor, cm: CoarseMap) -> float:
     return total / len(points)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_every_codebook_gives_m_clusters(data):
     """Also with many equal codewords, down to one value for all."""

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ctf.codebook import CoarseMap
@@ -47,7 +47,6 @@ def test_swap_is_uniform_over_the_other_members():
     assert chi_square < 16.27  # 0.1 % of the distribution with 3 degrees of freedom
 
 
-@settings(deadline=None)
 @given(partitions)
 def test_means_are_those_of_the_members(labels):
     codebook = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(0))

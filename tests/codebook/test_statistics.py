@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ctf.codebook import cluster_codebook, describe, format_description, within_cluster_distance
 from ctf.errors import InputError
 
 
-@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(1, 5), st.integers(0, 100))
 def test_within_cluster_distance_agrees_with_loops(size, dim, seed):
     rng = np.random.default_rng(seed)

@@ -27,7 +27,7 @@ def adm_crop_by_the_book(image: Image.Image, size: int) -> np.ndarray:
     return array[y : y + size, x : x + size]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 150), st.integers(1, 150), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_center_crop_is_adms(width, height, size, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -43,7 +43,7 @@ def logits_of(multiply, hidden, weight, coarse, members):
 
 @WAYS
 @given(case=cases(), tile=st.sampled_from([1, 2, 3, 64]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_members_are_the_masked_full_head(multiply, case, tile):
     coarse_map, coarse, fine, hidden, weight = case
     members = ClusterMembers(coarse_map)
@@ -68,7 +68,7 @@ def test_members_are_the_masked_full_head(multiply, case, tile):
 
 
 @given(cases())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_labels_of_choices(case):
     coarse_map, coarse, fine, _, _ = case
     members = ClusterMembers(coarse_map)

@@ -14,7 +14,7 @@ from ctf.models.rotary import rotary_table, rotate
     quarter=st.integers(1, 4),
     base=st.sampled_from([100.0, 10_000.0]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_table_against_a_loop(rows, columns, quarter, base):
     table = rotary_table((rows, columns), 4 * quarter, base)
     assert table.shape == (1 + rows * columns, 2, 4 * quarter)
