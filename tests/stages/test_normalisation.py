@@ -140,6 +140,6 @@ def test_samples_have_the_frequencies_of_the_likelihood(monkeypatch, tiny, kind,
 )
 def test_a_way_to_draw_that_has_no_likelihood(tiny, kind, wrong):
     stage, tokens, labels = tiny(kind, "all tokens"), torch.zeros(1, N, dtype=torch.int64), torch.tensor([LABEL])
-    for call in (stage.logits, stage.log_prob, stage.scores):
+    for call in (stage.log_prob, stage.scores):
         with pytest.raises(InputError, match="stage stage"):
             call(tokens, labels, wrong)

@@ -76,7 +76,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Artifact):
         return value.name
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        settings = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        young = [field for field, own in settings.items() if field.metadata.get("young") and own == field.default]
+        return {field.name: _plain(own) for field, own in settings.items() if field not in young}
     if isinstance(value, (tuple, list)):
         return [_plain(part) for part in value]
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,10 @@ Schedule = Literal["cosine", "arccos", "uniform"]
 CfgSchedule = Literal["constant", "steps", "known", "linear"]
 #: Beyond them nothing is sampled but the most probable or any token, and float32 overflows.
 SMALLEST, LARGEST = 1e-6, 1e6
+
+
+#: Of settings that came later: results made before are found as long as these are at their defaults.
+YOUNG = {"young": True}
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,9 @@ class Sampling:
     order: Order | None = None
     schedule: Schedule = "cosine"
     order_seed: int = 0
-    sampler: str | None = None
-    noise: float = 4.5
-    filter: str | None = None
+    sampler: str | None = field(default=None, metadata=YOUNG)
+    noise: float = field(default=4.5, metadata=YOUNG)
+    filter: str | None = field(default=None, metadata=YOUNG)
 
     def __post_init__(self) -> None:
         for name, kind, what in (
