@@ -9,6 +9,7 @@ from ctf.sampling import Sampling
 
 K, GRID = 400, (4, 4)
 LABELS = torch.arange(64) % 5
+pytestmark = pytest.mark.usefixtures("two_threads")
 WAYS = [
     ("autoregressive", Sampling()),
     ("any_order", Sampling(steps=5, order="halton")),

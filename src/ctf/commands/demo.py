@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def demo(out: str = "runs/demo", quick: bool = False, seed: int = 0) -> None:
-    """Do the whole job on the embedded emoji: tokenize, cluster, train, sample, report.
+    """Do the whole job on the bundled emoji: tokenize, cluster, train, sample, report.
 
     Example:
         ctf demo --quick --out runs/quick

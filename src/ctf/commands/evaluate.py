@@ -145,7 +145,7 @@ def samples(
         out: folder for result.json, table.txt, table.md and plot.png.
         split: which part of the reference images.
         features: inception (FID), dinov2, emoji, or a function of yours, file.py:function.
-        weights: of the features; by default the published ones, which are downloaded once, or the embedded ones.
+        weights: of the features; by default the published ones, which are downloaded once, or the bundled ones.
         batch_size: images at a time.
         device: where to compute the features; auto is a GPU where there is one.
         cache: folder for features of references; $CTF_CACHE or ~/.cache/ctf without it.
@@ -202,7 +202,7 @@ def neighbours(
         num: samples in the picture, evenly spread over all.
         features: inception, dinov2, emoji, or a function of yours, file.py:function. Distances between features are
             Euclidean; those between pixels the root mean square from 0 to 255.
-        weights: of the features; by default the published ones, which are downloaded once, or the embedded ones.
+        weights: of the features; by default the published ones, which are downloaded once, or the bundled ones.
         batch_size: images at a time.
         device: where to compute the features; auto is a GPU where there is one.
         cache: folder for features of references; $CTF_CACHE or ~/.cache/ctf without it.

@@ -10,7 +10,7 @@ def info(path: str) -> None:
         ctf info emoji
 
     Args:
-        path: a file or folder; "emoji" is the embedded model, "sizes" the named model sizes.
+        path: a file or folder; "emoji" is the bundled model, "sizes" the named model sizes.
     """
     import json
 
