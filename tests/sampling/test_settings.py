@@ -162,3 +162,9 @@ def test_an_override_without_meaning_is_named_as_it_was_given(overrides, message
 def test_a_pipeline_of_one_stage_offers_no_prefix():
     with pytest.raises(InputError, match=r"there are cfg_scale, temperature, .*, order_seed, sampler, noise, filter$"):
         overridden([("baseline", Sampling())], {"fine_top_k": 1})
+
+
+def test_the_order_confidence_needs_a_sampler_that_chooses():
+    with pytest.raises(InputError, match=r"^sampler independent settles all positions at once"):
+        Sampling(sampler="independent", order="confidence")
+    assert Sampling(sampler="confidence", order="halton").sampler == "confidence"

@@ -20,7 +20,6 @@ CfgSchedule = Literal["constant", "steps", "known", "linear"]
 #: Beyond them nothing is sampled but the most probable or any token, and float32 overflows.
 SMALLEST, LARGEST = 1e-6, 1e6
 
-
 #: Of settings that came later: results made before are found as long as these are at their defaults.
 YOUNG = {"young": True}
 
@@ -97,6 +96,8 @@ class Sampling:
             )
         if not 0 <= self.noise <= LARGEST:
             raise InputError(f"noise {self.noise} must be from 0 to {LARGEST:.0e}")
+        if self.sampler == "independent" and self.order == "confidence":
+            raise InputError("sampler independent settles all positions at once: choose another order than confidence")
         if self.top_k < 0:
             raise InputError(f"top_k {self.top_k} must be at least 0 (0 keeps all)")
         if not 0 < self.top_p <= 1:
