@@ -8,6 +8,11 @@ import sys
 from contextlib import contextmanager
 
 
+def heed_interrupts():
+    """Ctrl-C ends a process that a shell started in the background too, where it is ignored otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def running(folder, *arguments):
     """`ctf app` in a process whose working, home and temporary folders are new ones in `folder`; gives its address."""
@@ -16,7 +21,8 @@ def running(folder, *arguments):
         place.mkdir()
     environment = {**os.environ, "HOME": str(places["home"]), "TMPDIR": str(places["temporary"])}
     command = [sys.executable, "-m", "ctf.cli", "app", "--device", "cpu", "--port", "0", *arguments]
-    with subprocess.Popen(command, cwd=places["work"], env=environment, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": heed_interrupts}
+    with subprocess.Popen(command, cwd=places["work"], env=environment, **pipes) as process:
         try:
             line = process.stdout.readline()
             yield re.search(r"http://127\.0\.0\.1:\d+", line)[0]
@@ -24,4 +30,4 @@ def running(folder, *arguments):
         finally:
             process.send_signal(signal.SIGINT)
             code = process.wait(20)
-        assert code == 130  # as every command that Ctrl-C ends
+        assert code == 130, code  # as every command that Ctrl-C ends
