@@ -165,3 +165,15 @@ def test_training_in_bfloat16_rounds_the_result_only(masked):
     gradients = torch.autograd.grad(found.double().square().sum(), inputs)
     for gradient, right in zip(gradients, torch.autograd.grad(expected.square().sum(), exact), strict=True):
         torch.testing.assert_close(gradient.double(), right, rtol=0.02, atol=0.02)
+
+
+def test_a_kernel_whose_result_has_positions_before_heads(monkeypatch):
+    """As the memory-efficient one of a GPU, in float32 with grouped heads."""
+    q, k, v = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    expected, attention = attend_all(q, k, v), torch.nn.functional.scaled_dot_product_attention
+
+    def other_layout(*args):
+        return attention(*args).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", other_layout)
+    assert torch.equal(attend_all(q, k, v), expected)

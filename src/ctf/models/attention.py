@@ -8,6 +8,7 @@ bfloat16 copy keys and values to float32 (`sdp_utils.cpp` of PyTorch 2.13). So e
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
@@ -42,10 +43,9 @@ def attend_all(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     Query heads that share keys are rows of one head, which reads them once and suits every kernel.
     """
     rows = q.reshape(*keys.shape[:2], -1, q.shape[-1])  # (B, kv_heads, group · n, head_dim)
-    if q.device.type != "cuda":
-        return F.scaled_dot_product_attention(rows, keys, values).view(q.shape)
-    with sdpa_kernel(WITHOUT_CUDNN):
-        return F.scaled_dot_product_attention(rows, keys, values).view(q.shape)
+    with sdpa_kernel(WITHOUT_CUDNN) if q.device.type == "cuda" else nullcontext():
+        # No view: in memory, the memory-efficient kernel's result has positions before heads.
+        return F.scaled_dot_product_attention(rows, keys, values).reshape(q.shape)
 
 
 @lru_cache
