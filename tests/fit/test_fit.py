@@ -189,7 +189,7 @@ def test_what_cannot_be_planned(plan, photos, tmp_path):
     dataclasses.replace(plan, seed=1).save(tmp_path / "other" / "plan.json")
     with pytest.raises(InputError, match="is another plan: choose another --out"):
         run_fit(plan, tmp_path / "other")
-    for split in None, "test":
+    for split in None, "test", "Testing":  # another spelling of the same
         with pytest.raises(InputError, match="held_out test: name another split to train on"):
             choose("emoji", split, 60.0, CPU, held_out="test")
     with pytest.raises(InputError, match="says size 'nano', not 'micro': leave it out to go on"):

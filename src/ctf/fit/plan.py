@@ -18,6 +18,7 @@ from ctf.codebook.clustering import cluster_codebook
 from ctf.errors import InputError
 from ctf.files import read_json, temporary_folder, text_fingerprint, write_json
 from ctf.images.image_set import MADE_SPLITS, ImageSet, every_tenth, open_images
+from ctf.images.splits import match_split
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.sampling.settings import Sampling
 from ctf.stages.registry import new_stage
@@ -250,7 +251,7 @@ def choose(
     if num_held_out:
         held_out = MADE_SPLITS[0]
     elif held_out is not None:
-        if split is None or split == held_out:
+        if split is None or match_split(held_out, [split]):  # "Train" is "train" in another spelling
             raise InputError(f"held_out {held_out}: name another split to train on, such as --split train")
         test = open_images(images, held_out, image_size)
         check_classes(opened, test, held_out)
