@@ -1,5 +1,6 @@
 """A kind, a sampler and a filter of a user's own, from the text of docs/stages.md."""
 
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from ctf.cli import main
 from ctf.errors import InputError
 from ctf.model_folder import Pipeline, describe
-from ctf.plugins import import_plugins
+from ctf.plugins import _import, import_plugins, load_object, source_fingerprint
 from ctf.sampling import Random, Sampling
 from ctf.stages import KINDS, load_stage, new_stage
 from ctf.tokens import write_token_set
@@ -60,7 +61,8 @@ def test_a_kind_does_all_that_a_kind_does(stage, make_tokenizer, monkeypatch):
     ):
         Pipeline.from_pretrained("model")
     monkeypatch.setenv("CTF_PLUGINS", "my_kind.py")
-    import_plugins.cache_clear()
+    for remembered in (import_plugins, _import):  # as in a new process
+        remembered.cache_clear()
     assert Pipeline.from_pretrained("model")([1], seed=3)[0].tobytes() == last.images[0].tobytes()
     assert describe("model")["stages"][0]["kind_of_stage"] == "independent"
 
@@ -139,3 +141,14 @@ def test_the_picture_that_is_completed_by_own_code(tmp_path):
         len(pipe.complete(Image.new("RGB", (64, 64), "red"), mask, [3], filter=OWN["filter"], sampler=OWN["sampler"]))
         == 1
     )
+
+
+def test_a_file_runs_once_until_it_changes():
+    """Its function stays the same object, so the file was not run again."""
+    Path("counting.py").write_text("def f(logits): return logits\n")
+    first = load_object("counting.py:f")
+    source_fingerprint("counting.py:f")
+    assert load_object("counting.py:f") is first
+    Path("counting.py").write_text("def f(logits): return -logits\n")
+    os.utime("counting.py", ns=(1, 1))
+    assert load_object("counting.py:f") is not first

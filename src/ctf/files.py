@@ -367,3 +367,12 @@ def joint_fingerprint(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         digest.update((tensor.detach().cpu().to(torch.float32).contiguous() + 0).numpy().data)  # −0 is 0
     return digest.hexdigest()[:16]
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting by its full name, such as "sampling.coarse.top_k"."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -22,12 +22,6 @@ def load_object(name: str) -> Any:
     Raises:
         InputError: there is no such file, module or name, or importing it fails.
     """
-    source = Path(name.rpartition(":")[0])
-    return _load(name, source.stat().st_mtime_ns if source.exists() else 0)
-
-
-@lru_cache
-def _load(name: str, changed: int) -> Any:
     source, _, attribute = name.rpartition(":")
     if not callable(found := getattr(import_source(source), attribute, None)):
         raise InputError(f"{source} has no function or class {attribute!r}: name one that is there")
@@ -54,11 +48,16 @@ def source_fingerprint(name: str) -> str:
 
 
 def import_source(source: str) -> ModuleType:
-    """The module in a file that ends in .py, or the one of that name."""
+    """The module in a file that ends in .py, or the one of that name; a file is run once, until it changes."""
+    path = existing(source, "file").resolve() if source.endswith(".py") else None
+    return _import(source, path, 0 if path is None else path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _import(source: str, path: Path | None, changed: int) -> ModuleType:
     try:
-        if not source.endswith(".py"):
+        if path is None:
             return importlib.import_module(source)
-        path = existing(source, "file")
         spec = importlib.util.spec_from_file_location(f"ctf_own_{path.stem}", path)
         assert spec is not None
         assert spec.loader is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from ctf.device import device_name
 from ctf.errors import InputError
-from ctf.files import fingerprint, read_json, write_json
+from ctf.files import fingerprint, flattened, read_json, write_json
 from ctf.model_card import part_fingerprint, versions
 from ctf.pipeline import StagePipeline
 from ctf.plugins import source_fingerprint
@@ -118,7 +118,7 @@ class Manifest:
 
     def differences(self, other: Manifest) -> list[str]:
         """What determines the images and is another `there`, in `other`, than `here`, each in words."""
-        here, there = dict(_settings(self._determining())), dict(_settings(other._determining()))
+        here, there = dict(flattened(self._determining())), dict(flattened(other._determining()))
         return [
             f"{name} is {shorten(there.get(name))} there and {shorten(here.get(name))} here"
             for name in sorted({*here, *there})
@@ -171,15 +171,6 @@ def _with_code(sampling: Sampling) -> dict[str, Any]:
     """The settings, with the fingerprint of a user's own code behind its name."""
     values = dataclasses.asdict(sampling)
     return {name: f"{value} {source_fingerprint(value)}" if is_own(value) else value for name, value in values.items()}
-
-
-def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each setting by its full name, such as "sampling.coarse.top_k"."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def manifest_path(samples: str | Path) -> Path:

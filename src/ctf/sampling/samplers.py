@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class Step:
 
     Attributes:
         logits: float32 (b, n, V), guided. V is the stage's vocabulary, or the size of the largest given cluster.
-        known: bool (b, n), positions whose label stays as it is, whatever the sampler returns.
+        labels: int64 (b, n), those that are known and stay as they are, whatever the sampler returns; −1 elsewhere.
         count: how many of the other positions of each image the step has to settle: all, but in the order confidence.
         number, steps: this step of so many, from 0.
         uniform: stream → float64 (b, n) in [0, 1); another stream for each use, below 2^32.
@@ -28,20 +29,25 @@ class Step:
     """
 
     logits: Tensor
-    known: Tensor
+    labels: Tensor
     count: int
     number: int
     steps: int
     uniform: Callable[[int], Tensor]
     sampling: Sampling
 
+    @property
+    def known(self) -> Tensor:
+        """bool (b, n), where labels are known."""
+        return self.labels >= 0
 
-class Sampler:
+
+class Sampler(ABC):
     """Takes the labels of a step; register one with `register_sampler`, or name it as "file.py:Class"."""
 
+    @abstractmethod
     def __call__(self, step: Step) -> Tensor:
         """int64 (b, n), columns of `step.logits`; −1 where a position stays unknown for a later step."""
-        raise NotImplementedError
 
 
 class Independent(Sampler):

@@ -204,7 +204,7 @@ def _draw(
         part = slice(start, start + images)
         here = None if given is None else given[part, at]
         logits = stage.head(hidden[part], here)
-        step = Step(logits, tokens[part, at] >= 0, group.count, number, steps, _part(uniform, part, at), plan.sampling)
+        step = Step(logits, tokens[part, at], group.count, number, steps, _part(uniform, part, at), plan.sampling)
         labels = sampler(step)
         if stage.members is not None:
             assert here is not None

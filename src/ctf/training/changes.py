@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ctf.errors import InputError
-from ctf.files import write_json, write_text
+from ctf.files import flattened, write_json, write_text
 from ctf.hub import CONFIG
 from ctf.run_folder import RUN_CHANGES, run_changes, run_settings
 
@@ -29,8 +28,8 @@ def changed_settings(run: Path, settings: dict[str, Any]) -> dict[str, list[Any]
     Raises:
         InputError: a setting that must stay.
     """
-    before = dict(_flat(run_settings(run) or {}))
-    now = dict(_flat(json.loads(json.dumps(settings))))  # tuples are lists in config.json
+    before = dict(flattened(run_settings(run) or {}))
+    now = dict(flattened(json.loads(json.dumps(settings))))  # tuples are lists in config.json
     common = [name for name in now if name in before and name not in ("out", "loop.resume")]
     changed = {name: [before[name], now[name]] for name in common if before[name] != now[name]}
     if other := [name for name in changed if name in STAY or name.split(".")[0] not in MAY_CHANGE]:
@@ -57,11 +56,3 @@ def write_settings(run: Path, done: int, settings: dict[str, Any], changed: dict
     if lines or (run / RUN_CHANGES).exists():
         write_text(run / RUN_CHANGES, "".join(json.dumps(line) + "\n" for line in lines))
     write_json(run / CONFIG, settings)
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
