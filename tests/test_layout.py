@@ -1,102 +1,45 @@
-"""The layout: rooms import from earlier rooms only, light modules stay light, and no stage is asked for its name."""
-
-import ast
-import subprocess
-import sys
-from pathlib import Path
+import json
 
 import pytest
 
-import ctf
-
-SOURCE = Path(ctf.__file__).parent
-ROOMS = [
-    {"errors", "files", "weights", "progress", "device", "torchrun", "classes", "plugins"},
-    {"images"},
-    {"tokenizer"},
-    {"codebook"},
-    {"tokens"},
-    {"models"},
-    {"sampling"},
-    {"stages"},
-    {"interop"},
-    {"pipeline", "completion", "preview"},
-    {"model_card", "hub"},
-    {"run_folder"},
-    {"model_folder"},
-    {"training"},
-    {"samples"},
-    {"evaluation"},
-    {"bench"},
-    {"fit"},
-    {"experiments"},
-    {"app"},
-    {"commands"},
-    {"cli"},
-]
-RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
-HEAVY = ("torch", "numpy", "sklearn", "datasets")
+from ctf.errors import InputError
+from ctf.layout import Layout, with_layout
 
 
-def imports(path):
-    """Full names of what a file imports from `ctf`, wherever it does: in functions and for type checking too."""
-    package = ["ctf", *path.relative_to(SOURCE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            names = [f"{module}.{alias.name}" if module == "ctf" else module for alias in node.names]
-        else:
-            continue
-        yield from (name for name in names if name.startswith("ctf."))
-
-
-def test_no_import_against_the_stream():
-    wrong = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if path == SOURCE / "__init__.py":
-            continue
-        if room not in RANK:
-            wrong.append(f"{path.relative_to(SOURCE)} is in no room of the layout")
-            continue
-        for name in imports(path):
-            if RANK.get(name.split(".")[1], len(ROOMS)) > RANK[room]:
-                wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
-    assert wrong == []
-
-
-def test_no_circles_within_a_room():
-    """Two files that import each other are one."""
-    edges = {}
-    for path in SOURCE.rglob("*.py"):
-        if path.name != "__init__.py":
-            module = ".".join(["ctf", *path.relative_to(SOURCE).with_suffix("").parts])
-            edges[module] = {name for name in imports(path) if name != module}
-    circles = [(a, b) for a, names in edges.items() for b in names if a < b and a in edges.get(b, ())]
-    assert circles == []
-
-
-def test_light_modules_import_nothing_heavy():
-    modules = ["ctf", "ctf.cli", *(f"ctf.commands.{path.stem}" for path in (SOURCE / "commands").glob("*.py"))]
-    code = f"import sys, {', '.join(modules)}; print(*(name for name in {HEAVY} if name in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
-#: Where the paper's systems are set up or reported: presets, not branches.
-PRESETS = ("training/config.py", "fit/", "experiments/", "bench/", "interop/llamagen.py", "evaluation/table")
-PRESETS += ("commands/main.py", "commands/plan.py")
-
-
-@pytest.mark.parametrize("name", ["coarse", "fine", "baseline"])
-def test_no_branch_on_the_name_of_a_stage(name):
-    found = [
-        f"{path.relative_to(SOURCE)}: {line.strip()}"
-        for path in sorted(SOURCE.rglob("*.py"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if f'"{name}"' in line and not str(path.relative_to(SOURCE)).startswith(PRESETS)
+def test_positions_lie_scale_by_scale_and_row_by_row():
+    layout = Layout([(1, 1), (2, 3), (4, 6)])
+    assert layout.num_tokens == 31
+    assert layout.sizes == (1, 6, 24)
+    assert layout.finest == (4, 6)
+    assert [list(range(31))[part] for part in layout.slices] == [[0], list(range(1, 7)), list(range(7, 31))]
+    scales, rows, columns = zip(*layout.coordinates, strict=True)
+    assert scales == (0,) + (1,) * 6 + (2,) * 24
+    assert (rows[0], columns[0]) == (1.5, 2.5)  # the middle of the image
+    assert rows[1:7] == (0.5, 0.5, 0.5, 2.5, 2.5, 2.5)
+    assert columns[1:4] == (0.5, 2.5, 4.5)
+    assert [(row, column) for row, column in zip(rows[7:], columns[7:], strict=True)] == [
+        divmod(cell, 6) for cell in range(24)
     ]
-    assert found == []
+
+
+@pytest.mark.parametrize("layout", [Layout((3, 5)), Layout.square(1, 2, 4), Layout([(1, 2), (1, 2)])])
+def test_survives_json_and_text(layout):
+    assert Layout(json.loads(json.dumps(layout))) == layout == Layout.parse(str(layout))
+    assert with_layout({"layout": json.loads(json.dumps(layout)), "seed": 3}) == {"layout": layout, "seed": 3}
+
+
+def test_a_grid_of_older_files_is_a_layout_of_one_scale():
+    assert with_layout({"grid": [16, 8]}) == {"layout": Layout([(16, 8)])}
+    assert with_layout({"seed": 3}) == {"seed": 3}
+
+
+@pytest.mark.parametrize("grids", [[], [(0, 4)], (4,), 4 * [3], [(4, 4), (2, 2)], [("a", "b")], [(1, 2, 3)]])
+def test_refuses_what_is_no_layout(grids):
+    with pytest.raises(InputError, match="layout"):
+        Layout(grids)
+
+
+@pytest.mark.parametrize("text", ["", "16", "16x", "4x4,2x2", "axb", "1x2x3"])
+def test_refuses_text_that_is_no_layout(text):
+    with pytest.raises(InputError, match="layout"):
+        Layout.parse(text)

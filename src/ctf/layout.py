@@ -1,0 +1,101 @@
+"""Layout: where the tokens of an image lie, on one grid or on several of growing size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+from ctf.errors import InputError
+
+Grid: TypeAlias = tuple[int, int]
+
+
+class Layout(tuple[Grid, ...]):
+    """The grids (rows, columns) of an image's scales, coarsest first.
+
+    LlamaGen's is ((16, 16),), VAR's ((1, 1), (2, 2), …, (16, 16)).
+    Tokens lie scale by scale, and row by row within a scale. A layout is a tuple: it compares, hashes and is written to
+    JSON as one.
+
+    Args:
+        grids: (rows, columns) of each scale; a pair of numbers alone is a layout of one scale.
+
+    Raises:
+        InputError: no grid, a side below 1, or a scale with fewer rows or columns than the one before.
+    """
+
+    def __new__(cls, grids: Iterable[Sequence[int]] | Sequence[int]) -> Layout:
+        read: Any = tuple(grids)
+        if len(read) == 2 and all(isinstance(side, int) for side in read):
+            read = (read,)
+        try:
+            layout = super().__new__(cls, [(int(rows), int(columns)) for rows, columns in read])
+        except (TypeError, ValueError):
+            raise InputError(f"layout {list(read)}: every scale is a pair (rows, columns)") from None
+        if not layout or min(side for grid in layout for side in grid) < 1:
+            raise InputError(f"layout {layout}: at least one scale, and one row and column in each")
+        if any(fine[0] < coarse[0] or fine[1] < coarse[1] for coarse, fine in pairwise(layout)):
+            raise InputError(f"layout {layout}: scales go from coarse to fine")
+        return layout
+
+    @classmethod
+    def square(cls, *sides: int) -> Layout:
+        """One square scale for each side."""
+        return cls((side, side) for side in sides)
+
+    @classmethod
+    def parse(cls, text: str) -> Layout:
+        """What `str` writes: "16x16", or "1x1,2x2,4x4". Raises InputError: other text."""
+        try:
+            return cls([int(side) for side in grid.split("x")] for grid in text.replace("×", "x").split(","))
+        except ValueError:
+            raise InputError(f"layout {text!r}: write rows x columns, such as 16x16, or 1x1,2x2,4x4") from None
+
+    def __str__(self) -> str:
+        return ",".join(f"{rows}x{columns}" for rows, columns in self)
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens of each scale."""
+        return tuple(rows * columns for rows, columns in self)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where each scale's tokens lie among the N."""
+        ends = [sum(self.sizes[: scale + 1]) for scale in range(len(self))]
+        return tuple(slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True))
+
+    @property
+    def finest(self) -> Grid:
+        """(rows, columns) of the last scale, which is that of the tokenizer's feature map."""
+        return self[-1]
+
+    @property
+    def coordinates(self) -> list[tuple[int, float, float]]:
+        """(scale, row, column) of each position: the centre of its cell, in cells of the finest grid.
+
+        That is (i + ½) · H / p − ½ for row i of p, so on the finest scale i itself (VAR.md §5.3).
+        """
+        height, width = self.finest
+        return [
+            (scale, (row + 0.5) * height / rows - 0.5, (column + 0.5) * width / columns - 0.5)
+            for scale, (rows, columns) in enumerate(self)
+            for row in range(rows)
+            for column in range(columns)
+        ]
+
+
+def with_layout(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings read from a file: `layout` as a Layout, also where an older file says `grid`."""
+    settings = dict(settings)
+    if "grid" in settings:
+        settings["layout"] = settings.pop("grid")
+    if "layout" in settings:
+        settings["layout"] = Layout(settings["layout"])
+    return settings

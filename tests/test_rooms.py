@@ -1,0 +1,102 @@
+"""The rooms: each imports from earlier ones only, light modules stay light, and no stage is asked for its name."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ctf
+
+SOURCE = Path(ctf.__file__).parent
+ROOMS = [
+    {"errors", "files", "layout", "weights", "progress", "device", "torchrun", "classes", "plugins"},
+    {"images"},
+    {"tokenizer"},
+    {"codebook"},
+    {"tokens"},
+    {"models"},
+    {"sampling"},
+    {"stages"},
+    {"interop"},
+    {"pipeline", "completion", "preview"},
+    {"model_card", "hub"},
+    {"run_folder"},
+    {"model_folder"},
+    {"training"},
+    {"samples"},
+    {"evaluation"},
+    {"bench"},
+    {"fit"},
+    {"experiments"},
+    {"app"},
+    {"commands"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
+HEAVY = ("torch", "numpy", "sklearn", "datasets")
+
+
+def imports(path):
+    """Full names of what a file imports from `ctf`, wherever it does: in functions and for type checking too."""
+    package = ["ctf", *path.relative_to(SOURCE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" if module == "ctf" else module for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.startswith("ctf."))
+
+
+def test_no_import_against_the_stream():
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if path == SOURCE / "__init__.py":
+            continue
+        if room not in RANK:
+            wrong.append(f"{path.relative_to(SOURCE)} is in no room of the layout")
+            continue
+        for name in imports(path):
+            if RANK.get(name.split(".")[1], len(ROOMS)) > RANK[room]:
+                wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
+    assert wrong == []
+
+
+def test_no_circles_within_a_room():
+    """Two files that import each other are one."""
+    edges = {}
+    for path in SOURCE.rglob("*.py"):
+        if path.name != "__init__.py":
+            module = ".".join(["ctf", *path.relative_to(SOURCE).with_suffix("").parts])
+            edges[module] = {name for name in imports(path) if name != module}
+    circles = [(a, b) for a, names in edges.items() for b in names if a < b and a in edges.get(b, ())]
+    assert circles == []
+
+
+def test_light_modules_import_nothing_heavy():
+    modules = ["ctf", "ctf.cli", *(f"ctf.commands.{path.stem}" for path in (SOURCE / "commands").glob("*.py"))]
+    code = f"import sys, {', '.join(modules)}; print(*(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+#: Where the paper's systems are set up or reported: presets, not branches.
+PRESETS = ("training/config.py", "fit/", "experiments/", "bench/", "interop/llamagen.py", "evaluation/table")
+PRESETS += ("commands/main.py", "commands/plan.py")
+
+
+@pytest.mark.parametrize("name", ["coarse", "fine", "baseline"])
+def test_no_branch_on_the_name_of_a_stage(name):
+    found = [
+        f"{path.relative_to(SOURCE)}: {line.strip()}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if f'"{name}"' in line and not str(path.relative_to(SOURCE)).startswith(PRESETS)
+    ]
+    assert found == []
