@@ -4,5 +4,5 @@ from .interface import Tokenizer as Tokenizer
 from .registry import load_tokenizer as load_tokenizer
 from .registry import register_tokenizer as register_tokenizer
 from .vq_tokenizer import VQTokenizer as VQTokenizer
-from .losses import LPIPS as LPIPS
+from .lpips import LPIPS as LPIPS
 from .losses import PatchDiscriminator as PatchDiscriminator

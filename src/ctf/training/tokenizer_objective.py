@@ -16,7 +16,8 @@ from ctf.errors import InputError
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
 from ctf.images.sheet import contact_sheet
-from ctf.tokenizer.losses import LPIPS, PatchDiscriminator, adaptive_weight, generator_loss, hinge_discriminator_loss
+from ctf.tokenizer.losses import PatchDiscriminator, adaptive_weight, generator_loss, hinge_discriminator_loss
+from ctf.tokenizer.lpips import LPIPS
 from ctf.tokenizer.measure import measure_tokenizer
 from ctf.tokenizer.quantizer import perplexity, usage
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
