@@ -228,7 +228,7 @@ def test_a_pickle_of_arrays_is_read_without_jax(network, module, file, tmp_path)
 
 def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
     (tmp_path / "vgg16.ckpt").write_bytes(pickle.dumps({"VGG16_0": Path, "ran": np.zeros(1)}))
-    with pytest.raises(InputError, match="vgg16.ckpt .*not a PyTorch checkpoint|could run code"):
+    with pytest.raises(InputError, match=r"vgg16\.ckpt .*not a PyTorch checkpoint|could run code"):
         LPIPS.load(tmp_path)
 
 

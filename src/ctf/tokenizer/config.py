@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ctf.errors import InputError
+
+#: The networks that LPIPS comes over.
+Network = Literal["vgg", "alex"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ctf.errors import InputError
 from ctf.files import save_tensors
+from ctf.tokenizer.config import Network
 from ctf.weights import read_arrays, read_state_dict
-
-Network = Literal["vgg", "alex"]
 
 #: What a folder or hub repository may hold, by network; everything found is put together.
 FILES = {

@@ -187,7 +187,12 @@ class TokenizerObjective(Objective):
             metrics = {"train/usage": usage(self.counts), "train/perplexity": perplexity(self.counts)}
             self.counts.zero_()
         if self.held_out is not None:
-            measured = measure_tokenizer(module, self.held_out, progress=False)  # type: ignore[arg-type]
+            measured = measure_tokenizer(
+                module,  # type: ignore[arg-type]
+                self.held_out,
+                progress=False,
+                perceptual=self.perceptual,
+            )
             metrics |= {f"held_out/{name}": value for name, value in measured.items() if name != "standard_error"}
         return metrics
 
