@@ -56,6 +56,9 @@ class Stage(nn.Module, ABC):
     orders: ClassVar[tuple[Order, ...]] = ("raster",)
     #: Whether `hidden` has to see every group, kept ones too, because it fills a cache.
     cached: ClassVar[bool] = False
+    #: Parameters with a row for each label of a level ("predicts", "given"), or for each class ("classes"), by name:
+    #: what a training can start from where levels or classes differ.
+    rows_of: ClassVar[dict[str, str]] = {}
     #: Records the drawing loop on a GPU; of a packed stage.
     recorded: Any = None
 

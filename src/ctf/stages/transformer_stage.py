@@ -28,6 +28,12 @@ class TransformerStage(Stage):
     Config = TransformerConfig
     config: TransformerConfig
     attention: ClassVar[Literal["causal", "full", "groups"]]
+    rows_of: ClassVar[dict[str, str]] = {
+        "transformer.label_embedding.weight": "classes",
+        "transformer.token_embedding.weight": "predicts",
+        "transformer.given_embedding.weight": "given",
+        "transformer.head.weight": "predicts",
+    }
 
     def __init__(self, config: TransformerConfig, **facts: Any) -> None:
         super().__init__(config, **facts)

@@ -160,6 +160,8 @@ class TokenizerTraining:
         adaptive_weight: multiply discriminator_weight by VQGAN's ratio of gradient norms (LlamaGen: false).
         perceptual_weight: weight of LPIPS; 0 is none (LlamaGen: 1).
         perceptual_source: folder, file or hub id with the VGG and LPIPS weights.
+        start_from: a tokenizer whose weights to start from, as far as they fit: what `ctf tokenize` takes. Its codebook
+            takes the place of k-means.
         optimizer: AdamW's settings, of the tokenizer and of the PatchGAN.
         loop: length, precision, checkpoints.
     """
@@ -184,6 +186,7 @@ class TokenizerTraining:
     adaptive_weight: bool = True
     perceptual_weight: float = 0.0
     perceptual_source: str | None = None
+    start_from: str | None = None
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(final_learning_rate=1e-4))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(batch_size=128, epochs=40))
 
@@ -214,6 +217,8 @@ class TokenTraining:
         class_dropout: how often the label is dropped, for classifier-free guidance.
         sampling: settings that are stored with the weights and used unless others are given.
         tokenizer: the tokenizer that made the tokens: decodes contact sheets during training.
+        start_from: weights to start from, as far as they fit: a stage, run or model folder, Hub id, or LlamaGen's file.
+            Embeddings and head of another level are averaged over clusters, classes are matched by name.
         optimizer: AdamW or Muon, and the schedule.
         loop: length, precision, checkpoints.
     """
@@ -228,6 +233,7 @@ class TokenTraining:
     class_dropout: float = 0.1
     sampling: Sampling = field(default_factory=Sampling)
     tokenizer: str | None = None
+    start_from: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 

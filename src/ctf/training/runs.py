@@ -67,5 +67,5 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         if (clusters.num_fine, clusters.codebook_fingerprint) != (tokens.codebook_size, stage.codebook):
             raise InputError(f"{added[0]} clusters another codebook than that of {config.tokens}: cluster again")
         cluster_loss = ClusterLoss(clusters, added[1])
-    objective = TokenObjective(stage, tokens, held_out, tokenizer, cluster_loss)
+    objective = TokenObjective(stage, tokens, held_out, tokenizer, cluster_loss, config.start_from)
     return train(objective, config.out, config.optimizer, config.loop, config)

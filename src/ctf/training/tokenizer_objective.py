@@ -26,6 +26,7 @@ from ctf.training.config import TokenizerTraining
 from ctf.training.objective import Batch, Objective
 from ctf.training.optimizer import build_adamw, learning_rate
 from ctf.training.processes import ALONE, Processes
+from ctf.training.start import start_tokenizer
 
 SHEET_COLUMNS = 12
 
@@ -58,7 +59,7 @@ class TokenizerObjective(Objective):
         self.last_restart = int(config.restart_until * steps)
         self.counts = torch.zeros(config.model.codebook_size, dtype=torch.int64)
         self.perceptual = LPIPS.load(config.perceptual_source) if config.perceptual_source else None
-        self.extra = {}
+        self.extra, self.keeps_codebook = {}, False
         if config.discriminator_weight:
             self.discriminator = PatchDiscriminator()
             if images.size < self.discriminator.smallest:
@@ -70,6 +71,13 @@ class TokenizerObjective(Objective):
             self.extra = {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
             self.seen: list[tuple[Tensor, Tensor]] = []  # pieces of this step's batch, and their reconstructions
 
+    def start(self) -> dict[str, Any]:
+        if not self.config.start_from:
+            return {}
+        report = start_tokenizer(self.module, self.config.start_from)
+        self.keeps_codebook = "quantizer.weight" in report["taken"]
+        return report
+
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
         if self.perceptual is not None:  # no part of the checkpoint, so the loop does not know it
             self.perceptual.to(self.module.quantizer.weight.device)
@@ -79,7 +87,7 @@ class TokenizerObjective(Objective):
             yield (images,)
 
     def before_step(self, ema: nn.Module | None, step: int) -> None:
-        if self.config.kmeans_start and step == self.config.warmup_without_codebook:
+        if self.config.kmeans_start and not self.keeps_codebook and step == self.config.warmup_without_codebook:
             self._start_codebook(ema)
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
