@@ -49,6 +49,7 @@ def attend_all(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)  # sampling may come first, and a training step cannot save tensors of inference
 def group_attention(sizes: tuple[int, ...], device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Attention (q, k, v → as q) over [label, tokens of all groups but the last, queries of all groups].
 
