@@ -200,6 +200,56 @@ def test_class_names_have_one_unicode_form(opened):
     assert images.class_names == [name, "tea"]
 
 
+TINY_IMAGENET = {
+    "wnids.txt": b"n3\nn1\nn4\nn2\n",
+    "words.txt": b'n0\tentity\nn1\tcrane, lifting device\nn2\tcrane\nn3\tcaf\xc3\xa9, "coffee bar\nn4\tplane\n',
+    "train/n1/n1_boxes.txt": b"n1_0.JPEG\t0\t0\t7\t7\n",
+    "train/n1/images/n1_0.JPEG": 0,
+    "train/n2/images/n2_0.JPEG": 1,
+    "train/n3/images/n3_0.JPEG": 2,
+    "val/val_annotations.txt": b"val_1.JPEG\tn1\t0\t0\t7\t7\nval_0.JPEG\tn2\t0\t0\t7\t7\n",
+    "val/images/val_0.JPEG": 3,
+    "val/images/val_1.JPEG": 4,
+    "test/images/test_0.JPEG": 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("split", "expected", "seeds"),
+    [
+        ("train", ["crane (n1)", "crane (n2)", "café"], [0, 1, 2]),
+        ("val", ["crane (n2)", "crane (n1)"], [3, 4]),
+        ("validation", ["crane (n2)", "crane (n1)"], [3, 4]),
+    ],
+)
+def test_tiny_imagenet(opened, split, expected, seeds):
+    images, _ = opened(TINY_IMAGENET, split)
+    assert images.class_names == ["café", "crane (n1)", "plane", "crane (n2)"]  # in the order of wnids.txt
+    assert classes(images) == expected
+    assert_holds(images, seeds)
+
+
+def test_tiny_imagenet_without_labels_or_words(opened):
+    files = {name: data for name, data in TINY_IMAGENET.items() if name != "words.txt"}
+    assert opened(files, "test")[0].class_names == ["images"]
+    assert opened({}, "train")[0].class_names == ["n3", "n1", "n4", "n2"]
+    with pytest.raises(InputError, match="holds splits, not classes: choose one of test, train, val"):
+        opened({})
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("wnids.txt", b"n1\n", r"no class in wnids\.txt for val/images/val_0\.JPEG: add it, or move"),
+        ("val/images/val_2.JPEG", 0, r"no class in wnids\.txt for val/images/val_2\.JPEG"),
+        ("words.txt", b"n1\tcrane\nn2\n", r"words\.txt cannot be read"),
+    ],
+)
+def test_tiny_imagenet_with_a_table_that_does_not_fit(opened, name, data, message):
+    with pytest.raises(InputError, match=message):
+        opened(TINY_IMAGENET | {name: data}, "val")
+
+
 # --- what is passed over ---
 
 
