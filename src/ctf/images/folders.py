@@ -10,9 +10,9 @@ import numpy as np
 
 from ctf.errors import InputError
 from ctf.images.formats import ending, is_image
-from ctf.images.records import Records, class_name, printable, shortened, warn
+from ctf.images.records import Labels, Records, class_name, one_class, printable, shortened, warn
 from ctf.images.splits import match_split, split_of, splits_among, unknown_split
-from ctf.images.tables import METADATA, Labels, Read, label_tables, metadata_labels, tiny_imagenet_labels
+from ctf.images.tables import METADATA, Read, label_tables, metadata_labels, tiny_imagenet_labels
 
 SHARDS = (".tar", ".parquet")
 #: Where labels may stand that are not read.
@@ -185,7 +185,7 @@ def folder_labels(source: str, images: Mapping[str, list[str]], places: Mapping[
         classes[class_name(tops[folder])] += paths
     flat = sorted(classes.pop("", []))
     if not classes:
-        return flat, (np.zeros(len(flat), np.int64), ["image"])
+        return flat, one_class(len(flat))
     if flat:
         raise InputError(
             f"{source} holds both images and sub-folders: move the images ({printable(flat[0])}, …) into a class"

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctf.errors import InputError
-from ctf.images.records import class_name, label_column, label_like, number_labels, printable, shortened, warn
+from ctf.images.records import Labels, class_name, label_column, label_like, number_labels, printable, shortened, warn
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
 #: From a file's path below a folder to what is in the file.
 Read = Callable[[str], bytes]
-#: int64 (n,), and the class names.
-Labels = tuple[np.ndarray, list[str]]
 
 METADATA = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})  # the names that `datasets` reads
 WNIDS, WORDS, ANNOTATIONS = "wnids.txt", "words.txt", "val_annotations.txt"
