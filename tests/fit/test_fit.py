@@ -76,7 +76,7 @@ def test_a_given_tokenizer_is_not_trained(photos):
 @pytest.fixture(scope="module")
 def run(plan, tmp_path_factory):
     out = tmp_path_factory.mktemp("fit") / "run"
-    run_fit(plan, out, "cpu", lambda line: None)
+    run_fit(plan, out, "cpu")
     return out
 
 
@@ -128,14 +128,14 @@ def test_killed_and_started_again_it_gives_the_same_model(run, plan, tmp_path, m
 
         monkeypatch.setattr(loop._Trainer, "_step", step)
         with pytest.raises(Killed):
-            run_fit(plan, tmp_path / "run", "cpu", str)
+            run_fit(plan, tmp_path / "run", "cpu")
     monkeypatch.setattr(loop._Trainer, "_step", take)
-    run_fit(plan, tmp_path / "run", "cpu", str)
+    run_fit(plan, tmp_path / "run", "cpu")
     assert weights(tmp_path / "run") == weights(run)
     trained = []
     monkeypatch.setattr("ctf.fit.carry_out.train_stage", trained.append)
     monkeypatch.setattr("ctf.fit.carry_out.train_tokenizer", trained.append)
-    run_fit(plan, tmp_path / "run", "cpu", str)
+    run_fit(plan, tmp_path / "run", "cpu")
     assert trained == []  # all is there
 
 
@@ -148,7 +148,7 @@ def test_a_flat_folder_of_few_images_is_one_class_with_none_held_out(photos, tmp
     assert chosen.held_out is None
     assert "none held out" in chosen.table()
     chosen = dataclasses.replace(chosen, steps={"tokenizer": 2, "coarse": 2, "fine": 2})
-    run_fit(chosen, tmp_path / "run", "cpu", str)
+    run_fit(chosen, tmp_path / "run", "cpu")
     assert Pipeline.from_pretrained(tmp_path / "run" / "model").class_names == ["image"]
     assert "the training images, since none were held out" in (tmp_path / "run" / "report.md").read_text("utf-8")
 
@@ -199,7 +199,7 @@ def test_images_that_changed_since_the_plan(plan, splits, tmp_path, split):
     asked.open()
     (splits / split / "red" / "0.png").write_bytes((splits / split / "blue" / "0.png").read_bytes())
     with pytest.raises(InputError, match="have changed since the plan was made: choose another --out"):
-        run_fit(asked, tmp_path / "run", "cpu", str)
+        run_fit(asked, tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,9 +61,7 @@ def begin(plan: Plan, run: Path) -> tuple[ImageSet, ImageSet]:
     return opened
 
 
-def run_fit(
-    plan: Plan, out: str | Path, device: str = "auto", say: Callable[[str], object] = announce
-) -> dict[str, Any]:
+def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]:
     """Do what is left of `plan` in the folder `out`; returns what metrics.json holds.
 
     Killed at any moment and called again, it gives the model of an undisturbed run, on the same machine bit for bit.
@@ -74,7 +71,6 @@ def run_fit(
         out: folder for tokenizer/, tokens/, map.safetensors, a folder for each stage, model/, samples.png, curves.png,
             metrics.json and report.md.
         device: where to train.
-        say: is told what comes next.
 
     Raises:
         InputError: a folder that cannot be written or holds something else; what the parts raise.
@@ -82,12 +78,12 @@ def run_fit(
     run, last = Path(out), 4 + len(plan.stages)
     train, test = begin(plan, run)
     if plan.tokenizer is None and not (run / "tokenizer" / RUN_MODEL).exists():
-        say(f"1/{last}  The tokenizer")
+        announce(f"1/{last}  The tokenizer")
         train_tokenizer(plan.tokenizer_training(run, device))
     source = plan.tokenizer or str(run / "tokenizer")
     tokenizer = open_tokenizer(source)
 
-    say(f"2/{last}  Images to tokens")
+    announce(f"2/{last}  Images to tokens")
     train_split, test_split = plan.splits
     where = usable_device(device)
     tokenize_images(train, tokenizer, run / "tokens" / "train", plan.augmentation, split=train_split, device=where)
@@ -99,17 +95,17 @@ def run_fit(
             f"the tokenizer keeps these images to {metrics['tokenizer']['psnr']:.1f} dB only, where a good one has 24 "
             f"and more: what it loses no stage can give back; {more}"
         )
-        say(f"Note: {metrics['warning']}")
+        announce(f"Note: {metrics['warning']}")
 
-    say(f"3/{last}  Codewords to clusters")
+    announce(f"3/{last}  Codewords to clusters")
     if not (run / MAP).exists():
         cluster_codebook(tokenizer.codebook, plan.num_clusters, "kmeans", plan.seed).save(run / MAP)
     for number, name in enumerate(plan.stages, start=4):
-        say(f"{number}/{last}  The {name} stage" if name != "baseline" else f"{number}/{last}  The baseline")
+        announce(f"{number}/{last}  The {name} stage" if name != "baseline" else f"{number}/{last}  The baseline")
         if not (run / name / RUN_MODEL).exists():
             train_stage(plan.stage_training(name, run, device))
 
-    say(f"{last}/{last}  The model, samples and report")
+    announce(f"{last}/{last}  The model, samples and report")
     parts = [str(run / name) for name in plan.stages if name != "baseline"]
     model = assemble(run / MODEL, source, parts, str(run / "tokens" / "train")).to(device)
     systems: dict[str, StagePipeline] = {"coarse-to-fine": model}
@@ -130,7 +126,7 @@ def run_fit(
     curves(run / CURVES, {name: read_json_lines(run / name / RUN_LOG) for name in trained})
     write_json(run / METRICS, metrics)
     write_report(run, plan, metrics)
-    say(f"Done: open {run / PAGE}; sample more with `ctf sample --model {run / MODEL} --out samples`")
+    announce(f"Done: open {run / PAGE}; sample more with `ctf sample --model {run / MODEL} --out samples`")
     return metrics
 
 

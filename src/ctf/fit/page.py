@@ -15,6 +15,8 @@ from ctf.stages.stage import bits
 from ctf.tokenizer.registry import ASSETS
 
 MODEL, SHEET, CURVES = "model", "samples.png", "curves.png"
+#: What the table calls the difference between the systems, and the accuracies.
+SAVED, RIGHT = "bits per token saved", "most probable label is right, given the right ones before it"
 #: Losses of the bundled emoji model over the passes through its images, for comparison.
 REFERENCE = ASSETS / "reference_curves.json"
 Log = list[dict[str, float]]
@@ -74,29 +76,26 @@ ctf info {model}
 
 def _systems(metrics: dict[str, Any], whose: str) -> list[list[str]]:
     """Rows of the table: a column for the model, and one for the baseline if there is one."""
-    each, speed = [metrics["likelihood"]], metrics["images_per_second"]
-    each += [each[0]["against"]] if "against" in each[0] else []
-    rows = [
+    model, speed = metrics["likelihood"], metrics["images_per_second"]
+    each, saved = [model], []
+    if "against" in model:
+        other = model["against"]
+        each.append(other)
+        saved = [[SAVED, f"{-other['difference']:.3f} ± {other['standard_error']['difference']:.3f}", ""]]
+    return [
         [f"on {whose}", *speed],
         ["bits per token", *(f"{by['bits_per_token']:.3f}{_terms(by)}" for by in each)],
-        ["most probable label is right, given the right ones before it", *map(_accuracies, each)],
+        *saved,
+        [RIGHT, *(", ".join(_by_stage(by, "_accuracy", ".1%")) for by in each)],
         ["images per second", *(f"{rate:.3g}" for rate in speed.values())],
     ]
-    if len(each) > 1:
-        other = each[1]
-        rows.append(
-            ["bits per token saved", f"{-other['difference']:.3f} ± {other['standard_error']['difference']:.3f}", ""]
-        )
-    return rows
 
 
 def _terms(by: dict[str, Any]) -> str:
     """The bits of each stage, if there are several."""
-    end = "_bits_per_token"
-    terms = [f"{name.removesuffix(end)} {value:.3f}" for name, value in by.items() if name.endswith(end)]
+    terms = _by_stage(by, "_bits_per_token", ".3f")
     return f" ({' + '.join(terms)})" if terms else ""
 
 
-def _accuracies(by: dict[str, Any]) -> str:
-    end = "_accuracy"
-    return ", ".join(f"{name.removesuffix(end)} {value:.1%}" for name, value in by.items() if name.endswith(end))
+def _by_stage(by: dict[str, Any], end: str, style: str) -> list[str]:
+    return [f"{name.removesuffix(end)} {value:{style}}" for name, value in by.items() if name.endswith(end)]
