@@ -11,6 +11,7 @@ from ctf.bench.config import Benchmark
 from ctf.bench.machine import Machine
 from ctf.files import check_writable, write_json
 from ctf.progress import progress_bar
+from ctf.reporting.tables import table_head, table_row
 
 
 def report(
@@ -52,12 +53,3 @@ def command_line(verb: str, settings: Mapping[str, Any]) -> str:
             text = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
             words.append(f"--{name} {shlex.quote(text)}")
     return " ".join(words)
-
-
-def table_head(names: list[str]) -> list[str]:
-    """The first two lines of a table; all columns but the first are numbers."""
-    return [table_row(names), "|---" + "|---:" * (len(names) - 1) + "|"]
-
-
-def table_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ctf.bench.config import Method, SamplingBenchmark
 from ctf.bench.machine import Machine, measure_machine
 from ctf.bench.presets import TEMPERATURE, first_stages, random_pipeline, random_stage
-from ctf.bench.report import report, table_head, table_row
+from ctf.bench.report import report
 from ctf.codebook.clustering import cluster_codebook
 from ctf.device import synchronize, usable_device
 from ctf.errors import InputError
@@ -30,6 +30,7 @@ from ctf.files import read_json
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.models.config import Compute
 from ctf.pipeline import StagePipeline
+from ctf.reporting.tables import markdown_table
 from ctf.sampling import Random, Sampling
 from ctf.sampling.cost import SamplingMemory, Work
 from ctf.stages import Stage
@@ -227,7 +228,8 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     cases = [*itertools.product(config.sizes, config.methods, firsts, config.batch_sizes)]
     yield from report("bench sampling", config, machines.values(), task, titles, cases, measure, published=published)
     yield from ("", f"Published, on {published['machine']} at batch {published['batch_size']}:", "")
-    yield from table_head(["model", "parameters", "steps", "images/s"])
-    for row in published["rows"]:
-        yield table_row([row["model"], row["parameters"], row["steps"], f"{row['images_per_second']:.2f}"])
+    rows = [
+        [row["model"], row["parameters"], row["steps"], f"{row['images_per_second']:.2f}"] for row in published["rows"]
+    ]
+    yield from markdown_table([["model", "parameters", "steps", "images/s"], *rows]).splitlines()
     yield from ("", f"Source: {published['source']}.")

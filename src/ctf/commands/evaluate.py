@@ -284,7 +284,7 @@ def swap(
         seed: of clusterings, swaps and generated images.
         allow_namespace: accept an argparse.Namespace beside the weights of the tokenizer's .pt file.
     """
-    from ctf.experiments.swap import swap_generated, swap_images
+    from ctf.experiments.swap import swap_generated, swap_images, swap_lines
     from ctf.files import check_writable
     from ctf.images.image_set import open_images
     from ctf.images.sheet import save_png
@@ -302,7 +302,6 @@ def swap(
         result = swap_images(open_tokenizer(tokenizer, allow_namespace), opened, cluster_counts, seed=seed)
         note = opened.report_skipped()
     save_png(out, result.figure)
-    for count, values in result.psnr.items():
-        print(f"M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB")
+    print(*swap_lines(result.psnr), sep="\n")
     if note:
         print(note, file=sys.stderr)

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ctf.bench.machine import measure_machine, seconds
+from ctf.bench.machine import measure_machine, seconds_in_turns
 from ctf.bench.sampling import decoder_work
 from ctf.device import usable_device
 from ctf.evaluation.features import FeatureExtractor, open_features
@@ -223,13 +223,13 @@ class Speed(Artifact):
     def make(self, folder: Path, store: Store) -> None:
         pipelines = [system.open(store) for system in self.systems]
         labels = [i % len(pipelines[0].class_names) for i in range(self.batch)]
-        times: list[list[float]] = [[] for _ in pipelines]
-        for _ in range(self.repeats + 1):  # the first batch packs
-            for pipeline, system, taken in zip(pipelines, self.systems, times, strict=True):
-                draw = partial(pipeline, labels, 0, self.batch, **dict(system.settings))
-                taken.append(seconds(draw, pipeline.device))
+        calls = [
+            partial(pipeline, labels, 0, self.batch, **dict(system.settings))
+            for pipeline, system in zip(pipelines, self.systems, strict=True)
+        ]
+        times = seconds_in_turns(calls, pipelines[0].device, self.repeats)
         machine = str(measure_machine(pipelines[0].device))
-        each = [min(taken[1:]) / self.batch for taken in times]
+        each = [min(taken) / self.batch for taken in times]
         write_json(folder / RESULT, {"machine": machine, "seconds_per_image": each})
 
     def operations(self) -> float:
