@@ -1,9 +1,12 @@
 import json
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ctf.errors import InputError
-from ctf.layout import Layout, with_layout
+from ctf.layout import Layout, square_layout, with_layout
 
 
 def test_positions_lie_scale_by_scale_and_row_by_row():
@@ -24,7 +27,7 @@ def test_positions_lie_scale_by_scale_and_row_by_row():
 
 @pytest.mark.parametrize("layout", [Layout((3, 5)), Layout.square(1, 2, 4), Layout([(1, 2), (1, 2)])])
 def test_survives_json_and_text(layout):
-    assert Layout(json.loads(json.dumps(layout))) == layout == Layout.parse(str(layout))
+    assert Layout(json.loads(json.dumps(layout))) == layout == Layout.parse(str(layout)) == Layout(str(layout))
     assert with_layout({"layout": json.loads(json.dumps(layout)), "seed": 3}) == {"layout": layout, "seed": 3}
 
 
@@ -33,10 +36,22 @@ def test_a_grid_of_older_files_is_a_layout_of_one_scale():
     assert with_layout({"seed": 3}) == {"seed": 3}
 
 
-@pytest.mark.parametrize("grids", [[], [(0, 4)], (4,), 4 * [3], [(4, 4), (2, 2)], [("a", "b")], [(1, 2, 3)]])
+@pytest.mark.parametrize(
+    "grids", [[], [(0, 4)], (4,), 4 * [3], [(4, 4), (2, 2)], [("a", "b")], [(1, 2, 3)], 7, None, ["2", "2"], (2.0, 3.5)]
+)
 def test_refuses_what_is_no_layout(grids):
     with pytest.raises(InputError, match="layout"):
         Layout(grids)
+
+
+@given(st.integers(1, 5000))
+def test_square_layout_takes_squares_only(count):
+    side = math.isqrt(count)
+    if side * side == count:
+        assert square_layout(count) == Layout([(side, side)])
+    else:
+        with pytest.raises(InputError, match="not a square"):
+            square_layout(count)
 
 
 @pytest.mark.parametrize("text", ["", "16", "16x", "4x4,2x2", "axb", "1x2x3"])

@@ -19,6 +19,7 @@ from ctf.completion import divided
 from ctf.device import available_memory, return_freed_memory, usable_device
 from ctf.errors import InputError
 from ctf.images.pixels import to_tensor
+from ctf.layout import Layout
 from ctf.models.config import Compute
 from ctf.preview import Preview, preview_of
 from ctf.progress import progress_bar
@@ -66,8 +67,14 @@ class StagePipeline:
                 )
             if stage.codebook not in (None, fingerprint):
                 raise InputError(f"stage {stage.name} was trained on tokens of another codebook than the tokenizer's")
-            if (stage.grid, stage.num_classes) != (stages[0].grid, stages[0].num_classes):
-                raise InputError(f"stages {stages[0].name} and {stage.name} differ in grid or number of classes")
+            if (stage.layout, stage.num_classes) != (stages[0].layout, stages[0].num_classes):
+                raise InputError(f"stages {stages[0].name} and {stage.name} differ in layout or number of classes")
+            size = tokenizer.image_size(stage.layout)
+            if (made := tokenizer.layout(size)) != stage.layout:
+                raise InputError(
+                    f"stage {stage.name} is for tokens of {stage.layout}, the tokenizer makes {made} of "
+                    f"{size[0]} × {size[1]} pixels"
+                )
             level = stage.predicts
         if level is not None:
             raise InputError(f"the last stage, {stages[-1].name}, predicts coarse labels: a finer stage is missing")
@@ -84,14 +91,14 @@ class StagePipeline:
         return self.stages[0].device
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of tokens."""
-        return self.stages[0].grid
+    def layout(self) -> Layout:
+        """Where the tokens of an image lie."""
+        return self.stages[0].layout
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return self.tokenizer.image_size(self.grid)
+        return self.tokenizer.image_size(self.layout)
 
     def stage(self, name: str) -> Stage:
         """The stage called `name`. Raises InputError if there is none."""
@@ -204,7 +211,7 @@ class StagePipeline:
             InputError: sizes that differ, a mask that keeps all or nothing, or an image of another size than the
                 model's, whose images are not square.
         """
-        image, drawn = divided(image, mask, self.image_size, self.grid)
+        image, drawn = divided(image, mask, self.image_size, self.layout)
         pixels = np.array(image)
         with torch.no_grad():
             tokens = self.tokenizer.encode(to_tensor(pixels[None]).to(self.device))[0].cpu()
@@ -236,7 +243,7 @@ class StagePipeline:
     def _check_known(self, known: Tensor | None) -> None:
         if known is None:
             return
-        count = math.prod(self.grid)
+        count = self.layout.num_tokens
         if known.shape != (count,):
             raise InputError(f"known tokens of shape {tuple(known.shape)}: give {count}, -1 where to generate")
         if not -1 <= int(known.min()) <= int(known.max()) < self.tokenizer.codebook_size:
@@ -316,11 +323,11 @@ class StagePipeline:
     def decode(self, tokens: Tensor) -> np.ndarray:
         """Tokens of the codebook (B, N) → images uint8 (B, H, W, 3)."""
         return_freed_memory()  # or what the stages have freed would stay beside what the decoder takes
-        return decode_images(self.tokenizer, tokens, self.grid, getattr(torch, self.compute.decoder_dtype))
+        return decode_images(self.tokenizer, tokens, self.layout, getattr(torch, self.compute.decoder_dtype))
 
     def _preview_of(self, stage: Stage, given: Tensor | None) -> Callable[[Tensor], np.ndarray]:
         """A function from labels of the stage's level, −1 where unknown, int64 (B, N), to images uint8 (B, H, W, 3)."""
-        show = preview_of(self.tokenizer, self.grid, stage, given)
+        show = preview_of(self.tokenizer, self.layout, stage, given)
         if stage.predicts is not None:
             return show
         # All are known in the last step: the images themselves.
@@ -332,7 +339,7 @@ class StagePipeline:
         dtype = getattr(torch, self.compute.decoder_dtype)
         return SamplingMemory(
             [stage.memory(batch_size, settings[stage.name], self.compute) for stage in self.stages],
-            self.tokenizer.decoding_memory(batch_size, self.grid, self.device.type, dtype),
+            self.tokenizer.decoding_memory(batch_size, self.layout, self.device.type, dtype),
         )
 
     def largest_batch(self, **overrides: Any) -> int:

@@ -9,6 +9,7 @@ from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.files import read_json_lines
 from ctf.images.pixels import to_bytes
+from ctf.layout import Layout
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 from ctf.training.config import OptimizerConfig
 
@@ -90,7 +91,7 @@ def test_a_stage_that_is_given_labels_is_shown_below_the_images_that_they_are_of
         clusters = level.to_coarse(tokens.gather([0]))[0].tolist()
         means = torch.stack([tokenizer.codebook[level.members(m)].mean(0) for m in clusters])[None]
         vectors = tokenizer.project(means)
-    decoded = to_bytes(tokenizer.decode_embeddings(vectors, tokens.grid))[0]
+    decoded = to_bytes(tokenizer.decode_embeddings(vectors, objective.module.layout))[0]
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(sheet).astype(int), decoded.shape)
     assert (np.abs(windows - decoded) <= 1).all((-1, -2, -3)).any()  # 1: a batch of two rounds differently from one
 
@@ -116,7 +117,7 @@ def test_parts_that_do_not_belong_together(tokens, tokenizer, tmp_path):
     assert make_token_objective(known, held_out=tokens).held_out is tokens  # tokens of an unknown codebook go with any
 
 
-@pytest.mark.parametrize("size", [{"codebook_size": 32}, {"grid": (1, 4)}, {"num_classes": 3}])
+@pytest.mark.parametrize("size", [{"codebook_size": 32}, {"layout": Layout((1, 4))}, {"num_classes": 3}])
 def test_a_stage_of_other_sizes_than_the_tokens(size, tokens):
-    with pytest.raises(InputError, match="differs from what the stage is for in codebook size, grid or classes"):
+    with pytest.raises(InputError, match="differs from what the stage is for in codebook size, layout or classes"):
         make_token_objective(tokens, **size)

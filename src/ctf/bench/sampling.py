@@ -28,6 +28,7 @@ from ctf.device import synchronize, usable_device
 from ctf.errors import InputError
 from ctf.files import read_json
 from ctf.interop.tokenizers import open_tokenizer
+from ctf.layout import Layout
 from ctf.models.config import Compute
 from ctf.pipeline import StagePipeline
 from ctf.reporting.tables import markdown_table
@@ -83,7 +84,7 @@ def measure_sampling(
         return {**batch_parts(pipeline.packed(), batch_size), "decoding": pipeline.decode}
 
     least = _rooflines(pipeline.stages, batch_size, pipeline.compute, machine)
-    least["decoding"] = decoder_machine.roofline([decoder_work(pipeline.tokenizer, pipeline.grid, batch_size)])
+    least["decoding"] = decoder_machine.roofline([decoder_work(pipeline.tokenizer, pipeline.layout, batch_size)])
     return _measure(pipeline.stages, batch_size, runs, prepare, least, pipeline.memory(batch_size))
 
 
@@ -152,15 +153,15 @@ def time_parts(parts: Parts, device: torch.device) -> dict[str, float]:
     return {**seconds, "all": times[-1] - times[0]}
 
 
-def decoder_work(tokenizer: Tokenizer, grid: tuple[int, int], batch: int) -> Work:
+def decoder_work(tokenizer: Tokenizer, layout: Layout, batch: int) -> Work:
     """Of the decoder: its weights once, and the operations of its convolutions and its attention.
 
     The operations are those that PyTorch counts for one image, times `batch`. In float32 a GPU's convolutions compute
     in TF32 unless told otherwise, and a CPU's may save multiplications: both can beat a roofline of float32 products.
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        vectors = torch.empty(1, grid[0] * grid[1], tokenizer.codebook.shape[1])
-        type(tokenizer)(tokenizer.config).decode_embeddings(vectors, grid)
+        vectors = torch.empty(1, layout.num_tokens, tokenizer.codebook.shape[1])
+        type(tokenizer)(tokenizer.config).decode_embeddings(vectors, layout)
     weights = sum(p.nbytes for part in tokenizer.decoder_parts() for p in part.parameters())
     return Work(weights, batch * counter.get_total_flops())
 
@@ -191,11 +192,11 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     ) -> tuple[dict[str, Any], list[str]]:
         kind, sampling = first
         if method == "coarse":
-            stage = random_stage("coarse", size, coarse_map, config.grid, sampling, kind).to(device)
+            stage = random_stage("coarse", size, coarse_map, config.layout, sampling, kind).to(device)
             speed = measure_stage(stage, batch_size, config.runs, compute, places[0])
         else:
             sizes = (size, config.fine_size)
-            pipeline = random_pipeline(method, sizes, tokenizer, config.clusters, config.grid, sampling, kind)
+            pipeline = random_pipeline(method, sizes, tokenizer, config.clusters, config.layout, sampling, kind)
             pipeline.to(device).compute_in(compute)
             speed = measure_sampling(pipeline, batch_size, config.runs, *places)
         shares = {
@@ -217,8 +218,8 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
         ]
 
     task = (
-        f"Random weights; {config.vocabulary:,} tokens, {config.clusters:,} clusters, {config.grid[0]} × "
-        f"{config.grid[1]} tokens an image, tokenizer {config.tokenizer}, second stage of size {config.fine_size}; "
+        f"Random weights; {config.vocabulary:,} tokens, {config.clusters:,} clusters, {config.layout.words} "
+        f"tokens an image, tokenizer {config.tokenizer}, second stage of size {config.fine_size}; "
         f"guidance {config.cfg_scale:g}, temperature {TEMPERATURE}. Seconds per batch, median of {config.runs} after "
         "the first call; in brackets the share of the roofline's speed. Predicted: what a batch adds to the memory of "
         "the loaded model."

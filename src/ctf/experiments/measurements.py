@@ -93,7 +93,7 @@ def _decoder_operations(data: Data) -> float:
         tokenizer = open_tokenizer(data.tokenizer)
     else:
         tokenizer = VQTokenizer(TOKENIZER_PRESETS[data.architecture])
-    return decoder_work(tokenizer, data.grid, 1).operations
+    return decoder_work(tokenizer, data.layout, 1).operations
 
 
 @dataclass(frozen=True)
