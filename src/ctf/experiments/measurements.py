@@ -28,6 +28,7 @@ from ctf.run_folder import milestone_path
 from ctf.samples.generate import sample_to
 from ctf.samples.sample_set import SampleSet
 from ctf.sampling.settings import Sampling, overridden
+from ctf.stages.cost import drawing_work
 from ctf.tokenizer.config import TOKENIZER_PRESETS
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 from ctf.tokens.token_set import TokenSet
@@ -83,7 +84,7 @@ class System:
         """Of sampling: every step of every stage, and the decoder."""
         stages = [weights.training.stage() for weights in self.stages]
         settings = overridden([(s.name, s.sampling) for s in stages], dict(self.settings))
-        steps = [work for s in stages for work in s.work(BATCH, s.resolved(settings[s.name]), Compute("float32"))]
+        steps = [work for s in stages for work in drawing_work(s, BATCH, settings[s.name], Compute("float32"))]
         return sum(work.operations for work in steps) / BATCH + _decoder_operations(self.data)
 
 
