@@ -84,8 +84,8 @@ class System:
         """Of sampling: every step of every stage, and the decoder."""
         stages = [weights.training.stage() for weights in self.stages]
         settings = overridden([(s.name, s.sampling) for s in stages], dict(self.settings))
-        steps = [work for s in stages for work in drawing_work(s, BATCH, settings[s.name], Compute("float32"))]
-        return sum(work.operations for work in steps) / BATCH + _decoder_operations(self.data)
+        steps = [work for s in stages for work in drawing_work(s, 1, settings[s.name], Compute("float32"))]
+        return sum(work.operations for work in steps) + _decoder_operations(self.data)
 
 
 @lru_cache
