@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ctf.bench import Machine, machine, measure_machine
 from ctf.bench.machine import seconds_in_turns
 from ctf.models.linear import Linear
-from ctf.sampling.cost import Work
+from ctf.stages.cost import Work
 
 CPU = torch.device("cpu")
 

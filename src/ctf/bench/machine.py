@@ -14,7 +14,7 @@ import torch
 from ctf.device import device_name, synchronize
 from ctf.models.config import Quantize
 from ctf.models.linear import pack_linear
-from ctf.sampling.cost import Work
+from ctf.stages.cost import Work
 
 REPEATS = 5
 

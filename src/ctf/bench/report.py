@@ -9,7 +9,7 @@ from typing import Any
 
 from ctf.bench.config import Benchmark
 from ctf.bench.machine import Machine
-from ctf.files import check_writable, write_json
+from ctf.files import write_json
 from ctf.progress import progress_bar
 from ctf.reporting.tables import table_head, table_row
 
@@ -29,8 +29,6 @@ def report(
     `machines` are what the rows are compared with, `task` says what the `columns` do not. `measure` turns each case
     into metrics for the file, which also gets `more`, and cells for the table.
     """
-    if config.json:
-        check_writable(config.json)
     machines, rows = list(machines), list[dict[str, Any]]()
     yield from (f"    {command_line(verb, asdict(config))}", "", *map(str, machines), "", task, "")
     yield from table_head(columns)
