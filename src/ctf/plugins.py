@@ -23,6 +23,8 @@ def load_object(name: str) -> Any:
         InputError: there is no such file, module or name, or importing it fails.
     """
     source, _, attribute = name.rpartition(":")
+    if not source:
+        raise InputError(f"{name!r} is no code of yours: give file.py:name or package.module:name")
     if not callable(found := getattr(import_source(source), attribute, None)):
         raise InputError(f"{source} has no function or class {attribute!r}: name one that is there")
     return found

@@ -48,6 +48,6 @@ def command_line(verb: str, settings: Mapping[str, Any]) -> str:
     words = [f"ctf {verb}"]
     for name, value in settings.items():
         if value is not None:
-            text = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+            text = f"[{', '.join(map(str, value))}]" if type(value) is tuple else str(value)  # a Layout has words
             words.append(f"--{name} {shlex.quote(text)}")
     return " ".join(words)

@@ -78,7 +78,14 @@ class TokenIndex:
         self.layout = Layout(self.layout)
         sizes = self.codebook_size, self.shard_size, *(shard["count"] for shard in self.shards)
         names = *self.augmentations, *self.class_names, *self.skipped, *(shard["stem"] for shard in self.shards)
-        if not all(isinstance(size, int) for size in sizes) or not all(isinstance(name, str) for name in names):
+        numbers = *sizes, *(number for number in (self.image_size, self.inputs) if number is not None)
+        texts = *names, *(text for text in (self.codebook, self.source, self.split, self.files) if text is not None)
+        lists = self.augmentations, self.class_names, self.skipped
+        if (
+            not all(isinstance(number, int) for number in numbers)
+            or not all(isinstance(text, str) for text in texts)
+            or any(isinstance(values, str) for values in lists)
+        ):
             raise InputError("sizes are whole numbers, and names are strings")
         if min(sizes) < 1 or self.codebook_size > LARGEST_CODEBOOK:
             raise InputError(
