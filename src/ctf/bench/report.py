@@ -10,6 +10,7 @@ from typing import Any
 from ctf.bench.config import Benchmark
 from ctf.bench.machine import Machine
 from ctf.files import check_writable, write_json
+from ctf.layout import Layout
 from ctf.progress import progress_bar
 
 
@@ -49,7 +50,8 @@ def command_line(verb: str, settings: Mapping[str, Any]) -> str:
     words = [f"ctf {verb}"]
     for name, value in settings.items():
         if value is not None:
-            text = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+            listed = isinstance(value, tuple) and not isinstance(value, Layout)  # a layout writes itself
+            text = f"[{', '.join(map(str, value))}]" if listed else str(value)
             words.append(f"--{name} {shlex.quote(text)}")
     return " ".join(words)
 
