@@ -20,6 +20,7 @@ from torch import Tensor
 from ctf.codebook import cluster_codebook, describe
 from ctf.codebook.coarse_map import cluster_means
 from ctf.interop.tokenizers import open_codebook
+from ctf.reporting.tables import table_head, table_row
 from ctf.tokens import TokenSet
 
 #: name → (K, d, M)
@@ -63,7 +64,7 @@ def measure(name: str, method: str, tokens: list[str]) -> str:
         f"{found['size_min']} to {found['size_max']}",
         *(f"{distance_per_token(codebook, coarse_map.fine_to_coarse, counts[0], part):.4f}" for part in counts),
     ]
-    return f"| {' | '.join(cells)} |"
+    return table_row(cells)
 
 
 if __name__ == "__main__":
@@ -78,7 +79,7 @@ if __name__ == "__main__":
     tokens = [folder for folder in (args.tokens, args.test) if folder]
     header = ["codebook", "method", "seconds", "CPU seconds", "peak GiB", "distance", "of random's", "cluster sizes"]
     header += ["per token", "per test token"][: len(tokens)]
-    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    print(*table_head(header, 2), sep="\n")
     for name in args.codebooks.split(","):
         for method in args.methods.split(","):
             with multiprocessing.get_context("spawn").Pool(1) as pool:

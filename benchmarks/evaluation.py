@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ctf.evaluation import FeatureStatistics, metrics
+from ctf.reporting.tables import table_head, table_row
 
 DIM, LATENTS, CHUNK = 2048, 256, 1000
 Result = TypeVar("Result")
@@ -35,7 +36,7 @@ def timed(call: Callable[[], Result]) -> tuple[Result, float]:
 def row(name: str, seconds: float) -> float:
     """Print a row of the table, with the peak memory so far; return its seconds."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # ru_maxrss is in KiB
-    print(f"| {name} | {seconds:.1f} | {memory:,.0f} |", flush=True)
+    print(table_row([name, f"{seconds:.1f}", f"{memory:,.0f}"]), flush=True)
     return seconds
 
 
@@ -62,7 +63,7 @@ def main(num_samples: int, num_reference: int) -> None:
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}, numpy {np.__version__}\n"
     )
-    print("| step | seconds | peak memory (MiB) |\n|---|---|---|")
+    print(*table_head(["step", "seconds", "peak memory (MiB)"]), sep="\n")
     samples, of_samples, seconds = synthetic(num_samples, seed=1, spread=0.98)
     total = row(f"statistics of {num_samples:,} samples", seconds)
     reference, of_reference, seconds = synthetic(num_reference, seed=2, spread=1.0)

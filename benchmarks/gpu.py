@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-from ctf.bench.report import table_head, table_row
 from ctf.device import device_name
 from ctf.files import write_json, write_text
+from ctf.reporting.tables import table_head, table_row
 
 ROOT = Path(__file__).parents[1]
 PAPERS = "--methods '[coarse-to-fine]' --batch_sizes '[64]' --decoder_dtype bfloat16"

@@ -23,6 +23,7 @@ from ctf.images import open_images
 from ctf.images.pixels import to_tensor
 from ctf.model_folder import Pipeline
 from ctf.models import Compute
+from ctf.reporting.tables import table_head, table_row
 from ctf.stages import Stage
 
 WAYS = {"float32": Compute("float32"), "bfloat16": Compute("bfloat16"), "int8": Compute("float32", "int8")}
@@ -52,7 +53,7 @@ def main() -> None:
     reference = open_reference("emoji", extractor, "train").extracted.statistics
 
     columns = [f"{stage.name}: {what}" for stage in pipeline.stages for what in ("KL, bits", "same most probable")]
-    print(f"| weights | {' | '.join(columns)} | equal samples | distance |\n|{'---|' * (len(columns) + 3)}")
+    print(*table_head(["weights", *columns, "equal samples", "distance"]), sep="\n")
     first: list[np.ndarray] = []
     for way, compute in WAYS.items():
         pipeline.compute_in(compute)
@@ -65,7 +66,7 @@ def main() -> None:
         found = extract(extractor, samples, len(labels), progress=False).statistics
         equal = (np.concatenate(samples) == np.concatenate(first)).all((1, 2, 3)).mean()
         cells += [f"{equal:.1%}", f"{frechet_distance(reference, found):.3f}"]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        print(table_row(cells), flush=True)
     real = extract(extractor, (images for images, _ in batches), len(labels), progress=False).statistics
     print(f"\nThe {len(labels)} test images: {frechet_distance(reference, real):.3f}")
 

@@ -20,10 +20,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ctf.bench import measure_machine
+from ctf.bench.machine import measure_machine, seconds_in_turns
 from ctf.interop import llamagen
 from ctf.layout import Layout
 from ctf.models import Compute
+from ctf.reporting.tables import table_head, table_row
 from ctf.stages import generate_tokens
 
 WAYS = {
@@ -34,12 +35,6 @@ WAYS = {
     "int8": Compute("float32", "int8"),
     "int8-compiled": Compute("float32", "int8", compile=True),
 }
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -60,8 +55,7 @@ def main() -> None:
     stage = llamagen.load_gpt(weights, layout=Layout.square(16))
 
     print(measure_machine())
-    print("\n| batch | decoder | first call, s more | s | images/s | against LlamaGen |")
-    print("|---|---|---|---|---|---|")
+    print("", *table_head(["batch", "decoder", "first call, s more", "s", "images/s", "against LlamaGen"], 2), sep="\n")
     for batch in arguments.batch_sizes:
         labels = torch.arange(batch) % 1000
 
@@ -77,17 +71,13 @@ def main() -> None:
             calls[f"ctf, {way}"] = lambda p=packed, y=labels: generate_tokens(p, y, range(len(y)), cfg_scale=2.0)
             calls[f"ctf, {way}"]()
             first[f"ctf, {way}"] = time.perf_counter() - start
-        taken: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(arguments.runs):
-            for name, call in calls.items():
-                taken[name].append(seconds(call))
-        medians = {name: statistics.median(values) for name, values in taken.items()}
+        taken = seconds_in_turns([*calls.values()], torch.device("cpu"), arguments.runs)
+        medians = dict(zip(calls, map(statistics.median, taken), strict=True))
         for name, median in medians.items():
             ratio = medians["LlamaGen, float32"] / median
             more = max(first[name] - median, 0.0)
-            print(
-                f"| {batch} | {name} | {more:.1f} | {median:.2f} | {batch / median:.2f} | {ratio:.1f} × |", flush=True
-            )
+            cells = [str(batch), name, f"{more:.1f}", f"{median:.2f}", f"{batch / median:.2f}", f"{ratio:.1f} ×"]
+            print(table_row(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def measure(size: str, fine: str, batch: int, dtype: str, quantize: str) -> None
         pass
     # Of this program alone: what `getrusage` says begins with the process that started it.
     peak = 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])
-    print(pipeline.memory(batch).peak, peak - before)
+    print(pipeline.memory(batch), peak - before)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from ctf.evaluation.reference import open_reference
 from ctf.images import open_images, to_tensor
 from ctf.images.sources import EMOJI, EMOJI_LABELLINGS, emoji_labels
 from ctf.model_folder import Pipeline
+from ctf.reporting.tables import table_head, table_row
 
 EACH, BATCH = 16, 64
 
@@ -53,7 +54,7 @@ def main() -> None:
     pipeline = Pipeline.from_pretrained(options.model)
     (labels, images), extractor = chosen(pipeline), open_features("emoji")
     reference = open_reference("emoji", extractor, "train").extracted
-    print("| settings | distance | score | precision | recall |\n|---|---|---|---|---|")
+    print(*table_head(["settings", "distance", "score", "precision", "recall"]), sep="\n")
 
     def row(name: str, pictures: Iterable[np.ndarray]) -> None:
         found = extract(extractor, pictures, len(labels), progress=False)
@@ -63,7 +64,7 @@ def main() -> None:
             inception_score(found.probabilities),
             *precision_recall(reference.features, found.features),
         ]
-        print(f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |", flush=True)
+        print(table_row([name, *(f"{value:.3f}" for value in values)]), flush=True)
 
     encode = pipeline.tokenizer.encode
     row("training images", batches(images))

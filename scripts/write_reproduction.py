@@ -24,6 +24,7 @@ from ctf.experiments.presets import PRESETS, Preset
 from ctf.experiments.reproduce import find
 from ctf.experiments.store import Store
 from ctf.files import write_text
+from ctf.reporting.tables import markdown_table
 
 DIRECTIONS = "directions"
 
@@ -62,7 +63,7 @@ def anchor(heading: str) -> str:
 def directions(preset: Preset, store: Store, page: str) -> str:
     """All claims of the paper that are measured, in one table, and which experiments have others."""
     missing: dict[str, None] = {}
-    lines = ["| the paper claims | here | by | evidence |", "|---|---|---|---|"]
+    rows = [["the paper claims", "here", "by", "evidence"]]
     for name, make in EXPERIMENTS.items():
         experiment = make(preset)
         measured = [Measured.read(row, preset, store) for row in experiment.rows]
@@ -73,9 +74,8 @@ def directions(preset: Preset, store: Store, page: str) -> str:
             says = verdict.claim.says
             if f"<!-- {name} -->" in page:
                 says = f"[{says}](#{anchor(experiment.title)})"
-            cells = says, f"**{verdict.word}**", title(verdict.claim.metric, preset), verdict.evidence
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + (f"\n\nNot measured yet: {'; '.join(missing)}." if missing else "")
+            rows.append([says, f"**{verdict.word}**", title(verdict.claim.metric, preset), verdict.evidence])
+    return markdown_table(rows, len(rows[0])) + (f"\n\nNot measured yet: {'; '.join(missing)}." if missing else "")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import io
 import tarfile
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,27 +16,47 @@ def pixels(seed, height=SIZE, width=SIZE):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def png(seed):
+def image_bytes(values, ending="PNG", **options):
     stream = io.BytesIO()
-    Image.fromarray(pixels(seed)).save(stream, "PNG")
+    Image.fromarray(values).save(stream, ending, **options)
     return stream.getvalue()
 
 
-def write_parquet(path, labels, column="label", images=None, **options):
-    images = images or [png(i) for i in range(len(labels))]
-    rows = [{"image": {"bytes": data, "path": None}, column: label} for data, label in zip(images, labels, strict=True)]
-    pq.write_table(pa.Table.from_pylist(rows), path, **options)
-    return str(path)
+def png(seed):
+    return image_bytes(pixels(seed))
 
 
-def write_tar(path, examples):
-    """`examples`: for each, extension → bytes."""
-    with tarfile.open(path, "w") as archive:
+def parquet(images=None, image="image", row_group_size=None, features=None, **columns):
+    """Parquet of images, by default of seeds from 0 on, and `columns`, with `features` as `datasets` has them."""
+    count = len(next(iter(columns.values())))
+    rows = {image: [{"bytes": data, "path": None} for data in images or map(png, range(count))], **columns}
+    stream = io.BytesIO()
+    if features:
+        features = datasets.Features({image: datasets.Image(), **features})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(stream)
+    else:
+        pq.write_table(pa.table(rows), stream, row_group_size)
+    return stream.getvalue()
+
+
+def tar(examples, stem="x"):
+    """A .tar file of `examples`: for each, extension → bytes, or the seed of an image."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
         for i, example in enumerate(examples):
             for extension, data in example.items():
-                member = tarfile.TarInfo(f"{path.stem}{i:04d}.{extension}")
+                data = data if isinstance(data, bytes) else png(data)
+                member = tarfile.TarInfo(f"{stem}{i:04d}.{extension}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def write(folder, files):
+    """`files`: name → bytes, or the seed of an image."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data if isinstance(data, bytes) else png(data))
 
 
 def assert_holds(images, seeds):

@@ -13,9 +13,11 @@ from ctf.cli import main
 from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.model_folder import Pipeline, describe
+from ctf.models import Compute
 from ctf.plugins import _import, import_plugins, load_object, source_fingerprint
 from ctf.sampling import Random, Sampling
 from ctf.stages import KINDS, load_stage, new_stage
+from ctf.stages.cost import drawing_work
 from ctf.tokens import write_token_set
 from ctf.training import LoopConfig, OptimizerConfig, train
 from ctf.training.token_objective import TokenObjective
@@ -53,6 +55,9 @@ def test_a_kind_does_all_that_a_kind_does(stage, make_tokenizer, monkeypatch):
     greedy = {"temperature": 0.0, "cfg_scale": 2.0}
     assert pipeline.generate_tokens(torch.arange(2), [0, 1], **greedy).tolist() == TRUTH.tolist()
     assert stage.log_prob(torch.tensor(TRUTH), torch.arange(2)).exp().min() > 0.9
+    assert pipeline.memory(100) > pipeline.memory(1) > 0
+    (work,) = drawing_work(stage, 2, Sampling(), Compute("float32"))
+    assert work.bytes == stage.table.nbytes
     known = torch.tensor([9, -1, -1, -1, -1, 8])
     completed = pipeline.generate_tokens(torch.arange(2), [0, 1], known, **greedy)
     assert completed.tolist() == [[9, 2, 3, 4, 5, 8], [9, 5, 4, 3, 2, 8]]

@@ -26,6 +26,7 @@ ROOMS = [
     {"model_folder"},
     {"training"},
     {"samples"},
+    {"reporting"},
     {"evaluation"},
     {"bench"},
     {"fit"},

@@ -333,6 +333,13 @@ def describe_stage(stage: Stage) -> dict[str, Any]:
     }
 
 
+def stages_of(source: str) -> tuple[list[Stage], list[str]]:
+    """The stages of a model, without its tokenizer, and its class names. Raises InputError as `from_pretrained`."""
+    folder = find_model(source)
+    config = read_json(folder / CONFIG)
+    return [load_stage(_part(folder, name)) for name in config["stages"]], config["class_names"]
+
+
 def is_model(folder: Path) -> bool:
     """Whether `save_pretrained` wrote this folder."""
     path = folder / CONFIG

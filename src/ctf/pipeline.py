@@ -23,13 +23,15 @@ from ctf.layout import Layout
 from ctf.models.config import Compute
 from ctf.preview import Preview, preview_of
 from ctf.progress import progress_bar
-from ctf.sampling.cost import LARGEST_BATCH, SamplingMemory
 from ctf.sampling.prefetch import prefetch
 from ctf.sampling.random import Random
 from ctf.sampling.settings import Sampling, overridden
 from ctf.stages.stage import Stage
 from ctf.tokenizer.decode import decode_images
 from ctf.tokenizer.interface import Tokenizer
+
+#: `largest_batch` takes at most this many images: beyond, a step is bound by arithmetic, not by reading weights.
+LARGEST_BATCH = 256
 
 
 class StagePipeline:
@@ -333,14 +335,14 @@ class StagePipeline:
         # All are known in the last step: the images themselves.
         return lambda tokens: show(tokens) if bool((tokens < 0).any()) else self.decode(tokens)
 
-    def memory(self, batch_size: int, **overrides: Any) -> SamplingMemory:
-        """Predict what a batch adds to the memory of the loaded pipeline."""
-        settings = self.sampling(**overrides)
-        dtype = getattr(torch, self.compute.decoder_dtype)
-        return SamplingMemory(
-            [stage.memory(batch_size, settings[stage.name], self.compute) for stage in self.stages],
-            self.tokenizer.decoding_memory(batch_size, self.layout, self.device.type, dtype),
-        )
+    def memory(self, batch_size: int, **overrides: Any) -> int:
+        """Predict the bytes that a batch adds to the memory of the loaded pipeline."""
+        from ctf.stages.cost import sampling_memory  # only here: what counts takes a second to import
+
+        settings, dtype = self.sampling(**overrides), getattr(torch, self.compute.decoder_dtype)
+        decoding = self.tokenizer.decoding_memory(batch_size, self.layout, self.device.type, dtype)
+        stages = [(stage, settings[stage.name]) for stage in self.stages]
+        return sampling_memory(stages, batch_size, self.compute, decoding)
 
     def largest_batch(self, **overrides: Any) -> int:
         """The largest power of two, up to 256, whose batch takes at most four fifths of the memory that is free now.
@@ -352,10 +354,10 @@ class StagePipeline:
         """
         room = (0.5 if self.device.type == "cpu" else 0.8) * available_memory(self.device)
         batch = LARGEST_BATCH
-        while self.memory(batch, **overrides).peak > room:
+        while (needed := self.memory(batch, **overrides)) > room:
             if batch == 1:
                 raise InputError(
-                    f"one image takes {self.memory(1, **overrides).peak / 2**30:.1f} GiB and {room / 2**30:.1f} GiB "
+                    f"one image takes {needed / 2**30:.1f} GiB and {room / 2**30:.1f} GiB "
                     "may be taken: close other programs, or take a smaller model, bfloat16 or int8"
                 )
             batch //= 2

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import is_safetensors, load_tensors
+from ctf.files import flattened, is_safetensors, load_tensors
 
 #: Where training scripts put the weights beside optimizer state and settings; FSDP writes them bare.
 WRAPPERS = ("model", "module", "state_dict", "ema")
@@ -130,3 +131,32 @@ def _download(repository: str, file: str) -> Path:
 def _line(error: Exception) -> str:
     """The first line of what an error says, or its type when it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles dictionaries of numpy arrays; every other class, which could run code, is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],  # in numpy.core or numpy._core, by version
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (found := allowed.get((module.rpartition(".")[2], name))) is None:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        return found
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """A pickle of nested dictionaries of numpy arrays, which JAX's users write: arrays by dotted names.
+
+    Returns:
+        None where the file is another kind of pickle or none, such as one of `torch.save`.
+    """
+    try:
+        with path.open("rb") as file:
+            read = _ArraysOnly(file).load()
+    except Exception:  # of other files, the unpickler fails with whatever it happens to hit
+        return None
+    arrays = dict(flattened(read)) if isinstance(read, dict) else {}
+    return arrays if arrays and all(isinstance(value, np.ndarray) for value in arrays.values()) else None

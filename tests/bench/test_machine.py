@@ -6,8 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctf.bench import Machine, machine, measure_machine
+from ctf.bench.machine import seconds_in_turns
 from ctf.models.linear import Linear
-from ctf.sampling.cost import Work
+from ctf.stages.cost import Work
 
 CPU = torch.device("cpu")
 
@@ -68,3 +69,12 @@ def test_text_names_all_that_a_result_depends_on(products, unit):
 def test_roofline_takes_the_slower_of_both_at_each_step():
     measured = Machine("", 1, memory_bandwidth=10.0, matrix_rate=100.0, products="", software="", date="")
     assert measured.roofline([Work(20, 100), Work(20, 500)]) == 2 + 5
+
+
+def test_calls_take_turns_after_a_first_round():
+    made = []
+    calls = [lambda: made.append("a"), lambda: (made.append("b"), time.sleep(0.01))]
+    times = seconds_in_turns(calls, torch.device("cpu"), 3)
+    assert made == ["a", "b"] * 4
+    assert [len(taken) for taken in times] == [3, 3]
+    assert min(times[1]) >= 0.01

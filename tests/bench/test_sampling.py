@@ -11,8 +11,8 @@ from ctf.bench.sampling import batch_parts, decoder_work, time_parts
 from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Sampling
-from ctf.sampling.cost import LIBRARIES
 from ctf.stages import generate_tokens
+from ctf.stages.cost import drawing_work, sampling_memory
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
 FLOAT32 = Compute("float32")
@@ -96,11 +96,10 @@ def test_a_stage_alone_is_measured_in_its_own_steps(make_stage, kind):
     assert speed.seconds == dict.fromkeys(("only", "all"), speed.seconds["all"])
     assert speed.first_call_seconds + speed.seconds["all"] <= wall
     assert speed.images_per_second * speed.seconds["all"] == pytest.approx(4)
-    read = [step.bytes for step in stage.work(4, sampling, FLOAT32)]
+    read = [step.bytes for step in drawing_work(stage, 4, sampling, FLOAT32)]
     assert len(read) == (6 if kind == "autoregressive" else 3)
     assert speed.roofline_seconds == pytest.approx({"only": sum(read) / 2, "all": sum(read) / 2})
-    memory = stage.memory(4, sampling, FLOAT32)
-    assert speed.predicted_bytes == LIBRARIES + memory.weights + memory.activations
+    assert speed.predicted_bytes == sampling_memory([(stage, sampling)], 4, FLOAT32)
     drawn = batch_parts([stage.pack(FLOAT32)], 4)["only"](None)
     assert torch.equal(drawn, generate_tokens(stage, torch.arange(4), range(4), **vars(sampling)))
 

@@ -14,6 +14,7 @@ from ctf.layout import Layout, with_layout
 from ctf.models import Compute
 from ctf.sampling import Sampling
 from ctf.stages import new_stage
+from ctf.stages.cost import drawing_work
 from ctf.tokenizer import load_tokenizer
 
 SMALL = {
@@ -88,7 +89,7 @@ def test_the_roofline_is_that_of_the_kind_in_its_steps(first_stages):
             "predicts": coarse_map,
         }
         stage = new_stage(row["kind"], "nano", **task)
-        steps = stage.work(2, Sampling(2.0, steps=row["steps"]), Compute("float32"))
+        steps = drawing_work(stage, 2, Sampling(2.0, steps=row["steps"]), Compute("float32"))
         assert len(steps) == row["steps"]
         assert row["roofline_seconds"]["coarse"] == pytest.approx(machine.roofline(steps))
 

@@ -16,6 +16,7 @@ from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.stages import new_stage
+from ctf.stages.cost import forward_operations
 from ctf.tokens import write_token_set
 from ctf.training.config import LoopConfig
 
@@ -143,7 +144,7 @@ def test_stages_of_another_kind(tmp_path, kind):
         level = {"baseline": {}, "coarse": {"predicts": MAP}, "fine": {"given": MAP, "support": support}}[preset]
         task = {"name": "a", "layout": Layout.square(2), "num_classes": 1000, "codebook_size": 24}
         stage = new_stage(kind, "nano", **task, **level)
-        assert row["operations_per_token"] == 3 * stage.forward_operations() / 4
+        assert row["operations_per_token"] == 3 * forward_operations(stage) / 4
         assert row["parameters"] == stage.num_parameters()
 
 

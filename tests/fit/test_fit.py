@@ -8,15 +8,20 @@ import torch
 from PIL import Image
 
 from ctf.errors import InputError
+from ctf.evaluation.likelihood import bits_per_token
 from ctf.files import read_json
-from ctf.fit import Plan, carry_out, choose, run_fit
+from ctf.fit import FitConfig, Plan, carry_out, choose, run_fit
 from ctf.fit.plan import files_of, parse_time
 from ctf.images import contact_sheet, open_images
-from ctf.model_folder import Pipeline
+from ctf.model_folder import Pipeline, open_stage
+from ctf.tokens import TokenSet
 from ctf.training import loop
 
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("tiny_nano")
+
+
+def chosen_for(images, time="60s", **asked):
+    return choose(FitConfig(images, "", time, **asked), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +38,11 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plan(photos):
-    """Of a few steps, with a tokenizer of 64 codewords."""
-    chosen = choose(photos, None, 30.0, CPU, image_size=32, batch_size=4, num_clusters=8)
-    return dataclasses.replace(chosen, steps={"tokenizer": 12, "coarse": 6, "fine": 5}, tokenizer_batch=4)
+    """Of a few steps, with a tokenizer of 64 codewords, and a baseline."""
+    chosen = chosen_for(photos, "30s", image_size=32, batch_size=4, num_clusters=8, baseline=True)
+    assert chosen.steps["baseline"] == chosen.steps["coarse"]
+    steps = {"tokenizer": 12, "coarse": 6, "fine": 5, "baseline": 6}
+    return dataclasses.replace(chosen, steps=steps, tokenizer_batch=4)
 
 
 def weights(run):
@@ -43,7 +50,7 @@ def weights(run):
 
 
 def test_a_plan_fits_the_time(photos):
-    short, long = (choose(photos, None, time, CPU, image_size=32, size="nano") for time in (60.0, 600.0))
+    short, long = (chosen_for(photos, time, image_size=32, size="nano") for time in ("1m", "10m"))
     for time, chosen in (60.0, short), (600.0, long):
         assert (chosen.num_images, chosen.held_out, chosen.size) == (24, "held-out", "nano")
         assert chosen.architecture.codebook_size == 64  # 22 images of 4 × 4 tokens are less than 16 vectors for 64
@@ -54,13 +61,13 @@ def test_a_plan_fits_the_time(photos):
 
 
 def test_a_split_is_held_out():
-    chosen = choose("emoji", "train", 60.0, CPU, held_out="test", tokenizer="emoji", batch_size=2)
+    chosen = chosen_for("emoji", split="train", held_out="test", tokenizer="emoji", batch_size=2)
     assert (chosen.num_images, chosen.splits) == (8367, ("train", "test"))
     assert "8,367 images of 64 × 64 pixels, the split test held out" in chosen.table()
 
 
 def test_a_given_tokenizer_is_not_trained(photos):
-    chosen = choose(photos, None, 60.0, CPU, tokenizer="emoji")
+    chosen = chosen_for(photos, tokenizer="emoji")
     assert (chosen.steps["tokenizer"], chosen.num_clusters) == (0, 512)
     assert "tokenizer" not in chosen.seconds
     assert "tokenizer: emoji, as it is" in chosen.table()
@@ -69,7 +76,7 @@ def test_a_given_tokenizer_is_not_trained(photos):
 @pytest.fixture(scope="module")
 def run(plan, tmp_path_factory):
     out = tmp_path_factory.mktemp("fit") / "run"
-    run_fit(plan, out, "cpu", lambda line: None)
+    run_fit(plan, out, "cpu")
     return out
 
 
@@ -79,16 +86,30 @@ def test_a_folder_becomes_a_model(run, plan):
     assert [stage.name for stage in pipeline.stages] == ["coarse", "fine"]
     assert pipeline(["red"], seed=1)[0].size == (32, 32)
     page, metrics = (run / "report.md").read_text(encoding="utf-8"), read_json(run / "metrics.json")
-    assert f"| tokenizer, PSNR | {metrics['tokenizer']['psnr']:.2f} dB |" in page
+    assert f"Tokenizer: {metrics['tokenizer']['psnr']:.2f} dB PSNR" in page
     assert metrics["tokenizer"]["images"] == 2
     assert "dB only, where a good one has 24" in page  # it learnt nothing in 12 steps
     assert 0 < metrics["likelihood"]["coarse_bits_per_token"] < 4
-    assert Image.open(run / "samples.png").width > 8 * 64
-    assert Image.open(run / "curves.png").width > 1000
+    assert Image.open(run / "curves.png").width == 4 * 540
     assert Plan.load(run / "plan.json") == plan
     assert plan.files == files_of(*plan.open())
     assert pipeline.about.sheet == (run / "samples.png").read_bytes()
     assert pipeline.about.metrics["tokenizer_psnr"] == metrics["tokenizer"]["psnr"]
+
+
+def test_the_report_compares_the_model_with_the_baseline(run, plan):
+    metrics, tokens = read_json(run / "metrics.json"), TokenSet.open(run / "tokens" / "test")
+    model = Pipeline.from_pretrained(run / "model")
+    baseline = Pipeline(model.tokenizer, model.class_names, [open_stage(run / "baseline")])
+    ours, theirs = (bits_per_token(each, tokens, progress=False) for each in (model, baseline))
+    page = (run / "report.md").read_text(encoding="utf-8")
+    bits, of_baseline = ours["bits_per_token"], theirs["bits_per_token"]
+    terms = " + ".join(f"{name} {ours[f'{name}_bits_per_token']:.3f}" for name in ("coarse", "fine"))
+    assert f"| bits per token | {bits:.3f} ({terms}) | {of_baseline:.3f} |" in page
+    assert f"| bits per token saved | {of_baseline - bits:.3f} ± " in page
+    assert f"{theirs['token_accuracy']:.1%} |" in page
+    assert metrics["images_per_second"].keys() == {"coarse-to-fine", "baseline"}
+    assert Image.open(run / "samples.png").height > 10 * 64  # images, their tokens, and four rows of each system
 
 
 def test_killed_and_started_again_it_gives_the_same_model(run, plan, tmp_path, monkeypatch):
@@ -107,14 +128,14 @@ def test_killed_and_started_again_it_gives_the_same_model(run, plan, tmp_path, m
 
         monkeypatch.setattr(loop._Trainer, "_step", step)
         with pytest.raises(Killed):
-            run_fit(plan, tmp_path / "run", "cpu", str)
+            run_fit(plan, tmp_path / "run", "cpu")
     monkeypatch.setattr(loop._Trainer, "_step", take)
-    run_fit(plan, tmp_path / "run", "cpu", str)
+    run_fit(plan, tmp_path / "run", "cpu")
     assert weights(tmp_path / "run") == weights(run)
     trained = []
     monkeypatch.setattr("ctf.fit.carry_out.train_stage", trained.append)
     monkeypatch.setattr("ctf.fit.carry_out.train_tokenizer", trained.append)
-    run_fit(plan, tmp_path / "run", "cpu", str)
+    run_fit(plan, tmp_path / "run", "cpu")
     assert trained == []  # all is there
 
 
@@ -123,11 +144,11 @@ def test_a_flat_folder_of_few_images_is_one_class_with_none_held_out(photos, tmp
     flat.mkdir()
     for i, path in enumerate(sorted(Path(photos, "red").iterdir())[:6]):
         (flat / f"{i}.png").write_bytes(path.read_bytes())
-    chosen = choose(str(flat), None, 20.0, CPU, image_size=32, batch_size=2, num_clusters=8)
+    chosen = chosen_for(str(flat), "20s", image_size=32, batch_size=2, num_clusters=8)
     assert chosen.held_out is None
     assert "none held out" in chosen.table()
     chosen = dataclasses.replace(chosen, steps={"tokenizer": 2, "coarse": 2, "fine": 2})
-    run_fit(chosen, tmp_path / "run", "cpu", str)
+    run_fit(chosen, tmp_path / "run", "cpu")
     assert Pipeline.from_pretrained(tmp_path / "run" / "model").class_names == ["image"]
     assert "the training images, since none were held out" in (tmp_path / "run" / "report.md").read_text("utf-8")
 
@@ -143,7 +164,7 @@ def test_columns_of_the_sheet_are_classes_that_were_held_out(run, photos, tmp_pa
         return contact_sheet(rows, titles, names, **settings)
 
     monkeypatch.setattr(carry_out, "contact_sheet", watched)
-    carry_out._sheet(Pipeline.from_pretrained(run / "model"), held_out, 0)
+    carry_out._sheet({"model": Pipeline.from_pretrained(run / "model")}, held_out, 0)
     assert columns == [([8] * 6, ["red"] * 8)]
 
 
@@ -161,14 +182,14 @@ def test_a_held_out_folder_that_lacks_a_class_is_matched_by_name(run, plan, spli
     assert (train.class_names, test.class_names) == (["blue", "red"], ["red"])
     columns = []
     monkeypatch.setattr(carry_out, "contact_sheet", lambda rows, titles, names, **settings: columns.append(names))
-    carry_out._sheet(Pipeline.from_pretrained(run / "model"), test, 0)
+    carry_out._sheet({"model": Pipeline.from_pretrained(run / "model")}, test, 0)
     assert columns == [["red"] * 8]
 
 
 def test_a_held_out_class_that_training_lacks_is_named_at_once(splits):
     (splits / "val" / "red").rename(splits / "val" / "green")
     with pytest.raises(InputError, match="held_out val has images of the class 'green', which is none of the training"):
-        choose(str(splits), "train", 60.0, CPU, held_out="val", image_size=32)
+        chosen_for(str(splits), split="train", held_out="val", image_size=32)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -178,7 +199,7 @@ def test_images_that_changed_since_the_plan(plan, splits, tmp_path, split):
     asked.open()
     (splits / split / "red" / "0.png").write_bytes((splits / split / "blue" / "0.png").read_bytes())
     with pytest.raises(InputError, match="have changed since the plan was made: choose another --out"):
-        run_fit(asked, tmp_path / "run", "cpu", str)
+        run_fit(asked, tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -191,14 +212,14 @@ def test_what_cannot_be_planned(plan, photos, tmp_path):
         run_fit(plan, tmp_path / "other")
     for split in None, "test", "Testing":  # another spelling of the same
         with pytest.raises(InputError, match="held_out test: name another split to train on"):
-            choose("emoji", split, 60.0, CPU, held_out="test")
+            chosen_for("emoji", split=split, held_out="test")
     with pytest.raises(InputError, match="says size 'nano', not 'micro': leave it out to go on"):
-        plan.check_asked(tmp_path / "plan.json", size="micro", seed=None)
+        plan.check_asked(tmp_path / "plan.json", FitConfig(plan.images, "", size="micro"))
     (tmp_path / "plan.json").write_text('{"images": "x"}')
     with pytest.raises(InputError, match="is no plan of this version"):
         Plan.load(tmp_path / "plan.json")
     with pytest.raises(InputError, match="multiple of the tokenizer's downsampling 8"):
-        choose(photos, None, 60.0, CPU, image_size=36)
+        chosen_for(photos, image_size=36)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5 h", 5400)])

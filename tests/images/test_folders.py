@@ -2,33 +2,13 @@
 
 import json
 import unicodedata
-import warnings
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from image_files import SIZE, assert_holds, png, write_parquet, write_tar
+from image_files import SIZE, assert_holds, parquet, tar
 from PIL import Image
 
 from ctf.errors import InputError
-from ctf.images import open_images
 from ctf.images.formats import image_endings
-
-
-@pytest.fixture(params=["", "file://"])
-def opened(request, tmp_path):
-    """Writes files (name → bytes, or the seed of an image), and opens the folder: its images and the warnings."""
-
-    def write_and_open(files, split=None, column=""):
-        for name, data in files.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_bytes(data if isinstance(data, bytes) else png(data))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            images = open_images(f"{request.param}{tmp_path}{column}", split, SIZE)
-        return images, [str(warning.message).partition(": ")[2] for warning in caught]
-
-    return write_and_open
 
 
 def classes(images):
@@ -109,27 +89,15 @@ def test_ambiguous_splits_are_refused(opened, folders, split):
         opened({f"{folder}/{i}.png": i for i, folder in enumerate(folders)}, split)
 
 
-def test_splits_of_parquet_files_in_other_spellings(tmp_path):
-    for number, split in enumerate(["train", "validation"]):
-        write_parquet(tmp_path / f"{split}-00000.parquet", [0, 0], images=[png(number), png(number + 2)])
-    for url in ("", "file://"):
-        assert_holds(open_images(f"{url}{tmp_path}", "Val", SIZE), [1, 3])
-
-
 # --- labels ---
 
 ROWS = [{"file_name": "1.png", "label": "dog"}, {"file_name": "0.png", "label": "cat"}]
+PARQUET = parquet(**{key: [row[key] for row in ROWS] for key in ROWS[0]})
 CSV = b"file_name,label\n1.png,dog\n0.png,cat\n"
 JSONL = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
 
 
-def parquet_bytes(rows):
-    stream = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), stream)
-    return stream.getvalue().to_pybytes()
-
-
-@pytest.mark.parametrize("name_and_data", [("csv", CSV), ("jsonl", JSONL), ("parquet", parquet_bytes(ROWS))])
+@pytest.mark.parametrize("name_and_data", [("csv", CSV), ("jsonl", JSONL), ("parquet", PARQUET)])
 @pytest.mark.parametrize("folder", ["", "train/"])
 def test_labels_of_a_metadata_file(opened, name_and_data, folder):
     ending, data = name_and_data
@@ -170,7 +138,7 @@ def test_metadata_above_the_folders_that_it_names(opened):
 )
 def test_metadata_that_do_not_fit(opened, table, column, message):
     with pytest.raises(InputError, match=message):
-        opened({"0.png": 0, "metadata.csv": table.encode()}, column=column)
+        opened({"0.png": 0, "metadata.csv": table.encode()}, place=column)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +153,7 @@ def test_metadata_that_do_not_fit(opened, table, column, message):
     ],
 )
 def test_the_column_of_labels_in_metadata(opened, table, column, names, said):
-    images, warned = opened({"0.png": 0, "metadata.csv": table.encode()}, column=column)
+    images, warned = opened({"0.png": 0, "metadata.csv": table.encode()}, place=column)
     assert images.class_names == names
     assert len(warned) == len(said)
     assert all(part in text for part, text in zip(said, warned, strict=True))
@@ -198,6 +166,56 @@ def test_class_names_have_one_unicode_form(opened):
     table = f"file_name,label\n{name}/0.png,{unicodedata.normalize('NFD', name)}\ntea/1.png,tea\n"
     images, _ = opened({"metadata.csv": table.encode()})
     assert images.class_names == [name, "tea"]
+
+
+TINY_IMAGENET = {
+    "wnids.txt": b"n3\nn1\nn4\nn2\n",
+    "words.txt": b'n0\tentity\nn1\tcrane, lifting device\nn2\tcrane\nn3\tcaf\xc3\xa9, "coffee bar\nn4\tplane\n',
+    "train/n1/n1_boxes.txt": b"n1_0.JPEG\t0\t0\t7\t7\n",
+    "train/n1/images/n1_0.JPEG": 0,
+    "train/n2/images/n2_0.JPEG": 1,
+    "train/n3/images/n3_0.JPEG": 2,
+    "val/val_annotations.txt": b"val_1.JPEG\tn1\t0\t0\t7\t7\nval_0.JPEG\tn2\t0\t0\t7\t7\n",
+    "val/images/val_0.JPEG": 3,
+    "val/images/val_1.JPEG": 4,
+    "test/images/test_0.JPEG": 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("split", "expected", "seeds"),
+    [
+        ("train", ["crane (n1)", "crane (n2)", "café"], [0, 1, 2]),
+        ("val", ["crane (n2)", "crane (n1)"], [3, 4]),
+        ("validation", ["crane (n2)", "crane (n1)"], [3, 4]),
+    ],
+)
+def test_tiny_imagenet(opened, split, expected, seeds):
+    images, _ = opened(TINY_IMAGENET, split)
+    assert images.class_names == ["café", "crane (n1)", "plane", "crane (n2)"]  # in the order of wnids.txt
+    assert classes(images) == expected
+    assert_holds(images, seeds)
+
+
+def test_tiny_imagenet_without_labels_or_words(opened):
+    files = {name: data for name, data in TINY_IMAGENET.items() if name != "words.txt"}
+    assert opened(files, "test")[0].class_names == ["images"]
+    assert opened({}, "train")[0].class_names == ["n3", "n1", "n4", "n2"]
+    with pytest.raises(InputError, match="holds splits, not classes: choose one of test, train, val"):
+        opened({})
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("wnids.txt", b"n1\n", r"no class in wnids\.txt for val/images/val_0\.JPEG: add it, or move"),
+        ("val/images/val_2.JPEG", 0, r"no class in wnids\.txt for val/images/val_2\.JPEG"),
+        ("words.txt", b"n1\tcrane\nn2\n", r"words\.txt cannot be read"),
+    ],
+)
+def test_tiny_imagenet_with_a_table_that_does_not_fit(opened, name, data, message):
+    with pytest.raises(InputError, match=message):
+        opened(TINY_IMAGENET | {name: data}, "val")
 
 
 # --- what is passed over ---
@@ -217,12 +235,12 @@ def test_leftovers_and_folders_without_images_are_no_classes(opened):
     assert said == ["folders without images are no classes: bird", "passed over files that are no images: 1 .txt"]
 
 
-def test_an_empty_folder_is_no_class(tmp_path):
+@pytest.mark.parametrize("opened", [""], indirect=True)  # storage knows no empty folders
+def test_an_empty_folder_is_no_class(opened, tmp_path):
     (tmp_path / "bird").mkdir()
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "0.png").write_bytes(png(0))
-    with pytest.warns(UserWarning, match="folders without images are no classes: bird"):
-        assert open_images(str(tmp_path), size=SIZE).class_names == ["cat"]
+    images, said = opened({"cat/0.png": 0})
+    assert images.class_names == ["cat"]
+    assert said == ["folders without images are no classes: bird"]
 
 
 def test_files_of_every_ending_that_pillow_reads(opened, tmp_path):
@@ -259,22 +277,20 @@ def test_one_class_with_folders_below_it(opened):
 # --- shards and images ---
 
 
-def test_archives_beside_the_folders_that_they_were_unpacked_to(opened, tmp_path):
-    for name in ("n01", "n02"):
-        write_tar(tmp_path / f"{name}.tar", [{"png": png(0)}])
-    images, said = opened({"n01/0.png": 0, "n02/1.png": 1})
+ARCHIVE = tar([{"png": 0}])
+
+
+def test_archives_beside_the_folders_that_they_were_unpacked_to(opened):
+    images, said = opened({"n01.tar": ARCHIVE, "n02.tar": ARCHIVE, "n01/0.png": 0, "n02/1.png": 1})
     assert images.class_names == ["n01", "n02"]
     assert said == ["passed over files that are no images: 2 .tar"]
 
 
-def test_archives_of_splits_beside_them(opened, tmp_path):
-    for name in ("train", "val"):
-        write_tar(tmp_path / f"{name}.tar", [{"png": png(0)}])
-    images, _ = opened({"train/a/0.png": 0, "val/a/1.png": 1}, "val")
+def test_archives_of_splits_beside_them(opened):
+    images, _ = opened({"train.tar": ARCHIVE, "val.tar": ARCHIVE, "train/a/0.png": 0, "val/a/1.png": 1}, "val")
     assert_holds(images, [1])
 
 
-def test_shards_beside_images_are_refused(opened, tmp_path):
-    write_tar(tmp_path / "all.tar", [{"png": png(0)}])
+def test_shards_beside_images_are_refused(opened):
     with pytest.raises(InputError, match=r"holds both shards \(all\.tar\) and images \(cat/0\.png\).*/\*\.tar'"):
-        opened({"cat/0.png": 0})
+        opened({"all.tar": ARCHIVE, "cat/0.png": 0})

@@ -68,6 +68,13 @@ def test_group_attention_against_rows_written_out(sizes, kv_heads):
     torch.testing.assert_close(found.double(), written_out(q, k, v, mask), rtol=1e-4, atol=1e-5)
 
 
+def test_a_mask_first_made_while_sampling_serves_training():
+    group_attention.cache_clear()
+    with torch.inference_mode():
+        made = group_attention((1, 3), CPU)
+    assert not made.keywords["mask"].is_inference()  # which autograd could not save
+
+
 class OnTheCpu(TorchFunctionMode):
     """Tensors that are asked for on "cuda" are made on the CPU."""
 

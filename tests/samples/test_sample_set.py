@@ -46,6 +46,7 @@ def test_it_can_be_read_as_adm_does(tmp_path):
 def test_equal_images_are_equal_bytes(tmp_path):
     one, other = write(tmp_path / "one.npz"), write(tmp_path / "other.npz", batch_size=2)
     assert one.read_bytes() == other.read_bytes()
+    assert ImageArray(one).labels.tolist() == list(range(7))
     with zipfile.ZipFile(one) as archive:
         entries = archive.infolist()
     assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
@@ -63,11 +64,6 @@ def test_batches(tmp_path, save, batch_size):
     assert np.array_equal(np.concatenate(batches), IMAGES)
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     batches[0] += 1  # torch warns of arrays that must not be written to
-
-
-def test_labels(tmp_path):
-    assert ImageArray(write(tmp_path / "x.npz")).labels.tolist() == list(range(7))
-    assert ImageArray(write(tmp_path / "y.npz", labels=None)).labels is None
 
 
 def test_a_few_batches_in_memory(tmp_path):
@@ -123,11 +119,6 @@ def test_fewer_pixels_than_the_header_says(tmp_path):
     write_images(tmp_path / "x.npz", [IMAGES], 8, IMAGES.shape[1:3])
     with pytest.raises(InputError, match="504 bytes for an array"):
         read(tmp_path / "x.npz", 3)
-
-
-def test_missing(tmp_path):
-    with pytest.raises(InputError, match="no such file of images"):
-        ImageArray(tmp_path / "x.npz")
 
 
 # Sets in either format
@@ -194,9 +185,9 @@ def test_a_truncated_png_is_named(tmp_path, kept):
         list(SampleSet.open(tmp_path).batches(1))
 
 
-@pytest.mark.parametrize("name", ["nowhere", "nowhere.npz"])
-def test_nothing_to_open(tmp_path, name):
-    with pytest.raises(InputError, match="no such"):
+@pytest.mark.parametrize(("name", "what"), [("nowhere", "folder"), ("nowhere.npz", "file of images")])
+def test_nothing_to_open(tmp_path, name, what):
+    with pytest.raises(InputError, match=f"no such {what}"):
         SampleSet.open(tmp_path / name)
 
 

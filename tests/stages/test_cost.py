@@ -1,4 +1,4 @@
-"""What a stage says that it reads and computes, beside what PyTorch counts."""
+"""What a stage is said to take, beside what PyTorch counts and holds when it really draws."""
 
 import dataclasses
 import itertools
@@ -14,6 +14,7 @@ from ctf.models import Compute, KeyValueCache, Transformer, TransformerConfig
 from ctf.models.linear import packed_bytes
 from ctf.sampling import Random, Sampling
 from ctf.stages import new_stage
+from ctf.stages.cost import PeakMemory, activation_bytes, drawing_work, forward_operations
 
 BATCH = 3
 LAYOUT = Layout((2, 3))
@@ -76,7 +77,7 @@ def test_forward_operations_are_those_of_a_forward_pass(make, kind, support):
     stage = make(kind, support)
     steps = 1 if stage.kind == "masked" else 6
     plan = stage.plan(Sampling(steps=steps))
-    assert stage.forward_operations() == counted(lambda: stage.logits(TOKENS[:1], LABELS[:1], plan))
+    assert forward_operations(stage) == counted(lambda: stage.logits(TOKENS[:1], LABELS[:1], plan))
 
 
 def test_support_of_a_cluster_multiplies_with_its_members_only(make):
@@ -84,7 +85,7 @@ def test_support_of_a_cluster_multiplies_with_its_members_only(make):
     stage = make("masked", "cluster")
     config = {**vars(stage.config), "output_vocab": 4}
     narrow = Transformer(TransformerConfig(**config)).eval()
-    assert stage.forward_operations() == counted(lambda: narrow(None, LABELS[:1], TOKENS[:1]))
+    assert forward_operations(stage) == counted(lambda: narrow(None, LABELS[:1], TOKENS[:1]))
 
 
 @GUIDANCE
@@ -97,7 +98,7 @@ def test_operations_of_every_step(make, kind, sampling, support, cfg_scale, monk
     steps = stage.draw(LABELS, Random(range(BATCH)), sampling, None if stage.given is None else TOKENS)
     found = [counted(lambda: next(steps)) for _ in range(sampling.steps)]
     assert next(steps, None) is None
-    assert [step.operations for step in stage.work(BATCH, sampling, Compute("float32"))] == found
+    assert [step.operations for step in drawing_work(stage, BATCH, sampling, Compute("float32"))] == found
 
 
 @GUIDANCE
@@ -111,7 +112,7 @@ def test_decoding_reads_the_weights_and_the_filled_cache(make, kind, cfg_scale, 
     ends = range(1, 7) if kind == "autoregressive" else [1 + count for count in known]
     cache = KeyValueCache(stage.config, rows, torch.device("cpu"), getattr(torch, compute.dtype))
     filled = [sum(t[:, :, :end].clone().nbytes for t in (*cache.keys, *cache.values)) for end in ends]
-    steps = stage.work(BATCH, sampling, compute)
+    steps = drawing_work(stage, BATCH, sampling, compute)
     assert [step.bytes for step in steps] == [read_once(stage, compute) + part for part in filled]
 
 
@@ -119,6 +120,50 @@ def test_decoding_reads_the_weights_and_the_filled_cache(make, kind, cfg_scale, 
 @pytest.mark.parametrize(("kind", "steps"), [("masked", 1), ("masked, any", 4)])
 @pytest.mark.parametrize("support", ["none", "cluster", "full"])
 def test_a_round_reads_the_weights_once(make, compute, kind, steps, support):
+    """As soon as the batch has as many positions as there are clusters."""
     stage = make(kind, support)
-    work = stage.work(BATCH, Sampling(steps=steps), compute)
+    work = drawing_work(stage, 6, Sampling(steps=steps), compute)
     assert [step.bytes for step in work] == [read_once(stage, compute)] * steps
+
+
+def test_a_position_reads_the_members_of_one_cluster(make):
+    stage = make("masked", "cluster")
+    all_but_one = 4 * stage.config.dim * 20
+    (one,) = drawing_work(make("masked", "cluster"), 1, Sampling(), Compute("float32"))
+    assert one.bytes == read_once(stage, Compute("float32"))  # six positions, six clusters
+    first, *_ = drawing_work(make("masked, any", "cluster"), 1, Sampling(steps=6), Compute("float32"))
+    whole = read_once(make("masked, any", "cluster"), Compute("float32"))
+    assert first.bytes == pytest.approx(whole - all_but_one)
+
+
+def test_only_ends_of_runs_are_counted(make, monkeypatch):
+    """Of steps of one label the first, the second and the last; the others lie between."""
+    stage, calls = make("autoregressive"), []
+    monkeypatch.setattr(
+        type(stage), "head", lambda self, hidden, given: calls.append(1) or self.transformer.head(hidden)
+    )
+    assert len(drawing_work(stage, BATCH, Sampling(), Compute("float32"))) == 6
+    assert len(calls) == 3
+
+
+def test_peak_memory_is_that_of_tensors_alive_together():
+    with PeakMemory() as memory:
+        a = torch.empty(100, dtype=torch.uint8)
+        views = [a[10:], a.view(10, 10)]
+        b = torch.empty(50, dtype=torch.uint8)
+        a.add_(1)
+        del a, views
+        torch.empty(120, dtype=torch.uint8)
+        assert (memory.now, memory.peak) == (50, 170)
+        del b
+    assert (memory.now, memory.peak) == (0, 170)
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked, any"])
+def test_activations_are_those_of_a_real_draw(make, kind):
+    """On a CPU, by a stage that is not packed: packed weights have no storage to look at."""
+    stage = make(kind)
+    sampling = stage.resolved(Sampling(2.0, steps=None if kind == "autoregressive" else 2))
+    with PeakMemory() as memory:
+        stage.generate(LABELS, Random(range(BATCH)), sampling)
+    assert activation_bytes(stage, BATCH, sampling, Compute("float32")) == pytest.approx(memory.peak, rel=0.15)

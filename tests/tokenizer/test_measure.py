@@ -9,7 +9,7 @@ from ctf.errors import InputError
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_tensor
 from ctf.images.sources import Records
-from ctf.tokenizer import TokenizerConfig, VQTokenizer
+from ctf.tokenizer import LPIPS, TokenizerConfig, VQTokenizer
 from ctf.tokenizer.measure import measure_tokenizer, psnr, ssim
 
 
@@ -92,6 +92,21 @@ def test_metrics_against_numpy():
     assert metrics["standard_error"] == pytest.approx({name: s / 2 for name, s in spread.items()}, rel=1e-3)
     assert metrics["usage"] == pytest.approx(len(frequency) / 64)
     assert metrics["perplexity"] == pytest.approx(np.exp(-(frequency * np.log(frequency)).sum()))
+
+
+def test_lpips_of_what_is_decoded():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(TokenizerConfig(32, (1,), 1, 1, 8, 64, 4, patch_size=8)).eval()
+    perceptual = LPIPS("alex")
+    for head in perceptual.heads:
+        head.weight.abs_()
+    metrics = measure_tokenizer(tokenizer, make_images(pixels), batch_size=2, progress=False, perceptual=perceptual)
+    decoded = tokenizer.decode(tokenizer.encode(to_tensor(pixels)))
+    decoded = to_tensor(torch.floor((127.5 * decoded + 128).clamp(0, 255)).byte().permute(0, 2, 3, 1).numpy())
+    distances = perceptual(to_tensor(pixels), decoded)
+    assert metrics["lpips"] == pytest.approx(distances.mean().item(), rel=1e-5)
+    assert metrics["standard_error"]["lpips"] == pytest.approx(distances.std().item() / 3**0.5, rel=1e-3)
 
 
 def test_nothing_readable():

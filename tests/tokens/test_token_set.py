@@ -99,31 +99,29 @@ def refused(folder: Path) -> str:
     return message
 
 
-def test_missing_folder(tmp_path):
-    assert "no such token set" in refused(tmp_path / "nothing")
+def change_index(folder: Path, **change) -> None:
+    write_json(folder / "index.json", read_json(folder / "index.json") | change)
 
 
-def test_a_folder_of_something_else(tmp_path):
-    assert "not a token set" in refused(tmp_path)
-    write_json(tmp_path / "index.json", {"format": "other"})
-    assert "not the index of a token set" in refused(tmp_path)
-
-
-def test_newer_version(folder):
-    write_json(folder / "index.json", read_json(folder / "index.json") | {"version": 2})
-    assert "update ctf" in refused(folder)
-
-
-def test_damaged_index(folder):
-    index = read_json(folder / "index.json")
-    del index["layout"]
-    write_json(folder / "index.json", index)
-    assert "damaged" in refused(folder)
-
-
-def test_incomplete_set_says_how_to_go_on(folder):
-    write_json(folder / "index.json", read_json(folder / "index.json") | {"complete": False})
-    assert "incomplete (0 shards so far): run the command" in refused(folder)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: folder.rename(folder.with_name("away")), "no such token set"),
+        (lambda folder: (folder / "index.json").unlink(), "not a token set"),
+        (lambda folder: write_json(folder / "index.json", {"format": "other"}), "not the index of a token set"),
+        (lambda folder: change_index(folder, version=2), "update ctf"),
+        (lambda folder: change_index(folder, complete=False), "incomplete (0 shards so far): run the command"),
+        (lambda folder: (folder / "tokens-00001.npy").unlink(), "tokens-00001.npy is missing"),
+        (
+            lambda folder: np.save(folder / "tokens-00001.npy", np.zeros((5, 2, 6), np.uint16)),
+            "holds uint16 [5, 2, 6], expected integers [5, 3, 6]",
+        ),
+        (lambda folder: np.save(folder / "labels-00001.npy", np.array([0, 1, 2, 3, 5])), "number of classes is 5"),
+    ],
+)
+def test_what_is_no_whole_token_set(folder, damage, message):
+    damage(folder)
+    assert message in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["tokens-00002.npy", "labels-00002.npy"])
@@ -132,21 +130,6 @@ def test_truncated_shard_at_any_length(folder, name):
     for length in itertools.chain(range(0, len(whole), 13), [len(whole) - 1]):
         (folder / name).write_bytes(whole[:length])
         assert f"{name} is truncated" in refused(folder)
-
-
-def test_missing_shard(folder):
-    (folder / "tokens-00001.npy").unlink()
-    assert "tokens-00001.npy is missing" in refused(folder)
-
-
-def test_shard_of_another_set(folder):
-    np.save(folder / "tokens-00001.npy", np.zeros((5, 2, 6), np.uint16))
-    assert "holds uint16 [5, 2, 6], expected integers [5, 3, 6]" in refused(folder)
-
-
-def test_label_out_of_range(folder):
-    np.save(folder / "labels-00001.npy", np.array([0, 1, 2, 3, 5]))
-    assert "number of classes is 5" in refused(folder)
 
 
 def test_an_older_index_says_grid(folder):
@@ -199,5 +182,11 @@ def test_a_token_out_of_range_is_met_in_training(folder):
     ],
 )
 def test_an_index_that_no_writer_writes(folder, change):
-    write_json(folder / "index.json", read_json(folder / "index.json") | change)
+    change_index(folder, **change)
+    assert "index.json is damaged" in refused(folder)
+
+
+def test_an_index_that_lacks_a_setting(folder):
+    index = read_json(folder / "index.json")
+    write_json(folder / "index.json", {name: value for name, value in index.items() if name != "shard_size"})
     assert "index.json is damaged" in refused(folder)

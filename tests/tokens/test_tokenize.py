@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from image_files import write_tar
+from image_files import tar
 from PIL import Image
 
 from ctf.cli import main
@@ -180,7 +180,8 @@ def test_processes_share_shards_at_a_url(source, tokenizer, tmp_path, monkeypatc
     for letter in "ab":
         paths = sorted((Path(source) / letter).iterdir())
         label = str("ab".index(letter)).encode()
-        write_tar(tmp_path / f"{letter}.tar", [{"png": path.read_bytes(), "cls": label} for path in paths])
+        shard = tar([{"png": path.read_bytes(), "cls": label} for path in paths], letter)
+        (tmp_path / f"{letter}.tar").write_bytes(shard)
     local = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "local")
     url = f"file://{tmp_path}/*.tar"
     whole = tokenize(open_images(url, size=SIZE), tokenizer, tmp_path / "whole")

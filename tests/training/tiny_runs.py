@@ -32,13 +32,13 @@ def make_token_set(folder, images=16, codebook=None, class_names=None):
     return write_token_set(folder, tokens, labels, VOCABULARY, class_names=class_names, codebook=codebook)
 
 
-def make_token_objective(tokens, name="baseline", held_out=None, tokenizer=None, **own):
+def make_token_objective(tokens, name="baseline", held_out=None, tokenizer=None, size=SIZE, **own):
     """Train the paper's stage of this name; `own` are other arguments of `new_stage`."""
     torch.manual_seed(0)
     task = {"baseline": {}, "coarse": {"predicts": COARSE_MAP}, "fine": {"given": COARSE_MAP}}[name]
     task |= {"layout": tokens.layout, "num_classes": tokens.num_classes, "codebook_size": tokens.codebook_size}
     task |= {"codebook": tokens.fingerprint_of_codebook, "dropout": 0.0, "class_dropout": 0.0, **own}
-    with patch.dict(MODEL_SIZES, nano=SIZE):
+    with patch.dict(MODEL_SIZES, nano=size):
         stage = new_stage("masked" if name == "fine" else "autoregressive", "nano", name=name, **task)
     return TokenObjective(stage, tokens, held_out, tokenizer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -14,7 +14,7 @@ import torch
 from ctf.device import device_name, synchronize
 from ctf.models.config import Quantize
 from ctf.models.linear import pack_linear
-from ctf.sampling.cost import Work
+from ctf.stages.cost import Work
 
 REPEATS = 5
 
@@ -91,3 +91,14 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     call()
     synchronize(device)
     return time.perf_counter() - start
+
+
+def seconds_in_turns(
+    calls: Sequence[Callable[[], object]], device: torch.device, repeats: int = REPEATS
+) -> list[list[float]]:
+    """Seconds of each call, `repeats` times. What packs weights or compiles does so in a first round, not counted.
+
+    The calls take turns, so that what else the machine does slows all of them alike.
+    """
+    rounds = [[seconds(call, device) for call in calls] for _ in range(1 + repeats)]
+    return [list(taken) for taken in zip(*rounds[1:], strict=True)]

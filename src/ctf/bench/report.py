@@ -9,9 +9,10 @@ from typing import Any
 
 from ctf.bench.config import Benchmark
 from ctf.bench.machine import Machine
-from ctf.files import check_writable, write_json
+from ctf.files import write_json
 from ctf.layout import Layout
 from ctf.progress import progress_bar
+from ctf.reporting.tables import table_head, table_row
 
 
 def report(
@@ -29,8 +30,6 @@ def report(
     `machines` are what the rows are compared with, `task` says what the `columns` do not. `measure` turns each case
     into metrics for the file, which also gets `more`, and cells for the table.
     """
-    if config.json:
-        check_writable(config.json)
     machines, rows = list(machines), list[dict[str, Any]]()
     yield from (f"    {command_line(verb, asdict(config))}", "", *map(str, machines), "", task, "")
     yield from table_head(columns)
@@ -54,12 +53,3 @@ def command_line(verb: str, settings: Mapping[str, Any]) -> str:
             text = f"[{', '.join(map(str, value))}]" if listed else str(value)
             words.append(f"--{name} {shlex.quote(text)}")
     return " ".join(words)
-
-
-def table_head(names: list[str]) -> list[str]:
-    """The first two lines of a table; all columns but the first are numbers."""
-    return [table_row(names), "|---" + "|---:" * (len(names) - 1) + "|"]
-
-
-def table_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

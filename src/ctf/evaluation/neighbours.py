@@ -23,6 +23,7 @@ from ctf.evaluation.reference import Reference
 from ctf.images.sheet import contact_sheet
 from ctf.model_card import versions
 from ctf.progress import progress_bar
+from ctf.reporting.tables import table_head, table_row
 from ctf.samples.sample_set import SampleSet
 
 BLOCK_ROWS = 256  # rows compared at once with as many others
@@ -178,19 +179,19 @@ def compare_neighbours(
 def summary(result: dict[str, Any]) -> str:
     """The comparison in a few lines of Markdown."""
     samples, held_out, copies = result["samples"], result["held_out"], result["copies"]
+    features = Path(result["features"]["name"]).name
     error, rest = 100 * result["distances"]["pixels"]["standard_error"], 100 - SUSPICIOUS
 
     def row(label: str, name: str, percent: bool = False) -> str:
         values = [by[name] for by in result["distances"].values()]
-        return f"| {label} | {' | '.join(f'{100 * x:.1f} %' if percent else f'{x:.3g}' for x in values)} |"
+        return table_row([label, *(f"{100 * x:.1f} %" if percent else f"{x:.3g}" for x in values)])
 
     lines = [
         f"{samples['count']:,} samples of {samples['source']} and {held_out['count']:,} held-out images of "
         f"{held_out['source']}, each beside its nearest of {result['reference']['count']:,} training images of "
         f"{result['reference']['source']}",
         "",
-        f"| distance to the nearest training image | {Path(result['features']['name']).name} features | pixels |",
-        "|---|---:|---:|",
+        *table_head(["distance to the nearest training image", f"{features} features", "pixels"]),
         row(f"pairs in which the sample is nearer (fresh images: 50 ± {error:.1f} %)", "nearer", percent=True),
         row(f"samples nearer than {rest} % of held-out images (fresh: {SUSPICIOUS} %)", "suspicious", percent=True),
         row("median of samples", "median_samples"),

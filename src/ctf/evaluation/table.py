@@ -5,17 +5,22 @@ from __future__ import annotations
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctf.evaluation.protocol import Evaluation
-from ctf.files import atomic_path, read_json, write_json, write_text
+from ctf.files import read_json, write_json, write_text
+from ctf.reporting.plots import COLOR, plot
+from ctf.reporting.tables import bullets, markdown_table, text_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PUBLISHED = Path(__file__).parent.parent / "assets" / "imagenet256_published.json"
 HEADER = ["type", "model", "parameters", "FID ↓", "IS ↑", "precision ↑", "recall ↑"]
 METRICS = {"FID": ".2f", "IS": ".1f", "precision": ".2f", "recall": ".2f"}
 
 RUN = "this run"
-COLORS = {"GAN": "#8a8a8a", "Diffusion": "#7a5aa6", "Masked": "#4f8f5f", "VAR": "#b08a2e", "AR": "#2f6f8f"}
+COLORS = {"GAN": "#8a8a8a", "Diffusion": "#7a5aa6", "Masked": "#4f8f5f", "VAR": "#b08a2e", "AR": COLOR}
 COLORS |= {"AR + CTF": "#b5533c", RUN: "#000000"}
 PANELS = {"FID": "FID ↓, logarithmic", "IS": "Inception Score ↑"}
 
@@ -56,11 +61,11 @@ def write_comparison(out: str | Path, evaluation: Evaluation) -> str:
 
 def comparison(evaluation: Evaluation, markdown: bool = False) -> str:
     """Metrics, what they were compared with, and the table, in aligned columns or as Markdown."""
-    layout, heading = (_pipes, "## {}") if markdown else (_aligned, "{}")
+    layout, heading = (markdown_table, "## {}") if markdown else (text_table, "{}")
     reasons, table, name = differences(evaluation), published(), evaluation.samples["source"]
     rows = [[row["type"], _model(row), _size(row) or "-", *_formatted(row)] for row in table["rows"]]
     if reasons:
-        verdict = "\n".join(["Not comparable with the published metrics below:", _bullets(reasons)])
+        verdict = "\n".join(["Not comparable with the published metrics below:", bullets(reasons)])
     else:
         rows.append([RUN, name, "-", *_formatted(evaluation.metrics)])
         verdict = (
@@ -70,11 +75,11 @@ def comparison(evaluation: Evaluation, markdown: bool = False) -> str:
     parts = [
         heading.format(name),
         layout([["metric", "value"], *([title, f"{value:.5g}"] for title, value in evaluation.metrics.items())]),
-        _bullets(_facts(evaluation)),
+        bullets(_facts(evaluation)),
         verdict,
         heading.format(table["title"]),
-        layout([HEADER, *rows]),
-        _bullets([f"Source: {table['source']}.", *table["notes"]]),
+        layout([HEADER, *rows], 2),
+        bullets([f"Source: {table['source']}.", *table["notes"]]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -119,79 +124,59 @@ def _pixels(facts: dict[str, Any]) -> str:
     return " × ".join(str(side) for side in facts["image_size"])
 
 
-def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    """Text to the left, numbers, which are all but the first and the model, to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = 2 if len(widths) > 2 else 1
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _pipes(rows: list[list[str]]) -> str:
-    header, *body = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *body])
-
-
 def plot_comparison(path: str | Path, evaluation: Evaluation) -> None:
     """A PNG with a line per published model, FID and IS beside one another.
 
     The run stands among them; if it is not comparable, below them, with its own metrics and the reasons.
     """
-    from matplotlib.figure import Figure
-
     reasons, source = differences(evaluation), evaluation.samples["source"]
     name = source if len(source) <= 32 else f"…{source[-31:]}"
     rows = [r | {"type": "AR + CTF"} if r["model"].endswith("+ CTF") else r for r in published()["rows"]]
     if not reasons:
         rows.append({"type": RUN, "model": name, "trained_at": 256, **evaluation.metrics})
-    colors = [COLORS[row["type"]] for row in rows]
-    figure = Figure(figsize=(10, 9 + (2 if reasons else 0)), layout="constrained")
-    heights = {"height_ratios": [9, 2]} if reasons else {}
-    grid = figure.add_gridspec(2 if reasons else 1, 2, **heights)
-    first = figure.add_subplot(grid[0, 0])
-    panels = [first, figure.add_subplot(grid[0, 1], sharey=first)]
-    for axes, (column, label) in zip(panels, PANELS.items(), strict=True):
+    with plot(path, 10, 9 + (2 if reasons else 0)) as figure:
+        heights = {"height_ratios": [9, 2]} if reasons else {}
+        grid = figure.add_gridspec(2 if reasons else 1, 2, **heights)
+        first = figure.add_subplot(grid[0, 0])
+        _draw_rows(first, figure.add_subplot(grid[0, 1], sharey=first), rows)
+        types = list(dict.fromkeys(row["type"] for row in rows))
+        dots = [first.scatter([], [], color=COLORS[name]) for name in types]
+        figure.legend(dots, types, loc="outside lower left", ncols=7, fontsize=10)
+        caption = "Class-conditional ImageNet, 256 × 256: published (Guo et al., Table 1); † trained at 384 × 384"
+        figure.suptitle(caption, x=0.01, ha="left")
+        if reasons:
+            _write_reasons(figure.add_subplot(grid[1, :]), name, evaluation.metrics, reasons)
+
+
+def _draw_rows(first: Axes, second: Axes, rows: list[dict[str, Any]]) -> None:
+    """FID in the first panel, which names the models, and IS in the second."""
+    colors, places = [COLORS[row["type"]] for row in rows], range(len(rows))
+    for axes, (column, label) in zip((first, second), PANELS.items(), strict=True):
         values = [row[column] for row in rows]
-        axes.hlines(range(len(rows)), 1, values, colors=colors, alpha=0.35, linewidth=2)
-        axes.scatter(values, range(len(rows)), c=colors, s=30, zorder=3)
+        axes.hlines(places, 1, values, colors=colors, alpha=0.35, linewidth=2)
+        axes.scatter(values, places, c=colors, s=30, zorder=3)
         for place, (value, color) in enumerate(zip(values, colors, strict=True)):
             text = format(value, METRICS[column])
             axes.annotate(text, (value, place), (6, 0), textcoords="offset points", va="center", color=color)
-        axes.set_title(label, loc="left")
-        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.set_title(label)
+        axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0, labelleft=axes is first)
-    distances = [row["FID"] for row in rows]
-    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100]
+    distances, ticks = [row["FID"] for row in rows], [0.5, 1, 2, 5, 10, 20, 50, 100]
     first.set_xscale("log")
     first.set_xticks(ticks, [format(tick, "g") for tick in ticks])
     first.minorticks_off()
     first.set(xlim=(min(1, 0.8 * min(distances)), 1.7 * max(distances)), ylim=(len(rows) - 0.4, -0.6))
-    panels[1].set_xlim(0, 1.18 * max(row["IS"] for row in rows))
-    first.set_yticks(range(len(rows)), [f"{_model(row)}  {_size(row)}".rstrip() for row in rows])
+    second.set_xlim(0, 1.18 * max(row["IS"] for row in rows))
+    first.set_yticks(places, [f"{_model(row)}  {_size(row)}".rstrip() for row in rows])
     for tick, row in zip(first.get_yticklabels(), rows, strict=True):
         tick.set_color(COLORS[row["type"]])
         tick.set_fontweight("bold" if row["type"] == RUN else "normal")
-    types = list(dict.fromkeys(row["type"] for row in rows))
-    dots = [first.scatter([], [], color=COLORS[name]) for name in types]
-    figure.legend(dots, types, loc="outside lower left", ncols=7, frameon=False)
-    caption = "Class-conditional ImageNet, 256 × 256: published (Guo et al., Table 1); † trained at 384 × 384"
-    figure.suptitle(caption, x=0.01, ha="left")
-    if reasons:
-        below = figure.add_subplot(grid[1, :])
-        below.axis("off")
-        values = [f"{title}: {value:.5g}" for title, value in evaluation.metrics.items()]
-        for left, heading, lines in (0, name, values), (0.5, "Not comparable with the rows above", reasons):
-            words = "\n".join(textwrap.fill(line, 60, initial_indent="• ", subsequent_indent="   ") for line in lines)
-            below.text(left, 1, f"{heading}\n\n{words}", va="top", fontsize=9, transform=below.transAxes)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+
+
+def _write_reasons(axes: Axes, name: str, metrics: dict[str, float], reasons: list[str]) -> None:
+    """A run that is not comparable: its metrics at the left, the reasons at the right."""
+    axes.axis("off")
+    values = [f"{title}: {value:.5g}" for title, value in metrics.items()]
+    for left, heading, lines in (0, name, values), (0.5, "Not comparable with the rows above", reasons):
+        words = "\n".join(textwrap.fill(line, 60, initial_indent="• ", subsequent_indent="   ") for line in lines)
+        axes.text(left, 1, f"{heading}\n\n{words}", va="top", fontsize=9, transform=axes.transAxes)

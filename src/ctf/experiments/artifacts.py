@@ -19,6 +19,7 @@ from ctf.interop.tokenizers import open_tokenizer
 from ctf.layout import Layout
 from ctf.run_folder import RUN_MODEL
 from ctf.stages import Stage, new_stage
+from ctf.stages.cost import forward_operations
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import Augmentation, tokenize_images
 from ctf.training.config import StageTask, TokenTraining
@@ -171,7 +172,7 @@ class Training(Artifact):
     def operations(self) -> float:
         """Three forward passes for each image seen: the backward pass multiplies twice for each product."""
         loop, images = self.config.loop, self.tokens.data.num_images
-        return 3 * self.stage().forward_operations() * loop.total_steps(images) * loop.batch_size
+        return 3 * _forward_operations(self) * loop.total_steps(images) * loop.batch_size
 
     @property
     def task(self) -> StageTask:
@@ -182,6 +183,11 @@ class Training(Artifact):
     def stage(self) -> Stage:
         """The stage without values, for counting its parameters and operations."""
         return _stage_without_values(self)
+
+
+@lru_cache
+def _forward_operations(training: Training) -> int:
+    return forward_operations(training.stage())
 
 
 @lru_cache

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ctf.bench.machine import measure_machine, seconds
+from ctf.bench.machine import measure_machine, seconds_in_turns
 from ctf.bench.sampling import decoder_work
 from ctf.device import usable_device
 from ctf.evaluation.features import FeatureExtractor, open_features
@@ -28,6 +28,7 @@ from ctf.run_folder import milestone_path
 from ctf.samples.generate import sample_to
 from ctf.samples.sample_set import SampleSet
 from ctf.sampling.settings import Sampling, overridden
+from ctf.stages.cost import drawing_work
 from ctf.tokenizer.config import TOKENIZER_PRESETS
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 from ctf.tokens.token_set import TokenSet
@@ -83,8 +84,18 @@ class System:
         """Of sampling: every step of every stage, and the decoder."""
         stages = [weights.training.stage() for weights in self.stages]
         settings = overridden([(s.name, s.sampling) for s in stages], dict(self.settings))
-        steps = [work for s in stages for work in s.work(BATCH, s.resolved(settings[s.name]), Compute("float32"))]
-        return sum(work.operations for work in steps) / BATCH + _decoder_operations(self.data)
+        drawn = [_drawing_operations(w.training, settings[s.name]) for w, s in zip(self.stages, stages, strict=True)]
+        return sum(drawn) + _decoder_operations(self.data)
+
+
+def _drawing_operations(training: Training, sampling: Sampling) -> float:
+    loop = dataclasses.replace(training.config.loop, seed=0)  # counted once for all seeds
+    return _counted(dataclasses.replace(training, config=dataclasses.replace(training.config, loop=loop)), sampling)
+
+
+@lru_cache
+def _counted(training: Training, sampling: Sampling) -> float:
+    return sum(work.operations for work in drawing_work(training.stage(), 1, sampling, Compute("float32")))
 
 
 @lru_cache
@@ -223,13 +234,13 @@ class Speed(Artifact):
     def make(self, folder: Path, store: Store) -> None:
         pipelines = [system.open(store) for system in self.systems]
         labels = [i % len(pipelines[0].class_names) for i in range(self.batch)]
-        times: list[list[float]] = [[] for _ in pipelines]
-        for _ in range(self.repeats + 1):  # the first batch packs
-            for pipeline, system, taken in zip(pipelines, self.systems, times, strict=True):
-                draw = partial(pipeline, labels, 0, self.batch, **dict(system.settings))
-                taken.append(seconds(draw, pipeline.device))
+        calls = [
+            partial(pipeline, labels, 0, self.batch, **dict(system.settings))
+            for pipeline, system in zip(pipelines, self.systems, strict=True)
+        ]
+        times = seconds_in_turns(calls, pipelines[0].device, self.repeats)
         machine = str(measure_machine(pipelines[0].device))
-        each = [min(taken[1:]) / self.batch for taken in times]
+        each = [min(taken) / self.batch for taken in times]
         write_json(folder / RESULT, {"machine": machine, "seconds_per_image": each})
 
     def operations(self) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -12,22 +13,27 @@ from ctf.experiments.experiment import METRICS, Experiment, Measured, judge
 from ctf.experiments.measurements import FIGURE, SAMPLES, Samples
 from ctf.experiments.presets import Preset
 from ctf.experiments.store import Store
-from ctf.files import atomic_path, write_text
+from ctf.experiments.swap import swap_lines
 from ctf.images.sheet import contact_sheet, save_png
+from ctf.reporting.page import picture, write_page
+from ctf.reporting.plots import COLOR, plot
+from ctf.reporting.tables import bullets, markdown_table
 from ctf.samples.sample_set import SampleSet
 from ctf.tokens.token_set import TokenSet
 
-PAGE, PLOT, SHEET = "report.md", "plot.png", "samples.png"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PLOT, SHEET = "plot.png", "samples.png"
 SHEET_COLUMNS, SHEET_ROWS = 16, 24
 #: Endings of what a likelihood says, in the order of the table.
 BITS = ("bits_per_token", "accuracy")
 
 
-def write_page(folder: Path, experiment: Experiment, preset: Preset, store: Store, command: str) -> None:
+def write_report(folder: Path, experiment: Experiment, preset: Preset, store: Store, command: str) -> None:
     """Write report.md, with its pictures, from what is in the store; what is not is left out, and nothing is made."""
-    parts = [f"# {experiment.title}", *results(folder, experiment, preset, store)]
-    parts += ["## How it was made", made(experiment, preset, store, command)]
-    write_text(folder / PAGE, "\n\n".join(parts) + "\n")
+    made = how_it_was_made(experiment, preset, store, command)
+    write_page(folder, experiment.title, results(folder, experiment, preset, store), made)
 
 
 def results(folder: Path, experiment: Experiment, preset: Preset, store: Store, beside: str = "") -> list[str]:
@@ -40,10 +46,10 @@ def results(folder: Path, experiment: Experiment, preset: Preset, store: Store, 
     if experiment.claims:
         parts += ["What the paper claims, and other expectations:", claims(experiment, measured, preset)]
     if any(m.values for m in measured):
-        plot(folder / PLOT, experiment, measured, preset)
-        parts.append(f"![{experiment.title}]({beside}{PLOT})")
+        draw(folder / PLOT, experiment, measured, preset)
+        parts.append(picture(f"{beside}{PLOT}", experiment.title))
     if sheet(folder / SHEET, experiment, preset, store):
-        parts += [f"![samples]({beside}{SHEET})", "*The same classes and seeds in every row.*"]
+        parts += [picture(f"{beside}{SHEET}", "samples"), "*The same classes and seeds in every row.*"]
     return parts
 
 
@@ -51,15 +57,11 @@ def figures(folder: Path, experiment: Experiment, store: Store, beside: str) -> 
     """Write the figures of swapped tokens to `folder`, which a page calls `beside`; parts of the page."""
     parts = []
     for place, swap in enumerate(filter(store.has, experiment.figures)):
-        if (picture := store.folder(swap) / FIGURE).exists():
-            with Image.open(picture) as figure:
+        if (drawn := store.folder(swap) / FIGURE).exists():
+            with Image.open(drawn) as figure:
                 save_png(folder / f"figure-{place}.png", figure)
-            parts.append(f"![tokens swapped]({beside}figure-{place}.png)")
-        lines = [
-            f"- M = {count}: k-means {values['kmeans']:.2f} dB, random {values['random']:.2f} dB"
-            for count, values in store.result(swap).items()
-        ]
-        parts.append("\n".join(lines))
+            parts.append(picture(f"{beside}figure-{place}.png", "tokens swapped"))
+        parts.append(bullets(swap_lines(store.result(swap))))
     return parts
 
 
@@ -86,14 +88,15 @@ def table(experiment: Experiment, measured: list[Measured], preset: Preset, stor
     notes = ["In square brackets: the paper's, on ImageNet."] if any(m.row.published for m in measured) else []
     if seconds:
         notes.append(f"Seconds per image at batch {experiment.timed().batch}, on {seconds['machine']}.")
-    return "\n\n".join([_markdown([head, *lines]), *notes])
+    return "\n\n".join([markdown_table([head, *lines], len(experiment.columns)), *notes])
 
 
 def claims(experiment: Experiment, measured: list[Measured], preset: Preset) -> str:
     """What `judge` says of each."""
     verdicts = [judge(claim, measured) for claim in experiment.claims]
+    head = ["claim", "here", "by", "evidence: mean against mean, difference ± standard error"]
     rows = [[v.claim.says, v.word, title(v.claim.metric, preset), v.evidence] for v in verdicts]
-    return _markdown([["claim", "here", "by", "evidence: mean against mean, difference ± standard error"], *rows])
+    return markdown_table([head, *rows], len(head))
 
 
 def title(metric: str, preset: Preset) -> str:
@@ -109,42 +112,50 @@ def digits(metric: str) -> int:
     return 2 if metric in ("FID", "IS") else 3
 
 
-def plot(path: Path, experiment: Experiment, measured: list[Measured], preset: Preset) -> None:
+def draw(path: Path, experiment: Experiment, measured: list[Measured], preset: Preset) -> None:
     """Distance, score and bits: curves over the number in `Experiment.curve`, or a point for each row."""
-    from matplotlib.figure import Figure
-
     shown = [name for name in ("FID", "IS", "bits_per_token") if any(name in m.values for m in measured)]
-    figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
-        rows = [m for m in measured if name in m.values]
-        errors = [float(np.std(m.values[name], ddof=1)) if len(m.values[name]) > 1 else 0.0 for m in rows]
-        if experiment.curve is None:
-            at = range(len(rows))
-            axes.errorbar(at, [m.mean(name) for m in rows], errors, fmt="o", color="#2f6f8f", capsize=3)
-            axes.set_xticks(at, ["\n".join(m.row.name) for m in rows], fontsize=8)
-            axes.margins(x=0.15, y=0.15)
-            axes.grid(axis="y", alpha=0.3)
-        else:
-            curves: dict[str, list[int]] = {}
-            for place, m in enumerate(rows):
-                words = [word for i, word in enumerate(m.row.name) if i != experiment.curve]
-                curves.setdefault(", ".join(words), []).append(place)
-            for label, places in curves.items():
-                x = [float(rows[i].row.name[experiment.curve]) for i in places]
-                y = [rows[i].mean(name) for i in places]
-                axes.errorbar(x, y, [errors[i] for i in places], label=label, marker="o", capsize=2)
-            numbers = sorted({float(m.row.name[experiment.curve]) for m in rows})
-            if numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]:
-                axes.set_xscale("log", base=2)
-                axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
-            axes.set_xlabel(experiment.columns[experiment.curve])
-            if name == shown[0] and len(curves) > 1:
-                columns = min(3, len(curves))
-                figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-        axes.set_title(title(name, preset), loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    with plot(path, 5 * len(shown), 4) as figure:
+        for axes, name in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+            rows = [m for m in measured if name in m.values]
+            axes.set_title(title(name, preset))
+            if experiment.curve is None:
+                _draw_points(axes, rows, name)
+            else:
+                _draw_curves(axes, rows, name, experiment.curve)
+                axes.set_xlabel(experiment.columns[experiment.curve])
+                lines, labels = axes.get_legend_handles_labels()
+                if name == shown[0] and len(labels) > 1:
+                    figure.legend(lines, labels, loc="outside lower center", ncols=min(3, len(labels)))
+
+
+def _draw_points(axes: Axes, rows: list[Measured], metric: str) -> None:
+    """A point for each row."""
+    at = range(len(rows))
+    axes.errorbar(at, [m.mean(metric) for m in rows], _errors(rows, metric), fmt="o", color=COLOR, capsize=3)
+    axes.set_xticks(at, ["\n".join(m.row.name) for m in rows], fontsize=8)
+    axes.margins(x=0.15, y=0.15)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _draw_curves(axes: Axes, rows: list[Measured], metric: str, curve: int) -> None:
+    """A curve over the number at place `curve` of the names, for each of what else the names say."""
+    curves: dict[str, list[Measured]] = {}
+    for m in rows:
+        words = [word for place, word in enumerate(m.row.name) if place != curve]
+        curves.setdefault(", ".join(words), []).append(m)
+    for label, each in curves.items():
+        x, y = [float(m.row.name[curve]) for m in each], [m.mean(metric) for m in each]
+        axes.errorbar(x, y, _errors(each, metric), label=label, marker="o", capsize=2)
+    numbers = sorted({float(m.row.name[curve]) for m in rows})
+    if numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+
+
+def _errors(rows: list[Measured], metric: str) -> list[float]:
+    """Standard deviations of a seed; 0 of rows of one seed."""
+    return [m.deviation(metric) if len(m.values[metric]) > 1 else 0.0 for m in rows]
 
 
 def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> bool:
@@ -173,20 +184,18 @@ def _images(samples: Samples, store: Store, places: np.ndarray) -> list[np.ndarr
     return [found[i] for i in places.tolist()]
 
 
-def made(experiment: Experiment, preset: Preset, store: Store, command: str) -> str:
+def how_it_was_made(experiment: Experiment, preset: Preset, store: Store, command: str) -> list[str]:
     """The command, the settings, and where everything lies."""
     loop, sizes = preset.training["loop"], ", ".join(f"{ours} for {name}" for name, ours in preset.sizes.items())
-    lines = [
-        f"- `{command}`",
-        f"- Features of distance, score, precision and recall: {preset.features}; the reference: {preset.reference}.",
-        f"- Data: {preset.data.images}; {loop.total_steps(preset.data.num_images):,} steps of {loop.batch_size} images;"
+    samples = [(row.name, m.samples) for row in experiment.rows for m in row.metrics(preset)[:1] if store.has(m)]
+    return [
+        f"`{command}`",
+        f"Features of distance, score, precision and recall: {preset.features}; the reference: {preset.reference}.",
+        f"Data: {preset.data.images}; {loop.total_steps(preset.data.num_images):,} steps of {loop.batch_size} images;"
         f" sizes {sizes}; {preset.num_samples:,} samples a set; seeds {', '.join(map(str, preset.seeds))}.",
-        "- ± is the standard deviation of a seed. Settings lie beside each artifact, a manifest in each sample set:",
+        "± is the standard deviation of a seed. Settings lie beside each artifact, a manifest in each sample set.",
+        *(f"Samples of {', '.join(name)}: `{store.folder(of)}`" for name, of in samples),
     ]
-    for row in experiment.rows:
-        for metrics in filter(store.has, row.metrics(preset)[:1]):
-            lines.append(f"  - {', '.join(row.name)}: `{store.folder(metrics.samples)}`")
-    return "\n".join(lines)
 
 
 def spread(values: list[float], decimals: int) -> str:
@@ -197,8 +206,3 @@ def spread(values: list[float], decimals: int) -> str:
 
 def _union(names: Iterable[Iterable[str]]) -> list[str]:
     return list(dict.fromkeys(name for each in names for name in each))
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))

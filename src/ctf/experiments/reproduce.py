@@ -13,11 +13,12 @@ from ctf.device import usable_device
 from ctf.errors import InputError
 from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Experiment
-from ctf.experiments.page import PAGE, write_page
+from ctf.experiments.page import write_report
 from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import Preset
 from ctf.experiments.store import Artifact, Store, in_order
 from ctf.files import check_writable
+from ctf.reporting.page import PAGE
 
 
 def find(name: str) -> Callable[[Preset], Experiment]:
@@ -41,7 +42,7 @@ def reproduce(name: str, preset: Preset, out: str, device: str = "auto", command
     usable_device(device)
     for artifact in experiment.artifacts(preset) if make else []:
         store.get(artifact)
-    write_page(folder, experiment, preset, store, command)
+    write_report(folder, experiment, preset, store, command)
     return folder / PAGE
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,11 @@ class SwapResult:
 
     psnr: dict[int, dict[str, float]]
     figure: Image.Image
+
+
+def swap_lines(psnr: Mapping[Any, Mapping[str, float]]) -> list[str]:
+    """The figures in words, a line for each M."""
+    return [f"M = {m}: k-means {by['kmeans']:.2f} dB, random {by['random']:.2f} dB" for m, by in psnr.items()]
 
 
 def swap_images(

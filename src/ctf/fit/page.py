@@ -1,18 +1,31 @@
-"""The report of `ctf fit`: the sheet, the curves beside those of the bundled model, and what to do next."""
+"""The report of `ctf fit`: the sheet, figures, the curves beside those of the bundled model, and what to do next."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ctf.files import atomic_path, read_json
+from ctf.files import read_json
 from ctf.fit.plan import Plan
+from ctf.reporting.page import picture, write_page
+from ctf.reporting.plots import COLOR, GREY, plot
+from ctf.reporting.tables import markdown_table
 from ctf.stages.stage import bits
 from ctf.tokenizer.registry import ASSETS
 
+MODEL, SHEET, CURVES = "model", "samples.png", "curves.png"
+#: What the table calls the difference between the systems, and the accuracies.
+SAVED, RIGHT = "bits per token saved", "most probable label is right, given the right ones before it"
 #: Losses of the bundled emoji model over the passes through its images, for comparison.
 REFERENCE = ASSETS / "reference_curves.json"
 Log = list[dict[str, float]]
+
+IS_IT_NORMAL = """\
+Is my loss normal? Grey is the bundled emoji model: 7,922 images, 483 classes, 16,384 codewords. Bits per token begin
+near the logarithm of the number of labels and fall fast in the first passes; fewer codewords mean fewer bits. A flat
+curve means too small a learning rate, one that rises at the end too large a one. Held-out bits above the training loss
+by one and more mean that the model knows its images by heart: add images, or take fewer steps."""
 
 
 def series(name: str, log: Log) -> tuple[list[float], list[float], str]:
@@ -25,59 +38,64 @@ def series(name: str, log: Log) -> tuple[list[float], list[float], str]:
 
 def curves(path: Path, logs: dict[str, Log]) -> None:
     """A panel for each training: this run's loss, and grey the bundled model's on the emoji."""
-    from matplotlib.figure import Figure
-
     known = read_json(REFERENCE)
-    figure = Figure(figsize=(4.5 * len(logs), 3.6), layout="constrained")
-    for axes, (name, log) in zip(figure.subplots(1, len(logs), squeeze=False)[0], logs.items(), strict=True):
-        epochs, values, unit = series(name, log)
-        if name in known:
-            axes.plot(*known[name], color="#b8b8b8", label="the bundled emoji model")
-        axes.plot(epochs, values, color="#2f6f8f", linewidth=2, label="this run")
-        axes.set(xlabel="passes over the images", ylabel=unit, ylim=(0, None), yscale="linear")
-        axes.set_title(name, loc="left")
-        axes.legend(fontsize=8, frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    with plot(path, 4.5 * len(logs), 3.6) as figure:
+        for axes, (name, log) in zip(figure.subplots(1, len(logs), squeeze=False)[0], logs.items(), strict=True):
+            epochs, values, unit = series(name, log)
+            if name in known:
+                axes.plot(*known[name], color=GREY, label="the bundled emoji model")
+            axes.plot(epochs, values, color=COLOR, linewidth=2, label="this run")
+            axes.set(xlabel="passes over the images", ylabel=unit, ylim=(0, None), yscale="linear")
+            axes.set_title(name)
+            axes.legend()
 
 
-def report(plan: Plan, metrics: dict[str, Any], logs: dict[str, Log], run: Path) -> str:
-    """The page `report.md`."""
-    tokenizer, likelihood = metrics["tokenizer"], metrics["likelihood"]
+def write_report(run: Path, plan: Plan, metrics: dict[str, Any], more: Iterable[str] = ()) -> None:
+    """Write report.md, beside its pictures, with the parts `more` before what to do next."""
     whose = "held-out images" if plan.held_out else "the training images, since none were held out"
-    warning = f"**{metrics['warning'][0].upper()}{metrics['warning'][1:]}.**\n\n" if "warning" in metrics else ""
-    plan_lines = "\n".join(f"- {line}" for line in plan.table().splitlines())
-    return f"""# A model of {plan.images}
+    warning, tokenizer, model = metrics.get("warning", ""), metrics["tokenizer"], run / MODEL
+    last = "; last those of the baseline, with the same labels, seeds and settings" if plan.baseline else ""
+    parts = [
+        picture(SHEET, "images, their tokens, samples"),
+        f"First row: {whose}; second: what the tokenizer makes of them; then samples of the classes above them{last}.",
+        warning and f"**{warning[0].upper()}{warning[1:]}.**",
+        markdown_table(_systems(metrics, whose)),
+        f"Tokenizer: {tokenizer['psnr']:.2f} dB PSNR, {tokenizer['usage']:.0%} of its codewords occur.",
+        picture(CURVES, "training losses"),
+        IS_IT_NORMAL,
+        *more,
+        "## What to do next",
+        f"""```sh
+ctf sample --model {model} --num 64 --out {run / "more"}
+ctf complete --model {model} --image photo.png --region 0 0.5 1 1 --labels 0 --num 7 --out {run / "completed.png"}
+ctf info {model}
+```""",
+    ]
+    write_page(run, f"A model of {plan.images}", parts, plan.table().splitlines())
 
-![images, their tokens, samples](samples.png)
 
-First row: {whose}; second: what the tokenizer makes of them; then samples of the classes above them.
+def _systems(metrics: dict[str, Any], whose: str) -> list[list[str]]:
+    """Rows of the table: a column for the model, and one for the baseline if there is one."""
+    model, speed = metrics["likelihood"], metrics["images_per_second"]
+    each, saved = [model], []
+    if "against" in model:
+        other = model["against"]
+        each.append(other)
+        saved = [[SAVED, f"{-other['difference']:.3f} ± {other['standard_error']['difference']:.3f}", ""]]
+    return [
+        [f"on {whose}", *speed],
+        ["bits per token", *(f"{by['bits_per_token']:.3f}{_terms(by)}" for by in each)],
+        *saved,
+        [RIGHT, *(", ".join(_by_stage(by, "_accuracy", ".1%")) for by in each)],
+        ["images per second", *(f"{rate:.3g}" for rate in speed.values())],
+    ]
 
-{warning}| on {whose} | |
-|---|---|
-| tokenizer, PSNR | {tokenizer["psnr"]:.2f} dB |
-| tokenizer, codewords that occur | {tokenizer["usage"]:.0%} |
-| bits per token | {likelihood["bits_per_token"]:.3f} (coarse {likelihood["coarse_bits_per_token"]:.3f} + fine \
-{likelihood["fine_bits_per_token"]:.3f}) |
 
-![training losses](curves.png)
+def _terms(by: dict[str, Any]) -> str:
+    """The bits of each stage, if there are several."""
+    terms = _by_stage(by, "_bits_per_token", ".3f")
+    return f" ({' + '.join(terms)})" if terms else ""
 
-Is my loss normal? Grey is the bundled emoji model: 7,922 images, 483 classes, 16,384 codewords. Bits per token begin
-near the logarithm of the number of labels and fall fast in the first passes; fewer codewords mean fewer bits. A flat
-curve means too small a learning rate, one that rises at the end too large a one. Held-out bits above the training loss
-by one and more mean that the model knows its images by heart: add images, or take fewer steps.
 
-## What was done
-
-{plan_lines}
-
-## What to do next
-
-```sh
-ctf sample --model {run / "model"} --num 64 --out {run / "more"}
-ctf complete --model {run / "model"} --image photo.png --region 0 0.5 1 1 --labels 0 --num 7 --out \
-{run / "completed.png"}
-ctf info {run / "model"}
-```
-"""
+def _by_stage(by: dict[str, Any], end: str, style: str) -> list[str]:
+    return [f"{name.removesuffix(end)} {value:{style}}" for name, value in by.items() if name.endswith(end)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ctf.classes import renumbered
 from ctf.codebook.clustering import cluster_codebook
 from ctf.errors import InputError
 from ctf.files import read_json, temporary_folder, text_fingerprint, write_json
+from ctf.fit.config import FitConfig
 from ctf.images.image_set import MADE_SPLITS, ImageSet, every_tenth, open_images
 from ctf.images.splits import match_split
 from ctf.interop.tokenizers import open_tokenizer
@@ -42,13 +43,13 @@ from ctf.training.tokenizer_objective import TokenizerObjective
 
 PLAN, MAP = "plan.json", "map.safetensors"
 #: How trainings share the time that is left for them.
-SHARES = {"tokenizer": 0.45, "coarse": 0.33, "fine": 0.22}
+SHARES = {"tokenizer": 0.45, "coarse": 0.33, "fine": 0.22, "baseline": 0.33}
 #: Of the time, for turning images into tokens with shifts; if they take more, mirror images must do.
 SHIFTS_SHARE = 0.1
 #: Opening, clustering, evaluating and sampling: seconds, and a share of the time.
 OTHERS, OTHERS_SHARE = 10.0, 0.05
 #: Passes over the images after which more teach next to nothing, or only the images by heart.
-MOST_EPOCHS = {"tokenizer": 100, "coarse": 120, "fine": 80}
+MOST_EPOCHS = {"tokenizer": 100, "coarse": 120, "fine": 80, "baseline": 120}
 FEWEST_STEPS = 20
 #: Codewords for so many vectors of the training images, and tokens of a cluster (the paper: 16,384 in 512).
 VECTORS_PER_CODEWORD, TOKENS_PER_CLUSTER = 16, 32
@@ -71,7 +72,7 @@ class Plan:
         size: of both stages.
         batch_size: of stages; the tokenizer's is `tokenizer_batch`.
         tokenizer_batch: images a step.
-        steps: of "tokenizer", "coarse" and "fine"; 0 for a given tokenizer.
+        steps: of "tokenizer", "coarse", "fine" and, to compare them with, "baseline"; 0 for a given tokenizer.
         seed: of everything.
         seconds: that the steps take, as measured, and all else as estimated; empty where nothing was timed.
         files: a fingerprint of the images' files, see `open`; None if not known.
@@ -93,6 +94,16 @@ class Plan:
     seed: int
     seconds: dict[str, float]
     files: str | None = None
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of those to train, in turn."""
+        return [name for name in self.steps if name != "tokenizer"]
+
+    @property
+    def baseline(self) -> bool:
+        """Whether to train one."""
+        return "baseline" in self.steps
 
     @property
     def splits(self) -> tuple[str | None, str | None]:
@@ -133,8 +144,8 @@ class Plan:
         )
 
     def stage_training(self, name: str, run: Path, device: str) -> TokenTraining:
-        """Of "coarse", "fine", or a "baseline" to compare them with: as many steps as "coarse" has."""
-        steps = self.steps["coarse" if name == "baseline" else name]
+        """Of one of `stages`."""
+        steps = self.steps[name]
         common: dict[str, Any] = {
             "out": str(run / name),
             "tokens": str(run / "tokens" / "train"),
@@ -201,10 +212,11 @@ class Plan:
         except (TypeError, KeyError):
             raise InputError(f"{path} is no plan of this version of ctf: choose another --out") from None
 
-    def check_asked(self, path: Path, **asked: Any) -> None:
-        """Raise InputError if what is asked for now, None for nothing, differs from what the plan in `path` says."""
-        for name, value in asked.items():
-            if value is not None and getattr(self, name) != value:
+    def check_asked(self, path: Path, config: FitConfig) -> None:
+        """Raise InputError if what is asked for now differs from what the plan in `path` says."""
+        for name in (field.name for field in fields(config) if hasattr(self, field.name)):
+            value = getattr(config, name)
+            if value is not None and value is not False and getattr(self, name) != value:
                 raise InputError(
                     f"{path} says {name} {shorten(getattr(self, name))}, not {shorten(value)}: leave it out to go "
                     "on, or choose another --out"
@@ -219,20 +231,8 @@ def parse_time(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def choose(
-    images: str,
-    split: str | None,
-    time: float,
-    device: torch.device,
-    held_out: str | None = None,
-    image_size: int | None = None,
-    tokenizer: str | None = None,
-    num_clusters: int | None = None,
-    size: str | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-) -> Plan:
-    """Decide what None leaves open.
+def choose(config: FitConfig, device: torch.device) -> Plan:
+    """Decide what `config` leaves open.
 
     Steps of each training are timed here and now, with models of the sizes chosen, and as many are planned as fit into
     the time, or fewer where more would teach nothing.
@@ -241,11 +241,13 @@ def choose(
         InputError: images that cannot be opened, a split to hold out that would be trained on, or a tokenizer that does
             not fit the images.
     """
-    for name, value in ("image_size", image_size), ("num_clusters", num_clusters), ("batch_size", batch_size):
+    for name in ("image_size", "num_clusters", "batch_size"):
+        value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name} {value} must be at least 1")
-    on_gpu = device.type == "cuda"
-    image_size = image_size or (256 if on_gpu else 64)
+    time, on_gpu = parse_time(config.time), device.type == "cuda"
+    images, split, held_out, tokenizer = config.images, config.split, config.held_out, config.tokenizer
+    image_size = config.image_size or (256 if on_gpu else 64)
     opened = open_images(images, split, image_size)
     num_held_out = int(every_tenth(opened.labels).sum()) if split is held_out is None else 0
     count, test = len(opened) - num_held_out, opened
@@ -263,9 +265,7 @@ def choose(
         codebook_size = architecture.codebook_size
     else:
         layout, codebook_size = given.layout((image_size, image_size)), given.codebook_size
-    num_clusters = num_clusters or max(2, codebook_size // TOKENS_PER_CLUSTER)
-    size = size or ("B" if on_gpu else "micro" if time >= 1800 else "nano")
-    batch_size = batch_size or (256 if on_gpu else 32)
+    batch_size = config.batch_size or (256 if on_gpu else 32)
     batch_size, tokenizer_batch = (min(batch, max(2, count)) for batch in (batch_size, 64 if on_gpu else 32))
     plan = Plan(
         images=images,
@@ -276,12 +276,12 @@ def choose(
         augmentation="ten-shift",
         tokenizer=tokenizer,
         architecture=architecture if given is None else None,
-        num_clusters=num_clusters,
-        size=size,
+        num_clusters=config.num_clusters or max(2, codebook_size // TOKENS_PER_CLUSTER),
+        size=config.size or ("B" if on_gpu else "micro" if time >= 1800 else "nano"),
         batch_size=batch_size,
         tokenizer_batch=tokenizer_batch,
-        steps=dict.fromkeys(SHARES, 1),
-        seed=seed,
+        steps={name: 1 for name in SHARES if name != "baseline" or config.baseline},
+        seed=config.seed or 0,
         seconds={},
         files=files_of(opened, test),
     )
@@ -289,12 +289,14 @@ def choose(
     one_view = count * _seconds_to_encode(given or VQTokenizer(architecture), opened, device)
     shifts = 10 * one_view <= SHIFTS_SHARE * time
     seconds = {"else": OTHERS + OTHERS_SHARE * time + (10 if shifts else 2) * one_view}
-    left, steps = time - seconds["else"], dict.fromkeys(SHARES, 0)
+    left, steps = time - seconds["else"], dict.fromkeys(plan.steps, 0)
     for name in each:
         share = SHARES[name] / sum(SHARES[other] for other in each)
         most = math.ceil(MOST_EPOCHS[name] * count / (tokenizer_batch if name == "tokenizer" else batch_size))
         steps[name] = max(FEWEST_STEPS, min(most, int(share * left / each[name])))
-        seconds[name] = steps[name] * each[name]
+    if plan.baseline:  # as many as stage 1 has, for a fair comparison
+        steps["coarse"] = steps["baseline"] = min(steps["coarse"], steps["baseline"])
+    seconds |= {name: steps[name] * each[name] for name in each}
     rounded = {name: round(value, 1) for name, value in seconds.items()}
     return replace(plan, steps=steps, augmentation="ten-shift" if shifts else "flip", seconds=rounded)
 
@@ -343,8 +345,8 @@ def _measure(
         labels = torch.arange(plan.batch_size) % len(images.class_names)
         tokens = write_token_set(folder / "tokens", drawn, labels, codebook_size, layout, images.class_names)
         clusters = cluster_codebook(torch.randn(codebook_size, 2), plan.num_clusters, "random")
-        maps: dict[str, dict[str, Any]] = {"coarse": {"predicts": clusters}, "fine": {"given": clusters}}
-        for name_of, levels in maps.items():
+        levels: dict[str, dict[str, Any]] = {"coarse": {"predicts": clusters}, "fine": {"given": clusters}}
+        for name_of in plan.stages:
             config_of = plan.stage_training(name_of, folder, name)
             stage = new_stage(
                 config_of.kind,
@@ -353,7 +355,7 @@ def _measure(
                 layout=layout,
                 num_classes=tokens.num_classes,
                 codebook_size=codebook_size,
-                **levels,
+                **levels.get(name_of, {}),
             )
             each[name_of] = step_seconds(
                 TokenObjective(stage, tokens), config_of.loop, config_of.optimizer, TIMED_STEPS

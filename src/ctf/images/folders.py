@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import posixpath
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ctf.errors import InputError
 from ctf.images.formats import ending, is_image
-from ctf.images.records import Records, class_name, label_column, label_like, number_labels, printable, shortened, warn
+from ctf.images.records import Labels, Records, class_name, one_class, printable, shortened, warn
 from ctf.images.splits import match_split, split_of, splits_among, unknown_split
-
-if TYPE_CHECKING:
-    from pyarrow import Table
-
-#: From a file's path below a folder to what is in the file.
-Read = Callable[[str], bytes]
+from ctf.images.tables import METADATA, Read, label_tables, metadata_labels, tiny_imagenet_labels
 
 SHARDS = (".tar", ".parquet")
-METADATA = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})  # the names that `datasets` reads
 #: Where labels may stand that are not read.
 TABLES = frozenset({".csv", ".tsv", ".txt", ".json", ".jsonl"})
 
@@ -52,7 +43,7 @@ def shard_ending(source: str, files: Sequence[str]) -> str | None:
 
 def folder_records(
     source: str,
-    files: Iterable[str],
+    files: Sequence[str],
     read: Read,
     state: Callable[[str], str],
     split: str | None,
@@ -74,14 +65,10 @@ def folder_records(
     Raises:
         InputError: no images, splits beside each other, images beside class folders, or what `metadata_labels` raises.
     """
-    metadata: list[str] = []
+    tables = label_tables(files)
     every: defaultdict[str, list[str]] = defaultdict(list)  # by folder
-    for path in files:
-        folder, _, name = path.rpartition("/")
-        if name in METADATA:
-            metadata.append(path)
-        else:
-            every[folder].append(path)
+    for path in sorted({*files}.difference(tables)):
+        every[posixpath.dirname(path)].append(path)
     places = {folder: folder for folder in every} if split is None else of_split(source, every, split)
     images = {folder: found for folder in places if (found := [path for path in every[folder] if is_image(path)])}
     others = [path for folder in places for path in every[folder] if not (is_image(path) or path.endswith("/"))]
@@ -91,21 +78,23 @@ def folder_records(
     if not images:
         raise InputError(f"{source} holds no images{f' but {passed}' if passed else ''}: is it the right folder?")
     ordered = sorted(path for paths in images.values() for path in paths)
-    labelled = metadata_labels(source, metadata, ordered, read, column)
+    labelled = metadata_labels(source, tables, ordered, read, column)
+    if labelled is None and column is None:
+        class_of = {path: places[posixpath.dirname(path)].partition("/")[0] for path in ordered}
+        labelled = tiny_imagenet_labels(source, tables, class_of, read)
     if labelled is None:
-        ordered, labels, class_names = folder_labels(source, images, places)
-    else:
-        labels, class_names = labelled
+        ordered, labelled = folder_labels(source, images, places)
+    labels, class_names = labelled
     if passed:
-        tables = len(class_names) == 1 and not TABLES.isdisjoint(endings)
-        hint = "; labels are read from metadata.csv, with the columns file_name and label" if tables else ""
+        unread = len(class_names) == 1 and not TABLES.isdisjoint(endings)
+        hint = "; labels are read from metadata.csv, with the columns file_name and label" if unread else ""
         warn(f"{source}: passed over files that are no images: {passed}{hint}")
     return Records(
         labels,
         class_names,
         name=lambda index: printable(ordered[index]),
         encoded=lambda index: read(ordered[index]),
-        files=lambda: [f"{path} {state(path)}" for path in (*metadata, *ordered)],
+        files=lambda: [f"{path} {state(path)}" for path in (*tables, *ordered)],
     )
 
 
@@ -177,10 +166,8 @@ def check_no_splits(source: str, folders: Iterable[str]) -> None:
 # Labels
 
 
-def folder_labels(
-    source: str, images: Mapping[str, list[str]], places: Mapping[str, str]
-) -> tuple[list[str], np.ndarray, list[str]]:
-    """Paths of the images by class, int64 labels (n,) and class names.
+def folder_labels(source: str, images: Mapping[str, list[str]], places: Mapping[str, str]) -> tuple[list[str], Labels]:
+    """Paths of the images by class, and their labels.
 
     Args:
         source: as for `folder_records`.
@@ -198,7 +185,7 @@ def folder_labels(
         classes[class_name(tops[folder])] += paths
     flat = sorted(classes.pop("", []))
     if not classes:
-        return flat, np.zeros(len(flat), np.int64), ["image"]
+        return flat, one_class(len(flat))
     if flat:
         raise InputError(
             f"{source} holds both images and sub-folders: move the images ({printable(flat[0])}, …) into a class"
@@ -208,56 +195,4 @@ def folder_labels(
         below = printable(f"{source}/{common}")
         warn(f"{source}: all images are one class, {class_names[0]!r}; if the classes are below it, give {below}")
     ordered = [path for name in class_names for path in sorted(classes[name])]
-    return ordered, np.repeat(np.arange(len(classes)), [len(classes[name]) for name in class_names]), class_names
-
-
-def metadata_labels(
-    source: str, metadata: Iterable[str], images: Sequence[str], read: Read, column: str | None
-) -> tuple[np.ndarray, list[str]] | None:
-    """int64 labels (n,) of `images` and class names from the metadata files; None without labels there.
-
-    As for `datasets`, the column "file_name" holds paths from the folder of the metadata file on.
-
-    Raises:
-        InputError: a file that cannot be read, images without a row, or no such column; and as `label_column` and
-            `number_labels`.
-    """
-    if column == "":
-        return None
-    values: dict[str, Any] = {}
-    found = column
-    for path in metadata:
-        table = read_table(f"{source}/{path}", read(path))
-        if "file_name" not in table.column_names:
-            warn(f"{source}/{path} is not read: it has no column 'file_name'")
-            continue
-        found = label_column(table.column_names, label_like(table.schema), column, source)
-        if found is not None:
-            names = [unicodedata.normalize("NFC", str(name)) for name in table["file_name"].to_pylist()]
-            paths = [posixpath.normpath(posixpath.join(posixpath.dirname(path), name)) for name in names]
-            values.update(zip(paths, table[found].to_pylist(), strict=True))
-    if not values:
-        if column is None:
-            return None
-        raise InputError(
-            f"{source} has no metadata.csv with a column {column!r}: leave out '#{column}', or add the file"
-        )
-    keys = [unicodedata.normalize("NFC", path) for path in images]
-    if without := [printable(key) for key in keys if key not in values]:
-        raise InputError(f"{source}: metadata have no row for {shortened(without)}: add rows, or move the images away")
-    return number_labels([values[key] for key in keys], None, str(found), source, keys)
-
-
-def read_table(what: str, data: bytes) -> Table:
-    """The table in a .csv, .jsonl or .parquet file."""
-    from pyarrow import ArrowException, csv, json, parquet
-
-    file, whole = io.BytesIO(data), max(1, len(data))  # types are inferred from the first block: from all of it
-    try:
-        if what.endswith(".csv"):
-            return csv.read_csv(file, csv.ReadOptions(block_size=whole))
-        if what.endswith(".jsonl"):
-            return json.read_json(file, json.ReadOptions(block_size=whole))
-        return parquet.read_table(file)
-    except ArrowException as error:
-        raise InputError(f"{what} cannot be read ({str(error).splitlines()[0]}): write it again") from None
+    return ordered, (np.repeat(np.arange(len(classes)), [len(classes[name]) for name in class_names]), class_names)

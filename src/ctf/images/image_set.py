@@ -213,7 +213,7 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
                              483 pairs of design and subgroup: "noto animal-bird". Also without the pairs that have
                              fewer than five training images;
             a folder         with one sub-folder of images per class; or with a metadata.csv, .jsonl or .parquet of the
-                             columns "file_name" and "label"; or flat, which is one class;
+                             columns "file_name" and "label"; or Tiny ImageNet's; or flat, which is one class;
             a .parquet file, a folder of them, or a folder that `datasets` saved;
             a .tar file, a pattern ("path/*.tar") or a folder of them: WebDataset shards with images under `jpg`,
                              `png`, … and labels under `cls` or in `json`'s "label";

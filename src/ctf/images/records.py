@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ LABEL_COLUMNS = ("label", "cls", "labels")
 LABEL_LIKE = re.compile("label|class|categor|target|cls", re.IGNORECASE)
 LABEL_TYPES = re.compile(r"u?int\d|bool|(large_)?string|dictionary")  # pyarrow's; floats are more often scores
 MAX_CLASSES = 1 << 20  # a larger number in a label column is a mistake, and a list of that many names takes the memory
+#: int64 labels (n,), each in [0, number of classes), and the class names.
+Labels = tuple[np.ndarray, list[str]]
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,36 @@ def label_column(columns: Sequence[str], candidates: Sequence[str], chosen: str 
     return None
 
 
+def column_labels(
+    source: str,
+    fields: Iterable[Field],
+    features: Mapping[str, Any],
+    chosen: str | None,
+    values: Callable[[str], Sequence[Any]],
+) -> Labels | None:
+    """Labels of a table; None if no column holds any.
+
+    Args:
+        source: for messages.
+        fields: of a pyarrow schema.
+        features: of `datasets`, of which a `ClassLabel` has class names.
+        chosen: as for `label_column`.
+        values: from the name of a column to what stands in it.
+
+    Raises:
+        InputError: as `label_column` and `number_labels`.
+    """
+    fields = list(fields)
+    named = {name: found for name, feature in features.items() if (found := getattr(feature, "names", None))}
+    column = label_column([field.name for field in fields], label_like(fields, named), chosen, source)
+    return None if column is None else number_labels(values(column), named.get(column), column, source)
+
+
+def one_class(count: int) -> Labels:
+    """Labels of images that have none."""
+    return np.zeros(count, np.int64), ["image"]
+
+
 def warn_of_folders(source: str, names: Iterable[str]) -> None:
     """Say that folders inside of shards are no classes, if there are several."""
     if len(folders := {name.rpartition("/")[0] for name in names}) > 1:
@@ -141,8 +173,8 @@ def warn_of_folders(source: str, names: Iterable[str]) -> None:
 
 def number_labels(
     values: Sequence[Any], names: list[str] | None, column: str, source: str, rows: Sequence[str] | None = None
-) -> tuple[np.ndarray, list[str]]:
-    """int64 labels (n,) and class names of what stands in a column of labels.
+) -> Labels:
+    """Labels and class names of what stands in a column of labels.
 
     Args:
         values: all texts, whose sorted set are the class names; or all whole numbers. Whole floats, which pandas makes

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from ctf.images.folders import folder_records, shard_ending
 from ctf.images.formats import is_hidden
 from ctf.images.records import (
     LABEL_COLUMNS,
+    Labels,
     Records,
+    column_labels,
     image_column,
-    label_column,
-    label_like,
-    number_labels,
+    one_class,
     printable,
     warn_of_folders,
 )
@@ -138,7 +138,7 @@ def dataset_records(source: str, split: str | None, label: str | None, layout: s
             else splits[find_split(source, split, splits)]
         )
         column = image_column(dataset.column_names, source)
-        labels, class_names = dataset_labels(dataset, source, label)
+        labels = dataset_labels(dataset, source, label)
         # decode=False: the library would stop at the first damaged image; ImageSet skips it.
         images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except InputError:
@@ -167,27 +167,23 @@ def dataset_records(source: str, split: str | None, label: str | None, layout: s
         paths = map(str, Path(source).rglob(pattern)) if Path(source).is_dir() else glob(source)
         return [f"{path} {file_state(path)}" for path in sorted(paths)]
 
-    return Records(labels, class_names, name, encoded, files_and_states)
+    return Records(*labels, name, encoded, files_and_states)
 
 
-def dataset_labels(dataset: Dataset, source: str, chosen: str | None) -> tuple[np.ndarray, list[str]]:
-    """int64 labels (n,) and class names, from a column or from a field of WebDataset's "json".
-
-    Raises:
-        InputError: as `label_column` and `number_labels`.
-    """
-    fields = list(dataset.features.arrow_schema)
+def dataset_labels(dataset: Dataset, source: str, chosen: str | None) -> Labels:
+    """Labels from a column, or from a field of WebDataset's "json". Raises InputError: as `column_labels`."""
+    schema = dataset.features.arrow_schema
+    fields = list(schema)
     known = any(name in dataset.column_names for name in LABEL_COLUMNS)
     if isinstance(dataset.features.get("json"), dict) and not (known and chosen is None):
-        fields += dataset.features.arrow_schema.field("json").type
-    class_names = {
-        name: found for name, feature in dataset.features.items() if (found := getattr(feature, "names", None))
-    }
-    column = label_column([field.name for field in fields], label_like(fields, class_names), chosen, source)
-    if column is None:
-        if "__key__" in dataset.column_names:
-            warn_of_folders(source, dataset["__key__"][:])
-        return np.zeros(len(dataset), dtype=np.int64), ["image"]
-    own = column in dataset.column_names
-    values = dataset[column][:] if own else [(row or {}).get(column) for row in dataset["json"][:]]
-    return number_labels(values, class_names.get(column), column, source)
+        fields += schema.field("json").type
+
+    def values(column: str) -> list[Any]:
+        if column in dataset.column_names:
+            return dataset[column][:]
+        return [(row or {}).get(column) for row in dataset["json"][:]]
+
+    labels = column_labels(source, fields, dataset.features, chosen, values)
+    if labels is None and "__key__" in dataset.column_names:
+        warn_of_folders(source, dataset["__key__"][:])
+    return labels or one_class(len(dataset))

@@ -10,11 +10,12 @@ import hashlib
 import json
 import re
 import tarfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import lru_cache
+from itertools import groupby
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,11 +28,12 @@ from ctf.images.formats import is_hidden
 from ctf.images.records import (
     LABEL_LIKE,
     Records,
+    column_labels,
     image_column,
     is_image_column,
     label_column,
-    label_like,
     number_labels,
+    one_class,
     printable,
     warn_of_folders,
 )
@@ -42,12 +44,14 @@ from ctf.torchrun import rank_and_world
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
     from pyarrow import ChunkedArray
-    from pyarrow.parquet import FileMetaData
+    from pyarrow.dataset import ParquetFileFragment
+    from pyarrow.fs import PyFileSystem
 
 CONNECTIONS = 16  # files whose beginnings and ends are read at a time
 #: What kinds of storage call size, checksum and time of a file.
 STATES = ("size", "ETag", "etag", "Content-MD5", "md5Hash", "mtime", "LastModified", "Last-Modified", "last_modified")
 KEPT_ROW_GROUPS = 4  # decoding threads are a batch or two apart
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -130,19 +134,19 @@ def of_split(source: str, shards: list[str], split: str | None) -> list[str]:
     return [path for path in shards if split in words[path]]
 
 
-def each(read: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
-    """`read` of each path, several at a time. The processes of torchrun begin at different ones."""
+def each(read: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`read` of each item, several at a time. The processes of torchrun begin at different ones."""
     rank, world = rank_and_world()
-    order = sorted(range(len(paths)), key=lambda number: ((number - rank) % world, number))
+    order = sorted(range(len(items)), key=lambda number: ((number - rank) % world, number))
     results = {}
     with (
         ThreadPoolExecutor(CONNECTIONS) as pool,
-        progress_bar(len(paths), "open shards", "file", hidden=rank > 0) as bar,
+        progress_bar(len(items), "open shards", "file", hidden=rank > 0) as bar,
     ):
-        for number, result in zip(order, pool.map(read, [paths[number] for number in order]), strict=True):
+        for number, result in zip(order, pool.map(read, [items[number] for number in order]), strict=True):
             results[number] = result
             bar.update()
-    return [results[number] for number in range(len(paths))]
+    return [results[number] for number in range(len(items))]
 
 
 # WebDataset
@@ -156,15 +160,13 @@ def tar_records(source: str, fs: AbstractFileSystem, paths: Sequence[str], colum
     names = [name for shard in shards for name in shard["names"]]
     starts, ends = (np.concatenate([np.array(shard[key], np.int64) for shard in shards]) for key in ("starts", "ends"))
     columns = sorted({name for shard in shards for name in shard["columns"]})
-    if column is None and "cls" in columns:
-        column = "cls"
-    column = label_column(columns, columns, column, source)
+    column = label_column(columns, columns, "cls" if column is None and "cls" in columns else column, source)
     if column is None:
         warn_of_folders(source, names)
-        labels, class_names = np.zeros(len(names), dtype=np.int64), ["image"]
+        labels = one_class(len(names))
     else:
         found = [shard["columns"].get(column, [None] * count) for shard, count in zip(shards, counts, strict=True)]
-        labels, class_names = number_labels([value for part in found for value in part], None, column, source)
+        labels = number_labels([value for part in found for value in part], None, column, source)
 
     def encoded(index: int) -> bytes:
         path, start, end = paths[shard_of[index]], int(starts[index]), int(ends[index])
@@ -174,7 +176,7 @@ def tar_records(source: str, fs: AbstractFileSystem, paths: Sequence[str], colum
                 raise EOFError(f"{len(data)} bytes came of the {end - start} of {names[index]}")
             return data
 
-    return Records(labels, class_names, lambda index: f"row {index} ({names[index]})", encoded)
+    return Records(*labels, lambda index: f"row {index} ({names[index]})", encoded)
 
 
 def tar_index(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
@@ -200,39 +202,32 @@ def walk_tar(fs: AbstractFileSystem, path: str) -> dict[str, list[Any]]:
 
 def read_tar(archive: tarfile.TarFile) -> dict[str, Any]:
     """What `tar_index` returns. Members with the same name up to its first dot, one after another, are one example."""
-    names: list[str] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    columns: dict[str, list[Any]] = {}  # None where an example lacks it
-    example = None
-    row: dict[str, Any] = {}
-    images: dict[str, tarfile.TarInfo] = {}
-
-    def end_example() -> None:
+    index: dict[str, Any] = {"names": [], "starts": [], "ends": []}
+    rows = []
+    files = (member for member in archive if member.isfile() and all(key_and_extension(member)[1:]))
+    for _, example in groupby(files, lambda member: key_and_extension(member)[:2]):
+        row: dict[str, Any] = {}
+        images: dict[str, tarfile.TarInfo] = {}
+        for member in example:
+            extension = key_and_extension(member)[2]
+            if is_image_column(extension):
+                images[extension] = member
+            elif extension in ("cls", "json") and (file := archive.extractfile(member)):
+                row |= {"cls": int(file.read())} if extension == "cls" else label_fields(json.loads(file.read()))
         if images:
             image = images[image_column([*images], "")]
-            for name in row.keys() - columns.keys():
-                columns[name] = [None] * len(names)
-            for name, values in columns.items():
-                values.append(row.get(name))
-            names.append(printable(image.name))
-            starts.append(image.offset_data)
-            ends.append(image.offset_data + image.size)
+            index["names"].append(printable(image.name))
+            index["starts"].append(image.offset_data)
+            index["ends"].append(image.offset_data + image.size)
+            rows.append(row)
+    return index | {"columns": {name: [row.get(name) for row in rows] for name in set().union(*rows)}}
 
-    for member in archive:
-        folder, _, name = member.name.rpartition("/")
-        name, _, extension = name.partition(".")
-        if not (member.isfile() and name and extension):
-            continue
-        if (folder, name) != example:
-            end_example()
-            example, row, images = (folder, name), {}, {}
-        if is_image_column(extension):
-            images[extension] = member
-        elif extension in ("cls", "json") and (file := archive.extractfile(member)):
-            row |= {"cls": int(file.read())} if extension == "cls" else label_fields(json.loads(file.read()))
-    end_example()
-    return {"names": names, "starts": starts, "ends": ends, "columns": columns}
+
+def key_and_extension(member: tarfile.TarInfo) -> tuple[str, str, str]:
+    """Of "a/b.c.png" "a", "b" and "c.png"."""
+    folder, _, name = member.name.rpartition("/")
+    name, _, extension = name.partition(".")
+    return folder, name, extension
 
 
 def label_fields(example: dict[str, Any]) -> dict[str, Any]:
@@ -244,80 +239,53 @@ def label_fields(example: dict[str, Any]) -> dict[str, Any]:
 # Parquet
 
 
-@dataclass(frozen=True)
-class Table:
-    """A Parquet file whose labels have been read, and whose images have not.
-
-    Attributes:
-        metadata: pyarrow's, with the number of rows of each row group.
-        column: of the images.
-        labels: one for each row, None where there is none.
-        label_column: where they are from; None if the table has none.
-        class_names: as `datasets` stores them, if it wrote the table.
-    """
-
-    fs: AbstractFileSystem
-    path: str
-    metadata: FileMetaData
-    column: str
-    labels: list[Any]
-    label_column: str | None
-    class_names: list[str] | None
-
-    @classmethod
-    def open(cls, fs: AbstractFileSystem, path: str, source: str, label: str | None) -> Table:
-        import datasets
-        import pyarrow.parquet as pq
-
-        with reading(path), fs.open(path, "rb", cache_type="none") as stream, pq.ParquetFile(stream) as file:
-            columns = file.schema_arrow.names
-            column, labels, class_names = image_column(columns, path), [None] * file.metadata.num_rows, None
-            features = datasets.Features.from_arrow_schema(file.schema_arrow)
-            named = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
-            label = label_column(columns, label_like(file.schema_arrow, named), label, source)
-            if label is not None:
-                labels, class_names = file.read([label])[label].to_pylist(), named.get(label)
-            return cls(fs, path, file.metadata, column, labels, label, class_names)
-
-    def images(self, group: int) -> ChunkedArray:
-        """The images of a row group."""
-        import pyarrow.parquet as pq
-
-        with (
-            reading(self.path, UnreachableError),
-            self.fs.open(self.path, "rb", cache_type="none") as stream,
-            pq.ParquetFile(stream, metadata=self.metadata) as file,
-        ):
-            return file.read_row_group(group, [self.column])[self.column]
-
-
 def parquet_records(source: str, fs: AbstractFileSystem, paths: Sequence[str], column: str | None) -> Records:
     """Tables with a column of images and one of labels. Images are read a row group at a time: best in order."""
-    tables = each(lambda path: Table.open(fs, path, source, column), paths)
-    groups = [(table, group) for table in tables for group in range(table.metadata.num_row_groups)]
-    starts = np.cumsum([0] + [table.metadata.row_group(group).num_rows for table, group in groups])
-    kept: OrderedDict[int, ChunkedArray] = OrderedDict()
+    import datasets
+    import pyarrow.dataset as ds
+
+    with reading(source):
+        tables = ds.dataset(list(paths), format="parquet", filesystem=unbuffered(fs))
+        opened = each(lambda table: table.split_by_row_group(), [*tables.get_fragments()])
+        image = image_column(tables.schema.names, source)
+        labels = column_labels(
+            source,
+            tables.schema,
+            datasets.Features.from_arrow_schema(tables.schema),
+            column,
+            lambda name: tables.to_table(columns=[name])[name].to_pylist(),
+        )
+    groups = [group for groups in opened for group in groups]
+    starts = np.cumsum([0] + [group.row_groups[0].num_rows for group in groups])
+    rows_of = lru_cache(KEPT_ROW_GROUPS)(lambda number: read_row_group(groups[number], image))
     lock = Lock()
 
     def encoded(index: int) -> bytes:
-        group = int(np.searchsorted(starts, index, side="right")) - 1
+        number = int(np.searchsorted(starts, index, side="right")) - 1
         with lock:  # one thread reads, since the others want the same rows
-            if group not in kept:
-                table, number = groups[group]
-                kept[group] = table.images(number)
-            rows = kept[group]
-            kept.move_to_end(group)
-            if len(kept) > KEPT_ROW_GROUPS:
-                kept.popitem(last=False)
-        value = rows[index - int(starts[group])].as_py()
+            rows = rows_of(number)
+        value = rows[index - int(starts[number])].as_py()
         data = value["bytes"] if isinstance(value, dict) else value
         if data is None:
             raise OSError("no image in this row")
         return data
 
-    values = [label for table in tables for label in table.labels]
-    labelled = next((table for table in tables if table.label_column), None)
-    labels, class_names = np.zeros(len(values), np.int64), ["image"]
-    if labelled:
-        labels, class_names = number_labels(values, labelled.class_names, str(labelled.label_column), source)
-    return Records(labels, class_names, lambda index: f"row {index}", encoded)
+    return Records(*(labels or one_class(int(starts[-1]))), lambda index: f"row {index}", encoded)
+
+
+def read_row_group(group: ParquetFileFragment, column: str) -> ChunkedArray:
+    """A column of a row group."""
+    with reading(group.path, UnreachableError):
+        return group.to_table(columns=[column])[column]
+
+
+def unbuffered(fs: AbstractFileSystem) -> PyFileSystem:
+    """`fs` for pyarrow, which knows what it is going to read: the default buffer of `fs` would read 5 MB beyond."""
+    import pyarrow
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    class Unbuffered(FSSpecHandler):
+        def open_input_file(self, path: str) -> pyarrow.PythonFile:
+            return pyarrow.PythonFile(fs.open(path, "rb", cache_type="none"), mode="r")
+
+    return PyFileSystem(Unbuffered(fs))

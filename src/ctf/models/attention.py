@@ -49,6 +49,7 @@ def attend_all(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)  # sampling may come first, and a training step cannot save tensors of inference
 def group_attention(sizes: tuple[int, ...], device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Attention (q, k, v → as q) over [label, tokens of all groups but the last, queries of all groups].
 
@@ -57,7 +58,9 @@ def group_attention(sizes: tuple[int, ...], device: torch.device) -> Callable[[T
     groups, and the queries of their own. Nobody else sees queries. Made once for each of the few numbers of groups that
     training draws: making it waits for the device.
     """
-    of_queries = torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))
+    of_queries = torch.arange(len(sizes), device=device).repeat_interleave(
+        torch.tensor(sizes, device=device), output_size=sum(sizes)
+    )
     group = torch.cat([of_queries.new_full((1,), -1), of_queries[: len(of_queries) - sizes[-1]], of_queries])
     is_query = torch.arange(len(group), device=device) >= len(group) - len(of_queries)
 

@@ -80,7 +80,8 @@ def member_logits(hidden: Tensor, weight: Tensor, coarse: Tensor, members: Clust
         columns beyond a cluster's size are -inf.
     """
     multiply = multiply_clusters if hidden.device.type == "cpu" else multiply_tiles
-    with torch.autocast(hidden.device.type, enabled=False):  # rounding would cost more here than it saves
+    kind = "cpu" if hidden.is_meta else hidden.device.type  # "meta" knows no autocast
+    with torch.autocast(kind, enabled=False):  # rounding would cost more here than it saves
         logits = multiply(hidden.flatten(0, -2), weight, coarse.flatten(), members)
     return logits.view(*coarse.shape, -1)
 
@@ -112,14 +113,6 @@ def multiply_tiles(rows: Tensor, weight: Tensor, coarse: Tensor, members: Cluste
 def most_tiles(rows: int, clusters: int) -> int:
     """As many tiles as `rows` can fall into."""
     return (rows + min(rows, clusters) * (TILE - 1)) // TILE
-
-
-def tile_memory(rows: int, members: ClusterMembers, dim: int) -> int:
-    """Bytes of all that `multiply_tiles` writes, in float32: the table, and of each tile its states, columns and
-    logits."""
-    clusters, largest = members.table.shape
-    tiles = most_tiles(rows, clusters)
-    return 4 * (clusters * largest * dim + tiles * (TILE * dim + largest * dim + TILE * largest))
 
 
 def multiply_clusters(rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:

@@ -7,10 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ctf.models.config import Compute
-from ctf.sampling.cost import Work
 from ctf.sampling.orders import group_sizes
-from ctf.sampling.settings import Order, Sampling
+from ctf.sampling.settings import Order
 from ctf.stages.cached import CachedStage, CacheState
 from ctf.stages.drawing import DrawPlan, Group
 
@@ -55,27 +53,7 @@ class AnyOrder(CachedStage):
         known, table = state.inputs.shape[1], network.rotary[1:][at]
         queries = network.queries(table, None if state.given is None else state.given[:, at])
         x = torch.cat([state.inputs, queries.expand(len(state.inputs), -1, -1)], dim=1)
-        states = network.step_group(x, torch.cat([state.rotary, table]), state.cache, state.place, known)
-        state.place, state.rotary = state.place + known, table
+        place = 1 + group.before - known  # behind the label and the labels of earlier groups
+        states = network.step_group(x, torch.cat([state.rotary, table]), state.cache, place, known)
+        state.rotary = table
         return states
-
-    def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
-        """With the names of `Autoregressive.work`, a step that reads k positions and asks for n, with p in the cache,
-
-            bytes = w·(W + dim·V) + 4·(2·L + 1)·dim + 2·c·L·R·kv_heads·head_dim·(p + k + n)
-            operations = 2·R·(k + n)·W + 4·L·R·dim·(k·(p + k) + n·(p + k + n)) + 2·batch·n·dim·V
-
-        The head's weight stays in float32 where it is that of members.
-        """
-        c, compute, rows = self.config, compute.on(self.device), batch * (1 + sampling.guided)
-        cached = 2 * c.layers * rows * c.num_kv_heads * c.head_dim * compute.torch_dtype.itemsize
-        head = c.dim * self.mean_outputs
-        weights = self.weight_bytes(compute) + head * self.head_bytes(compute)
-        place, known, steps = 0, 1, []
-        for n in self.plan(sampling).sizes:
-            seen = place + known
-            attention = 4 * c.layers * rows * c.dim * (known * seen + n * (seen + n))
-            products = 2 * rows * (known + n) * c.block_weights + 2 * batch * n * head
-            steps.append(Work(weights + cached * (seen + n), products + attention))
-            place, known = seen, n
-        return steps

@@ -5,9 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.models.config import Compute
-from ctf.sampling.cost import Work
-from ctf.sampling.settings import Sampling
 from ctf.stages.cached import CachedStage, CacheState
 from ctf.stages.drawing import DrawPlan, Group
 
@@ -43,21 +40,3 @@ class Autoregressive(CachedStage):
         if state.given is not None:
             inputs = inputs + network.given_embedding(state.given[:, position])
         return network.step(inputs, state.cache, position)[:, None]
-
-    def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
-        """With W weights in the blocks, V outputs, L layers, R = 2·batch rows with guidance and R = batch without,
-        which only the blocks see, w bytes per weight and c bytes per cached number, step i (from 1) takes
-
-            bytes = w·(W + dim·V) + 4·(2·L + 1)·dim + 2·c·L·R·kv_heads·head_dim·i
-            operations = 2·R·W + 4·L·R·dim·i + 2·batch·dim·V
-
-        The second term of the bytes are the norms, the third is the filled part of the cache, keys and values. The
-        head's weight stays in float32 where it is that of members.
-        """
-        c, compute = self.config, compute.on(self.device)
-        layers, dim, rows = c.layers, c.dim, batch * (1 + sampling.guided)
-        cached = 2 * layers * rows * c.num_kv_heads * c.head_dim * compute.torch_dtype.itemsize
-        head = dim * self.mean_outputs
-        weights = self.weight_bytes(compute) + head * self.head_bytes(compute)
-        products = 2 * rows * c.block_weights + 2 * batch * head
-        return [Work(weights + cached * i, products + 4 * layers * rows * dim * i) for i in range(1, c.num_tokens + 1)]

@@ -1,4 +1,4 @@
-"""What the kinds that sample with a cache share: the state of a call, and memory."""
+"""What the kinds that sample with a cache share: the state of a call."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ctf.models.cache import KeyValueCache
 from ctf.models.config import Compute
-from ctf.sampling.cost import StageMemory
-from ctf.sampling.settings import Sampling
 from ctf.stages.drawing import DrawPlan, Group
 from ctf.stages.transformer_stage import TransformerStage
 
@@ -23,14 +21,12 @@ class CacheState:
         cache: keys and values of the positions before.
         inputs: (rows, k, dim), of the label or of the labels observed last: what the network reads next.
         rotary: of these inputs.
-        place: how many inputs the cache holds.
         given: (rows, N), if the stage is given labels.
     """
 
     cache: KeyValueCache
     inputs: Tensor
     rotary: Tensor
-    place: int
     given: Tensor | None
 
 
@@ -43,20 +39,13 @@ class CachedStage(TransformerStage):
         network = self.transformer
         dtype = getattr(network, "dtype", torch.float32)  # a packed network has one
         cache = KeyValueCache(self.config, len(labels), labels.device, dtype)
-        return CacheState(cache, network.label_embedding(labels)[:, None], network.rotary[:1], 0, given)
+        return CacheState(cache, network.label_embedding(labels)[:, None], network.rotary[:1], given)
 
     def observe(self, state: CacheState, group: Group, labels: Tensor) -> None:
         state.inputs = self.transformer.token_embedding(labels)
 
-    def memory(self, batch: int, sampling: Sampling, compute: Compute) -> StageMemory:
-        """The cache; and of the largest step what a feed-forward layer keeps, which are the residual stream, its two
-        halves and the factors of their product, or a draw."""
-        c, size = self.config, compute.on(self.device).torch_dtype.itemsize
-        rows, group = batch * (1 + sampling.guided), max(self.plan(sampling).sizes)
-        length = c.num_tokens + (c.attention == "groups")
-        cache = 2 * c.layers * rows * c.num_kv_heads * length * c.head_dim * size
-        states = 0 if group == 1 else 2 * rows * group * (4 * c.dim + 4 * c.ffn_dim * size)
-        stays = self.device.type == "cuda"
-        return StageMemory(
-            self.packed_memory(compute), cache + max(states, self.drawing_memory(batch, group, compute)), stays
-        )
+    def cache_bytes(self, rows: int, group: Group, compute: Compute) -> int:
+        """Of the label, the positions before, and the group's own queries, if it has any."""
+        cache = KeyValueCache(self.config, rows, torch.device("meta"), compute.torch_dtype)
+        filled = 1 + group.before + (group.size if self.config.attention == "groups" else 0)
+        return sum(tensor[:, :, :filled].numel() * tensor.itemsize for tensor in (*cache.keys, *cache.values))

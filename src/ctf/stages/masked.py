@@ -13,9 +13,8 @@ from torch import Tensor
 from ctf.device import send
 from ctf.errors import InputError
 from ctf.layout import Layout
-from ctf.models.config import Compute, TransformerConfig
-from ctf.sampling.cost import StageMemory, Work
-from ctf.sampling.settings import Order, Sampling
+from ctf.models.config import TransformerConfig
+from ctf.sampling.settings import Order
 from ctf.stages.drawing import DrawPlan, Group
 from ctf.stages.transformer_stage import TransformerStage
 
@@ -121,30 +120,3 @@ class Masked(TransformerStage):
 
     def observe(self, state: MaskedState, group: Group, labels: Tensor) -> None:
         state.known[:, group.at] = labels
-
-    def memory(self, batch: int, sampling: Sampling, compute: Compute) -> StageMemory:
-        """In a feed-forward layer the residual stream, both halves, and their product's two factors, or a draw."""
-        c, size = self.config, compute.on(self.device).torch_dtype.itemsize
-        positions = min(batch * (1 + sampling.guided), TOGETHER) * (c.num_tokens + 1)
-        states = positions * (4 * c.dim + 4 * c.ffn_dim * size)
-        drawn = self.drawing_memory(batch, max(self.drawn(sampling)), compute)
-        return StageMemory(self.packed_memory(compute), max(states, drawn), stays=self.device.type == "cuda")
-
-    def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
-        """A pass for each round, the head for the n labels that it draws, over the members of each position's cluster.
-        With the names of `Autoregressive.work`,
-
-            bytes = w·W + 4·(2·L + 1)·dim + 4·dim·K
-            operations = batch · (that of the blocks in `forward_operations`, twice with guidance, + 2·n·dim·outputs)
-
-        The head's weight stays in float32 where it is that of members.
-        """
-        c, compute = self.config, compute.on(self.device)
-        weights = self.weight_bytes(compute) + c.dim * c.output_vocab * self.head_bytes(compute)
-        head = 2 * c.dim * self.mean_outputs
-        blocks = (1 + sampling.guided) * (self.forward_operations() - c.num_tokens * head)
-        return [Work(weights, batch * (blocks + n * head)) for n in self.drawn(sampling)]
-
-    def drawn(self, sampling: Sampling) -> list[int]:
-        """Of how many labels of an image each round needs logits: of those it settles, or by confidence of all."""
-        return [group.size for group in self.plan(sampling).drawn]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -21,7 +22,6 @@ from ctf.files import save_tensors
 from ctf.layout import Layout
 from ctf.models.cluster_head import ClusterMembers
 from ctf.models.config import Compute
-from ctf.sampling.cost import StageMemory, Work
 from ctf.sampling.guidance import check_labels
 from ctf.sampling.orders import possible_orders
 from ctf.sampling.random import Random
@@ -58,6 +58,9 @@ class Stage(nn.Module, ABC):
     orders: ClassVar[tuple[Order, ...]] = ("raster",)
     #: Whether `hidden` has to see every group, kept ones too, because it fills a cache.
     cached: ClassVar[bool] = False
+    #: Parameters with a row for each label of a level ("predicts", "given"), or for each class ("classes"), by name:
+    #: what a training can start from where levels or classes differ.
+    rows_of: ClassVar[dict[str, str]] = {}
     #: Records the drawing loop on a GPU; of a packed stage.
     recorded: Any = None
 
@@ -381,19 +384,30 @@ class Stage(nn.Module, ABC):
         """
         return self
 
-    def memory(self, batch: int, sampling: Sampling, compute: Compute) -> StageMemory:
-        """Bytes that a batch adds to the loaded stage; here those of the logits of all positions, drawn at once."""
-        return StageMemory(0, batch * self.num_tokens * self.vocabulary * 20)
+    def without_values(self, padded: bool = True) -> Stage:
+        """A copy on "meta", by which `ctf.stages.cost` counts what the stage takes.
 
-    def work(self, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
-        """What each step reads and computes at least; here the weights, once a step, for every position."""
-        weights = sum(p.nbytes for p in self.parameters())
-        operations = batch * self.forward_operations() * (1 + sampling.guided)
-        return [Work(weights, operations)] * len(self.plan(sampling).sizes)
+        Args:
+            padded: as a GPU computes; else without products that only fill up tiles.
+        """
+        shared: dict[int, Any] = {id(fact): fact for fact in (self.predicts, self.given)}
+        shared |= {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in self.parameters()}
+        shared |= {id(b): b.to("meta") for b in self.buffers()}
+        return copy.deepcopy(self, shared).eval()
 
-    def forward_operations(self) -> float:
-        """Operations of one image through the stage, two per multiply-add; here by its number of parameters."""
-        return 2.0 * self.num_tokens * self.num_parameters()
+    def weight_bytes(self, compute: Compute, positions: int | None = None) -> float:
+        """Bytes of the packed weights that a step over so many positions reads, or any: those of embeddings are looked
+        up."""
+        return sum(weight.nbytes for weight in self.multiplied())
+
+    def multiplied(self) -> list[nn.Parameter]:
+        """All parameters but those of embeddings."""
+        modules = [module for module in self.modules() if not isinstance(module, nn.Embedding)]
+        return [parameter for module in modules for parameter in module.parameters(recurse=False)]
+
+    def cache_bytes(self, rows: int, group: Group, compute: Compute) -> int:
+        """Bytes of the filled part of a cache that a group's step reads; here there is none."""
+        return 0
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, as `dtype`, maps and settings to one safetensors file; `load_stage` reads it."""

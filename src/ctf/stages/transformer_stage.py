@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from ctf.errors import InputError
 from ctf.layout import Layout
-from ctf.models.cluster_head import member_logits, tile_memory
+from ctf.models.cluster_head import member_logits
 from ctf.models.config import Compute, TransformerConfig
 from ctf.models.linear import packed_bytes
 from ctf.models.loss import ClusterLoss, linear_cross_entropy
 from ctf.models.packed import PackedTransformer
 from ctf.models.transformer import Transformer
 from ctf.sampling.cuda_graph import RecordedLoops
-from ctf.stages.drawing import images_at_once
 from ctf.stages.stage import Stage
 
 
@@ -29,6 +28,12 @@ class TransformerStage(Stage):
     Config = TransformerConfig
     config: TransformerConfig
     attention: ClassVar[Literal["causal", "full", "groups"]]
+    rows_of: ClassVar[dict[str, str]] = {
+        "transformer.label_embedding.weight": "classes",
+        "transformer.token_embedding.weight": "predicts",
+        "transformer.given_embedding.weight": "given",
+        "transformer.head.weight": "predicts",
+    }
 
     def __init__(self, config: TransformerConfig, **facts: Any) -> None:
         super().__init__(config, **facts)
@@ -53,16 +58,6 @@ class TransformerStage(Stage):
             return self.transformer.head(hidden).float()
         assert given is not None
         return member_logits(hidden, self.transformer.head.weight, given, self.members)
-
-    def drawing_memory(self, batch: int, positions: int, compute: Compute) -> int:
-        """Bytes that drawing keeps: logits, those in float32, probabilities, and their sums in float64; beside them, on
-        a GPU, what the head over members takes."""
-        outputs = positions * self.outputs
-        size, images = compute.on(self.device).torch_dtype.itemsize, min(batch, images_at_once(self, positions))
-        head = 0
-        if self.members is not None and self.device.type != "cpu":
-            head = tile_memory(images * positions, self.members, self.config.dim)
-        return head + images * outputs * (size + 4 + 4 + 8)
 
     @abstractmethod
     def training_states(
@@ -98,42 +93,19 @@ class TransformerStage(Stage):
         packed.packed, packed.recorded = True, RecordedLoops() if self.cached else None
         return packed.eval()
 
-    def forward_operations(self) -> float:
-        """2·n·W + 4·L·dim·n² + 2·N·dim·outputs, for one image.
+    def without_values(self, padded: bool = True) -> Stage:
+        bare: Any = super().without_values(padded)
+        if bare.members is not None and not padded:  # as many products as the members of a position's cluster take
+            outputs = round(self.vocabulary / len(bare.members.sizes))
+            bare.transformer.head = nn.Linear(self.config.dim, outputs, bias=False, device="meta")
+            bare.members = None
+        return bare
 
-        W weights in the blocks, L layers, n positions (`TransformerConfig.positions`). Attention counts in full, as in
-        PaLM's appendix B.
-        """
-        c = self.config
-        attention = 4 * c.layers * c.dim * c.positions**2
-        return 2 * c.positions * c.block_weights + attention + 2 * c.num_tokens * c.dim * self.mean_outputs
-
-    @property
-    def mean_outputs(self) -> float:
-        """Logits per position: all labels, or the members of one cluster on average."""
-        return self.vocabulary if self.members is None else self.vocabulary / len(self.members.sizes)
-
-    def weight_bytes(self, compute: Compute) -> float:
-        """Of the weights of all blocks' products, packed, with their norms."""
-        return self.config.block_weights * packed_bytes(compute, self.device) + self.norm_bytes
-
-    def head_bytes(self, compute: Compute) -> int:
-        """Of one weight of the head, which is not packed where it is that of members."""
-        return packed_bytes(compute, self.device) if self.members is None else 4
-
-    @property
-    def norm_bytes(self) -> int:
-        """Of all norms' weights, which are float32: two per block, one before the head."""
-        return 4 * (2 * self.config.layers + 1) * self.config.dim
-
-    def packed_memory(self, compute: Compute) -> int:
-        """Bytes of weights that sampling converts: on a CPU all into another layout, on a GPU into another dtype."""
-        compute = compute.on(self.device)
-        if self.device.type != "cpu" and compute.dtype == "float32":
-            return 0
-        head = self.config.dim * self.vocabulary
-        if self.members is not None:  # a copy in another order, on a CPU
-            head_bytes = 4 * head if self.device.type == "cpu" else 0
-        else:
-            head_bytes = packed_bytes(compute, self.device) * head
-        return packed_bytes(compute, self.device) * self.config.block_weights + head_bytes
+    def weight_bytes(self, compute: Compute, positions: int | None = None) -> float:
+        """Products are packed; norms stay in float32, and a head over members, of which a position reads a cluster."""
+        width, head = packed_bytes(compute, self.device), self.transformer.head.weight
+        weights = sum(w.numel() * (width if w.ndim == 2 else 4) for w in self.multiplied() if w is not head)
+        if self.members is None:
+            return weights + width * head.numel()
+        share = 1 if positions is None else min(1, positions / len(self.members.sizes))
+        return weights + 4 * share * head.numel()

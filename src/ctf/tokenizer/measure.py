@@ -14,7 +14,8 @@ from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
 from ctf.progress import progress_bar
 from ctf.tokenizer.interface import Tokenizer
-from ctf.tokenizer.quantizer import perplexity, usage
+from ctf.tokenizer.lpips import LPIPS
+from ctf.tokenizer.quantizer import codebook_use, count_tokens
 
 WINDOW, SIGMA = 11, 1.5  # pixels, of SSIM's Gaussian
 STABILIZERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -72,39 +73,52 @@ def standard_error(values: np.ndarray) -> float | None:
 
 @torch.inference_mode()
 def measure_tokenizer(
-    tokenizer: Tokenizer, images: ImageSet, batch_size: int = 128, progress: bool = True
+    tokenizer: Tokenizer,
+    images: ImageSet,
+    batch_size: int = 128,
+    progress: bool = True,
+    perceptual: LPIPS | None = None,
 ) -> dict[str, Any]:
     """Encode and decode every image, in 8 bits as a viewer sees it.
+
+    Args:
+        tokenizer: to measure, on any device.
+        images: readable ones count.
+        batch_size: images at once.
+        progress: show a bar.
+        perceptual: adds the mean LPIPS; on the tokenizer's device.
 
     Returns:
         psnr: mean over images of each image's PSNR, in dB.
         psnr_of_mean: PSNR of the mean squared error over all images, in dB; never larger than `psnr`.
         ssim: mean over images of each image's structural similarity, 1 for identical ones.
-        usage: fraction of the codewords that occur.
-        perplexity: exp of the entropy of their distribution.
+        lpips: mean over images of the perceptual distance, 0 for identical ones; with `perceptual` only.
+        usage: fraction of the codewords that occur; of several scales also of each, `usage_scale_0` and so on.
+        perplexity: exp of the entropy of their distribution, likewise.
         images: how many were readable.
-        standard_error: of `psnr` and `ssim` over the images, by their names; None for a single image.
+        standard_error: of `psnr`, `ssim` and `lpips` over the images, by their names; None for a single image.
     """
     device = next(tokenizer.parameters()).device
-    counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
-    psnrs, ssims = [], []
+    layout = tokenizer.layout((images.size, images.size))
+    counts = torch.zeros(len(layout), tokenizer.codebook_size, dtype=torch.int64)
+    found: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", *(["lpips"] if perceptual else []))}
     with progress_bar(len(images), "measure", "image", hidden=not progress) as bar:
         for _, batch, _ in images.batches(batch_size):
             tokens = tokenizer.encode(to_tensor(batch).to(device))
-            decoded = to_bytes(tokenizer.decode(tokens, tokenizer.layout(batch.shape[1:3])))
-            counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
+            decoded = to_bytes(tokenizer.decode(tokens, layout))
+            count_tokens(counts, tokens.cpu(), layout)
             pair = torch.from_numpy(batch), torch.from_numpy(decoded)
-            psnrs.append(psnr(*pair))
-            ssims.append(ssim(*pair))
+            found["psnr"].append(psnr(*pair))
+            found["ssim"].append(ssim(*pair))
+            if perceptual:
+                found["lpips"].append(perceptual(*(to_tensor(each).to(device) for each in (batch, decoded))).cpu())
             bar.update(len(batch))
-    each = {"psnr": torch.cat(psnrs), "ssim": torch.cat(ssims)}
+    each = {name: torch.cat(values) for name, values in found.items()}
     mean_error = (10 ** (-each["psnr"] / 10)).mean()
     return {
-        "psnr": each["psnr"].mean().item(),
+        **{name: values.mean().item() for name, values in each.items()},
         "psnr_of_mean": (-10 * torch.log10(mean_error)).item(),
-        "ssim": each["ssim"].mean().item(),
-        "usage": usage(counts),
-        "perplexity": perplexity(counts),
+        **codebook_use(counts),
         "images": len(each["psnr"]),
         "standard_error": {name: standard_error(values.numpy()) for name, values in each.items()},
     }

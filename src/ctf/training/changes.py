@@ -14,6 +14,7 @@ from ctf.run_folder import RUN_CHANGES, run_changes, run_settings
 #: Where data lies, what is only shown or stored beside the weights, how the optimizer goes on, and the loop.
 MAY_CHANGE = {
     *("images", "tokens", "held_out", "held_out_split", "coarse_map", "predicts", "given", "perceptual_source"),
+    "start_from",
     *("tokenizer", "sampling", "optimizer", "loop"),
 }
 #: Of these, what the order of the data and the content of a checkpoint depend on.

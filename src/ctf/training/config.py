@@ -133,7 +133,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class TokenizerTraining:
-    """Train a VQ tokenizer. The defaults suit own images; configs/vq16.yaml and vq8.yaml are LlamaGen's recipe.
+    """Train a tokenizer. The defaults suit own images; configs/vq16.yaml and vq8.yaml are LlamaGen's recipe.
 
     By default the codebook starts from k-means and dead codewords restart, which small sets of images need.
 
@@ -147,7 +147,10 @@ class TokenizerTraining:
         flip: mirror half of the training images.
         random_crop: resize the shorter side of training images to a random size from image_size to
             image_size / random_crop, then crop at random (LlamaGen: 0.8); 0 takes the centre crop.
-        model: the tokenizer's architecture.
+        family: "vq" for tokens on one grid; "multi-scale" for VAR's tokens on several.
+        scales: of the family multi-scale, the side of each scale from coarse to fine, ending at the side of the grid;
+            VAR's ten for 256 pixels without it.
+        model: the tokenizer's architecture; `l2_normalize` is for the family vq alone.
         kmeans_start: start the codebook from k-means over features (LlamaGen: false, from random vectors).
         warmup_without_codebook: first steps that train encoder and decoder without quantisation, so that
             the codebook starts from k-means over features that mean something.
@@ -160,6 +163,8 @@ class TokenizerTraining:
         adaptive_weight: multiply discriminator_weight by VQGAN's ratio of gradient norms (LlamaGen: false).
         perceptual_weight: weight of LPIPS; 0 is none (LlamaGen: 1).
         perceptual_source: folder, file or hub id with the VGG and LPIPS weights.
+        start_from: a tokenizer whose weights to start from, as far as they fit: what `ctf tokenize` takes. Its codebook
+            takes the place of k-means.
         optimizer: AdamW's settings, of the tokenizer and of the PatchGAN.
         loop: length, precision, checkpoints.
     """
@@ -172,6 +177,8 @@ class TokenizerTraining:
     image_size: int = 64
     flip: bool = True
     random_crop: float = 0.0
+    family: str = "vq"
+    scales: tuple[int, ...] = ()
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     kmeans_start: bool = True
     warmup_without_codebook: int = 0
@@ -184,6 +191,7 @@ class TokenizerTraining:
     adaptive_weight: bool = True
     perceptual_weight: float = 0.0
     perceptual_source: str | None = None
+    start_from: str | None = None
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(final_learning_rate=1e-4))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(batch_size=128, epochs=40))
 
@@ -214,6 +222,8 @@ class TokenTraining:
         class_dropout: how often the label is dropped, for classifier-free guidance.
         sampling: settings that are stored with the weights and used unless others are given.
         tokenizer: the tokenizer that made the tokens: decodes contact sheets during training.
+        start_from: weights to start from, as far as they fit: a stage, run or model folder, Hub id, or LlamaGen's file.
+            Embeddings and head of another level are averaged over clusters, classes are matched by name.
         optimizer: AdamW or Muon, and the schedule.
         loop: length, precision, checkpoints.
     """
@@ -228,6 +238,7 @@ class TokenTraining:
     class_dropout: float = 0.1
     sampling: Sampling = field(default_factory=Sampling)
     tokenizer: str | None = None
+    start_from: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 

@@ -33,6 +33,7 @@ from ctf.training.optimizer import build_optimizers, learning_rate
 from ctf.training.processes import Processes
 from ctf.training.sharding import full_tensor, local, meta_copy, shard, unsharded
 from ctf.training.skipping import SkippedSteps
+from ctf.training.start import in_words
 from ctf.training.watch import Watch
 
 
@@ -82,6 +83,9 @@ def train(
         return {name: value for name, value in last_entries(run).items() if "/" in name}
     if done > steps:
         raise InputError(f"{run} has done {done} steps: loop.steps, or epochs, must be at least that, not {steps}")
+    started = (run_settings(run) or {}).get("started") if last else objective.start()
+    if started:
+        values["started"] = started
     trainer = _Trainer(objective, run, optimizer_config, config)
     first = trainer.processes.is_first
     if first:
@@ -90,6 +94,8 @@ def train(
             kept.parent.mkdir(exist_ok=True)
             model.replace(kept)
         write_settings(run, trainer.done, values, changed)
+        if started and not trainer.done:
+            print(in_words(started), file=sys.stderr)
         if trainer.done and changed:
             said = ", ".join(f"{name} {now} (was {before})" for name, (before, now) in changed.items())
             print(f"{run} goes on after step {trainer.done} with {said}", file=sys.stderr)

@@ -31,6 +31,10 @@ class Objective(ABC):
     num_images: int
     extra: dict[str, nn.Module | Optimizer]
 
+    def start(self) -> dict[str, Any]:
+        """Called before the first step, not on resuming: where the weights start from, for the run's config."""
+        return {}
+
     def compiled(self) -> nn.Module:
         """The module, to be trained through torch.compile; it may be compiled in place."""
         return torch.compile(self.module)  # type: ignore[return-value]

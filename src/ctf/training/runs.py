@@ -20,7 +20,7 @@ from ctf.training.tokenizer_objective import TokenizerObjective
 
 
 def train_tokenizer(config: TokenizerTraining) -> dict[str, float]:
-    """Train a VQ tokenizer; returns the last evaluation. Raises InputError as `train` does."""
+    """Train a tokenizer; returns the last evaluation. Raises InputError as `train` does."""
     images = open_images(config.images, config.split, config.image_size)
     held_out = open_images(config.held_out, config.held_out_split, config.image_size) if config.held_out else None
     torch.manual_seed(config.loop.seed)
@@ -67,5 +67,5 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         if (clusters.num_fine, clusters.codebook_fingerprint) != (tokens.codebook_size, stage.codebook):
             raise InputError(f"{added[0]} clusters another codebook than that of {config.tokens}: cluster again")
         cluster_loss = ClusterLoss(clusters, added[1])
-    objective = TokenObjective(stage, tokens, held_out, tokenizer, cluster_loss)
+    objective = TokenObjective(stage, tokens, held_out, tokenizer, cluster_loss, config.start_from)
     return train(objective, config.out, config.optimizer, config.loop, config)

@@ -24,6 +24,7 @@ from ctf.tokens.token_set import TokenSet
 from ctf.training.batches import TokenBatches
 from ctf.training.objective import Batch, Objective
 from ctf.training.processes import ALONE, Processes
+from ctf.training.start import start_stage
 
 SHEET_COLUMNS = 8
 
@@ -37,6 +38,7 @@ class TokenObjective(Objective):
         held_out: tokens to evaluate on.
         tokenizer: decodes contact sheets.
         cluster_loss: is added to the loss of a Transformer that predicts the codebook's own tokens.
+        start_from: weights to start from, see `start_stage`.
 
     Raises:
         InputError: tokens, stage and tokenizer that do not belong together.
@@ -51,6 +53,7 @@ class TokenObjective(Objective):
         held_out: TokenSet | None = None,
         tokenizer: Tokenizer | None = None,
         cluster_loss: ClusterLoss | None = None,
+        start_from: str | None = None,
     ) -> None:
         if held_out is not None:
             held_out = held_out.in_classes(tokens.class_names, f"{tokens.folder}'s")
@@ -74,10 +77,13 @@ class TokenObjective(Objective):
         self.module, self.tokens, self.held_out, self.tokenizer = stage, tokens, held_out, tokenizer
         self.num_images = len(tokens)
         self.extra = {}
-        self.cluster_loss = cluster_loss
+        self.cluster_loss, self.start_from = cluster_loss, start_from
         own = stage.resolved()  # refuses now what the first evaluation would
         # By confidence there is no likelihood: evaluated is then the kind's own order.
         self.measured = dataclasses.replace(own, order=None) if own.order == "confidence" else own
+
+    def start(self) -> dict[str, Any]:
+        return start_stage(self.module, self.start_from, self.tokens) if self.start_from else {}
 
     def compiled(self) -> nn.Module:
         """A Transformer block by block: compiled once for all blocks, and for all batches."""

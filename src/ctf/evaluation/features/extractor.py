@@ -34,7 +34,8 @@ class FeatureExtractor:
     """Maps uint8 images (n, H, W, 3) to `Features`. All n go through the network at once, so callers batch.
 
     Attributes:
-        name: what `open_features` was given: "inception", "dinov2", "emoji" or "file.py:function".
+        name: what `open_features` was given: "inception", "dinov2", "efficientnet", "emoji" or
+            "file.py:function".
         distance: what to call the Fréchet distance of these features. "FID" is that of Inception alone.
         fingerprint: 16 hexadecimal digits of the weights.
         image_size: the side of the images that it takes, in pixels; None if it takes any size.
@@ -57,7 +58,7 @@ class FeatureExtractor:
         if self.image_size not in (None, height) or self.image_size not in (None, width):
             raise InputError(
                 f"{self.name} features are for {self.image_size} × {self.image_size} images, and these are "
-                f"{height} × {width}: choose inception or dinov2"
+                f"{height} × {width}: choose inception, dinov2 or efficientnet"
             )
         return self._extract(images)
 

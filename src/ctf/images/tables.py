@@ -1,0 +1,131 @@
+"""Labels of a folder of images that stand in tables inside of it: metadata files, and those of Tiny ImageNet."""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctf.errors import InputError
+from ctf.images.records import Labels, class_name, label_column, label_like, number_labels, printable, shortened, warn
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+#: From a file's path below a folder to what is in the file.
+Read = Callable[[str], bytes]
+
+METADATA = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})  # the names that `datasets` reads
+WNIDS, WORDS, ANNOTATIONS = "wnids.txt", "words.txt", "val_annotations.txt"
+
+
+def label_tables(files: Sequence[str]) -> list[str]:
+    """Those of the paths below a folder that `metadata_labels` and `tiny_imagenet_labels` read."""
+    names = METADATA | {WNIDS, WORDS, ANNOTATIONS} if WNIDS in files else METADATA
+    return [path for path in files if posixpath.basename(path) in names]
+
+
+def metadata_labels(
+    source: str, tables: Sequence[str], images: Sequence[str], read: Read, column: str | None
+) -> Labels | None:
+    """Labels of `images` from the metadata files; None without labels there.
+
+    As for `datasets`, the column "file_name" holds paths from the folder of the metadata file on.
+
+    Raises:
+        InputError: a file that cannot be read, images without a row, or no such column; and as `label_column` and
+            `number_labels`.
+    """
+    if column == "":
+        return None
+    values: dict[str, Any] = {}
+    found = column
+    for path in tables:
+        if posixpath.basename(path) not in METADATA:
+            continue
+        table = read_table(source, path, read)
+        if "file_name" not in table.column_names:
+            warn(f"{source}/{path} is not read: it has no column 'file_name'")
+            continue
+        found = label_column(table.column_names, label_like(table.schema), column, source)
+        if found is not None:
+            names = [unicodedata.normalize("NFC", str(name)) for name in table["file_name"].to_pylist()]
+            paths = [posixpath.normpath(posixpath.join(posixpath.dirname(path), name)) for name in names]
+            values.update(zip(paths, table[found].to_pylist(), strict=True))
+    if not values:
+        if column is None:
+            return None
+        raise InputError(
+            f"{source} has no metadata.csv with a column {column!r}: leave out '#{column}', or add the file"
+        )
+    keys = [unicodedata.normalize("NFC", path) for path in images]
+    if without := [printable(key) for key in keys if key not in values]:
+        raise InputError(f"{source}: metadata have no row for {shortened(without)}: add rows, or move the images away")
+    return number_labels([values[key] for key in keys], None, str(found), source, keys)
+
+
+def tiny_imagenet_labels(source: str, tables: Sequence[str], images: Mapping[str, str], read: Read) -> Labels | None:
+    """Labels of images in Tiny ImageNet's folder as it is published, numbered as in wnids.txt and named by words.txt.
+
+    None without wnids.txt, and for images without labels, as in its folder "test".
+
+    Args:
+        source: what to call the folder in a message.
+        tables: paths below it.
+        images: path → name of its class folder, a WordNet id unless the images are listed in val_annotations.txt.
+        read: called with the path of a table.
+
+    Raises:
+        InputError: an image whose class is not in wnids.txt, or a table that cannot be read.
+    """
+    if WNIDS not in tables:
+        return None
+
+    def columns(path: str, count: int) -> list[list[Any]]:
+        return [column.to_pylist() for column in read_table(source, path, read).columns[:count]]
+
+    wnids = columns(WNIDS, 1)[0]
+    wnid_of = dict(images)
+    for path in tables:
+        if posixpath.basename(path) == ANNOTATIONS:
+            folder = posixpath.join(posixpath.dirname(path), "images")
+            listed = zip(*columns(path, 2), strict=True)
+            wnid_of |= {key: wnid for name, wnid in listed if (key := f"{folder}/{name}") in images}
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    if label_of.keys().isdisjoint(wnid_of.values()):
+        return None
+    if unknown := [printable(path) for path, wnid in wnid_of.items() if wnid not in label_of]:
+        raise InputError(f"{source}: no class in {WNIDS} for {shortened(unknown)}: add it, or move the images away")
+    words = dict(zip(*columns(WORDS, 2), strict=True)) if WORDS in tables else {}
+    return np.array([label_of[wnid] for wnid in wnid_of.values()], np.int64), distinct_names(wnids, words)
+
+
+def distinct_names(wnids: Sequence[str], words: Mapping[str, str]) -> list[str]:
+    """The first of each WordNet id's names, with the id where several ids have it: "crane (n02012849)"."""
+    names = [class_name(words.get(wnid, wnid).partition(",")[0]) for wnid in wnids]
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True)]
+
+
+def read_table(source: str, path: str, read: Read) -> Table:
+    """A .csv, .jsonl, .parquet or .txt file, the last with tabs between columns and without a header."""
+    from pyarrow import ArrowException, csv, json, parquet
+
+    data = read(path)
+    file, whole = io.BytesIO(data), max(1, len(data))  # types are inferred from the first block: from all of it
+    try:
+        if path.endswith(".csv"):
+            return csv.read_csv(file, csv.ReadOptions(block_size=whole))
+        if path.endswith(".txt"):
+            options = csv.ReadOptions(block_size=whole, autogenerate_column_names=True)
+            return csv.read_csv(file, options, csv.ParseOptions(delimiter="\t", quote_char=False))
+        if path.endswith(".jsonl"):
+            return json.read_json(file, json.ReadOptions(block_size=whole))
+        return parquet.read_table(file)
+    except ArrowException as error:
+        raise InputError(f"{source}/{path} cannot be read ({str(error).splitlines()[0]}): write it again") from None

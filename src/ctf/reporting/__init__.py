@@ -1,0 +1,1 @@
+"""Tables, plots and pages in one style, for every room that reports."""

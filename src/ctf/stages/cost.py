@@ -1,0 +1,158 @@
+"""What a stage takes, counted without values: it draws on "meta", where PyTorch counts products and memory.
+
+No type of stage states a formula. What runs on "meta" reads no values on the host, as in a loop that a GPU records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from ctf.models.config import Compute
+from ctf.sampling.settings import Sampling
+from ctf.stages.drawing import DrawPlan, Group, draw_steps
+from ctf.stages.stage import Stage
+
+#: What libraries take for themselves at the first batch: thread pools, compiled kernels, scratch.
+LIBRARIES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one step, whose parts overlap at best.
+
+    Attributes:
+        bytes: read from memory: weights and caches. Embeddings, activations and int8 scales are left out.
+        operations: of products, attention and convolutions, two per multiply-add.
+    """
+
+    bytes: float
+    operations: float
+
+
+def operations(call: Callable[[], object]) -> int:
+    """Of products, attention and convolutions of a call on "meta", two per multiply-add."""
+    with torch.no_grad(), FusedAttention() as attention, FlopCounterMode(display=False) as products:
+        call()
+    return products.get_total_flops() + attention.operations
+
+
+def forward_operations(stage: Stage) -> int:
+    """Operations of one image through the stage with teacher forcing.
+
+    Attention counts in full, as in PaLM's appendix B. A stage with a cache reads all groups in one pass, here as many
+    as there can be; one without takes a pass for each round, here as few as there can be.
+    """
+    bare = stage.without_values(padded=False)
+    plan = bare.plan(Sampling(steps=bare.possible_steps[-1 if bare.cached else 0]))
+    tokens, labels = _zeros(1, bare.num_tokens), _zeros(1)
+    return operations(lambda: bare.logits(tokens, labels, plan))
+
+
+def drawing_work(stage: Stage, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
+    """What each step of a batch reads and computes at least."""
+    bare, compute = stage.without_values(padded=False), compute.on(stage.device)
+    plan = bare.plan(dataclasses.replace(sampling, sampler=None, filter=None))
+    groups, counted = plan.groups, _counted(plan.groups)
+    steps = _draw(bare, batch, dataclasses.replace(plan, groups=tuple(groups[i] for i in counted)))
+    found = [operations(lambda: next(steps)) for _ in counted]
+    rows = batch * (1 + sampling.guided)
+    return [
+        Work(stage.weight_bytes(compute, batch * g.size) + stage.cache_bytes(rows, g, compute), float(done))
+        for g, done in zip(groups, np.interp(range(len(groups)), counted, found), strict=True)
+    ]
+
+
+def _counted(groups: tuple[Group, ...]) -> list[int]:
+    """Which groups are counted: of each run of one size the first, the second and the last.
+
+    From the second on each has the same size before it, and attention over one run more: operations grow evenly.
+    """
+    sizes = [(group.size, group.count) for group in groups]
+    first = [i for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] != size]
+    ends = {i - 1 for i in first[1:]} | {len(groups) - 1}
+    return sorted({*first, *ends, *(i + 1 for i in first if i not in ends)})
+
+
+def sampling_memory(stages: Iterable[tuple[Stage, Sampling]], batch: int, compute: Compute, decoding: int = 0) -> int:
+    """Bytes that a batch adds to loaded stages and their decoder, which takes `decoding`.
+
+    On a CPU the parts follow each other. On a GPU what one has freed is kept for it: for its stream or its graph.
+    """
+    stages = list(stages)
+    weights = sum(stage.weight_bytes(compute.on(stage.device)) for stage, _ in stages)
+    parts = [decoding, *(activation_bytes(stage, batch, sampling, compute) for stage, sampling in stages)]
+    return LIBRARIES + int(weights) + (sum(parts) if stages[0][0].device.type == "cuda" else max(parts))
+
+
+def activation_bytes(stage: Stage, batch: int, sampling: Sampling, compute: Compute) -> int:
+    """The most that caches, states, logits and draws of a batch take together, in the step of most positions."""
+    bare = stage.without_values().pack(Compute(compute.on(stage.device).dtype))
+    plan = bare.plan(dataclasses.replace(sampling, sampler=None, filter=None))
+    largest = max(range(len(plan.groups)), key=lambda i: (plan.groups[i].size, i))
+    groups = plan.groups[max(largest - 1, 0) : largest + 1]  # what the one before has settled is read too
+    with FusedAttention(), PeakMemory() as memory:
+        deque(_draw(bare, batch, dataclasses.replace(plan, groups=groups)), maxlen=0)
+    return memory.peak
+
+
+def _draw(stage: Stage, batch: int, plan: DrawPlan) -> Iterator[Tensor]:
+    given = None if stage.given is None else _zeros(batch, stage.num_tokens)
+    uniform = torch.empty(batch, stage.num_tokens, dtype=torch.float64, device="meta")
+    return draw_steps(stage, _zeros(batch), lambda stream: uniform, plan, given)
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64, device="meta")
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention that writes nothing but its result, as fused kernels do: on "meta" PyTorch writes all scores.
+
+    Attributes:
+        operations: of its two products, masked ones counted too.
+    """
+
+    operations = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key = args[:2]
+        self.operations += 4 * query.numel() * key.shape[-2]
+        return torch.empty_like(query)
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of the tensors that are made within it and alive: now, and at most (`peak`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in known:
+                known.add(storage._cdata)
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _add(self, size: int) -> None:
+        self.now += size

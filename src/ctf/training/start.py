@@ -1,0 +1,165 @@
+"""`--start_from`: weights that exist, of another level, of other classes or of another size, as far as they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctf.codebook.coarse_map import CoarseMap
+from ctf.errors import InputError
+from ctf.files import is_safetensors, read_metadata
+from ctf.interop import llamagen
+from ctf.interop.tokenizers import open_tokenizer
+from ctf.model_folder import open_stage, stages_of
+from ctf.run_folder import run_settings
+from ctf.stages.stage import Stage
+from ctf.tokens.token_set import TokenIndex, TokenSet
+
+AS_IT_IS = "as it is"
+#: Rows of a parameter, and how they were made of others; None where nothing serves.
+Rows = tuple[Tensor | None, str]
+
+
+def start_stage(stage: Stage, source: str, tokens: TokenSet) -> dict[str, Any]:
+    """Copy what fits of another stage's weights into `stage`.
+
+    Parameters of the same name and shape are taken as they are. An embedding or a head of another level becomes one of
+    this level: a cluster's row is the mean of its codewords' rows, weighted by how often `tokens` use them, and a
+    codeword's row is that of its cluster. Classes are matched by name; new ones start at the mean of all.
+
+    Args:
+        stage: with random weights; changed in place.
+        source: a stage, a run or model folder, a Hub id, or a LlamaGen GPT's file.
+        tokens: what the stage will be trained on.
+
+    Returns:
+        How each parameter that fits was made, and which stay as they are: for people and for the run's config.
+
+    Raises:
+        InputError: nothing there, or no block of it fits.
+    """
+    other, class_names = open_start(source, stage)
+    theirs = {name: parameter.detach() for name, parameter in other.named_parameters()}
+    uses = lru_cache(tokens.token_counts)  # which reads all tokens
+
+    def rows_for(name: str) -> Rows:
+        role = stage.rows_of.get(name)
+        if role == "classes" and name in theirs:
+            return class_rows(theirs[name], class_names, tokens.class_names)
+        if role in ("predicts", "given"):
+            return level_rows(name, role, stage, other, theirs, uses)
+        return theirs.get(name), AS_IT_IS
+
+    report = copy_rows(stage, rows_for)
+    if not any(name not in stage.rows_of for name in report["taken"]):
+        raise InputError(f"{source}: no block of it fits this stage: choose the --size that its weights have")
+    return {"source": source, "stage": other.name, **report}
+
+
+def start_tokenizer(tokenizer: nn.Module, source: str) -> dict[str, Any]:
+    """Copy the parameters of another tokenizer that have the same name and shape; returns and raises as `start_stage`.
+
+    Raises:
+        InputError: nothing there, or the codebook or all else is of another shape.
+    """
+    theirs = {name: parameter.detach() for name, parameter in open_tokenizer(source).named_parameters()}
+    report = copy_rows(tokenizer, lambda name: (theirs.get(name), AS_IT_IS))
+    if not report["taken"]:
+        raise InputError(f"{source}: nothing of it fits this tokenizer: take the settings of its model")
+    return {"source": source, **report}
+
+
+def in_words(started: Mapping[str, Any]) -> str:
+    """What `start_stage` and `start_tokenizer` return, in a line for the terminal."""
+    taken = started["taken"]
+    converted = [f"{name}: {how}" for name, how in taken.items() if how != AS_IT_IS]
+    said = [f"starts from {started['source']}", f"{len(taken) - len(converted)} parameters as they are", *converted]
+    return "; ".join(said + ([f"not taken: {', '.join(started['left'])}"] if started["left"] else []))
+
+
+def copy_rows(module: nn.Module, rows_for: Callable[[str], Rows]) -> dict[str, Any]:
+    """Fill the parameters that `rows_for` has something for: {"taken": how, by name; "left": names}."""
+    taken, left = {}, []
+    for name, ours in module.named_parameters():
+        rows, how = rows_for(name)
+        spare = 0 if how == AS_IT_IS else 1  # a masked stage has a row more than labels, for hidden ones
+        if rows is None or rows.shape[1:] != ours.shape[1:] or abs(len(ours) - len(rows)) > spare:
+            left.append(name)
+            continue
+        count = min(len(ours), len(rows))
+        with torch.no_grad():
+            ours[:count] = rows[:count].to(ours)
+        taken[name] = how
+    return {"taken": taken, "left": left}
+
+
+def open_start(source: str, stage: Stage) -> tuple[Stage, list[str] | None]:
+    """The stage to start `stage` from, and its classes where they are known.
+
+    Of a model folder it is the one of the same name, else the first.
+    """
+    path = Path(source)
+    if path.is_file() and not (is_safetensors(path) and "ctf" in read_metadata(path)):
+        return llamagen.load_gpt(path, getattr(stage.config, "heads", None)), None
+    if path.is_file():
+        return open_stage(path), None
+    if path.is_dir() and (settings := run_settings(path)) is not None:
+        index = Path(settings.get("tokens") or "") / "index.json"
+        return open_stage(path), TokenIndex.load(index.parent).class_names if index.exists() else None
+    stages, names = stages_of(source)
+    return next((other for other in stages if other.name == stage.name), stages[0]), names
+
+
+def class_rows(rows: Tensor, names: Sequence[str] | None, wanted: Sequence[str]) -> Rows:
+    """Rows of classes (C + 1, dim), the last one of no class, for the `wanted` classes; of unknown names by number."""
+    if names is None:
+        names = wanted if len(wanted) == len(rows) - 1 else []
+    places = {name: place for place, name in enumerate(names)}
+    mean = rows[:-1].mean(0)
+    found = [rows[places[name]] if name in places else mean for name in wanted]
+    known = sum(name in places for name in wanted)
+    return torch.stack([*found, rows[-1]]), f"{known} of {len(wanted)} classes by name, the others at the mean"
+
+
+def level_rows(
+    name: str, role: str, stage: Stage, other: Stage, theirs: Mapping[str, Tensor], uses: Callable[[], Tensor]
+) -> Rows:
+    """Rows of the labels of `stage`'s level, from those of `other`'s; given labels also from predicted ones."""
+    if other.codebook_size != stage.codebook_size or len({other.codebook, stage.codebook} - {None}) > 1:
+        return None, "of another codebook"
+    if name in theirs:
+        found, level = theirs[name], getattr(other, role)
+    else:
+        source = next((n for n, r in other.rows_of.items() if r == "predicts" and n in theirs), None)
+        if source is None or role == "predicts":
+            return None, ""
+        found, level = theirs[source], other.predicts
+    return convert_rows(found, level, getattr(stage, role), uses)
+
+
+def convert_rows(rows: Tensor, level: CoarseMap | None, wanted: CoarseMap | None, uses: Callable[[], Tensor]) -> Rows:
+    """Rows (labels of `level`, dim) as rows (labels of `wanted`, dim); None is the level of the codebook's tokens.
+
+    `uses` counts tokens: (K,).
+    """
+    if level is wanted or (level and wanted and torch.equal(level.fine_to_coarse, wanted.fine_to_coarse)):
+        return rows, "of the same level"
+    either = wanted if level is None else level
+    assert either is not None
+    if len(rows) < (either.num_fine if level is None else level.num_coarse):
+        return None, ""  # of a masked stage that reads no labels
+    each = rows[: either.num_fine] if level is None else rows[level.fine_to_coarse]
+    if wanted is None:
+        return each, "each token as its cluster"
+    clusters, counts = wanted.fine_to_coarse, uses().double()
+    used = torch.zeros(wanted.num_coarse, dtype=torch.float64).index_add_(0, clusters, counts)
+    weights = torch.where(used[clusters] > 0, counts, 1.0)  # of a cluster that no token uses, the plain mean
+    total = torch.zeros_like(used).index_add_(0, clusters, weights)
+    sums = torch.zeros(len(total), rows.shape[1], dtype=torch.float64)
+    sums.index_add_(0, clusters, each.double() * weights[:, None])
+    return (sums / total[:, None]).to(rows.dtype), "each cluster as the mean of its tokens, weighted by use"
