@@ -10,6 +10,7 @@ from typing import Any
 from ctf.bench.config import Benchmark
 from ctf.bench.machine import Machine
 from ctf.files import write_json
+from ctf.layout import Layout
 from ctf.progress import progress_bar
 from ctf.reporting.tables import table_head, table_row
 
@@ -48,6 +49,7 @@ def command_line(verb: str, settings: Mapping[str, Any]) -> str:
     words = [f"ctf {verb}"]
     for name, value in settings.items():
         if value is not None:
-            text = f"[{', '.join(map(str, value))}]" if type(value) is tuple else str(value)  # a Layout has words
+            listed = isinstance(value, tuple) and not isinstance(value, Layout)  # a layout writes itself
+            text = f"[{', '.join(map(str, value))}]" if listed else str(value)
             words.append(f"--{name} {shlex.quote(text)}")
     return " ".join(words)
