@@ -1,9 +1,12 @@
 import json
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ctf.errors import InputError
-from ctf.layout import Layout, with_layout
+from ctf.layout import Layout, square_layout, with_layout
 
 
 def test_positions_lie_scale_by_scale_and_row_by_row():
@@ -37,6 +40,16 @@ def test_a_grid_of_older_files_is_a_layout_of_one_scale():
 def test_refuses_what_is_no_layout(grids):
     with pytest.raises(InputError, match="layout"):
         Layout(grids)
+
+
+@given(st.integers(1, 5000))
+def test_square_layout_takes_squares_only(count):
+    side = math.isqrt(count)
+    if side * side == count:
+        assert square_layout(count) == Layout([(side, side)])
+    else:
+        with pytest.raises(InputError, match="not a square"):
+            square_layout(count)
 
 
 @pytest.mark.parametrize("text", ["", "16", "16x", "4x4,2x2", "axb", "1x2x3"])

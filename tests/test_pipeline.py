@@ -103,7 +103,7 @@ def test_a_coarse_preview_shows_the_mean_codeword_of_each_cluster(make_pipeline)
     *_, last, _ = pipeline.stream([2], seed=4)
     coarse = pipeline.packed()[0].generate(torch.tensor([2]), Random([4], 0))
     vectors = torch.stack([tokenizer.codebook[coarse_map.members(int(m))].mean(0) for m in coarse[0]])
-    expected = to_bytes(tokenizer.decode_embeddings(tokenizer.project(vectors)[None], pipeline.grid))
+    expected = to_bytes(tokenizer.decode_embeddings(tokenizer.project(vectors)[None], pipeline.layout))
     assert np.abs(np.asarray(last.images[0]).astype(int) - expected[0]).max() <= 1
 
 
@@ -118,7 +118,7 @@ def test_what_a_stage_does_not_know_yet_is_shown_as_it_is_given(make_stage, make
     vectors = tokenizer.project(coarse_map.means(tokenizer.codebook))[given]
     place = fine.plan(Sampling(steps=6)).groups[0].at
     vectors[:, place] = tokenizer.codebook[generate_tokens(fine, torch.tensor([2]), [4], given, 1, steps=6)[:, place]]
-    expected = to_bytes(tokenizer.decode_embeddings(vectors, (2, 3)))
+    expected = to_bytes(tokenizer.decode_embeddings(vectors, fine.layout))
     assert np.abs(np.asarray(first.images[0]).astype(int) - expected[0]).max() <= 1
 
 

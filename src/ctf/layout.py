@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -89,6 +90,14 @@ class Layout(tuple[Grid, ...]):
             for row in range(rows)
             for column in range(columns)
         ]
+
+
+def square_layout(num_tokens: int) -> Layout:
+    """The square of N tokens, one scale. Raises InputError: N is not a square."""
+    side = math.isqrt(num_tokens)
+    if side * side != num_tokens:
+        raise InputError(f"{num_tokens} tokens are not a square: give their layout, such as 16x8 for 128 tokens")
+    return Layout.square(side)
 
 
 def with_layout(settings: dict[str, Any]) -> dict[str, Any]:

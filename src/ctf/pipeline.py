@@ -19,6 +19,7 @@ from ctf.completion import divided
 from ctf.device import available_memory, return_freed_memory, usable_device
 from ctf.errors import InputError
 from ctf.images.pixels import to_tensor
+from ctf.layout import Layout
 from ctf.models.config import Compute
 from ctf.preview import Preview, preview_of
 from ctf.progress import progress_bar
@@ -89,9 +90,14 @@ class StagePipeline:
         return self.stages[0].grid
 
     @property
+    def layout(self) -> Layout:
+        """Where the tokens of an image lie."""
+        return self.stages[0].layout
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return self.tokenizer.image_size(self.grid)
+        return self.tokenizer.image_size(self.layout)
 
     def stage(self, name: str) -> Stage:
         """The stage called `name`. Raises InputError if there is none."""
@@ -316,11 +322,11 @@ class StagePipeline:
     def decode(self, tokens: Tensor) -> np.ndarray:
         """Tokens of the codebook (B, N) → images uint8 (B, H, W, 3)."""
         return_freed_memory()  # or what the stages have freed would stay beside what the decoder takes
-        return decode_images(self.tokenizer, tokens, self.grid, getattr(torch, self.compute.decoder_dtype))
+        return decode_images(self.tokenizer, tokens, self.layout, getattr(torch, self.compute.decoder_dtype))
 
     def _preview_of(self, stage: Stage, given: Tensor | None) -> Callable[[Tensor], np.ndarray]:
         """A function from labels of the stage's level, −1 where unknown, int64 (B, N), to images uint8 (B, H, W, 3)."""
-        show = preview_of(self.tokenizer, self.grid, stage, given)
+        show = preview_of(self.tokenizer, self.layout, stage, given)
         if stage.predicts is not None:
             return show
         # All are known in the last step: the images themselves.
@@ -332,7 +338,7 @@ class StagePipeline:
         dtype = getattr(torch, self.compute.decoder_dtype)
         return SamplingMemory(
             [stage.memory(batch_size, settings[stage.name], self.compute) for stage in self.stages],
-            self.tokenizer.decoding_memory(batch_size, self.grid, self.device.type, dtype),
+            self.tokenizer.decoding_memory(batch_size, self.layout, self.device.type, dtype),
         )
 
     def largest_batch(self, **overrides: Any) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.images.pixels import to_bytes
+from ctf.layout import Layout
 from ctf.stages.stage import Stage
 from ctf.tokenizer.interface import Tokenizer
 
@@ -35,13 +36,13 @@ class Preview:
 
 
 def preview_of(
-    tokenizer: Tokenizer, grid: tuple[int, int], stage: Stage, given: Tensor | None
+    tokenizer: Tokenizer, layout: Layout, stage: Stage, given: Tensor | None
 ) -> Callable[[Tensor], np.ndarray]:
     """A function from labels of a stage's level, −1 where unknown, int64 (B, N), to images uint8 (B, H, W, 3).
 
     Args:
         tokenizer: decodes.
-        grid: of its tokens.
+        layout: of its tokens.
         stage: which predicts the labels.
         given: what it is given (B, N).
     """
@@ -53,7 +54,7 @@ def preview_of(
     @torch.no_grad()
     def show(tokens: Tensor) -> np.ndarray:
         vectors = known[tokens.clamp(min=0)].where(tokens[..., None] >= 0, unknown)
-        return to_bytes(tokenizer.decode_embeddings(vectors, grid))
+        return to_bytes(tokenizer.decode_embeddings(vectors, layout))
 
     return show
 

@@ -8,6 +8,7 @@ from PIL import Image
 from ctf.app.clusters import AROUND, SIDE, Clusters
 from ctf.errors import InputError
 from ctf.images import to_bytes
+from ctf.layout import Layout
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_tile_is_the_middle_of_equal_tokens(clusters, pipeline):
     members, tiles = clusters.member_tiles(8, 3)
     assert members == pipeline.stages[0].predicts.members(3).tolist()
     square = torch.full((1, AROUND**2), members[1])
-    whole = to_bytes(pipeline.tokenizer.decode(square, (AROUND, AROUND)))[0]
+    whole = to_bytes(pipeline.tokenizer.decode(square, Layout.square(AROUND)))[0]
     assert np.array_equal(tiles[1], whole[4:8, 4:8])
     with pytest.raises(InputError, match="has the clusters 0 … 7"):
         clusters.member_tiles(8, 8)

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ctf.bench import Machine, measure_sampling, measure_stage
 from ctf.bench.sampling import batch_parts, decoder_work, time_parts
+from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Sampling
 from ctf.sampling.cost import LIBRARIES
@@ -109,10 +110,10 @@ def test_decoder_work_is_what_the_decoder_does_with_a_batch(multipliers, patch_s
     sizes = {"base_channels": 32, "channel_multipliers": multipliers, "z_channels": 32, "patch_size": patch_size}
     config = TokenizerConfig(**sizes, encoder_blocks=1, decoder_blocks=1, codebook_size=16, codebook_dim=4)
     tokenizer = VQTokenizer(config).eval()
-    work = decoder_work(tokenizer, (2, 3), 3)
+    work = decoder_work(tokenizer, Layout((2, 3)), 3)
     # PyTorch does not know the operations of a CPU's fused attention.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        tokenizer.decode(torch.zeros(3, 6, dtype=torch.int64), (2, 3))
+        tokenizer.decode(torch.zeros(3, 6, dtype=torch.int64), Layout((2, 3)))
     assert work.operations == counter.get_total_flops()
     parts = {"decoder", "post_quant_conv"}
     assert work.bytes == sum(p.nbytes for name, p in tokenizer.named_parameters() if name.split(".")[0] in parts)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
-from ctf.interop import llamagen
+from ctf.interop import llamagen, translation
 from ctf.models import TransformerConfig
 from ctf.sampling.settings import Sampling
 from ctf.stages import Autoregressive, Masked
@@ -126,7 +126,7 @@ def assert_same(a, b):
 @pytest.fixture
 def values_unread(monkeypatch):
     """For tensors of the device "meta", which have shapes and no values to check."""
-    monkeypatch.setattr(llamagen, "check_finite", lambda where, tensors: None)
+    monkeypatch.setattr(translation, "check_finite", lambda where, tensors: None)
 
 
 def test_full_size_gpt_b_survives_export(tmp_path):

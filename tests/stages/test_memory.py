@@ -122,7 +122,7 @@ def test_a_pipeline_adds_up_its_parts(make_pipeline):
     settings = [Sampling(cfg_scale=1.5), Sampling(cfg_scale=3.0)]
     expected = [stage.memory(7, s, pipeline.compute) for stage, s in zip(pipeline.stages, settings, strict=True)]
     assert memory.stages == expected
-    assert memory.decoding == pipeline.tokenizer.decoding_memory(7, pipeline.grid, "cpu", torch.float32)
+    assert memory.decoding == pipeline.tokenizer.decoding_memory(7, pipeline.layout, "cpu", torch.float32)
 
 
 @pytest.mark.parametrize("room", [1, 16, 64, 1000])

@@ -10,9 +10,12 @@ from torch._inductor.decomposition import select_decomp_table
 
 from ctf.errors import InputError
 from ctf.images.pixels import to_bytes
+from ctf.layout import Layout
 from ctf.tokenizer import VQTokenizer, decode
 from ctf.tokenizer.decode import decode_compiled, decode_images
 from ctf.tokenizer.registry import load_tokenizer
+
+LAYOUT = Layout((4, 6))
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +37,27 @@ def set_threads():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pixels_depend_neither_on_the_batch_nor_on_the_cores(tokenizer, tokens, set_threads, dtype):
-    together = decode_images(tokenizer, tokens, (4, 6), dtype)
+    together = decode_images(tokenizer, tokens, LAYOUT, dtype)
     assert together.shape == (7, 32, 48, 3)
     for threads in (1, 2, 3):
         set_threads(threads)
-        assert np.array_equal(decode_images(tokenizer, tokens, (4, 6), dtype), together)
+        assert np.array_equal(decode_images(tokenizer, tokens, LAYOUT, dtype), together)
         assert torch.get_num_threads() == threads
     for i in range(7):
-        assert np.array_equal(decode_images(tokenizer, tokens[i : i + 1], (4, 6), dtype)[0], together[i])
+        assert np.array_equal(decode_images(tokenizer, tokens[i : i + 1], LAYOUT, dtype)[0], together[i])
 
 
 def test_it_is_the_decoder(tokenizer, tokens):
-    decoded = to_bytes(tokenizer.decode(tokens, (4, 6))).astype(int)
-    assert np.abs(decode_images(tokenizer, tokens, (4, 6), torch.float32) - decoded).max() <= 1
-    assert np.abs(decode_images(tokenizer, tokens, (4, 6), torch.bfloat16) - decoded).mean() < 2
+    decoded = to_bytes(tokenizer.decode(tokens, LAYOUT)).astype(int)
+    assert np.abs(decode_images(tokenizer, tokens, LAYOUT, torch.float32) - decoded).max() <= 1
+    assert np.abs(decode_images(tokenizer, tokens, LAYOUT, torch.bfloat16) - decoded).mean() < 2
 
 
 def test_two_threads_decode_at_once(tokenizer, tokens):
     threads = torch.get_num_threads()
-    alone = decode_images(tokenizer, tokens, (4, 6), torch.float32)
+    alone = decode_images(tokenizer, tokens, LAYOUT, torch.float32)
     with ThreadPoolExecutor(2) as pool:
-        for decoded in pool.map(lambda _: decode_images(tokenizer, tokens, (4, 6), torch.float32), range(4)):
+        for decoded in pool.map(lambda _: decode_images(tokenizer, tokens, LAYOUT, torch.float32), range(4)):
             assert np.array_equal(decoded, alone)
     assert torch.get_num_threads() == threads
 
@@ -62,7 +65,7 @@ def test_two_threads_decode_at_once(tokenizer, tokens):
 def test_the_number_of_threads_outlives_an_error(tokenizer, set_threads):
     set_threads(2)
     with pytest.raises(InputError, match="the codebook has"):
-        decode_images(tokenizer, torch.full((2, 24), -1), (4, 6), torch.float32)
+        decode_images(tokenizer, torch.full((2, 24), -1), LAYOUT, torch.float32)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 2
 
@@ -92,8 +95,8 @@ def test_one_compilation_serves_all_pieces(compiled_by, make_tokenizer):
         drawn = tokens.clone()
     for batch in (tokens, drawn):
         for piece in (*batch.split(7), batch[5:8], batch[:1], batch):
-            found = decode_compiled(tokenizer, piece, (2, 3), torch.float32).numpy()
-            expected = to_bytes(tokenizer.decode(piece, (2, 3)))
+            found = decode_compiled(tokenizer, piece, Layout((2, 3)), torch.float32).numpy()
+            expected = to_bytes(tokenizer.decode(piece, Layout((2, 3))))
             assert found.shape == expected.shape
             assert np.abs(found.astype(int) - expected).max() <= 1
     assert counter.frame_count == 1
@@ -116,7 +119,7 @@ def test_every_convolution_is_channels_last(compiled_by, tokenizer, tokens, devi
         return graph
 
     compiled_by(aot_autograd(fw_compiler=see, decompositions=select_decomp_table()))
-    decode_compiled(copy.deepcopy(tokenizer).to(device), tokens.to(device), (4, 6), dtype)
+    decode_compiled(copy.deepcopy(tokenizer).to(device), tokens.to(device), LAYOUT, dtype)
     modules = [module for part in tokenizer.decoder_parts() for module in part.modules()]
     assert len(formats) == 2 * sum(isinstance(module, torch.nn.Conv2d) for module in modules)
     assert all(formats)
@@ -126,9 +129,9 @@ def test_every_convolution_is_channels_last(compiled_by, tokenizer, tokens, devi
 @pytest.mark.parametrize("count", [1, 32, 70])
 def test_a_gpu_decodes_what_a_cpu_decodes(tokenizer, count):
     tokens = torch.randint(tokenizer.codebook_size, (count, 24), generator=torch.Generator().manual_seed(1))
-    expected = decode_images(tokenizer, tokens, (4, 6), torch.float32).astype(int)
+    expected = decode_images(tokenizer, tokens, LAYOUT, torch.float32).astype(int)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = decode_images(copy.deepcopy(tokenizer).cuda(), tokens.cuda(), (4, 6), torch.float32)
+        found = decode_images(copy.deepcopy(tokenizer).cuda(), tokens.cuda(), LAYOUT, torch.float32)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= 1
 
@@ -138,14 +141,14 @@ def test_a_gpu_waits_for_tokens_on_any_stream(tokenizer):
     """Threads decode at once, each from tokens that its own stream is still computing."""
     tokenizer = copy.deepcopy(tokenizer).cuda()
     alone = [torch.full((70, 24), i, device="cuda") for i in range(8)]
-    expected = [decode_images(tokenizer, tokens, (4, 6), torch.float32).astype(int) for tokens in alone]
+    expected = [decode_images(tokenizer, tokens, LAYOUT, torch.float32).astype(int) for tokens in alone]
 
     def decode_late(i):
         with torch.cuda.stream(torch.cuda.Stream()):
             x = torch.eye(2048, device="cuda")
             for _ in range(50):
                 x = x @ x
-            return decode_images(tokenizer, (x[:70, :1].sum(0) * i).long().expand(70, 24), (4, 6), torch.float32)
+            return decode_images(tokenizer, (x[:70, :1].sum(0) * i).long().expand(70, 24), LAYOUT, torch.float32)
 
     with ThreadPoolExecutor(4) as pool:
         for found, right in zip(pool.map(decode_late, range(8)), expected, strict=True):
@@ -155,4 +158,4 @@ def test_a_gpu_waits_for_tokens_on_any_stream(tokenizer):
 @pytest.mark.gpu
 def test_a_gpu_refuses_tokens_out_of_range(tokenizer):
     with pytest.raises(InputError, match="the codebook has"):
-        decode_images(copy.deepcopy(tokenizer).cuda(), torch.full((2, 24), -1).cuda(), (4, 6), torch.float32)
+        decode_images(copy.deepcopy(tokenizer).cuda(), torch.full((2, 24), -1).cuda(), LAYOUT, torch.float32)

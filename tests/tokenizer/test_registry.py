@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ctf.errors import InputError
 from ctf.files import read_metadata, save_tensors
+from ctf.layout import Layout
 from ctf.tokenizer import Tokenizer, VQTokenizer
 from ctf.tokenizer.registry import TOKENIZERS, is_ours, load_tokenizer, register_tokenizer
 
@@ -39,12 +40,12 @@ class Grey(Tokenizer):
         grey = nn.functional.avg_pool2d(images.mean(1, keepdim=True), self.downsampling)
         return (grey.flatten(1)[:, :, None] - self.codebook[:, 0]).abs().argmin(-1)
 
-    def decode_embeddings(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        squares = vectors.view(-1, 1, *grid).repeat_interleave(self.downsampling, 2)
+    def decode_embeddings(self, vectors: Tensor, layout: Layout) -> Tensor:
+        squares = vectors.view(-1, 1, *layout.finest).repeat_interleave(self.downsampling, 2)
         return squares.repeat_interleave(self.downsampling, 3).expand(-1, 3, -1, -1)
 
-    def decoding_memory(self, batch: int, grid: tuple[int, int], device_type: str, dtype: torch.dtype) -> int:
-        return batch * grid[0] * grid[1] * self.downsampling**2 * 3 * dtype.itemsize
+    def decoding_memory(self, batch: int, layout: Layout, device_type: str, dtype: torch.dtype) -> int:
+        return batch * layout.num_tokens * self.downsampling**2 * 3 * dtype.itemsize
 
 
 @pytest.fixture
@@ -72,9 +73,9 @@ def test_what_the_interface_gives_a_family(registered):
     tokens = tokenizer.encode(image.expand(1, 3, 4, 6))
     assert tokens.tolist() == [[0, 1, 2, 2, 2, 0]]
     assert tokenizer.codebook_size == 3
-    assert torch.equal(tokenizer.decode(tokens, tokenizer.grid_of((4, 6))), image.expand(1, 3, 4, 6))
+    assert torch.equal(tokenizer.decode(tokens, tokenizer.layout((4, 6))), image.expand(1, 3, 4, 6))
     with pytest.raises(InputError, match="the codebook has 3"):
-        tokenizer.decode(tokens + 1, (2, 3))
+        tokenizer.decode(tokens + 1, Layout((2, 3)))
     assert tokenizer.decoder_parts() == [tokenizer]
 
 

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import math
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from torch import nn
 
 from ctf.errors import InputError
 from ctf.files import save_tensors
+from ctf.layout import Layout
 from ctf.tokenizer.config import TokenizerConfig
-from ctf.tokenizer.interface import square_grid
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
 TINY = TokenizerConfig(base_channels=32, channel_multipliers=(1, 2), z_channels=16, codebook_size=64, patch_size=4)
@@ -37,10 +36,10 @@ def test_encode_and_decode_shapes(tokenizer, images):
     assert not decoded.requires_grad
 
 
-def test_oblong_images_need_their_grid(tokenizer, images):
+def test_oblong_images_need_their_layout(tokenizer, images):
     tokens = tokenizer.encode(images[:, :, :24, :])
     assert tokens.shape == (3, 12)
-    assert tokenizer.decode(tokens, grid=(3, 4)).shape == (3, 3, 24, 32)
+    assert tokenizer.decode(tokens, Layout((3, 4))).shape == (3, 3, 24, 32)
 
 
 def test_decoding_the_tokens_is_the_reconstruction(tokenizer, images):
@@ -74,9 +73,9 @@ def test_encode_refuses_other_sizes(tokenizer, height, width):
         tokenizer.encode(torch.zeros(1, 3, height, width))
 
 
-def test_grid_and_image_size_are_inverse(tokenizer):
-    assert tokenizer.grid_of((24, 32)) == (3, 4)
-    assert tokenizer.image_size((3, 4)) == (24, 32)
+def test_layout_and_image_size_are_inverse(tokenizer):
+    assert tokenizer.layout((24, 32)) == Layout((3, 4))
+    assert tokenizer.image_size(Layout((3, 4))) == (24, 32)
 
 
 @given(st.integers(1, 4), st.integers(1, 4))
@@ -88,13 +87,13 @@ def test_tokens_run_row_by_row(height, width):
     pixels = torch.arange(height * width * 3.0).view(1, height, width, 3).permute(0, 3, 1, 2)
     features = tokenizer.features(pixels)
     assert features.flatten().tolist() == list(range(height * width * 3))
-    assert torch.equal(tokenizer.decode_embeddings(features, (height, width)), pixels)
+    assert torch.equal(tokenizer.decode_embeddings(features, Layout((height, width))), pixels)
 
 
 def test_mean_codewords_decode_in_the_space_of_the_codebook(tokenizer):
     mean = tokenizer.project(tokenizer.codebook[:5].mean(0))
     assert mean.norm().item() == pytest.approx(1)
-    assert tokenizer.decode_embeddings(mean.expand(1, 6, -1), (2, 3)).shape == (1, 3, 16, 24)
+    assert tokenizer.decode_embeddings(mean.expand(1, 6, -1), Layout((2, 3))).shape == (1, 3, 16, 24)
 
 
 def test_decoding_reads_the_weights_of_its_parts(tokenizer, images):
@@ -118,32 +117,22 @@ def test_decoding_memory_of_vq16(device, dtype):
     together = min(torch.get_num_threads(), 16) if device == "cpu" else 32
     bytes_per_pixel = 8.5 * 128 * 4 if device == "cpu" else 6 * 128 * 2
     expected = together * 256 * 256 * bytes_per_pixel + 64 * 256 * 256 * 3
-    assert tokenizer.decoding_memory(64, (16, 16), device, dtype) == expected
+    assert tokenizer.decoding_memory(64, Layout((16, 16)), device, dtype) == expected
 
 
 @pytest.mark.parametrize(
-    ("tokens", "grid", "message"),
+    ("tokens", "layout", "message"),
     [
         (torch.zeros(16, dtype=torch.int64), None, r"decode takes \(B, N\)"),
-        (torch.zeros(1, 15, dtype=torch.int64), None, "15 tokens are not a square grid"),
-        (torch.zeros(1, 16, dtype=torch.int64), (3, 5), "16 tokens do not fill a grid of 3 × 5"),
+        (torch.zeros(1, 15, dtype=torch.int64), None, "15 tokens are not a square"),
+        (torch.zeros(1, 16, dtype=torch.int64), Layout((3, 5)), "16 tokens do not fill the layout 3x5"),
         (torch.full((1, 16), 64), None, "range from 64 to 64, the codebook has 64"),
         (torch.full((1, 16), -1), None, "range from -1 to -1"),
     ],
 )
-def test_decode_refuses(tokenizer, tokens, grid, message):
+def test_decode_refuses(tokenizer, tokens, layout, message):
     with pytest.raises(InputError, match=message):
-        tokenizer.decode(tokens, grid)
-
-
-@given(st.integers(1, 5000))
-def test_square_grid_takes_squares_only(count):
-    side = math.isqrt(count)
-    if side * side == count:
-        assert square_grid(count) == (side, side)
-    else:
-        with pytest.raises(InputError, match="not a square"):
-            square_grid(count)
+        tokenizer.decode(tokens, layout)
 
 
 def test_saved_tokenizer_is_the_same(tokenizer, images, tmp_path):

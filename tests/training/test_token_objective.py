@@ -90,7 +90,7 @@ def test_a_stage_that_is_given_labels_is_shown_below_the_images_that_they_are_of
         clusters = level.to_coarse(tokens.gather([0]))[0].tolist()
         means = torch.stack([tokenizer.codebook[level.members(m)].mean(0) for m in clusters])[None]
         vectors = tokenizer.project(means)
-    decoded = to_bytes(tokenizer.decode_embeddings(vectors, tokens.grid))[0]
+    decoded = to_bytes(tokenizer.decode_embeddings(vectors, objective.module.layout))[0]
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(sheet).astype(int), decoded.shape)
     assert (np.abs(windows - decoded) <= 1).all((-1, -2, -3)).any()  # 1: a batch of two rounds differently from one
 

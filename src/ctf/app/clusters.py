@@ -78,7 +78,7 @@ class Clusters:
     def means(self, labels: Tensor, coarse_map: CoarseMap) -> np.ndarray:
         """What the clusters alone show: labels int64 (N,), each as its cluster's mean codeword → uint8 (H, W, 3)."""
         vectors = level_embeddings(self.tokenizer, coarse_map)[labels][None]
-        return to_bytes(self.tokenizer.decode_embeddings(vectors, self.pipeline.grid))[0]
+        return to_bytes(self.tokenizer.decode_embeddings(vectors, self.pipeline.layout))[0]
 
     def swaps(self, tokens: Tensor, share: float, count: int, seed: int = 0) -> list[Swap]:
         """Swap a share of the tokens within clusters, k-means and random ones: the same positions in both.
@@ -104,9 +104,10 @@ class Clusters:
     def tiles(self, vectors: Tensor) -> np.ndarray:
         """Vectors (n, d) in the space of the codebook → a tile of each: uint8 (n, f, f, 3)."""
         side, found = self.tokenizer.downsampling, []
+        layout = self.tokenizer.layout((AROUND * side, AROUND * side))
         for part in vectors.split(TILES_AT_ONCE):
-            square = part[:, None].expand(-1, AROUND**2, -1)
-            found.append(to_bytes(self.tokenizer.decode_embeddings(square, (AROUND, AROUND))))
+            square = part[:, None].expand(-1, layout.num_tokens, -1)
+            found.append(to_bytes(self.tokenizer.decode_embeddings(square, layout)))
         middle = slice(AROUND // 2 * side, (AROUND // 2 + 1) * side)
         return np.concatenate(found)[:, middle, middle]
 

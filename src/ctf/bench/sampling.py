@@ -28,6 +28,7 @@ from ctf.device import synchronize, usable_device
 from ctf.errors import InputError
 from ctf.files import read_json
 from ctf.interop.tokenizers import open_tokenizer
+from ctf.layout import Layout
 from ctf.models.config import Compute
 from ctf.pipeline import StagePipeline
 from ctf.sampling import Random, Sampling
@@ -82,7 +83,7 @@ def measure_sampling(
         return {**batch_parts(pipeline.packed(), batch_size), "decoding": pipeline.decode}
 
     least = _rooflines(pipeline.stages, batch_size, pipeline.compute, machine)
-    least["decoding"] = decoder_machine.roofline([decoder_work(pipeline.tokenizer, pipeline.grid, batch_size)])
+    least["decoding"] = decoder_machine.roofline([decoder_work(pipeline.tokenizer, pipeline.layout, batch_size)])
     return _measure(pipeline.stages, batch_size, runs, prepare, least, pipeline.memory(batch_size))
 
 
@@ -151,15 +152,15 @@ def time_parts(parts: Parts, device: torch.device) -> dict[str, float]:
     return {**seconds, "all": times[-1] - times[0]}
 
 
-def decoder_work(tokenizer: Tokenizer, grid: tuple[int, int], batch: int) -> Work:
+def decoder_work(tokenizer: Tokenizer, layout: Layout, batch: int) -> Work:
     """Of the decoder: its weights once, and the operations of its convolutions and its attention.
 
     The operations are those that PyTorch counts for one image, times `batch`. In float32 a GPU's convolutions compute
     in TF32 unless told otherwise, and a CPU's may save multiplications: both can beat a roofline of float32 products.
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        vectors = torch.empty(1, grid[0] * grid[1], tokenizer.codebook.shape[1])
-        type(tokenizer)(tokenizer.config).decode_embeddings(vectors, grid)
+        vectors = torch.empty(1, layout.num_tokens, tokenizer.codebook.shape[1])
+        type(tokenizer)(tokenizer.config).decode_embeddings(vectors, layout)
     weights = sum(p.nbytes for part in tokenizer.decoder_parts() for p in part.parameters())
     return Work(weights, batch * counter.get_total_flops())
 

@@ -31,9 +31,9 @@ def reconstruction_distance(
     with progress_bar(len(images), "reconstruct", "image", hidden=not progress) as bar:
         for _, batch, _ in images.batches(batch_size):
             tokens = tokenizer.encode(to_tensor(batch).to(device))
-            grid = tokenizer.grid_of(batch.shape[1:3])
+            layout = tokenizer.layout(batch.shape[1:3])
             features: list[np.ndarray] = [
-                extractor(each).pool for each in (batch, to_bytes(tokenizer.decode(tokens, grid)))
+                extractor(each).pool for each in (batch, to_bytes(tokenizer.decode(tokens, layout)))
             ]
             pair = pair or [FeatureStatistics(each.shape[1]) for each in features]
             for statistics, each in zip(pair, features, strict=True):

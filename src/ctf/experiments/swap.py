@@ -14,6 +14,7 @@ from ctf.codebook.clustering import cluster_codebook
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
 from ctf.images.sheet import contact_sheet
+from ctf.layout import Layout
 from ctf.pipeline import StagePipeline
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.measure import psnr
@@ -44,14 +45,14 @@ def swap_images(
         seed: of clusterings and swaps.
     """
     shown = set(np.linspace(0, len(images) - 1, columns).astype(int).tolist())
-    grid = tokenizer.grid_of((images.size, images.size))
+    layout = tokenizer.layout((images.size, images.size))
 
     def batches() -> Iterator[tuple[Tensor, list[int], np.ndarray]]:
         for indices, batch, _ in images.batches(BATCH):
             kept = [i for i, index in enumerate(indices) if int(index) in shown]
             yield tokenizer.encode(to_tensor(batch)), kept, batch
 
-    return _swap(tokenizer, grid, batches(), cluster_counts, seed)
+    return _swap(tokenizer, layout, batches(), cluster_counts, seed)
 
 
 def swap_generated(
@@ -67,13 +68,13 @@ def swap_generated(
             tokens = pipeline.generate_tokens(labels[part.start : part.stop], [seed + i for i in part])
             yield tokens, [i - start for i in part if i in shown], None
 
-    return _swap(pipeline.tokenizer, pipeline.grid, batches(), cluster_counts, seed)
+    return _swap(pipeline.tokenizer, pipeline.layout, batches(), cluster_counts, seed)
 
 
 @torch.inference_mode()
 def _swap(
     tokenizer: Tokenizer,
-    grid: tuple[int, int],
+    layout: Layout,
     batches: Iterator[tuple[Tensor, list[int], np.ndarray | None]],
     cluster_counts: tuple[int, ...],
     seed: int,
@@ -89,12 +90,12 @@ def _swap(
     rows: dict[str, list[np.ndarray]] = {}
     values: dict[tuple[int, str], list[Tensor]] = {key: [] for key in maps}
     for tokens, kept, images in batches:
-        decoded = to_bytes(tokenizer.decode(tokens, grid))
+        decoded = to_bytes(tokenizer.decode(tokens, layout))
         if images is not None:
             rows.setdefault("image", []).extend(images[kept])
         rows.setdefault("generated" if images is None else "reconstruction", []).extend(decoded[kept])
         for (count, method), coarse_map in maps.items():
-            swapped = to_bytes(tokenizer.decode(coarse_map.swap_within_cluster(tokens, generator), grid))
+            swapped = to_bytes(tokenizer.decode(coarse_map.swap_within_cluster(tokens, generator), layout))
             values[count, method].append(psnr(torch.from_numpy(decoded), torch.from_numpy(swapped)))
             rows.setdefault(f"{method} swap, M = {count}", []).extend(swapped[kept])
     result: dict[int, dict[str, float]] = {}

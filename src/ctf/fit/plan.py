@@ -261,7 +261,7 @@ def choose(
         grid = (image_size // architecture.downsampling,) * 2
         codebook_size = architecture.codebook_size
     else:
-        grid, codebook_size = given.grid_of((image_size, image_size)), given.codebook_size
+        grid, codebook_size = given.layout((image_size, image_size)).finest, given.codebook_size
     num_clusters = num_clusters or max(2, codebook_size // TOKENS_PER_CLUSTER)
     size = size or ("B" if on_gpu else "micro" if time >= 1800 else "nano")
     batch_size = batch_size or (256 if on_gpu else 32)

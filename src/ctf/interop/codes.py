@@ -16,8 +16,8 @@ from torch import Tensor
 from ctf.errors import InputError
 from ctf.files import atomic_path, existing, fingerprint, text_fingerprint, write_npy
 from ctf.images.records import numbered_classes
+from ctf.layout import square_layout
 from ctf.progress import progress_bar
-from ctf.tokenizer.interface import square_grid
 from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, read_integers, read_npy
 from ctf.tokens.tokenize import augmentation_names
 from ctf.tokens.writer import TokenWriter
@@ -63,7 +63,7 @@ def import_codes(
         raise InputError(f"{folders[0] / '0.npy'} has the shape {list(shape)}: LlamaGen's codes are [1, A, N]")
     settings = TokenIndex(
         codebook_size=codebook_size,
-        grid=list(square_grid(shape[2])),
+        grid=list(square_layout(shape[2]).finest),
         augmentations=_augmentations(shape[1], len(roots)),
         class_names=numbered_classes(num_classes),
         shard_size=shard_size,

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import atomic_path, check_finite, save_tensors
+from ctf.files import atomic_path, save_tensors
+from ctf.interop.translation import Translation, count, few, renamed, shape
 from ctf.models.config import MODEL_SIZES, TransformerConfig
 from ctf.models.rotary import rotary_table
 from ctf.sampling.settings import Sampling
@@ -55,6 +56,8 @@ CFG_SCALES = {"XL": 1.75}
 #: Entries that are no parameters: positions and caches of generation, and the record of recently used codewords.
 GPT_BUFFERS = re.compile(r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
 TOKENIZER_BUFFERS = re.compile(r"quantize\.codebook_used")
+GPT = Translation("LlamaGen", lambda name: official_names(name, GPT_NAMES), GPT_BUFFERS)
+TOKENIZER = Translation("LlamaGen", lambda name: official_names(name, TOKENIZER_NAMES), TOKENIZER_BUFFERS)
 CODEBOOK_USED = 65_536
 
 
@@ -88,7 +91,7 @@ def load_gpt(
     with torch.device("meta"):  # the 3B model would take a minute to initialize, for nothing
         stage = Autoregressive(config, name=name, sampling=sampling)
     transformer = stage.transformer
-    transformer.load_state_dict(_ours(transformer, state, GPT_NAMES, GPT_BUFFERS, where), assign=True)
+    transformer.load_state_dict(GPT.ours(transformer, state, where), assign=True)
     transformer.rotary = rotary_table(config.grid, config.head_dim, config.rope_base)
     return stage.eval()
 
@@ -116,7 +119,7 @@ def load_tokenizer(
     where = name_of(path_or_state_dict)
     _check_kind(state, "quantize.embedding.weight", "tokenizer", where)
     tokenizer = VQTokenizer(_tokenizer_config(state, where))
-    tokenizer.load_state_dict(_ours(tokenizer, state, TOKENIZER_NAMES, TOKENIZER_BUFFERS, where))
+    tokenizer.load_state_dict(TOKENIZER.ours(tokenizer, state, where))
     return tokenizer.eval()
 
 
@@ -128,11 +131,11 @@ def export_gpt(stage: Stage, path: str | Path) -> None:
     """
     if not isinstance(stage, Autoregressive):
         raise InputError(f"stage {stage.name} is {stage.kind}: LlamaGen's layout holds autoregressive ones only")
-    state = _theirs(stage.transformer, GPT_NAMES)
+    state = GPT.theirs(stage.transformer)
     c = stage.config
     held = _gpt_config(state, c.heads, c.grid, str(path))
     same = dataclasses.replace(c, dropout=held.dropout, class_dropout=held.class_dropout, kv_heads=held.kv_heads)
-    _check_exportable(same, held)
+    GPT.check_exportable(same, held)
     _write(state, path)
 
 
@@ -142,57 +145,23 @@ def export_tokenizer(tokenizer: VQTokenizer, path: str | Path) -> None:
     Raises:
         InputError: the tokenizer has a setting that LlamaGen's lacks.
     """
-    state = _theirs(tokenizer, TOKENIZER_NAMES)
-    _check_exportable(tokenizer.config, _tokenizer_config(state, str(path)))
+    state = TOKENIZER.theirs(tokenizer)
+    TOKENIZER.check_exportable(tokenizer.config, _tokenizer_config(state, str(path)))
     # LlamaGen loads strictly, so the record of recently used codewords must be there, be it empty.
     _write({**state, "quantize.codebook_used": torch.zeros(CODEBOOK_USED)}, path)
 
 
 def official_names(name: str, names: Mapping[str, str]) -> list[str]:
     """LlamaGen's names of our parameter `name`: three for the tokenizer's fused q, k, v, else one."""
-    for ours, theirs in names.items():
-        name = re.sub(ours, theirs, name)
+    name = renamed(name, names)
     return [name.replace(".qkv.", f".{part}.") for part in "qkv"] if ".qkv." in name else [name]
-
-
-def _ours(
-    model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], buffers: re.Pattern[str], where: str
-) -> dict[str, Tensor]:
-    """`state` as a float32 state dict of `model`; every entry must be used, and no other be needed."""
-    wanted = {name: official_names(name, names) for name in model.state_dict()}
-    known = {name for parts in wanted.values() for name in parts}
-    if missing := [name for name in sorted(known) if name not in state]:
-        raise InputError(f"{where} lacks {_few(missing)}: it is incomplete or not in LlamaGen's layout")
-    if unexpected := [name for name in state if name not in known and not buffers.fullmatch(name)]:
-        raise InputError(f"{where} holds {_few(unexpected)}, which LlamaGen's layout does not have at this size")
-    result = {}
-    for name, ours in model.state_dict().items():
-        parts = [state[part] for part in wanted[name]]
-        shape = (ours.shape[0] // len(parts), *ours.shape[1:])
-        for part, tensor in zip(wanted[name], parts, strict=True):
-            if tensor.shape != shape or not tensor.is_floating_point():
-                found = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-                raise InputError(f"{where}: {part} is {found}, the other shapes call for floats {list(shape)}")
-        fused = torch.cat(parts) if len(parts) > 1 else parts[0]
-        result[name] = fused.to(torch.float32, copy=True)  # never the caller's own tensors, nor a mapped file
-    check_finite(where, result)
-    return result
-
-
-def _theirs(model: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The state dict of `model` under LlamaGen's names."""
-    state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        parts = official_names(name, names)
-        state.update(zip(parts, tensor.chunk(len(parts)), strict=True))
-    return state
 
 
 def _gpt_config(
     state: Mapping[str, Tensor], num_heads: int | None, grid: tuple[int, int], where: str
 ) -> TransformerConfig:
-    vocab, dim = _shape(state, "tok_embeddings.weight", where)
-    layers = _count(state, "layers.")
+    vocab, dim = shape(state, "tok_embeddings.weight", where)
+    layers = count(state, "layers.")
     known = {(depth, width): heads for depth, heads, width in MODEL_SIZES.values()}
     heads = num_heads or known.get((layers, dim))
     if heads is None:
@@ -200,7 +169,7 @@ def _gpt_config(
             f"{where} has {layers} layers of width {dim}, which is none of LlamaGen's sizes, and the number of heads "
             "is not in the file: give num_heads"
         )
-    rows = _shape(state, "layers.0.attention.wqkv.weight", where)[0]
+    rows = shape(state, "layers.0.attention.wqkv.weight", where)[0]
     kv_heads, rest = divmod((rows - dim) * heads, 2 * dim)  # rows = (heads + 2·kv_heads) · dim/heads
     if rest or kv_heads < 1:
         raise InputError(f"{where}: {heads} heads do not fit an attention of {rows} × {dim}: give another num_heads")
@@ -208,7 +177,7 @@ def _gpt_config(
         input_vocab=vocab,
         output_vocab=vocab,
         grid=grid,
-        num_classes=_shape(state, "cls_embedding.embedding_table.weight", where)[0] - 1,  # the last is unconditional
+        num_classes=shape(state, "cls_embedding.embedding_table.weight", where)[0] - 1,  # the last is unconditional
         layers=layers,
         heads=heads,
         dim=dim,
@@ -217,18 +186,18 @@ def _gpt_config(
 
 
 def _tokenizer_config(state: Mapping[str, Tensor], where: str) -> TokenizerConfig:
-    base = _shape(state, "encoder.conv_in.weight", where)[0]
+    base = shape(state, "encoder.conv_in.weight", where)[0]
     widths = [
-        _shape(state, f"encoder.conv_blocks.{level}.res.0.conv1.weight", where)[0]
-        for level in range(_count(state, "encoder.conv_blocks."))
+        shape(state, f"encoder.conv_blocks.{level}.res.0.conv1.weight", where)[0]
+        for level in range(count(state, "encoder.conv_blocks."))
     ]
-    size, dim = _shape(state, "quantize.embedding.weight", where)
+    size, dim = shape(state, "quantize.embedding.weight", where)
     return TokenizerConfig(
         base_channels=base,
         channel_multipliers=tuple(width // base for width in widths),
-        encoder_blocks=_count(state, "encoder.conv_blocks.0.res."),
-        decoder_blocks=_count(state, "decoder.conv_blocks.0.res."),
-        z_channels=_shape(state, "encoder.conv_out.weight", where)[0],
+        encoder_blocks=count(state, "encoder.conv_blocks.0.res."),
+        decoder_blocks=count(state, "decoder.conv_blocks.0.res."),
+        z_channels=shape(state, "encoder.conv_out.weight", where)[0],
         codebook_size=size,
         codebook_dim=dim,
     )
@@ -244,15 +213,7 @@ def _check_kind(state: Mapping[str, Tensor], mark: str, wanted: str, where: str)
         raise InputError(f"{where} is a GPT, not a tokenizer: load it with load_gpt")
     if "quantize.embedding.weight" in state:
         raise InputError(f"{where} is a tokenizer, not a GPT: load it with load_tokenizer")
-    raise InputError(f"{where} is not a LlamaGen {wanted}: it has no {mark} (it begins with {_few(list(state))})")
-
-
-def _check_exportable(config: Any, held: Any) -> None:
-    """InputError unless the settings that can be read back from the exported weights are those of the model."""
-    lost = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(held, f.name)]
-    if lost:
-        settings = ", ".join(f"{name}={getattr(config, name)}" for name in lost)
-        raise InputError(f"LlamaGen has no model with {settings}: its layout cannot hold this one")
+    raise InputError(f"{where} is not a LlamaGen {wanted}: it has no {mark} (it begins with {few(list(state))})")
 
 
 def _write(state: Mapping[str, Tensor], path: str | Path) -> None:
@@ -262,19 +223,3 @@ def _write(state: Mapping[str, Tensor], path: str | Path) -> None:
         with atomic_path(path) as temporary:
             # Cloned, since torch.save writes the whole storage behind a view.
             torch.save({"model": {name: tensor.detach().cpu().clone() for name, tensor in state.items()}}, temporary)
-
-
-def _shape(state: Mapping[str, Tensor], name: str, where: str) -> torch.Size:
-    """The shape of an entry that has at least two axes, all of at least 1."""
-    if name not in state or state[name].ndim < 2 or not state[name].numel():
-        raise InputError(f"{where} lacks {name}: it is incomplete or not in LlamaGen's layout")
-    return state[name].shape
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different numbers follow `prefix` in the names."""
-    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -18,6 +18,7 @@ from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import send
 from ctf.errors import InputError
 from ctf.files import save_tensors
+from ctf.layout import Layout
 from ctf.models.cluster_head import ClusterMembers
 from ctf.models.config import Compute
 from ctf.sampling.cost import StageMemory, Work
@@ -162,6 +163,11 @@ class Stage(nn.Module, ABC):
         """(rows, columns) of tokens."""
         rows, columns = self.config.grid
         return rows, columns
+
+    @property
+    def layout(self) -> Layout:
+        """Where the tokens of an image lie."""
+        return Layout(self.grid)
 
     @property
     def num_tokens(self) -> int:

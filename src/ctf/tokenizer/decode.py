@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ctf.images.pixels import to_bytes, to_uint8
+from ctf.layout import Layout
 from ctf.tokenizer.interface import Tokenizer
 
 #: Images that a GPU decodes together: enough for the convolutions over 16 × 16 positions to fill it, few enough for a
@@ -28,7 +29,7 @@ def decoded_together(device_type: str) -> int:
     return min(torch.get_num_threads(), CORES) if device_type == "cpu" else ON_GPU
 
 
-def decode_images(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int], dtype: torch.dtype) -> np.ndarray:
+def decode_images(tokenizer: Tokenizer, tokens: Tensor, layout: Layout, dtype: torch.dtype) -> np.ndarray:
     """Tokens int64 (B, N) → images uint8 (B, H, W, 3); convolutions in `dtype`.
 
     On a CPU each image is decoded alone by one core. That is as fast as all cores on a batch, and rounding then
@@ -39,12 +40,12 @@ def decode_images(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int], d
     channels-last format, which GroupNorm leaves in eager mode.
     """
     if tokens.is_cuda:
-        return _decode_on_gpu(tokenizer, tokens, grid, dtype)
+        return _decode_on_gpu(tokenizer, tokens, layout, dtype)
 
     @torch.inference_mode()
     def decode(part: Tensor) -> np.ndarray:
         with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
-            return to_bytes(tokenizer.decode(part, grid))
+            return to_bytes(tokenizer.decode(part, layout))
 
     if tokens.device.type != "cpu":
         return np.concatenate([decode(part) for part in tokens.split(ON_GPU)])
@@ -57,19 +58,19 @@ def decode_images(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int], d
             torch.set_num_threads(threads)  # the limit is a thread's own, but later threads would start with it
 
 
-def _decode_on_gpu(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int], dtype: torch.dtype) -> np.ndarray:
+def _decode_on_gpu(tokenizer: Tokenizer, tokens: Tensor, layout: Layout, dtype: torch.dtype) -> np.ndarray:
     """On a stream of high priority, beside what others run, such as the first stage of the next batch.
 
     A piece is copied to pinned memory while the next one is decoded; the host waits for the last copy only.
     """
-    tokenizer.check_tokens(tokens, grid)
+    tokenizer.check_tokens(tokens, layout)
     decoding, copying = _streams(tokens.device)
     decoding.wait_stream(torch.cuda.current_stream(tokens.device))
     tokens.record_stream(decoding)
     pieces = []
     for part in tokens.split(ON_GPU):
         with torch.cuda.stream(decoding):
-            images = decode_compiled(tokenizer, part, grid, dtype)
+            images = decode_compiled(tokenizer, part, layout, dtype)
         copying.wait_stream(decoding)
         with torch.cuda.stream(copying):
             copy = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True).copy_(images, non_blocking=True)
@@ -85,17 +86,17 @@ def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream
 
 
 @torch.inference_mode()
-def decode_compiled(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
+def decode_compiled(tokenizer: Tokenizer, tokens: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
     """Tokens int64 (b, N), checked, → images uint8 (b, H, W, 3); arguments as those of `decode_images`.
 
     One compilation serves every b, the only size that is dynamic. Dynamo keeps eight in a process, of one tokenizer
-    each, or grid, or dtype; a ninth runs uncompiled.
+    each, or layout, or dtype; a ninth runs uncompiled.
     """
     # A copy, since Dynamo distinguishes views, and tensors made outside inference mode. It specialises on b = 1.
     batch = tokens.repeat(2 if len(tokens) == 1 else 1, 1)
     torch._dynamo.maybe_mark_dynamic(batch, 0)
     with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
-        return _compiled()(tokenizer, batch, grid)[: len(tokens)]
+        return _compiled()(tokenizer, batch, layout)[: len(tokens)]
 
 
 @lru_cache
@@ -103,5 +104,5 @@ def _compiled() -> Any:
     return torch.compile(_decode, dynamic=False)  # nothing is but what is marked
 
 
-def _decode(tokenizer: Tokenizer, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    return to_uint8(tokenizer.decode_embeddings(tokenizer.embed(tokens), grid))
+def _decode(tokenizer: Tokenizer, tokens: Tensor, layout: Layout) -> Tensor:
+    return to_uint8(tokenizer.decode_embeddings(tokenizer.embed(tokens), layout))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ctf.errors import InputError
 from ctf.files import load_module, save_module
+from ctf.layout import Layout, square_layout
 
 Family = TypeVar("Family", bound="Tokenizer")
 
@@ -22,8 +22,9 @@ class Tokenizer(nn.Module, ABC):
     """Images ⇄ tokens of a codebook of K vectors of dimension d.
 
     Images are float (B, 3, H, W) in [-1, 1] with H and W multiples of `downsampling`; tokens are int64 (B, N),
-    row by row on a grid of (rows, columns), N = rows · columns. A new family implements what is abstract here
-    and is made known by `ctf.tokenizer.registry.register_tokenizer`.
+    in the order of their `Layout`: here one grid, row by row. A family of several scales overrides `layout` and
+    `layout_of`. A new family implements what is abstract here and is made known by
+    `ctf.tokenizer.registry.register_tokenizer`.
 
     Attributes:
         family: the family's tag in a tokenizer file.
@@ -55,11 +56,11 @@ class Tokenizer(nn.Module, ABC):
         """Images (B, 3, H, W) → int64 tokens (B, N). Raises InputError: images of another shape."""
 
     @abstractmethod
-    def decode_embeddings(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Vectors (B, N, d) in the space of the codebook, on a grid (rows, columns) → (B, 3, H, W), not clamped."""
+    def decode_embeddings(self, vectors: Tensor, layout: Layout) -> Tensor:
+        """Vectors (B, N, d) in the space of the codebook, of every scale of `layout` → (B, 3, H, W), not clamped."""
 
     @abstractmethod
-    def decoding_memory(self, batch: int, grid: tuple[int, int], device_type: str, dtype: torch.dtype) -> int:
+    def decoding_memory(self, batch: int, layout: Layout, device_type: str, dtype: torch.dtype) -> int:
         """Bytes that `decode_images` takes for `batch` images in `dtype`: what `--batch_size auto` reckons with."""
 
     def decoder_parts(self) -> list[nn.Module]:
@@ -75,42 +76,47 @@ class Tokenizer(nn.Module, ABC):
         return F.embedding(tokens, self.codebook)
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def decode(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
         """Integer tokens (B, N) → float (B, 3, H, W), not clamped.
 
         Args:
             tokens: token indices in [0, K).
-            grid: (rows, columns); a square by default.
+            layout: where they lie; by default `layout_of(N)`.
 
         Raises:
-            InputError: a token is out of range, or the tokens do not fill the grid.
+            InputError: a token is out of range, or the tokens do not fill the layout.
         """
-        grid = self.check_tokens(tokens, grid)
-        return self.decode_embeddings(self.embed(tokens.long()), grid)
+        layout = self.check_tokens(tokens, layout)
+        return self.decode_embeddings(self.embed(tokens.long()), layout)
 
-    def check_tokens(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> tuple[int, int]:
-        """The grid that integer tokens (B, N) fill; arguments and errors as those of `decode`. Waits for a GPU."""
+    def check_tokens(self, tokens: Tensor, layout: Layout | None = None) -> Layout:
+        """The layout that integer tokens (B, N) fill; arguments and errors as those of `decode`. Waits for a GPU."""
         if tokens.ndim != 2 or not tokens.numel():
             raise InputError(f"tokens of shape {tuple(tokens.shape)}: decode takes (B, N), B positive")
         tokens = tokens.long()
-        rows, columns = grid or square_grid(tokens.shape[1])
-        if rows * columns != tokens.shape[1] or rows < 1:
-            raise InputError(f"{tokens.shape[1]} tokens do not fill a grid of {rows} × {columns}")
+        layout = layout or self.layout_of(tokens.shape[1])
+        if layout.num_tokens != tokens.shape[1]:
+            raise InputError(f"{tokens.shape[1]} tokens do not fill the layout {layout}")
         size, low, high = self.codebook_size, int(tokens.min()), int(tokens.max())
         if low < 0 or high >= size:
             raise InputError(f"tokens range from {low} to {high}, the codebook has {size}")
-        return rows, columns
+        return layout
 
-    def grid_of(self, image_size: Sequence[int]) -> tuple[int, int]:
-        """(rows, columns) of tokens of an image of (height, width) pixels. Raises InputError: they do not fit."""
+    def layout(self, image_size: Sequence[int]) -> Layout:
+        """Where the tokens of an image of (height, width) pixels lie. Raises InputError: the size does not fit."""
         (height, width), f = image_size, self.downsampling
         if height % f or width % f or min(height, width) < f:
             raise InputError(f"images of {height} × {width} pixels: the tokenizer takes multiples of {f}")
-        return height // f, width // f
+        return Layout([(height // f, width // f)])
 
-    def image_size(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) in pixels of what is decoded from a grid (rows, columns)."""
-        return grid[0] * self.downsampling, grid[1] * self.downsampling
+    def layout_of(self, num_tokens: int) -> Layout:
+        """Where N tokens lie if nothing else is said: a square. Raises InputError: N is no such number."""
+        return square_layout(num_tokens)
+
+    def image_size(self, layout: Layout) -> tuple[int, int]:
+        """(height, width) in pixels of what is decoded from a layout."""
+        rows, columns = layout.finest
+        return rows * self.downsampling, columns * self.downsampling
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, as `dtype`, family and settings to one safetensors file.
@@ -127,11 +133,3 @@ class Tokenizer(nn.Module, ABC):
             InputError: missing, truncated, or not a tokenizer file.
         """
         return load_module(path, "tokenizer", lambda config: cls(cls.config_type(**config)))
-
-
-def square_grid(count: int) -> tuple[int, int]:
-    """The side of a square grid of `count` tokens, twice. Raises InputError: `count` is not a square."""
-    side = math.isqrt(count)
-    if side * side != count:
-        raise InputError(f"{count} tokens are not a square grid: say the grid (height, width)")
-    return side, side

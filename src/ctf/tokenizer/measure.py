@@ -91,7 +91,7 @@ def measure_tokenizer(
     with progress_bar(len(images), "measure", "image", hidden=not progress) as bar:
         for _, batch, _ in images.batches(batch_size):
             tokens = tokenizer.encode(to_tensor(batch).to(device))
-            decoded = to_bytes(tokenizer.decode(tokens, tokenizer.grid_of(batch.shape[1:3])))
+            decoded = to_bytes(tokenizer.decode(tokens, tokenizer.layout(batch.shape[1:3])))
             counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
             pair = torch.from_numpy(batch), torch.from_numpy(decoded)
             psnrs.append(psnr(*pair))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.tokenizer.autoencoder import Decoder, Encoder
 from ctf.tokenizer.config import TokenizerConfig
 from ctf.tokenizer.decode import decoded_together
@@ -58,8 +59,8 @@ class VQTokenizer(Tokenizer):
         """Encoder output before quantisation: (B, 3, H, W) → (B, N, d)."""
         return self.quant_conv(self.encoder(images)).flatten(2).transpose(1, 2)
 
-    def decode_embeddings(self, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        features = vectors.transpose(1, 2).unflatten(2, grid)  # (B, d, rows, columns), in channels-last format
+    def decode_embeddings(self, vectors: Tensor, layout: Layout) -> Tensor:
+        features = vectors.transpose(1, 2).unflatten(2, layout.finest)  # (B, d, rows, columns), in channels-last format
         return self.decoder(self.post_quant_conv(features.to(self.post_quant_conv.weight.dtype)))
 
     def forward(self, images: Tensor, quantize: bool = True) -> tuple[Tensor, Quantized]:
@@ -69,21 +70,21 @@ class VQTokenizer(Tokenizer):
         """
         features = self.features(images)
         quantized = self.quantizer(features) if quantize else self.quantizer.bypass(features)
-        return self.decode_embeddings(quantized.vectors, self.grid_of(images.shape[2:])), quantized
+        return self.decode_embeddings(quantized.vectors, self.layout(images.shape[2:])), quantized
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise InputError(f"images of shape {tuple(images.shape)}: the tokenizer takes (B, 3, H, W), B positive")
-        self.grid_of(images.shape[2:])
+        self.layout(images.shape[2:])
         return self.quantizer.nearest(self.project(self.features(images).float()))
 
     def decoder_parts(self) -> list[nn.Module]:
         return [self.post_quant_conv, self.decoder]
 
-    def decoding_memory(self, batch: int, grid: tuple[int, int], device_type: str, dtype: torch.dtype) -> int:
+    def decoding_memory(self, batch: int, layout: Layout, device_type: str, dtype: torch.dtype) -> int:
         """Bytes: activations of the decoder at full resolution, and the images of the batch."""
-        c, (height, width) = self.config, self.image_size(grid)
+        c, (height, width) = self.config, self.image_size(layout)
         # A residual block at full resolution holds four tensors: its input, the first half's output, and two of the
         # second; two more are what a convolution reorders on a CPU, or its workspace on a GPU. A CPU's allocator keeps
         # some more.

@@ -14,7 +14,7 @@ from torch import Tensor
 from ctf.errors import InputError
 from ctf.files import atomic_path, check_writable, fingerprint, read_json, write_json, write_npy
 from ctf.images.records import numbered_classes
-from ctf.tokenizer.interface import square_grid
+from ctf.layout import square_layout
 from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, labels_path, read_integers, tokens_path
 
 
@@ -234,7 +234,7 @@ def write_token_set(
         augmentations = ["none"] if tokens.shape[1] == 1 else [str(a) for a in range(tokens.shape[1])]
     settings = TokenIndex(
         codebook_size=codebook_size,
-        grid=list(grid or square_grid(tokens.shape[2])),
+        grid=list(grid or square_layout(tokens.shape[2]).finest),
         augmentations=list(augmentations),
         class_names=list(class_names or numbered_classes(int(labels.max(initial=0)) + 1)),
         shard_size=shard_size,

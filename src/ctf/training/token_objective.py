@@ -132,5 +132,5 @@ class TokenObjective(Objective):
         rows["samples"] = module.generate(labels, Random(range(count)), given=given)
         tokenizer = self.tokenizer.to(module.device)
         vectors = level_embeddings(tokenizer, module.predicts)
-        decoded = [to_bytes(tokenizer.decode_embeddings(vectors[row], self.tokens.grid)) for row in rows.values()]
+        decoded = [to_bytes(tokenizer.decode_embeddings(vectors[row], module.layout)) for row in rows.values()]
         return contact_sheet([list(row) for row in decoded], list(rows), [shown.class_names[y] for y in labels])

@@ -164,9 +164,9 @@ class TokenizerObjective(Objective):
     def _start_codebook(self, ema: nn.Module | None) -> None:
         """k-means over features of as many images as it takes to see each codeword several times."""
         c = self.config
-        rows, columns = self.module.grid_of((self.images.size, self.images.size))
+        num_tokens = self.module.layout((self.images.size, self.images.size)).num_tokens
         batches = ImageBatches(self.images, 64, c.loop.seed + 1, c.flip, c.random_crop)
-        needed = -(-4 * c.model.codebook_size // (64 * rows * columns))
+        needed = -(-4 * c.model.codebook_size // (64 * num_tokens))
         device = self.module.quantizer.weight.device
         self.module.eval()
         found = [self.module.features(batches[i].to(device)).float().flatten(0, 1) for i in range(needed)]
@@ -196,7 +196,7 @@ class TokenizerObjective(Objective):
         indices = np.linspace(0, len(shown) - 1, SHEET_COLUMNS).astype(int)
         images = np.stack([read_or_next(shown, int(index)) for index in indices])
         tokens = module.encode(to_tensor(images).to(next(module.parameters()).device))
-        decoded = to_bytes(module.decode(tokens, module.grid_of(images.shape[1:3])))
+        decoded = to_bytes(module.decode(tokens, module.layout(images.shape[1:3])))
         return contact_sheet([list(images), list(decoded)], ["images", "reconstructed"])
 
 
