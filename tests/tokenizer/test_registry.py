@@ -81,7 +81,9 @@ def test_what_the_interface_gives_a_family(registered):
 
 def test_a_family_that_nobody_registered(tmp_path):
     Grey(GreyConfig()).save(tmp_path / "grey.safetensors")
-    with pytest.raises(InputError, match="a tokenizer of the family 'grey', not one of vq: import the module") as error:
+    with pytest.raises(
+        InputError, match="a tokenizer of the family 'grey', not one of vq, multi-scale: import the module"
+    ) as error:
         load_tokenizer(tmp_path / "grey.safetensors")
     assert "\n" not in str(error.value)
 

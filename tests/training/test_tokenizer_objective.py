@@ -221,7 +221,7 @@ def test_presets_are_llamagens_recipe(name):
 
 
 def test_settings_that_do_not_go_together():
-    with pytest.raises(InputError, match="image_size 30 is not a multiple of the tokenizer's downsampling 8"):
+    with pytest.raises(InputError, match="images of 30 × 30 pixels: the tokenizer takes multiples of 8"):
         make_tokenizer_objective(make_image_set(size=30), tokenizer_training())
     with pytest.raises(InputError, match="perceptual_weight needs perceptual_source"):
         make_tokenizer_objective(make_image_set(), tokenizer_training(perceptual_weight=1.0))

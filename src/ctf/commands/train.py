@@ -16,7 +16,7 @@ from ctf.training.config import (
 
 
 def tokenizer(config: TokenizerTraining) -> None:
-    """Train a VQ tokenizer on images.
+    """Train a tokenizer on images.
 
     Example:
         ctf train tokenizer --split test --loop.steps 10 --loop.batch_size 16 --out runs/tokenizer

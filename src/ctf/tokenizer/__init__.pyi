@@ -1,6 +1,8 @@
 from .config import TOKENIZER_PRESETS as TOKENIZER_PRESETS
+from .config import MultiScaleConfig as MultiScaleConfig
 from .config import TokenizerConfig as TokenizerConfig
 from .interface import Tokenizer as Tokenizer
+from .multi_scale import MultiScaleTokenizer as MultiScaleTokenizer
 from .registry import load_tokenizer as load_tokenizer
 from .registry import register_tokenizer as register_tokenizer
 from .vq_tokenizer import VQTokenizer as VQTokenizer

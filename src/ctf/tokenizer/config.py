@@ -56,6 +56,31 @@ class TokenizerConfig:
         return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
 
+@dataclass(frozen=True)
+class MultiScaleConfig(TokenizerConfig):
+    """VAR's multi-scale residual tokenizer; the defaults are those of its published weights at 256 × 256 pixels.
+
+    Attributes:
+        scales: side of each square scale, coarsest first; the last is that of the encoder's feature map.
+        shared_convolutions: how many convolutions the scales share: 4, or 1 for all scales.
+        l2_normalize: False; VAR searches by distance.
+    """
+
+    base_channels: int = 160
+    z_channels: int = 32
+    codebook_size: int = 4096
+    codebook_dim: int = 32
+    l2_normalize: bool = False
+    scales: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    shared_convolutions: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "scales", tuple(self.scales))
+        if self.l2_normalize:
+            raise InputError("tokenizer: a multi-scale tokenizer searches by distance: leave out l2_normalize")
+
+
 #: Named settings. `vq16` and `vq8` are LlamaGen's; their checkpoints load through `ctf.interop.llamagen`.
 TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     "vq16": TokenizerConfig(),

@@ -14,7 +14,7 @@ from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
 from ctf.progress import progress_bar
 from ctf.tokenizer.interface import Tokenizer
-from ctf.tokenizer.quantizer import perplexity, usage
+from ctf.tokenizer.quantizer import codebook_use, count_tokens
 
 WINDOW, SIGMA = 11, 1.5  # pixels, of SSIM's Gaussian
 STABILIZERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -80,19 +80,20 @@ def measure_tokenizer(
         psnr: mean over images of each image's PSNR, in dB.
         psnr_of_mean: PSNR of the mean squared error over all images, in dB; never larger than `psnr`.
         ssim: mean over images of each image's structural similarity, 1 for identical ones.
-        usage: fraction of the codewords that occur.
-        perplexity: exp of the entropy of their distribution.
+        usage: fraction of the codewords that occur; of several scales also of each, `usage_scale_0` and so on.
+        perplexity: exp of the entropy of their distribution, likewise.
         images: how many were readable.
         standard_error: of `psnr` and `ssim` over the images, by their names; None for a single image.
     """
     device = next(tokenizer.parameters()).device
-    counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
+    layout = tokenizer.layout((images.size, images.size))
+    counts = torch.zeros(len(layout), tokenizer.codebook_size, dtype=torch.int64)
     psnrs, ssims = [], []
     with progress_bar(len(images), "measure", "image", hidden=not progress) as bar:
         for _, batch, _ in images.batches(batch_size):
             tokens = tokenizer.encode(to_tensor(batch).to(device))
-            decoded = to_bytes(tokenizer.decode(tokens, tokenizer.layout(batch.shape[1:3])))
-            counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
+            decoded = to_bytes(tokenizer.decode(tokens, layout))
+            count_tokens(counts, tokens.cpu(), layout)
             pair = torch.from_numpy(batch), torch.from_numpy(decoded)
             psnrs.append(psnr(*pair))
             ssims.append(ssim(*pair))
@@ -103,8 +104,7 @@ def measure_tokenizer(
         "psnr": each["psnr"].mean().item(),
         "psnr_of_mean": (-10 * torch.log10(mean_error)).item(),
         "ssim": each["ssim"].mean().item(),
-        "usage": usage(counts),
-        "perplexity": perplexity(counts),
+        **codebook_use(counts),
         "images": len(each["psnr"]),
         "standard_error": {name: standard_error(values.numpy()) for name, values in each.items()},
     }

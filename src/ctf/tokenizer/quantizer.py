@@ -9,13 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctf.layout import Layout
+
 
 class Quantized(NamedTuple):
-    """What quantisation gives: `vectors` and `tokens` have the shape of the input, less the last axis for tokens."""
+    """What quantisation of encoder features (B, H·W, d) gives.
 
-    vectors: Tensor  # (…, d), codewords with the straight-through gradient
-    tokens: Tensor  # (…) int64
-    features: Tensor  # (…, d), what was quantised: projected, detached
+    With one scale N = H·W and each feature becomes its codeword. With several the tokens of all scales stand for the
+    sum `vectors`.
+    """
+
+    vectors: Tensor  # (B, H·W, d), for the decoder, with the straight-through gradient
+    tokens: Tensor  # (B, N) int64
+    searched: Tensor  # (B, N, d), what each token was searched for, detached
     codebook_loss: Tensor  # scalar: moves codewords to features
     commitment_loss: Tensor  # scalar: moves features to codewords
 
@@ -64,16 +70,27 @@ class Quantizer(nn.Module):
             z = self.project(features.float())
             tokens = self.nearest(z)
             e = self.project(F.embedding(tokens, self.weight))
-            if self.training:
-                self.age += 1
-                self.age[tokens.flatten()] = 0
+            self._mark_used(tokens)
             losses = F.mse_loss(e, z.detach()), F.mse_loss(z, e.detach())
             return Quantized(z + (e - z).detach(), tokens, z.detach(), *losses)
 
+    def _mark_used(self, tokens: Tensor) -> None:
+        if self.training:
+            self.age += 1
+            self.age[tokens.flatten()] = 0
+
+    def _zero(self) -> Tensor:
+        """0 with a gradient for every parameter, as DDP asks."""
+        return 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
+
+    def to_cluster(self, features: Tensor) -> Tensor:
+        """The vectors (n, d) that a codebook for features (B, H·W, d) starts from."""
+        return features.float().flatten(0, 1)
+
     def bypass(self, features: Tensor) -> Quantized:
-        """Features (…, d) projected but not quantised; the losses are 0 and touch every parameter, as DDP asks."""
+        """Features (…, d) projected but not quantised; the losses are 0."""
         z = self.project(features.float())
-        nothing = 0.0 * self.weight.sum()
+        nothing = self._zero()
         tokens = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
         return Quantized(z, tokens, z.detach(), nothing, nothing)
 
@@ -103,6 +120,22 @@ class Quantizer(nn.Module):
         self.weight[dead] = self.project(features[chosen.to(features.device)].to(self.weight))
         self.age[dead] = 0
         return dead
+
+
+def count_tokens(counts: Tensor, tokens: Tensor, layout: Layout) -> None:
+    """Add tokens (B, N) to counts (S, K) of each scale, in place."""
+    for row, part in zip(counts, layout.slices, strict=True):
+        found = tokens[:, part].flatten()
+        row.index_add_(0, found, torch.ones_like(found))
+
+
+def codebook_use(counts: Tensor) -> dict[str, float]:
+    """`usage` and `perplexity` of counts (S, K): over all scales and, where there are several, of each from 0."""
+    parts = {"": counts.sum(0)}
+    if len(counts) > 1:
+        parts |= {f"_scale_{scale}": row for scale, row in enumerate(counts)}
+    measures = {"usage": usage, "perplexity": perplexity}
+    return {name + scale: measure(row) for name, measure in measures.items() for scale, row in parts.items()}
 
 
 def usage(counts: Tensor) -> float:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ctf.errors import InputError
 from ctf.files import is_safetensors, read_metadata
+from ctf.tokenizer.config import TokenizerConfig
+from ctf.tokenizer.convolutional import ConvolutionalTokenizer
 from ctf.tokenizer.interface import Family, Tokenizer
+from ctf.tokenizer.multi_scale import MultiScaleTokenizer
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -22,6 +27,27 @@ def register_tokenizer(tokenizer: type[Family]) -> type[Family]:
 
 
 register_tokenizer(VQTokenizer)
+register_tokenizer(MultiScaleTokenizer)
+
+
+def new_tokenizer(family: str, model: TokenizerConfig, **own: Any) -> ConvolutionalTokenizer:
+    """A tokenizer with random weights, to be trained.
+
+    Args:
+        family: tag of a family with LlamaGen's encoder and decoder.
+        model: the settings that these families share.
+        own: settings that this family alone has, such as `scales`.
+
+    Raises:
+        InputError: no such family, or one that lacks a setting of `own`; settings without meaning.
+    """
+    families = {tag: found for tag, found in TOKENIZERS.items() if issubclass(found, ConvolutionalTokenizer)}
+    if family not in families:
+        raise InputError(f"no tokenizer of the family {family!r} can be trained: choose one of {', '.join(families)}")
+    chosen = families[family]
+    if unknown := own.keys() - {field.name for field in fields(chosen.config_type)}:
+        raise InputError(f"a tokenizer of the family {family} has no {', '.join(sorted(unknown))}: leave it out")
+    return chosen.new(model, **own)
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

@@ -133,7 +133,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class TokenizerTraining:
-    """Train a VQ tokenizer. The defaults suit own images; configs/vq16.yaml and vq8.yaml are LlamaGen's recipe.
+    """Train a tokenizer. The defaults suit own images; configs/vq16.yaml and vq8.yaml are LlamaGen's recipe.
 
     By default the codebook starts from k-means and dead codewords restart, which small sets of images need.
 
@@ -147,7 +147,10 @@ class TokenizerTraining:
         flip: mirror half of the training images.
         random_crop: resize the shorter side of training images to a random size from image_size to
             image_size / random_crop, then crop at random (LlamaGen: 0.8); 0 takes the centre crop.
-        model: the tokenizer's architecture.
+        family: "vq" for tokens on one grid; "multi-scale" for VAR's tokens on several.
+        scales: of the family multi-scale, the side of each scale from coarse to fine, ending at the side of the grid;
+            VAR's ten for 256 pixels without it.
+        model: the tokenizer's architecture; `l2_normalize` is for the family vq alone.
         kmeans_start: start the codebook from k-means over features (LlamaGen: false, from random vectors).
         warmup_without_codebook: first steps that train encoder and decoder without quantisation, so that
             the codebook starts from k-means over features that mean something.
@@ -172,6 +175,8 @@ class TokenizerTraining:
     image_size: int = 64
     flip: bool = True
     random_crop: float = 0.0
+    family: str = "vq"
+    scales: tuple[int, ...] = ()
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     kmeans_start: bool = True
     warmup_without_codebook: int = 0

@@ -20,7 +20,7 @@ from ctf.training.tokenizer_objective import TokenizerObjective
 
 
 def train_tokenizer(config: TokenizerTraining) -> dict[str, float]:
-    """Train a VQ tokenizer; returns the last evaluation. Raises InputError as `train` does."""
+    """Train a tokenizer; returns the last evaluation. Raises InputError as `train` does."""
     images = open_images(config.images, config.split, config.image_size)
     held_out = open_images(config.held_out, config.held_out_split, config.image_size) if config.held_out else None
     torch.manual_seed(config.loop.seed)

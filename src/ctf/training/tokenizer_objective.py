@@ -16,10 +16,11 @@ from ctf.errors import InputError
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
 from ctf.images.sheet import contact_sheet
+from ctf.tokenizer.convolutional import ConvolutionalTokenizer
 from ctf.tokenizer.losses import LPIPS, PatchDiscriminator, adaptive_weight, generator_loss, hinge_discriminator_loss
 from ctf.tokenizer.measure import measure_tokenizer
-from ctf.tokenizer.quantizer import perplexity, usage
-from ctf.tokenizer.vq_tokenizer import VQTokenizer
+from ctf.tokenizer.quantizer import codebook_use, count_tokens
+from ctf.tokenizer.registry import new_tokenizer
 from ctf.training.batches import ImageBatches, read_or_next
 from ctf.training.config import TokenizerTraining
 from ctf.training.objective import Batch, Objective
@@ -30,7 +31,9 @@ SHEET_COLUMNS = 12
 
 
 class TokenizerObjective(Objective):
-    """Train a VQTokenizer; the discriminator, where there is one, learns after each step of the tokenizer.
+    """Train a tokenizer of any family with LlamaGen's encoder and decoder.
+
+    The discriminator, where there is one, learns after each step of the tokenizer.
 
     Args:
         config: architecture, weights of the losses, treatment of dead codewords.
@@ -39,23 +42,22 @@ class TokenizerObjective(Objective):
         held_out: images to evaluate on.
 
     Raises:
-        InputError: images that do not fit the downsampling, or LPIPS without its weights.
+        InputError: images that do not fit the tokenizer, or LPIPS without its weights.
     """
 
-    module: VQTokenizer
+    module: ConvolutionalTokenizer
 
     def __init__(self, config: TokenizerTraining, steps: int, images: ImageSet, held_out: ImageSet | None) -> None:
-        f = config.model.downsampling
-        if images.size % f:
-            raise InputError(f"image_size {images.size} is not a multiple of the tokenizer's downsampling {f}")
         if config.perceptual_weight and config.perceptual_source is None:
             raise InputError("perceptual_weight needs perceptual_source: a folder, file or hub id with LPIPS weights")
         self.config, self.steps, self.images, self.held_out = config, steps, images, held_out
         self.num_images = len(images)
-        self.module = VQTokenizer(config.model)
+        own = {"scales": config.scales} if config.scales else {}
+        self.module = new_tokenizer(config.family, config.model, **own)
+        self.layout = self.module.layout((images.size, images.size))
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what convolutions like
         self.last_restart = int(config.restart_until * steps)
-        self.counts = torch.zeros(config.model.codebook_size, dtype=torch.int64)
+        self.counts = torch.zeros(len(self.layout), config.model.codebook_size, dtype=torch.int64)
         self.perceptual = LPIPS.load(config.perceptual_source) if config.perceptual_source else None
         self.extra = {}
         if config.discriminator_weight:
@@ -95,9 +97,9 @@ class TokenizerObjective(Objective):
             values["lpips"] = distance.detach()
         total = reconstruction
         if quantize:
-            self.features = quantized.features
-            found = quantized.tokens.flatten()
-            self.counts = self.counts.to(found.device).index_add(0, found, torch.ones_like(found))
+            self.searched = quantized.searched
+            self.counts = self.counts.to(images.device)
+            count_tokens(self.counts, quantized.tokens, self.layout)
             values |= {"codebook_loss": quantized.codebook_loss.detach()}
         if quantize or _is_distributed():  # unquantised, both are 0, but DDP waits for a gradient of every parameter
             total = total + c.codebook_weight * quantized.codebook_loss
@@ -148,15 +150,15 @@ class TokenizerObjective(Objective):
 
     @torch.no_grad()
     def _restart_dead(self, ema: nn.Module | None, step: int) -> int:
-        """Dead codewords onto features of this step; every process ends with the same codebook."""
+        """Dead codewords onto vectors that were searched in this step; every process ends with the same codebook."""
         quantizer = self.module.quantizer
         generator = torch.Generator().manual_seed(step)
         passes = self.config.loop.accumulate  # codewords age with each forward pass
         dead_after = (self.config.restart_after + 1) * passes - 1
-        dead = quantizer.restart_dead(self.features.flatten(0, 1), dead_after, generator)
+        dead = quantizer.restart_dead(self.searched.flatten(0, 1), dead_after, generator)
         if _is_distributed():
             dist.broadcast(quantizer.weight, 0)
-        if isinstance(ema, VQTokenizer):  # the average of a codeword's old place and its new one is neither
+        if isinstance(ema, ConvolutionalTokenizer):  # the average of a codeword's old place and its new one is neither
             ema.quantizer.weight[dead] = quantizer.weight[dead]
         return len(dead)
 
@@ -164,18 +166,18 @@ class TokenizerObjective(Objective):
     def _start_codebook(self, ema: nn.Module | None) -> None:
         """k-means over features of as many images as it takes to see each codeword several times."""
         c = self.config
-        num_tokens = self.module.layout((self.images.size, self.images.size)).num_tokens
         batches = ImageBatches(self.images, 64, c.loop.seed + 1, c.flip, c.random_crop)
-        needed = -(-4 * c.model.codebook_size // (64 * num_tokens))
-        device = self.module.quantizer.weight.device
+        needed = -(-4 * c.model.codebook_size // (64 * self.layout.num_tokens))
+        quantizer = self.module.quantizer
+        device = quantizer.weight.device
         self.module.eval()
-        found = [self.module.features(batches[i].to(device)).float().flatten(0, 1) for i in range(needed)]
+        found = [quantizer.to_cluster(self.module.features(batches[i].to(device))) for i in range(needed)]
         self.module.train()
-        self.module.quantizer.initialize(torch.cat(found), c.loop.seed)
+        quantizer.initialize(torch.cat(found), c.loop.seed)
         if _is_distributed():
-            dist.broadcast(self.module.quantizer.weight, 0)  # k-means rounds differently on other machines
-        if isinstance(ema, VQTokenizer):
-            ema.quantizer.weight.copy_(self.module.quantizer.weight)
+            dist.broadcast(quantizer.weight, 0)  # k-means rounds differently on other machines
+        if isinstance(ema, ConvolutionalTokenizer):
+            ema.quantizer.weight.copy_(quantizer.weight)
 
     def evaluate(self, module: nn.Module, processes: Processes = ALONE) -> dict[str, float]:
         """Codebook health over the first process's tokens since the last evaluation, PSNR on held-out images."""
@@ -183,7 +185,7 @@ class TokenizerObjective(Objective):
             return {}
         metrics = {}
         if self.counts.any():
-            metrics = {"train/usage": usage(self.counts), "train/perplexity": perplexity(self.counts)}
+            metrics = {f"train/{name}": value for name, value in codebook_use(self.counts).items()}
             self.counts.zero_()
         if self.held_out is not None:
             measured = measure_tokenizer(module, self.held_out, progress=False)  # type: ignore[arg-type]
@@ -196,7 +198,7 @@ class TokenizerObjective(Objective):
         indices = np.linspace(0, len(shown) - 1, SHEET_COLUMNS).astype(int)
         images = np.stack([read_or_next(shown, int(index)) for index in indices])
         tokens = module.encode(to_tensor(images).to(next(module.parameters()).device))
-        decoded = to_bytes(module.decode(tokens, module.layout(images.shape[1:3])))
+        decoded = to_bytes(module.decode(tokens, self.layout))
         return contact_sheet([list(images), list(decoded)], ["images", "reconstructed"])
 
 
