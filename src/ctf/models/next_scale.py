@@ -106,8 +106,7 @@ class NextScaleTransformer(nn.Module):
     """Vectors and class labels in; states before the head out.
 
     The network reads no labels: of each scale but the first it is given the area-pooled sum of what the scales before
-    contribute, `x` below, which the stage makes. A state has a last column of ones: the head's bias is one more column
-    of its weight, `head_weight`, so that guiding states is guiding logits.
+    contribute, `x` below, which the stage makes.
     """
 
     def __init__(self, config: NextScaleConfig) -> None:
@@ -152,18 +151,9 @@ class NextScaleTransformer(nn.Module):
             rows[:2].mul_(c.gamma_start)  # γ
             rows[2:].mul_(0.5)
 
-    @property
-    def head_weight(self) -> Tensor:
-        """(output_vocab, dim + 1), the bias behind."""
-        return torch.cat([self.head.weight, self.head.bias[:, None]], dim=1)
-
-    def logits(self, states: Tensor) -> Tensor:
-        """States (…, dim + 1) → logits (…, output_vocab)."""
-        return self.head(states[..., :-1])
-
     def forward(self, x: Tensor, labels: Tensor, given: Tensor | None = None) -> Tensor:
         """Logits for whole sequences (B, N, output_vocab); see `hidden`."""
-        return self.logits(self.hidden(x, labels, given))
+        return self.head(self.hidden(x, labels, given))
 
     def hidden(self, x: Tensor, labels: Tensor, given: Tensor | None = None) -> Tensor:
         """States of all positions at once, which see their own scale and those before.
@@ -175,7 +165,7 @@ class NextScaleTransformer(nn.Module):
             given: int64 (B, N) in [0, given_vocab), where the model is given labels.
 
         Returns:
-            (B, N, dim + 1).
+            (B, N, dim), float32.
         """
         c = self.config
         if self.training and c.class_dropout > 0:
@@ -212,7 +202,7 @@ class NextScaleTransformer(nn.Module):
         return [block.modulation(gated).view(rows) for block in blocks]
 
     def step(self, inputs: Tensor, y: Tensor, modulations: list[Tensor], cache: KeyValueCache, position: int) -> Tensor:
-        """One scale in sampling: (rows, p², dim) from `placed` → states (rows, p², dim + 1).
+        """One scale in sampling: (rows, p², dim) from `placed` → states (rows, p², dim).
 
         Args:
             inputs: of the scale.
@@ -228,7 +218,7 @@ class NextScaleTransformer(nn.Module):
         for block, modulation, attention in zip(self.blocks, modulations, attend, strict=True):
             x = block(x, modulation, attention)
         scale, shift = self.head_modulation(F.silu(y))[:, None].chunk(2, dim=-1)
-        return F.pad(normalize(x, scale, shift), (0, 1), value=1.0)
+        return normalize(x, scale, shift)
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
