@@ -96,10 +96,15 @@ class PackedNextScale(NextScaleTransformer):
     """`PackedTransformer` of VAR's network.
 
     The head stays in float32; quantised are the products over positions.
+
+    Raises:
+        InputError: int8 on a device or build without it; compilation on a CPU.
     """
 
     @torch.no_grad()
     def __init__(self, model: NextScaleTransformer, compute: Compute, head: bool = True) -> None:
+        if compute.compile and model.head.weight.device.type != "cuda":
+            raise InputError("compile is for stages of single positions on a CPU, next_scale has none: leave it out")
         nn.Module.__init__(self)
         shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
         self.__dict__.update(copy.deepcopy(model, shared).__dict__)
@@ -124,7 +129,7 @@ class PackedNextScale(NextScaleTransformer):
             return_freed_memory()
         if head:
             self.head = PackedAffine(self.head, torch.float32)  # type: ignore[assignment]
-        if model.head.weight.device.type == "cuda" or compute.compile:
+        if model.head.weight.device.type == "cuda":
             compile_blocks(self)
 
 
