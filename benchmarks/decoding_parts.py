@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ctf.bench import measure_machine
+from ctf.layout import Layout
 from ctf.models import Compute, KeyValueCache, PackedTransformer, Transformer, TransformerConfig
 from ctf.models.cache import attend_by_products
 from ctf.models.rotary import rotate
@@ -58,7 +59,9 @@ def measure(model: Transformer, quantize: str | None) -> dict[str, float]:
 
 
 def main() -> None:
-    config = TransformerConfig.of_size("B", input_vocab=16_384, output_vocab=16_384, grid=(16, 16), num_classes=1000)
+    config = TransformerConfig.of_size(
+        "B", input_vocab=16_384, output_vocab=16_384, layout=Layout.square(16), num_classes=1000
+    )
     model = Transformer(config).eval()
     exact, rounded = measure(model, None), measure(model, "int8")
     print(measure_machine())

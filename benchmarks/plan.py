@@ -44,7 +44,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name, preset in PRESETS.items():
         plan = plan_stage(SETTINGS_OF[name](out="", tokens="", size="B"), data, 512, cluster)
-        operations, kept = measure(random_stage(preset, "B", coarse_map, data.grid))
+        operations, kept = measure(random_stage(preset, "B", coarse_map, data.layout))
         each = plan.operations / (plan.steps * plan.batch_size)
         planned = plan.memory.weights + plan.memory.gradients + plan.memory.optimizer
         print(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ctf.bench import measure_machine
 from ctf.interop import llamagen
+from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.stages import generate_tokens
 
@@ -56,7 +57,7 @@ def main() -> None:
     reference = GPT_models["GPT-B"](vocab_size=16_384, block_size=256, num_classes=1000, cls_token_num=1).eval()
     torch.nn.init.normal_(reference.output.weight, std=0.02)
     weights = {name: tensor for name, tensor in reference.state_dict().items() if "freqs" not in name}
-    stage = llamagen.load_gpt(weights, grid=(16, 16))
+    stage = llamagen.load_gpt(weights, layout=Layout.square(16))
 
     print(measure_machine())
     print("\n| batch | decoder | first call, s more | s | images/s | against LlamaGen |")

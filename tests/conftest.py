@@ -19,6 +19,7 @@ from PIL import Image
 from ctf.codebook import cluster_codebook
 from ctf.images import ImageSet, sources
 from ctf.images.sources import Records, emoji_records
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.models.config import MODEL_SIZES
 from ctf.stages import KINDS
@@ -105,7 +106,7 @@ def make_stage():
         name="stage",
         support="cluster",
         codebook_size=24,
-        grid=(2, 3),
+        layout=Layout((2, 3)),
         num_classes=4,
         seed=0,
         sampling=None,
@@ -116,7 +117,7 @@ def make_stage():
             "nano",
             vocabulary=codebook_size if predicts is None else predicts.num_coarse,
             given=0 if given is None else given.num_coarse,
-            grid=grid,
+            layout=layout,
             num_classes=num_classes,
             **own,
         )
@@ -137,8 +138,8 @@ def make_stage():
 def make_parts(make_tokenizer, make_stage):
     """What a pipeline is made of: "baseline", or coarse-to-fine with the support "cluster" or "full"."""
 
-    def make(kind, codebook_size=24, num_clusters=5, grid=(2, 3)):
-        tokenizer, sizes = make_tokenizer(codebook_size), {"codebook_size": codebook_size, "grid": grid}
+    def make(kind, codebook_size=24, num_clusters=5, layout=Layout((2, 3))):
+        tokenizer, sizes = make_tokenizer(codebook_size), {"codebook_size": codebook_size, "layout": layout}
         if kind == "baseline":
             stages = [make_stage(name="baseline", **sizes)]
         else:

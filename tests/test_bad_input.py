@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 
 from ctf.cli import main
 from ctf.codebook import cluster_codebook
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.tokens import write_token_set
 
@@ -72,14 +73,14 @@ EVALUATE_SAMPLES += "--features emoji --cache cache"
 NEIGHBOURS = "evaluate neighbours --device cpu --out x --samples samples.npz --reference samples.npz "
 NEIGHBOURS += "--held_out pictures --num 2 --features emoji --cache cache"
 BENCH_SAMPLING = "bench sampling --device cpu --json x --sizes [nano] --fine_size nano --batch_sizes [1] --runs 1 "
-BENCH_SAMPLING += "--grid [2,2] --vocabulary 24 --clusters 5 --tokenizer tokenizer.safetensors"
-BENCH_TRAINING = "bench training --device cpu --json x --sizes [nano] --batch_size 2 --steps 1 --grid [2,2] "
+BENCH_SAMPLING += "--layout 2x2 --vocabulary 24 --clusters 5 --tokenizer tokenizer.safetensors"
+BENCH_TRAINING = "bench training --device cpu --json x --sizes [nano] --batch_size 2 --steps 1 --layout 2x2 "
 BENCH_TRAINING += "--vocabulary 24 --clusters 5"
 SWAP = "evaluate swap --out x --tokenizer tokenizer.safetensors --images pictures --split null --image_size 16 "
 SWAP += "--cluster_counts [5]"
 PLAN = "plan plan.yaml --gpus 2 --num_clusters 5"
 REPRODUCE = "reproduce table3d --dry-run --out x"
-LLAMAGEN = f"convert llamagen --out x --tokenizer {GOLDEN}/vq8.pt --gpt {GOLDEN}/gpt_mha.pt --num_heads 4 --grid [4,4]"
+LLAMAGEN = f"convert llamagen --out x --tokenizer {GOLDEN}/vq8.pt --gpt {GOLDEN}/gpt_mha.pt --num_heads 4 --layout 4x4"
 CODES = "convert codes --out x --source codes --codebook_size 24 --num_classes 4"
 TOKENS = "convert tokens --out x --tokens tokens.npy --labels labels.npy --codebook_size 24"
 TO_CODES = "convert to-codes --out x --tokens tokens --size 8"
@@ -141,18 +142,18 @@ def good(tmp_path_factory, make_tokenizer, make_stage):
     for name, coarse_map in maps.items():
         coarse_map.save(place / f"{name}.safetensors")
     stages = {
-        "coarse": make_stage(name="coarse", predicts=maps["map"], grid=(2, 2)),
-        "fine": make_stage("masked", name="fine", given=maps["map"], grid=(2, 2)),
-        "reseeded_fine": make_stage("masked", name="fine", given=maps["reseeded_map"], grid=(2, 2)),
-        "other_fine": make_stage("masked", name="fine", given=maps["other_map"], grid=(2, 2)),
-        "wide_fine": make_stage("masked", name="fine", given=maps["map"], grid=(2, 3)),
-        "baseline": make_stage(name="baseline", grid=(2, 2)),
+        "coarse": make_stage(name="coarse", predicts=maps["map"], layout=Layout.square(2)),
+        "fine": make_stage("masked", name="fine", given=maps["map"], layout=Layout.square(2)),
+        "reseeded_fine": make_stage("masked", name="fine", given=maps["reseeded_map"], layout=Layout.square(2)),
+        "other_fine": make_stage("masked", name="fine", given=maps["other_map"], layout=Layout.square(2)),
+        "wide_fine": make_stage("masked", name="fine", given=maps["map"], layout=Layout((2, 3))),
+        "baseline": make_stage(name="baseline", layout=Layout.square(2)),
     }
     for name, stage in stages.items():
         stage.save(place / f"{name}.safetensors")
     Pipeline(tokenizer, list("abcd"), [stages["coarse"], stages["fine"]]).save_pretrained(place / "model")
-    any_order = make_stage("any_order", name="coarse", predicts=maps["map"], grid=(2, 2))
-    rounds = make_stage("masked", name="fine", given=maps["map"], grid=(2, 2), rounds="any")
+    any_order = make_stage("any_order", name="coarse", predicts=maps["map"], layout=Layout.square(2))
+    rounds = make_stage("masked", name="fine", given=maps["map"], layout=Layout.square(2), rounds="any")
     Pipeline(tokenizer, list("abcd"), [any_order, rounds]).save_pretrained(place / "any_order_model")
 
     tokens, labels = generator.integers(0, 24, (8, 1, 4)), np.arange(8) % 4
@@ -410,12 +411,12 @@ COMMAND = [
     case("a choice that is none", f"{CLUSTER} --method best",
          "expected one of ['kmeans', 'balanced', 'ward', 'random'], got best"),
     case("a number for a flag", f"{SAMPLE} --compile 3", "compile: expected bool, got 3"),
-    case("one number for a pair", f"{LLAMAGEN} --grid 16", "grid: expected tuple with 2 elements, got [16]"),
+    case("one number for a layout", f"{LLAMAGEN} --layout 16", "write rows x columns, such as 16x16"),
     case("text in a list of numbers", f"{REPRODUCE} --seeds 0 x", "seeds: expected int, got x or null, got [0, 'x']"),
     case("nothing in a list of numbers", f"{BENCH_SAMPLING} --batch_sizes ''", "batch_sizes: expected int, got"),
     case("a list without its values", f"{SWAP} --cluster_counts --seed 1", "--cluster_counts: expected one argument"),
     case("a list but no name", "reproduce --dry-run --seeds 0 1", "arguments are required: name"),
-    case("three numbers for a pair", f"{LLAMAGEN} --grid [4,4,4]", "expected tuple with 2 elements, got [4, 4, 4]"),
+    case("three numbers for a layout", f"{LLAMAGEN} --layout [4,4,4]", "every scale is a pair (rows, columns)"),
     case("a settings file that is missing", "cluster --config nowhere.yaml", "nowhere.yaml"),
     case("a settings file that is a folder", "cluster --config empty", "empty"),
     case("a settings file that is empty", "cluster --config c.yaml", "Unexpected config: (with the settings in c.yaml",
@@ -647,10 +648,10 @@ TOKEN_SETS = [
     case("an index nested too deep", COARSE, "index.json", written("tokens/index.json", "[" * 100_000)),
     case("an index of another version", COARSE, "version 9", edited("tokens/index.json", version=9)),
     case("an index of an unknown field", COARSE, "damaged", edited("tokens/index.json", colour=1)),
-    case("a grid that is a number", COARSE, "damaged", edited("tokens/index.json", grid=4)),
-    case("a grid of texts", COARSE, "damaged", edited("tokens/index.json", grid=["2", "2"])),
-    case("a grid of three sides", COARSE, "damaged", edited("tokens/index.json", grid=[2, 2, 1])),
-    case("a grid of other tokens", COARSE, "tokens-00000.npy", edited("tokens/index.json", grid=[3, 3])),
+    case("a layout that is a number", COARSE, "damaged", edited("tokens/index.json", layout=4)),
+    case("a layout of texts", COARSE, "damaged", edited("tokens/index.json", layout=["2", "2"])),
+    case("a layout of three sides", COARSE, "damaged", edited("tokens/index.json", layout=[2, 2, 1])),
+    case("a layout of other tokens", COARSE, "tokens-00000.npy", edited("tokens/index.json", layout=[3, 3])),
     case("shards that are a number", COARSE, "damaged", edited("tokens/index.json", shards=3)),
     case("shards without a name", COARSE, "damaged", edited("tokens/index.json", shards=[{"count": 4}])),
     case("a set without shards", COARSE, "has no images", edited("tokens/index.json", shards=[])),
@@ -681,7 +682,7 @@ TOKEN_SETS = [
     case("likelihood of another codebook", LIKELIHOOD, "another codebook", edited("tokens/index.json", codebook="ab")),
     case("likelihood of a codebook of another size", LIKELIHOOD, "codebook of 23",
          edited("tokens/index.json", codebook_size=23)),
-    case("likelihood on another grid", LIKELIHOOD, "grid or classes", edited("tokens/index.json", grid=[1, 4])),
+    case("likelihood on another layout", LIKELIHOOD, "layout or classes", edited("tokens/index.json", layout=[1, 4])),
     case("likelihood of a class that the model lacks", LIKELIHOOD, "of the class 'e', which is none",
          edited("tokens/index.json", class_names=list("abce"))),
     case("likelihood under a model that is missing", f"{LIKELIHOOD} --model nowhere", "nowhere: no such model"),
@@ -722,16 +723,16 @@ TOKEN_SETS = [
     case("a float code", CODES, "1.npy holds float64", array("codes/imagenet256_codes/1.npy", [[[1.0] * 4]])),
     case("a truncated code", CODES, "1.npy is truncated", cut("codes/imagenet256_codes/1.npy", 130)),
     case("a code that would run code", CODES, "1.npy is", array("codes/imagenet256_codes/1.npy", [Runs()], object)),
-    case("a code with tokens for no square", CODES, "not a square grid",
+    case("a code with tokens for no square", CODES, "not a square",
          *(array(f"codes/imagenet256_codes/{i}.npy", [[[1, 2, 3]]]) for i in range(2))),
     case("a second folder of other labels", f"{CODES} --second again", "not the same images", copied("codes", "again"),
          array("again/imagenet256_labels/0.npy", [3])),
     case("codes with the codebook of others", f"{CODES} --codebook nowhere.npy", "nowhere.npy: no such"),
     case("arrays that are missing", f"{TOKENS} --tokens nowhere.npy", "nowhere.npy is missing"),
     case("arrays that do not fit", TOKENS, "give [n, A, N] or [n, N], and integers [n]", array("labels.npy", [0, 1])),
-    case("arrays of no square", TOKENS, "not a square grid", array("tokens.npy", np.zeros((8, 3), int))),
-    case("arrays on another grid", f"{TOKENS} --grid [3,3]", "takes integer tokens [b, 1, 9]"),
-    case("arrays on a grid of nothing", f"{TOKENS} --grid [0,4]", "grid"),
+    case("arrays of no square", TOKENS, "not a square", array("tokens.npy", np.zeros((8, 3), int))),
+    case("arrays on another layout", f"{TOKENS} --layout 3x3", "takes integer tokens [b, 1, 9]"),
+    case("arrays on a layout of nothing", f"{TOKENS} --layout 0x4", "one row and column in each"),
     case("an array of floats", TOKENS, "integer", array("tokens.npy", np.zeros((8, 4)))),
     case("an array of one axis", TOKENS, "give [n, A, N] or [n, N]", array("tokens.npy", np.zeros(8, int))),
     case("an array of no images", TOKENS, "no images", array("tokens.npy", np.zeros((0, 4), int)),
@@ -913,8 +914,8 @@ MODELS = [
          "stage fine must be given what coarse predicts"),
     case("a map of another codebook", f"{ASSEMBLE} --stages '[coarse.safetensors, other_fine.safetensors]'",
          "stage fine must be given what coarse predicts"),
-    case("stages of different grids", f"{ASSEMBLE} --stages '[coarse.safetensors, wide_fine.safetensors]'",
-         "differ in grid"),
+    case("stages of different layouts", f"{ASSEMBLE} --stages '[coarse.safetensors, wide_fine.safetensors]'",
+         "differ in layout"),
     case("a tokenizer of equal size", f"{ASSEMBLE} --tokenizer other_tokenizer.safetensors", "another codebook"),
     case("a tokenizer of another size", f"{ASSEMBLE} --tokenizer small_tokenizer.safetensors", "the tokenizer has 16"),
     case("a stage for the tokenizer", f"{ASSEMBLE} --tokenizer coarse.safetensors", "not a ctf tokenizer"),
@@ -928,7 +929,7 @@ MODELS = [
     case("a model for the classes", f"{ASSEMBLE} --classes model", "not a token set"),
     case("other classes", ASSEMBLE, "5 class names for a model of 4",
          edited("tokens/index.json", class_names=[*"abcde"])),
-    case("classes of another grid", ASSEMBLE, "grid", edited("tokens/index.json", grid=[1, 4])),
+    case("classes of another layout", ASSEMBLE, "layout", edited("tokens/index.json", layout=[1, 4])),
     case("an output that is no model", f"{ASSEMBLE} --out pictures", "is there already and is not a model folder"),
     case("an output that is a file", f"{ASSEMBLE} --out codebook.npy", "is there already and is not a model folder"),
     case("a stage of an unknown kind", ASSEMBLE, "kind 'quantum' of stage", retold("fine.safetensors", kind="quantum")),
@@ -1005,7 +1006,7 @@ MODELS = [
     case("heads that are unknown", f"{LLAMAGEN} --num_heads null", "give num_heads"),
     case("heads that do not fit", f"{LLAMAGEN} --num_heads 7", "7 heads"),
     case("less than no heads", f"{LLAMAGEN} --num_heads -4", "heads"),
-    case("a GPT on no grid", f"{LLAMAGEN} --grid [0,4]", "every size must be positive"),
+    case("a GPT of no tokens", f"{LLAMAGEN} --layout 0x4", "one row and column in each"),
     case("a GPT that would run code", f"{LLAMAGEN} --gpt g.pt", "could run code", pickled("g.pt", {"model": Runs()})),
     case("a GPT with settings", f"{LLAMAGEN} --gpt g.pt", "--allow_namespace",
          pickled("g.pt", {"args": argparse.Namespace()})),
@@ -1251,7 +1252,7 @@ SAMPLES = [
     case("no vocabulary to measure", f"{BENCH_SAMPLING} --vocabulary 0", "set vocabulary to that"),
     case("measuring on no device", f"{BENCH_SAMPLING} --device abacus", "'abacus' cannot be used here"),
     case("measuring with an unknown dtype", f"{BENCH_SAMPLING} --dtype float16", "float16"),
-    case("measuring on no grid", f"{BENCH_SAMPLING} --grid [0,2]", "grid 0, 2 must be at least 1"),
+    case("measuring no tokens", f"{BENCH_SAMPLING} --layout 0x2", "one row and column in each"),
     case("measuring into a folder", f"{BENCH_SAMPLING} --json empty", "empty is there already and is not a file"),
     case("measuring no steps", f"{BENCH_TRAINING} --steps 0", "steps 0 must be at least 1"),
     case("measuring an unknown stage", f"{BENCH_TRAINING} --stages [medium]", "medium"),

@@ -75,7 +75,7 @@ def test_version():
 
 # Examples
 
-TINY = ["--sizes", "[nano]", "--grid", "[2, 2]"]
+TINY = ["--sizes", "[nano]", "--layout", "2x2"]
 #: Changes that only make the example smaller, or name files that stand in for LlamaGen's.
 SMALLER = {
     ("fit",): ["--image_size", "16", "--time", "1s"],
@@ -99,7 +99,7 @@ SMALLER = {
     ],
     ("bench", "training"): [*TINY, "--batch_size", "2", "--steps", "1"],
     ("evaluate", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]", "--num", "2"],
-    ("convert", "llamagen"): ["--num_heads", "4", "--grid", "[4, 4]"],
+    ("convert", "llamagen"): ["--num_heads", "4", "--layout", "4x4"],
 }
 #: Each after those whose output it reads. CI runs the demo, tests/app the page.
 ORDER = [
@@ -254,7 +254,6 @@ def test_labels_are_as_they_are_typed(option):
         ("evaluate likelihood --tokens t --steps 4", "steps", [4]),
         ("complete --out x --image i --labels 1 --region 0 .5 1 1e0", "region", [0.0, 0.5, 1.0, 1.0]),
         ("bench sampling --methods baseline coarse --sizes B", "methods", ["baseline", "coarse"]),
-        ("bench sampling --grid 2 3", "grid", [2, 3]),
         ("reproduce table1 --seeds -1 2", "seeds", [-1, 2]),
         ("plan x --stages coarse fine", "stages", ["coarse", "fine"]),
     ],
@@ -278,6 +277,15 @@ def test_lists_are_words(given, option, value):
 )
 def test_a_list_or_a_flag_leaves_the_verb_its_positional_argument(given, values):
     assert values.items() <= settings(*shlex.split(given)).items()
+
+
+@pytest.mark.parametrize("text", ["2x3", "[2, 3]", "[[2, 3]]", "2×3"])
+def test_a_layout_is_text_or_a_list(text, tmp_path):
+    assert settings("bench", "sampling", "--layout", text)["layout"] == "2x3"
+    for key in ("layout", "grid"):  # older files say grid
+        (tmp_path / "c.yaml").write_text(f"{key}: {text}\nvocabulary: 99\n", encoding="utf-8")
+        read = settings("bench", "sampling", "--config", str(tmp_path / "c.yaml"))
+        assert (read["layout"], read["vocabulary"]) == ("2x3", 99)
 
 
 def test_help_shows_lists_as_words():

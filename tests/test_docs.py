@@ -39,7 +39,7 @@ SMALLER = {
     "evaluate samples": PHOTOS,
     "evaluate neighbours": f"{PHOTOS} --held_out runs/samples.npz --held_out_split null --num 2",
     "evaluate swap": "--num 2",
-    "convert llamagen": "--num_heads 4 --grid [4,4]",
+    "convert llamagen": "--num_heads 4 --layout 4x4",
     "convert codes": "--codebook_size 64",
 }
 

@@ -10,6 +10,7 @@ import torch
 from ctf.codebook import CoarseMap, cluster_codebook
 from ctf.errors import InputError
 from ctf.evaluation import bits_per_token
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline, assemble, describe
 from ctf.stages import generate_tokens
 from ctf.tokenizer.registry import load_tokenizer
@@ -79,7 +80,7 @@ def test_a_middle_level_is_a_distribution_over_its_cluster(make_stage, kind):
     """Over all pairs of the labels in the given clusters the probabilities sum to one."""
     finer = CoarseMap(torch.arange(12) % 6, "test", 0, "none")
     coarser = CoarseMap(torch.arange(12) % 3, "test", 0, "none")
-    stage = make_stage(kind, predicts=finer, given=coarser, codebook_size=12, grid=(1, 2))
+    stage = make_stage(kind, predicts=finer, given=coarser, codebook_size=12, layout=Layout((1, 2)))
     label = torch.tensor([1])
     for given in ([0, 2], [1, 1]):
         tokens = [[a, b] for a in range(6) for b in range(6) if [a % 3, b % 3] == given]

@@ -27,7 +27,7 @@ def test_positions_lie_scale_by_scale_and_row_by_row():
 
 @pytest.mark.parametrize("layout", [Layout((3, 5)), Layout.square(1, 2, 4), Layout([(1, 2), (1, 2)])])
 def test_survives_json_and_text(layout):
-    assert Layout(json.loads(json.dumps(layout))) == layout == Layout.parse(str(layout))
+    assert Layout(json.loads(json.dumps(layout))) == layout == Layout.parse(str(layout)) == Layout(str(layout))
     assert with_layout({"layout": json.loads(json.dumps(layout)), "seed": 3}) == {"layout": layout, "seed": 3}
 
 
@@ -36,7 +36,9 @@ def test_a_grid_of_older_files_is_a_layout_of_one_scale():
     assert with_layout({"seed": 3}) == {"seed": 3}
 
 
-@pytest.mark.parametrize("grids", [[], [(0, 4)], (4,), 4 * [3], [(4, 4), (2, 2)], [("a", "b")], [(1, 2, 3)]])
+@pytest.mark.parametrize(
+    "grids", [[], [(0, 4)], (4,), 4 * [3], [(4, 4), (2, 2)], [("a", "b")], [(1, 2, 3)], 7, None, ["2", "2"], (2.0, 3.5)]
+)
 def test_refuses_what_is_no_layout(grids):
     with pytest.raises(InputError, match="layout"):
         Layout(grids)

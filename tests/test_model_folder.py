@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from ctf.codebook import cluster_codebook, codebook_fingerprint
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline, assemble, describe, open_stage, publish
 from ctf.sampling import Sampling
 from ctf.tokens import write_token_set
@@ -119,7 +120,7 @@ def test_parts_that_do_not_belong_together(make_parts, make_tokenizer, make_stag
         (parts, {"stages": [make_stage(predicts=other), make_stage("masked", given=other, name="b")]}, "of another"),
         (parts, {"tokenizer": make_tokenizer(25)}, "for a codebook of 24, the tokenizer has 25"),
         (parts, {"tokenizer": make_tokenizer(seed=1)}, "tokens of another codebook"),
-        (parts, {"stages": [coarse, make_stage("masked", grid=(3, 2), **level)]}, "differ in grid"),
+        (parts, {"stages": [coarse, make_stage("masked", layout=Layout((3, 2)), **level)]}, "differ in layout"),
         (parts, {"stages": [coarse, make_stage("masked", num_classes=5, **level)]}, "number of classes"),
         (parts, {"stages": [coarse, make_stage("masked", **level | {"name": "coarse"})]}, "stages of one name"),
         (parts, {"class_names": ["cat"]}, "1 class names for a model of 4 classes"),
@@ -249,7 +250,7 @@ def two_stage(files, **changes):
 
 def test_describe_a_token_set(files):
     facts = describe(files("tokens"))
-    assert (facts["kind"], facts["images"], facts["classes"], facts["grid"]) == ("token set", 12, 4, [2, 3])
+    assert (facts["kind"], facts["images"], facts["classes"], facts["layout"]) == ("token set", 12, 4, Layout((2, 3)))
 
 
 def test_describe_a_coarse_map(files):
@@ -292,7 +293,7 @@ def test_describe_a_run_and_open_it_as_a_stage(files, tmp_path):
     assert training["coarse"]["changes"] == [{"step": 2, "loop.steps": [2, 3]}]
     assert str(tmp_path) not in (tmp_path / "model" / "manifest.json").read_text()
     parts = two_stage(files, stages=[str(tmp_path / "run"), files("fine")], classes=str(tmp_path / "renamed"))
-    names = {"grid": (2, 3), "class_names": ["cat", "fox", "dog", "owl"]}
+    names = {"layout": Layout((2, 3)), "class_names": ["cat", "fox", "dog", "owl"]}
     write_token_set(tmp_path / "renamed", np.zeros((1, 6), int), np.zeros(1, int), 24, **names)
     with pytest.raises(InputError, match="different classes: class 1 is red fox there, fox here"):
         assemble(tmp_path / "renamed_model", **parts)
@@ -384,7 +385,7 @@ def test_assemble_refuses(files, make_tokenizer, make_stage, tmp_path):
     make_tokenizer(seed=1).save(tmp_path / "other_tokenizer.safetensors")
     other = cluster_codebook(make_tokenizer().codebook, 5, "random")
     make_stage("masked", given=other, name="fine").save(tmp_path / "other_fine.safetensors")
-    names = {"grid": (3, 2), "class_names": ["cat", "red fox", "dog", "owl"]}
+    names = {"layout": Layout((3, 2)), "class_names": ["cat", "red fox", "dog", "owl"]}
     write_token_set(tmp_path / "upright", np.zeros((1, 6), int), np.zeros(1, int), 24, **names)
     cases = [
         ({"stages": [files("coarse"), files("other_fine")]}, "must be given what coarse predicts"),
@@ -394,7 +395,7 @@ def test_assemble_refuses(files, make_tokenizer, make_stage, tmp_path):
         ({"stages": [files("coarse"), files("nowhere")]}, "no such safetensors file"),
         ({"stages": [files("coarse"), files("tokenizer")]}, "not a ctf stage"),
         ({"stages": [files("coarse"), files("coarse_map")]}, "not a ctf stage"),
-        ({"classes": str(tmp_path / "upright")}, r"grid of \(3, 2\)"),
+        ({"classes": str(tmp_path / "upright")}, "layout 3x2"),
         ({"tokenizer": files("other_tokenizer")}, "another codebook"),
         ({"stages": [files("baseline")], "tokenizer": files("other_tokenizer")}, "another codebook"),
     ]

@@ -10,6 +10,7 @@ import torch
 from ctf.evaluation import bits_per_token
 from ctf.images import open_images, to_tensor
 from ctf.interop import llamagen
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.stages import generate_tokens, new_stage
 from ctf.tokenizer import TokenizerConfig
@@ -61,7 +62,7 @@ def test_tokens_of_the_embedded_model(emoji, name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_tokens_of_a_llamagen_baseline(name):
-    gpt = llamagen.load_gpt(GOLDEN / "llamagen" / "gpt_mha.pt", num_heads=4, grid=(4, 4))
+    gpt = llamagen.load_gpt(GOLDEN / "llamagen" / "gpt_mha.pt", num_heads=4, layout=Layout.square(4))
     settings = {**SETTINGS[name], "top_k": SETTINGS[name]["top_k"] // 10}
     assert_same_tokens(generate_tokens(gpt, torch.tensor([0, 5, 9]), SEEDS, **settings), f"llamagen, {name}")
 
@@ -109,7 +110,7 @@ def test_losses_of_stages(emoji, tmp_path, name, kind, level, support):
     tokens = write_token_set(tmp_path / "tokens", drawn, labels, 16_384, (8, 8), names, codebook=codebook)
     facts = {level: emoji.stages[0].predicts} if level else {}
     torch.manual_seed(3)
-    sizes = {"grid": (8, 8), "num_classes": 54, "codebook_size": 16_384}
+    sizes = {"layout": Layout.square(8), "num_classes": 54, "codebook_size": 16_384}
     stage = new_stage(kind, "nano", name="stage", support=support, **sizes, **facts)
     found = losses(TokenObjective(stage, tokens), tmp_path / "run")
     assert found == pytest.approx(NUMBERS[f"losses, {name}"], rel=1e-3)

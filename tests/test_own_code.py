@@ -11,6 +11,7 @@ from PIL import Image
 
 from ctf.cli import main
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline, describe
 from ctf.plugins import _import, import_plugins, load_object, source_fingerprint
 from ctf.sampling import Random, Sampling
@@ -38,7 +39,9 @@ def files(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stage():
-    return new_stage("my_kind.py:Independent", "any", name="only", grid=(2, 3), num_classes=2, codebook_size=24)
+    return new_stage(
+        "my_kind.py:Independent", "any", name="only", layout=Layout((2, 3)), num_classes=2, codebook_size=24
+    )
 
 
 def test_a_kind_does_all_that_a_kind_does(stage, make_tokenizer, monkeypatch):

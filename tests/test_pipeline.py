@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from ctf.codebook import cluster_codebook
+from ctf.completion import touched
 from ctf.errors import InputError
 from ctf.images import to_bytes
+from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.pipeline import StagePipeline
 from ctf.sampling import Random, Sampling
@@ -105,6 +107,35 @@ def test_a_coarse_preview_shows_the_mean_codeword_of_each_cluster(make_pipeline)
     vectors = torch.stack([tokenizer.codebook[coarse_map.members(int(m))].mean(0) for m in coarse[0]])
     expected = to_bytes(tokenizer.decode_embeddings(tokenizer.project(vectors)[None], pipeline.layout))
     assert np.abs(np.asarray(last.images[0]).astype(int) - expected[0]).max() <= 1
+
+
+@pytest.mark.parametrize("layout", [Layout((2, 3)), Layout.square(1, 2, 3, 5, 8)])
+def test_a_token_is_generated_if_a_pixel_of_its_cell_is(layout):
+    """Written out pixel by pixel; a pixel that lies across cells belongs to all of them."""
+    generator, found = np.random.default_rng(0), []
+    for _ in range(20):
+        mask = generator.random((32, 48)) < 0.002
+        expected = [
+            any(
+                (y + 1) * rows > i * 32
+                and y * rows < (i + 1) * 32
+                and (x + 1) * columns > j * 48
+                and x * columns < (j + 1) * 48
+                for y, x in np.argwhere(mask)
+            )
+            for rows, columns in layout
+            for i in range(rows)
+            for j in range(columns)
+        ]
+        assert touched(mask, layout).tolist() == expected
+        found += expected
+    assert {*found} == {True, False}
+
+
+def test_the_layout_of_a_tokenizer_of_one_grid_has_one_scale(make_stage, make_tokenizer):
+    stage = make_stage(name="only", layout=Layout.square(1, 2))
+    with pytest.raises(InputError, match="stage only is for tokens of 1x1,2x2, the tokenizer makes 2x2 of 8 × 8"):
+        StagePipeline(make_tokenizer(), list("abcd"), [stage])
 
 
 def test_what_a_stage_does_not_know_yet_is_shown_as_it_is_given(make_stage, make_tokenizer):

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.images.crop import center_crop
+from ctf.layout import Layout
 
 
 def divided(
-    image: Image.Image, mask: np.ndarray | Image.Image, size: tuple[int, int], grid: tuple[int, int]
+    image: Image.Image, mask: np.ndarray | Image.Image, size: tuple[int, int], layout: Layout
 ) -> tuple[Image.Image, Tensor]:
     """An image in the model's size, and the tokens that a mask asks to generate, bool (N,).
 
@@ -20,7 +21,7 @@ def divided(
         image: of any size; what the model cannot show is cut off by ADM's centre crop.
         mask: of the same size: light (128 or more), or true in an array of bool (height, width), where to generate.
         size: (height, width) of the model's images.
-        grid: (rows, columns) of its tokens.
+        layout: of its tokens.
 
     Raises:
         InputError: sizes that differ, a mask that keeps all or nothing; as `fitted`.
@@ -32,7 +33,7 @@ def divided(
             f"a mask of {mask.width} × {mask.height} pixels for an image of {image.width} × {image.height}: "
             "both must have one size"
         )
-    drawn = touched(np.asarray(fitted(mask.convert("L"), size)) >= 128, grid)
+    drawn = touched(np.asarray(fitted(mask.convert("L"), size)) >= 128, layout)
     if drawn.all() or not drawn.any():
         what = "every token: leave part of the image black" if drawn.all() else "nothing: make part of it white"
         raise InputError(f"the mask asks for {what}")
@@ -53,7 +54,16 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return center_crop(image, height)
 
 
-def touched(mask: np.ndarray, grid: tuple[int, int]) -> Tensor:
-    """A mask of pixels, bool (H, W) of the image size → the tokens whose patch holds any of it, bool (N,)."""
-    (rows, columns), (height, width) = grid, mask.shape
-    return torch.from_numpy(mask.reshape(rows, height // rows, columns, width // columns).any((1, 3)).ravel())
+def touched(mask: np.ndarray, layout: Layout) -> Tensor:
+    """A mask of pixels, bool (H, W) of the image size → the tokens whose cell holds any of it, bool (N,).
+
+    Cell (i, j) of a scale of (rows, columns) is the region from i / rows to (i + 1) / rows of the height, and so on.
+    """
+    height, width = mask.shape
+    found = [
+        mask[i * height // rows : -(-(i + 1) * height // rows), j * width // columns : -(-(j + 1) * width // columns)]
+        for rows, columns in layout
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return torch.tensor([bool(cell.any()) for cell in found])

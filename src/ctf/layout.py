@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from operator import index
 from typing import Any, TypeAlias
 
 from ctf.errors import InputError
@@ -20,20 +21,23 @@ class Layout(tuple[Grid, ...]):
     JSON as one.
 
     Args:
-        grids: (rows, columns) of each scale; a pair of numbers alone is a layout of one scale.
+        grids: (rows, columns) of each scale; a pair of numbers alone is a layout of one scale. Or text, see `parse`.
 
     Raises:
         InputError: no grid, a side below 1, or a scale with fewer rows or columns than the one before.
     """
 
-    def __new__(cls, grids: Iterable[Sequence[int]] | Sequence[int]) -> Layout:
-        read: Any = tuple(grids)
-        if len(read) == 2 and all(isinstance(side, int) for side in read):
-            read = (read,)
+    def __new__(cls, grids: Iterable[Sequence[int]] | Sequence[int] | str) -> Layout:
+        if isinstance(grids, str):
+            return cls.parse(grids)
+        read: Any = grids
         try:
-            layout = super().__new__(cls, [(int(rows), int(columns)) for rows, columns in read])
+            read = tuple(grids)
+            if len(read) == 2 and all(isinstance(side, int) for side in read):
+                read = (read,)
+            layout = super().__new__(cls, [(index(rows), index(columns)) for rows, columns in read])
         except (TypeError, ValueError):
-            raise InputError(f"layout {list(read)}: every scale is a pair (rows, columns)") from None
+            raise InputError(f"layout {read!r}: every scale is a pair (rows, columns) of whole numbers") from None
         if not layout or min(side for grid in layout for side in grid) < 1:
             raise InputError(f"layout {layout}: at least one scale, and one row and column in each")
         if any(fine[0] < coarse[0] or fine[1] < coarse[1] for coarse, fine in pairwise(layout)):
@@ -49,12 +53,19 @@ class Layout(tuple[Grid, ...]):
     def parse(cls, text: str) -> Layout:
         """What `str` writes: "16x16", or "1x1,2x2,4x4". Raises InputError: other text."""
         try:
-            return cls([int(side) for side in grid.split("x")] for grid in text.replace("×", "x").split(","))
+            pairs = [grid.split("x") for grid in text.replace("×", "x").split(",")]
+            grids = [(int(rows), int(columns)) for rows, columns in pairs]
         except ValueError:
             raise InputError(f"layout {text!r}: write rows x columns, such as 16x16, or 1x1,2x2,4x4") from None
+        return cls(grids)
 
     def __str__(self) -> str:
         return ",".join(f"{rows}x{columns}" for rows, columns in self)
+
+    @property
+    def words(self) -> str:
+        """For people: "16 × 16", or "1 × 1, 2 × 2, 4 × 4"."""
+        return ", ".join(f"{rows} × {columns}" for rows, columns in self)
 
     @property
     def num_tokens(self) -> int:
@@ -105,6 +116,6 @@ def with_layout(settings: dict[str, Any]) -> dict[str, Any]:
     settings = dict(settings)
     if "grid" in settings:
         settings["layout"] = settings.pop("grid")
-    if "layout" in settings:
+    if settings.get("layout") is not None:
         settings["layout"] = Layout(settings["layout"])
     return settings

@@ -129,13 +129,12 @@ def model_card(pipeline: StagePipeline, about: About) -> str:
     """The README.md of a model folder."""
     licence = f"license: {json.dumps(about.licence)}\n" if about.licence else ""
     height, width = pipeline.image_size
-    rows, columns = pipeline.grid
     parts = [
         f"---\n{licence}library_name: ctf\npipeline_tag: unconditional-image-generation\n"
         "tags: [autoregressive, vq]\n---",
         f"# Class-conditional images of {height} × {width} pixels",
         f"![samples]({SHEET})" if about.sheet else "",
-        f"{len(pipeline.class_names)} classes; {rows} × {columns} tokens of a codebook of "
+        f"{len(pipeline.class_names)} classes; {pipeline.layout.words} tokens of a codebook of "
         f"{pipeline.tokenizer.codebook_size:,}.",
         "```python\nimport ctf\n\n"
         'pipe = ctf.Pipeline.from_pretrained(".")  # this folder; or its name on the Hub\n'

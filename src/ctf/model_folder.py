@@ -211,9 +211,9 @@ def assemble(
         if (trained_on / "index.json").exists():  # the tokens still lie where they were
             check_same(TokenIndex.load(trained_on).class_names, tokens.class_names, str(trained_on), classes)
     tokens.check_codebook(pipeline.tokenizer.codebook)
-    if tokens.grid != pipeline.grid:
+    if tokens.layout != pipeline.layout:
         raise InputError(
-            f"{classes} has a grid of {tokens.grid}, the stages have {pipeline.grid}: give their token set"
+            f"{classes} has the layout {tokens.layout}, the stages have {pipeline.layout}: give their token set"
         )
     training = {stage.name: made for stage, run in zip(opened, stages, strict=True) if (made := _training(Path(run)))}
     pipeline.about = About(data=data_in_words(tokens), training=training)
@@ -312,7 +312,7 @@ def describe_pipeline(pipeline: StagePipeline) -> dict[str, Any]:
     return {
         "kind": "pipeline",
         "image_size": list(pipeline.image_size),
-        "grid": list(pipeline.grid),
+        "layout": pipeline.layout,
         "codebook": {"size": tokenizer.codebook_size, "dim": tokenizer.codebook.shape[1]},
         "tokenizer": {"family": tokenizer.family, "parameters": sum(p.numel() for p in tokenizer.parameters())},
         "stages": [describe_stage(stage) for stage in pipeline.stages],

@@ -60,8 +60,14 @@ class StagePipeline:
                     "of one system, coarse ones first"
                 )
             stage.check_tokenizer(tokenizer)
-            if (stage.grid, stage.num_classes) != (stages[0].grid, stages[0].num_classes):
-                raise InputError(f"stages {stages[0].name} and {stage.name} differ in grid or number of classes")
+            if (stage.layout, stage.num_classes) != (stages[0].layout, stages[0].num_classes):
+                raise InputError(f"stages {stages[0].name} and {stage.name} differ in layout or number of classes")
+            size = tokenizer.image_size(stage.layout)
+            if (made := tokenizer.layout(size)) != stage.layout:
+                raise InputError(
+                    f"stage {stage.name} is for tokens of {stage.layout}, the tokenizer makes {made} of "
+                    f"{size[0]} × {size[1]} pixels"
+                )
             level = stage.predicts
         if level is not None:
             raise InputError(f"the last stage, {stages[-1].name}, predicts coarse labels: a finer stage is missing")
@@ -76,11 +82,6 @@ class StagePipeline:
     @property
     def device(self) -> torch.device:
         return self.stages[0].device
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of tokens."""
-        return self.stages[0].grid
 
     @property
     def layout(self) -> Layout:
@@ -203,7 +204,7 @@ class StagePipeline:
             InputError: sizes that differ, a mask that keeps all or nothing, or an image of another size than the
                 model's, whose images are not square.
         """
-        image, drawn = divided(image, mask, self.image_size, self.grid)
+        image, drawn = divided(image, mask, self.image_size, self.layout)
         pixels = np.array(image)
         with torch.no_grad():
             tokens = self.tokenizer.encode(to_tensor(pixels[None]).to(self.device))[0].cpu()
@@ -235,7 +236,7 @@ class StagePipeline:
     def _check_known(self, known: Tensor | None) -> None:
         if known is None:
             return
-        count = math.prod(self.grid)
+        count = self.layout.num_tokens
         if known.shape != (count,):
             raise InputError(f"known tokens of shape {tuple(known.shape)}: give {count}, -1 where to generate")
         if not -1 <= int(known.min()) <= int(known.max()) < self.tokenizer.codebook_size:

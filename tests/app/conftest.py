@@ -8,11 +8,12 @@ import pytest
 from ctf.app.sampler import Sampler
 from ctf.app.studio import Studio
 from ctf.codebook import cluster_codebook
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `hostile` and `app_process`
 
-SIZES = {"codebook_size": 64, "grid": (4, 4)}
+SIZES = {"codebook_size": 64, "layout": Layout.square(4)}
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from ctf.bench import Machine, SamplingBenchmark, sampling_report
 from ctf.cli import main
 from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Sampling
 from ctf.stages import new_stage
@@ -17,7 +18,7 @@ from ctf.tokenizer import load_tokenizer
 
 SMALL = {
     "sizes": ("nano",),
-    "grid": (2, 2),
+    "layout": Layout.square(2),
     "vocabulary": 16_384,
     "clusters": 512,
     "device": "cpu",
@@ -79,7 +80,13 @@ def test_the_roofline_is_that_of_the_kind_in_its_steps(first_stages):
     machine = Machine(**metrics["machines"][0])
     coarse_map = cluster_codebook(load_tokenizer("emoji").codebook, 512, "random")
     for row in metrics["rows"]:
-        task = {"name": "a", "grid": (2, 2), "num_classes": 1000, "codebook_size": 16_384, "predicts": coarse_map}
+        task = {
+            "name": "a",
+            "layout": Layout.square(2),
+            "num_classes": 1000,
+            "codebook_size": 16_384,
+            "predicts": coarse_map,
+        }
         stage = new_stage(row["kind"], "nano", **task)
         steps = stage.work(2, Sampling(2.0, steps=row["steps"]), Compute("float32"))
         assert len(steps) == row["steps"]
@@ -128,7 +135,6 @@ def test_stages_and_decoder_have_the_roofline_of_their_own_products(change, prod
         ({"sizes": ("nano", "huge")}, "'huge' does not exist"),
         ({"fine_size": "huge"}, "'huge' does not exist"),
         ({"runs": 0}, "runs 0"),
-        ({"grid": (4, 0)}, "grid 4, 0"),
         ({"batch_sizes": (1, 0)}, "must be at least 1"),
         ({"device": "abacus"}, "'abacus' cannot be used"),
         ({"tokenizer": "nowhere"}, "nowhere"),

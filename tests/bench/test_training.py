@@ -14,6 +14,7 @@ from ctf.bench.report import command_line
 from ctf.bench.training import WARM_UP
 from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.stages import new_stage
 from ctf.tokens import write_token_set
 from ctf.training.config import LoopConfig
@@ -21,7 +22,7 @@ from ctf.training.config import LoopConfig
 PRESETS = Preset.__args__
 SMALL = {
     "sizes": ("nano",),
-    "grid": (2, 2),
+    "layout": Layout.square(2),
     "vocabulary": 24,
     "clusters": 6,
     "device": "cpu",
@@ -140,7 +141,7 @@ def test_stages_of_another_kind(tmp_path, kind):
     for row in json.loads((tmp_path / "metrics.json").read_text())["rows"]:
         preset, _, support = row["stage"].partition("-")
         level = {"baseline": {}, "coarse": {"predicts": MAP}, "fine": {"given": MAP, "support": support}}[preset]
-        task = {"name": "a", "grid": (2, 2), "num_classes": 1000, "codebook_size": 24}
+        task = {"name": "a", "layout": Layout.square(2), "num_classes": 1000, "codebook_size": 24}
         stage = new_stage(kind, "nano", **task, **level)
         assert row["operations_per_token"] == 3 * stage.forward_operations() / 4
         assert row["parameters"] == stage.num_parameters()
@@ -152,7 +153,6 @@ def test_stages_of_another_kind(tmp_path, kind):
         ({"sizes": ("nano", "huge")}, "'huge' does not exist"),
         ({"steps": 0}, "steps 0"),
         ({"batch_size": 0}, "batch_size 0"),
-        ({"grid": (0, 4)}, "grid 0, 4"),
         ({"device": "abacus"}, "'abacus' does not exist"),
         ({"clusters": 24}, "24 clusters"),
         ({"kind": "gan"}, "kind 'gan' of stage does not exist"),

@@ -15,6 +15,7 @@ from ctf.errors import InputError
 from ctf.evaluation import bits_by_steps, bits_per_token
 from ctf.evaluation.likelihood import stage_score
 from ctf.evaluation.steps_plot import plot_steps
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.sampling import Sampling
 from ctf.sampling.orders import group_sizes, order_groups
@@ -25,7 +26,7 @@ KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
 
 def write(folder, pipeline, tokens, labels, **settings):
     codebook = pipeline.tokenizer.codebook
-    own = {"codebook_size": len(codebook), "grid": pipeline.grid, "class_names": pipeline.class_names}
+    own = {"codebook_size": len(codebook), "layout": pipeline.layout, "class_names": pipeline.class_names}
     return write_token_set(folder, np.asarray(tokens), np.asarray(labels), **own | {"codebook": codebook} | settings)
 
 
@@ -148,7 +149,7 @@ def test_one_image_has_no_standard_error(make_pipeline, tmp_path):
 
 @pytest.mark.parametrize("kind", ["baseline", "cluster"])
 def test_probabilities_of_all_sequences_sum_to_one(make_pipeline, tmp_path, kind):
-    pipeline = make_pipeline(kind, codebook_size=6, num_clusters=2, grid=(1, 2))
+    pipeline = make_pipeline(kind, codebook_size=6, num_clusters=2, layout=Layout((1, 2)))
     total = 0.0
     for a, b in itertools.product(range(6), repeat=2):
         token_set = write(tmp_path / f"{a}-{b}", pipeline, [[a, b]], [3])
@@ -192,7 +193,7 @@ def test_the_first_augmentation_is_measured(make_pipeline, tmp_path):
     [
         ({"codebook_size": 25, "codebook": None}, "codebook of 25"),
         ({"codebook": torch.ones(24, 4)}, "another codebook"),
-        ({"grid": (3, 2)}, "grid or classes"),
+        ({"layout": Layout((3, 2))}, "layout or classes"),
         ({"class_names": list("abcde")}, "images of the class 'a', which is none of the model's"),
     ],
 )
@@ -244,7 +245,7 @@ def log_probability_in_steps(stage, tokens, label, steps, order, schedule, order
     unrestricted, label = copy.deepcopy(stage), torch.tensor([label])
     unrestricted.members = None
     known, total = [], 0.0
-    for group in order_groups(order, stage.grid, tuple(group_sizes(6, steps, schedule)), order_seed):
+    for group in order_groups(order, stage.layout, tuple(group_sizes(6, steps, schedule)), order_seed):
         if stage.kind == "masked":  # one pass over the known labels and the word for a hidden one
             shown = [target[i] if i in known else stage.vocabulary for i in range(6)]
             conditions = None if given is None else torch.tensor([given])

@@ -13,12 +13,13 @@ from ctf.commands.parser import read_settings
 from ctf.errors import InputError
 from ctf.experiments.plan import SETTINGS_OF, Cluster, data_of, plan_page, plan_stage
 from ctf.experiments.presets import IMAGENET
+from ctf.layout import Layout
 from ctf.stages import new_stage
 from ctf.tokens import write_token_set
 from ctf.training.config import LoopConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("imagenet-256-*.yaml"))
-DATA = dataclasses.replace(IMAGENET.data, grid=(2, 3), num_classes=4, num_images=100, codebook_size=24)
+DATA = dataclasses.replace(IMAGENET.data, layout=Layout((2, 3)), num_classes=4, num_images=100, codebook_size=24)
 ONE = Cluster(find_gpu("A100"), 1, 0.4)
 
 
@@ -35,7 +36,7 @@ def stage_of(name, num_clusters=6):
     coarse_map = cluster_codebook(torch.randn(24, 4), num_clusters, "balanced")
     levels = {"baseline": {}, "coarse": {"predicts": coarse_map}, "fine": {"given": coarse_map}}[name]
     kind = "masked" if name == "fine" else "autoregressive"
-    return new_stage(kind, "nano", name=name, grid=(2, 3), num_classes=4, codebook_size=24, **levels)
+    return new_stage(kind, "nano", name=name, layout=Layout((2, 3)), num_classes=4, codebook_size=24, **levels)
 
 
 @pytest.mark.parametrize("name", SETTINGS_OF)
@@ -80,9 +81,14 @@ def test_every_size_has_a_config():
 
 def test_the_page(tmp_path):
     tokens = np.random.default_rng(0).integers(0, 24, (12, 1, 6))
-    write_token_set(tmp_path / "tokens", tokens, np.arange(12) % 4, 24, (2, 3), list("abcd"))
+    write_token_set(tmp_path / "tokens", tokens, np.arange(12) % 4, 24, Layout((2, 3)), list("abcd"))
     data, where = data_of(str(tmp_path / "tokens"))
-    assert (data.num_images, data.grid, data.codebook_size, where) == (12, (2, 3), 24, str(tmp_path / "tokens"))
+    assert (data.num_images, data.layout, data.codebook_size, where) == (
+        12,
+        Layout((2, 3)),
+        24,
+        str(tmp_path / "tokens"),
+    )
     assert data_of(str(tmp_path / "nowhere")) == data_of("") == (IMAGENET.data, data_of("")[1])
     path = tmp_path / "c.yaml"
     path.write_text(f"tokens: {tmp_path}/tokens\nsize: nano\nloop:\n  batch_size: 4\n  steps: 9\n")

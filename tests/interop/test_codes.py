@@ -7,6 +7,7 @@ from ctf.codebook import lfq_codebook
 from ctf.errors import InputError
 from ctf.files import fingerprint
 from ctf.interop import export_codes, import_codes
+from ctf.layout import Layout
 from ctf.tokens import TokenSet
 
 SETTINGS = {"size": 64, "codebook_size": 32, "num_classes": 10, "progress": False}
@@ -32,7 +33,7 @@ def test_a_thousand_files_come_back_byte_for_byte(tmp_path):
     codes = write_codes(tmp_path / "in", count=1000)
     token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, shard_size=300)
     assert token_set.augmentations == ["none", "flip"]
-    assert token_set.grid == (2, 2)
+    assert token_set.layout == Layout.square(2)
     assert token_set.num_classes == 10
     assert np.array_equal(torch.cat(list(token_set.blocks())).numpy(), codes)  # 10.npy is image 10, not image 2
     assert np.array_equal(token_set.labels, np.arange(1000) * 7 % 10)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ctf.cli import main
 from ctf.codebook import CoarseMap
 from ctf.interop import llamagen
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.sampling.settings import Sampling
 
@@ -85,20 +86,20 @@ def test_clusters_of_clusters(tmp_path):
 
 
 def convert(out, *options):
-    line = ["convert", "llamagen", "--out", str(out), "--grid", "[4,4]", "--num_heads", "4"]
+    line = ["convert", "llamagen", "--out", str(out), "--layout", "4x4", "--num_heads", "4"]
     return main([*line, "--tokenizer", str(GOLDEN / "vq8.pt"), "--gpt", str(GOLDEN / "gpt_mha.pt"), *options])
 
 
 def test_llamagens_models_become_a_baseline(tmp_path, capsys):
     assert convert(tmp_path / "model") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["grid"], facts["image_size"], facts["codebook"]) == ([4, 4], [32, 32], {"size": 64, "dim": 8})
+    assert (facts["layout"], facts["image_size"], facts["codebook"]) == ([[4, 4]], [32, 32], {"size": 64, "dim": 8})
     assert (facts["class_names"], facts["size"]) == ("0 … 9", "custom")
     pipeline = Pipeline.from_pretrained(tmp_path / "model")
     (stage,) = pipeline.stages
     assert (stage.kind, stage.name, pipeline.class_names) == ("autoregressive", "baseline", list("0123456789"))
     assert stage.sampling == Sampling(cfg_scale=2.0)
-    gpt = llamagen.load_gpt(GOLDEN / "gpt_mha.pt", 4, grid=(4, 4))
+    gpt = llamagen.load_gpt(GOLDEN / "gpt_mha.pt", 4, layout=Layout.square(4))
     vq = llamagen.load_tokenizer(GOLDEN / "vq8.pt")
     for module, ours in ((gpt, stage), (vq, pipeline.tokenizer)):
         expected, found = module.state_dict(), ours.state_dict()

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.interop import llamagen, translation
+from ctf.layout import Layout
 from ctf.models import TransformerConfig
 from ctf.sampling.settings import Sampling
 from ctf.stages import Autoregressive, Masked
 from ctf.tokenizer import TOKENIZER_PRESETS, TokenizerConfig, VQTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llamagen"
-SMALL = {"num_heads": 4, "grid": (4, 4)}
+SMALL = {"num_heads": 4, "layout": Layout.square(4)}
 
 
 class Hostile:
@@ -135,7 +136,7 @@ def test_full_size_gpt_b_survives_export(tmp_path):
     assert isinstance(stage, Autoregressive)
     assert (stage.name, stage.predicts, stage.given, stage.sampling) == ("baseline", None, None, Sampling(2.0))
     assert stage.config == TransformerConfig.of_size(
-        "B", input_vocab=16_384, output_vocab=16_384, grid=(16, 16), num_classes=1000
+        "B", input_vocab=16_384, output_vocab=16_384, layout=Layout.square(16), num_classes=1000
     )
     assert stage.num_parameters() == sum(tensor.numel() for tensor in state.values())
     assert f"{stage.num_parameters() / 1e6:.2f}" == "110.89"
@@ -185,9 +186,9 @@ def test_golden_files_survive_export(tmp_path, gpt_state, tokenizer_state, suffi
 def test_sizes_are_recognised(values_unread, layers, dim, ffn, heads, cfg_scale):
     with torch.device("meta"):  # the shapes alone: 3B would take 12 GB
         state = {k: torch.empty(shape) for k, shape in official_gpt_shapes(layers, dim, ffn, 16_384, 1000).items()}
-        stage = llamagen.load_gpt(state, grid=(24, 24))
+        stage = llamagen.load_gpt(state, layout=Layout.square(24))
     config = stage.config
-    assert (config.layers, config.dim, config.heads, config.grid) == (layers, dim, heads, (24, 24))
+    assert (config.layers, config.dim, config.heads, config.layout) == (layers, dim, heads, Layout.square(24))
     assert config.ffn_dim == ffn
     assert stage.sampling == Sampling(cfg_scale=cfg_scale)
 
@@ -251,7 +252,7 @@ def test_grouped_query_attention(tmp_path, kv_heads):
     state = torch.load(tmp_path / "gqa.pt")["model"]
     shapes = official_gpt_shapes(2, 64, 256, 64, 3, kv_dim=16 * kv_heads)
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
-    loaded = llamagen.load_gpt(tmp_path / "gqa.pt", num_heads=4, grid=(2, 2))
+    loaded = llamagen.load_gpt(tmp_path / "gqa.pt", num_heads=4, layout=Layout.square(2))
     assert loaded.config.num_kv_heads == kv_heads
     tokens, labels = torch.randint(64, (2, 4)), torch.tensor([0, 3])
     assert torch.equal(loaded.logits(tokens, labels), stage.logits(tokens, labels))
@@ -367,7 +368,7 @@ def test_hub_ids(tmp_path, monkeypatch):
 
 
 def test_export_refuses_what_the_layout_cannot_hold(tmp_path):
-    gpt = {"num_classes": 3, "layers": 1, "heads": 2, "dim": 64, "grid": (2, 2)}
+    gpt = {"num_classes": 3, "layers": 1, "heads": 2, "dim": 64, "layout": Layout.square(2)}
     masked = Masked(TransformerConfig(1, 8, attention="full", **gpt), name="baseline")
     with pytest.raises(InputError, match="stage baseline is masked"):
         llamagen.export_gpt(masked, tmp_path / "x.pt")

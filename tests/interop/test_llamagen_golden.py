@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from ctf.interop import llamagen
+from ctf.layout import Layout
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llamagen"
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
@@ -14,7 +15,7 @@ CLOSE = {"rtol": 0.0, "atol": 1e-4}
 
 @pytest.fixture(scope="module")
 def gpt():
-    return llamagen.load_gpt(GOLDEN / "gpt_mha.pt", num_heads=4, grid=(4, 4))
+    return llamagen.load_gpt(GOLDEN / "gpt_mha.pt", num_heads=4, layout=Layout.square(4))
 
 
 def test_gpt_logits_loss_and_gradients(gpt):

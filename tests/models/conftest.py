@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from ctf.codebook import CoarseMap
+from ctf.layout import Layout
 from ctf.models import KeyValueCache, Transformer, TransformerConfig
 
 
@@ -10,7 +11,14 @@ def make_model():
     """A small Transformer in evaluation mode whose every weight matters: norms are not one, the head is not zero."""
 
     def make(**settings):
-        defaults = {"input_vocab": 11, "output_vocab": 11, "grid": (2, 3), "num_classes": 5, "layers": 2, "heads": 4}
+        defaults = {
+            "input_vocab": 11,
+            "output_vocab": 11,
+            "layout": Layout((2, 3)),
+            "num_classes": 5,
+            "layers": 2,
+            "heads": 4,
+        }
         config = TransformerConfig(**{**defaults, "dim": 32, "ffn_multiple": 8, **settings})
         generator = torch.Generator().manual_seed(0)
         model = Transformer(config).eval()

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models import MODEL_SIZES, Compute, Transformer, TransformerConfig
 
 VALID = {
     "input_vocab": 8,
     "output_vocab": 8,
-    "grid": (2, 3),
+    "layout": Layout((2, 3)),
     "num_classes": 5,
     "layers": 1,
     "heads": 2,
@@ -19,7 +20,9 @@ VALID = {
 
 @pytest.mark.parametrize(("size", "vocab", "millions"), [("B", 16_384, 110.9), ("B", 512, 86.5), ("L", 16_384, 343)])
 def test_published_parameter_counts(size, vocab, millions):
-    config = TransformerConfig.of_size(size, input_vocab=vocab, output_vocab=vocab, grid=(16, 16), num_classes=1000)
+    config = TransformerConfig.of_size(
+        size, input_vocab=vocab, output_vocab=vocab, layout=Layout.square(16), num_classes=1000
+    )
     with torch.device("meta"):
         model = Transformer(config)
     assert round(model.num_parameters() / 1e6, 1 if size == "B" else 0) == millions
@@ -27,7 +30,7 @@ def test_published_parameter_counts(size, vocab, millions):
 
 def test_every_size_is_valid():
     for size in MODEL_SIZES:
-        config = TransformerConfig.of_size(size, input_vocab=8, output_vocab=8, grid=(2, 2), num_classes=1)
+        config = TransformerConfig.of_size(size, input_vocab=8, output_vocab=8, layout=Layout.square(2), num_classes=1)
         assert config.ffn_dim % 256 == 0
         assert 0 <= config.ffn_dim - config.dim * 8 / 3 < 256
 
@@ -52,7 +55,6 @@ def test_block_weights_are_those_of_the_products(kv_heads):
         {"dim": 0},
         {"dim": 18},
         {"dim": 12},
-        {"grid": (0, 3)},
         {"kv_heads": 0},
         {"kv_heads": -1},
         {"heads": 4, "kv_heads": 3},
@@ -77,9 +79,9 @@ def test_an_unknown_size_lists_those_that_exist():
         TransformerConfig.of_size("G")
 
 
-def test_a_grid_from_json_is_equal_to_the_original():
+def test_a_layout_from_json_is_equal_to_the_original():
     config = TransformerConfig(**VALID)
-    assert dataclasses.replace(config, grid=[2, 3]) == config
+    assert dataclasses.replace(config, layout=[[2, 3]]) == config
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models import Compute, PackedTransformer
 from ctf.models.linear import Linear, PackedLinear
 from ctf.models.transformer import compile_blocks
@@ -113,7 +114,7 @@ def test_a_packed_model_holds_the_weights_of_its_moment(make_model, tokens):
 
 
 def test_threads_may_step_one_packed_model(make_model, stepwise):
-    packed = PackedTransformer(make_model(grid=(8, 8)), FLOAT32)
+    packed = PackedTransformer(make_model(layout=Layout.square(8)), FLOAT32)
     sequences = torch.randint(11, (4, 3, 64), generator=torch.Generator().manual_seed(0))
     expected = [stepwise(packed, tokens, LABELS) for tokens in sequences]
     found, together = [None] * 4, threading.Barrier(4)

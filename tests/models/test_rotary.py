@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctf.layout import Layout
 from ctf.models.rotary import rotary_table, rotate
 
 
@@ -16,7 +17,7 @@ from ctf.models.rotary import rotary_table, rotate
 )
 @settings(max_examples=30)
 def test_table_against_a_loop(rows, columns, quarter, base):
-    table = rotary_table((rows, columns), 4 * quarter, base)
+    table = rotary_table(Layout((rows, columns)), 4 * quarter, base)
     assert table.shape == (1 + rows * columns, 2, 4 * quarter)
     for row in range(rows):
         for column in range(columns):
@@ -30,12 +31,18 @@ def test_table_against_a_loop(rows, columns, quarter, base):
                     assert math.isclose(sines[1], sin, abs_tol=1e-6)
 
 
+def test_a_coarse_token_is_turned_by_the_centre_of_its_cell():
+    coarse, fine = rotary_table(Layout.square(1, 3), 8, 10_000.0), rotary_table(Layout.square(3), 8, 10_000.0)
+    assert torch.equal(coarse[1], fine[1 + 4])  # 1 × 1 lies on the middle of 3 × 3
+    assert torch.equal(coarse[2:], fine[1:])
+
+
 def test_class_token_row_is_zero():
-    assert not rotary_table((3, 2), 8, 10_000.0)[0].any()
+    assert not rotary_table(Layout((3, 2)), 8, 10_000.0)[0].any()
 
 
 def test_rotation_is_complex_multiplication():
-    table = rotary_table((3, 4), 8, 10_000.0)
+    table = rotary_table(Layout((3, 4)), 8, 10_000.0)
     x = torch.randn(2, 13, 5, 8, generator=torch.Generator().manual_seed(0))
     angles = torch.complex(table[:, 0, ::2], table[:, 1, 1::2])  # (13, 4)
     turned = torch.view_as_complex(x.unflatten(-1, (4, 2))) * angles[:, None]
@@ -46,7 +53,7 @@ def test_rotation_is_complex_multiplication():
 @pytest.mark.parametrize("per_image", [False, True])
 def test_compiled_rotation_is_the_same(monkeypatch, dtype, per_image):
     """Of a part of wider rows, as queries and keys are; values and gradients."""
-    table = rotary_table((3, 4), 8, 10_000.0)
+    table = rotary_table(Layout((3, 4)), 8, 10_000.0)
     table = torch.stack([table, table.flip(0)]) if per_image else table
     wide = torch.randn(2, 13, 7, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     factors = torch.linspace(1, 2, 8)
@@ -61,4 +68,4 @@ def test_compiled_rotation_is_the_same(monkeypatch, dtype, per_image):
 
 def test_rotation_keeps_the_dtype():
     x = torch.ones(1, 2, 1, 4, dtype=torch.bfloat16)
-    assert rotate(x, rotary_table((1, 1), 4, 10_000.0)).dtype == torch.bfloat16
+    assert rotate(x, rotary_table(Layout.square(1), 4, 10_000.0)).dtype == torch.bfloat16

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ctf.layout import Layout
 from ctf.models import Transformer, TransformerConfig
 
 BOTH = pytest.mark.parametrize("attention", ["causal", "full"])
@@ -35,7 +36,7 @@ def naive_logits(model, tokens, label, given=None):
     def rotation(position):  # (head_dim, head_dim)
         if position == 0:
             return torch.zeros(c.head_dim, c.head_dim, dtype=torch.float64)
-        row, column = divmod(position - 1, c.grid[1])
+        row, column = divmod(position - 1, c.layout.finest[1])
         quarter = c.head_dim // 4
         angles = [x * c.rope_base ** (-i / quarter) for x in (row, column) for i in range(quarter)]
         blocks = [[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]] for a in angles]
@@ -150,7 +151,7 @@ def test_grouped_queries_equal_repeated_heads(make_model, tokens, labels, attent
 @BOTH
 def test_first_loss_is_log_of_the_vocabulary(tokens, labels, attention):
     config = TransformerConfig.of_size(
-        "nano", input_vocab=11, output_vocab=11, grid=(2, 3), num_classes=5, attention=attention
+        "nano", input_vocab=11, output_vocab=11, layout=Layout((2, 3)), num_classes=5, attention=attention
     )
     loss = F.cross_entropy(Transformer(config)(tokens, labels).flatten(0, 1), tokens.flatten())
     assert loss.item() == pytest.approx(math.log(11), abs=1e-6)

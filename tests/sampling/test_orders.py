@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.sampling.orders import Schedule, group_sizes, order_groups
 
 ORDERS = ["raster", "random", "halton", "locality"]
 SCHEDULES = ["cosine", "arccos", "uniform"]
-GRIDS = [(1, 1), (1, 7), (7, 1), (4, 4), (3, 10), (9, 5), (16, 16)]
+LAYOUTS = [Layout(grid) for grid in [(1, 1), (1, 7), (7, 1), (4, 4), (3, 10), (9, 5), (16, 16)]]
 SEEDS = st.integers(0, 2**64 - 1)
 
 # mit-han-lab/lpd, orders/group_sizes_lookup.json
@@ -52,13 +53,13 @@ def test_cosine_sizes_are_lpds():
     assert group_sizes(1024, 48) == LPD_48
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("order", ORDERS)
-def test_groups_partition_the_grid(order, grid):
-    count = math.prod(grid)
+def test_groups_partition_the_layout(order, layout):
+    count = layout.num_tokens
     for steps in {1, (count + 1) // 2, count}:
         for sizes in (group_sizes(count, steps), group_sizes(count, steps)[::-1]):
-            groups = order_groups(order, grid, tuple(sizes), seed=5)
+            groups = order_groups(order, layout, tuple(sizes), seed=5)
             assert [len(group) for group in groups] == sizes
             positions = torch.cat(groups)
             assert positions.dtype == torch.int64
@@ -66,11 +67,11 @@ def test_groups_partition_the_grid(order, grid):
 
 
 def test_raster():
-    assert [group.tolist() for group in order_groups("raster", (2, 3), (1, 2, 3))] == [[0], [1, 2], [3, 4, 5]]
+    assert [group.tolist() for group in order_groups("raster", Layout((2, 3)), (1, 2, 3))] == [[0], [1, 2], [3, 4, 5]]
 
 
-@pytest.mark.parametrize("grid", [*GRIDS, (5, 27), (24, 24)])
-def test_halton_is_the_first_hits_of_a_written_out_sequence(grid):
+@pytest.mark.parametrize("layout", [*LAYOUTS, Layout((5, 27)), Layout.square(24)])
+def test_halton_is_the_first_hits_of_a_written_out_sequence(layout):
     def radical_inverse(index, base):
         digits = []
         while index:
@@ -78,14 +79,14 @@ def test_halton_is_the_first_hits_of_a_written_out_sequence(grid):
             index //= base
         return sum((Fraction(digit, base ** (place + 1)) for place, digit in enumerate(digits)), Fraction())
 
-    height, width = grid
+    height, width = layout.finest
     cells, index = [], 1
     while len(cells) < height * width:
         cell = int(radical_inverse(index, 2) * height) * width + int(radical_inverse(index, 3) * width)
         if cell not in cells:
             cells.append(cell)
         index += 1
-    assert torch.cat(order_groups("halton", grid, (height * width,))).tolist() == cells
+    assert torch.cat(order_groups("halton", layout, (height * width,))).tolist() == cells
 
 
 def chebyshev(a, b):
@@ -105,7 +106,7 @@ def chebyshev(a, b):
 )
 def test_locality_follows_lpds_rule(grid, sizes, repulsion):
     """Each position is a best choice, of all that are left, by the rule written out; how ties break stays open."""
-    groups = order_groups("locality", grid, tuple(sizes), seed=11)
+    groups = order_groups("locality", Layout(grid), tuple(sizes), seed=11)
     cells = set(product(range(grid[0]), range(grid[1])))
     known = set()
     for positions in groups:
@@ -134,21 +135,24 @@ def test_locality_follows_lpds_rule(grid, sizes, repulsion):
 @given(SEEDS, st.sampled_from(ORDERS))
 @settings(deadline=None, max_examples=20)
 def test_orders_depend_on_their_arguments_only(seed, order):
-    groups = order_groups(order, (6, 7), (1, 4, 37), seed)
+    groups = order_groups(order, Layout((6, 7)), (1, 4, 37), seed)
     torch.manual_seed(seed % 2**32)
     order_groups.cache_clear()
-    again = order_groups(order, (6, 7), (1, 4, 37), seed)
+    again = order_groups(order, Layout((6, 7)), (1, 4, 37), seed)
     assert all(torch.equal(a, b) for a, b in zip(groups, again, strict=True))
 
 
 def test_seeds_change_random_and_locality_only():
     sizes = tuple(group_sizes(64, 8))
     for order, different in (("raster", 1), ("halton", 1), ("random", 20), ("locality", 20)):
-        assert len({tuple(torch.cat(order_groups(order, (8, 8), sizes, s)).tolist()) for s in range(20)}) == different
+        assert (
+            len({tuple(torch.cat(order_groups(order, Layout.square(8), sizes, s)).tolist()) for s in range(20)})
+            == different
+        )
 
 
 def test_locality_starts_anywhere():
-    firsts = {int(order_groups("locality", (2, 3), (1, 5), seed)[0]) for seed in range(100)}
+    firsts = {int(order_groups("locality", Layout((2, 3)), (1, 5), seed)[0]) for seed in range(100)}
     assert firsts == set(range(6))
 
 
@@ -161,17 +165,32 @@ def test_steps_out_of_range(count, steps):
 def test_unknown_names():
     with pytest.raises(InputError, match="no schedule 'linear': there are cosine, arccos, uniform"):
         group_sizes(4, 2, "linear")
-    with pytest.raises(InputError, match="no order 'spiral': there are raster, random, halton, locality"):
-        order_groups("spiral", (2, 2), (4,))
+    with pytest.raises(InputError, match="no order 'spiral': a layout of 2x2 has raster, random, halton, locality"):
+        order_groups("spiral", Layout.square(2), (4,))
 
 
 @pytest.mark.parametrize("sizes", [(), (3,), (5,), (0, 4), (5, -1)])
-def test_sizes_that_do_not_fill_the_grid(sizes):
+def test_sizes_that_do_not_fill_the_layout(sizes):
     with pytest.raises(InputError, match="at least 1 and sum to 4"):
-        order_groups("halton", (2, 2), sizes)
+        order_groups("halton", Layout.square(2), sizes)
+
+
+def test_of_several_scales_there_are_raster_and_scales():
+    layout = Layout.square(1, 2, 3)
+    assert torch.cat(order_groups("raster", layout, (3, 11))).tolist() == list(range(14))
+    assert [group.tolist() for group in order_groups("scales", layout, layout.sizes)] == [
+        [0],
+        [1, 2, 3, 4],
+        list(range(5, 14)),
+    ]
+    for order in ("halton", "locality", "random"):
+        with pytest.raises(InputError, match=f"no order '{order}': a layout of 1x1,2x2,3x3 has raster, scales"):
+            order_groups(order, layout, layout.sizes)
+    with pytest.raises(InputError, match="no order 'scales': a layout of 2x2 has raster, random, halton, locality"):
+        order_groups("scales", Layout.square(2), (4,))
 
 
 @pytest.mark.parametrize("order", ["random", "locality"])
 def test_seed_out_of_range(order):
     with pytest.raises(InputError, match="seed -1"):
-        order_groups(order, (2, 2), (4,), -1)
+        order_groups(order, Layout.square(2), (4,), -1)

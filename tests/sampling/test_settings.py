@@ -50,8 +50,8 @@ def test_settings_without_meaning_are_refused(setting, value):
 @pytest.mark.parametrize(
     ("setting", "value", "choices"),
     [
-        ("order", "zigzag", "raster, random, halton, locality, confidence"),
-        ("order", 3, "raster, random, halton, locality, confidence"),
+        ("order", "zigzag", "raster, random, halton, locality, scales, confidence"),
+        ("order", 3, "raster, random, halton, locality, scales, confidence"),
         ("schedule", "linear", "cosine, arccos, uniform"),
         ("schedule", None, "cosine, arccos, uniform"),
         ("cfg_schedule", "cosine", "constant, steps, known, linear"),

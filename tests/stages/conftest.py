@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from ctf.codebook import CoarseMap
+from ctf.layout import Layout
 
 K = 30
-GRID = (2, 4)
+LAYOUT = Layout((2, 4))
 NUM_CLASSES = 5
 
 
@@ -28,7 +29,7 @@ def middle_map(coarse_map):
 
 @pytest.fixture
 def make(make_stage, coarse_map, middle_map):
-    """make(kind, task): a random stage over 30 tokens on a grid of 2 × 4, for 5 classes.
+    """make(kind, task): a random stage over 30 tokens in a layout of 2 × 4, for 5 classes.
 
     A kind may be "masked, any": trained for any number of rounds. A task may end in ", full", which is its support.
     """
@@ -42,7 +43,7 @@ def make(make_stage, coarse_map, middle_map):
     def make(kind, task="all tokens", **settings):
         kind, _, rounds = kind.partition(", ")
         task, _, support = task.partition(", ")
-        sizes = {"codebook_size": K, "grid": GRID, "num_classes": NUM_CLASSES}
+        sizes = {"codebook_size": K, "layout": LAYOUT, "num_classes": NUM_CLASSES}
         own = {**tasks[task], "support": support or "cluster", **({"rounds": rounds} if rounds else {})}
         return make_stage(kind, **{**sizes, **own, **settings})
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import psutil
 
+from ctf.layout import Layout
 from ctf.pipeline import StagePipeline
 from ctf.stages import new_stage
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
 kind, batch, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 tokenizer = VQTokenizer(TokenizerConfig(base_channels=32, channel_multipliers=(1, 1, 2), codebook_size=2048)).eval()
-stage = new_stage(kind, "mini", name="a", grid=(8, 8), num_classes=2, codebook_size=2048)
+stage = new_stage(kind, "mini", name="a", layout=Layout.square(8), num_classes=2, codebook_size=2048)
 pipeline = StagePipeline(tokenizer, ["a", "b"], [stage.eval()])
 
 before = psutil.Process().memory_info().rss

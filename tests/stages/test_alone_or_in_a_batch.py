@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from ctf.codebook import CoarseMap
+from ctf.layout import Layout
 from ctf.models import ClusterMembers, Compute, member_logits
 from ctf.sampling import Sampling
 
-K, GRID = 400, (4, 4)
+K, LAYOUT = 400, Layout.square(4)
 LABELS = torch.arange(64) % 5
 pytestmark = pytest.mark.usefixtures("two_threads")
 WAYS = [
@@ -33,7 +34,7 @@ def test_logits_of_an_image(make_stage, clusters, kind, sampling, task, support)
     kind, _, rounds = kind.partition(", ")
     levels = {"all tokens": {}, "coarse": {"predicts": clusters}, "fine": {"given": clusters}}[task]
     own = {"rounds": rounds} if rounds else {}
-    stage = make_stage(kind, codebook_size=K, grid=GRID, num_classes=5, support=support, dim=64, **levels, **own)
+    stage = make_stage(kind, codebook_size=K, layout=LAYOUT, num_classes=5, support=support, dim=64, **levels, **own)
     stage = stage.pack(Compute("float32"))
     tokens = torch.randint(K, (64, 16), generator=torch.Generator().manual_seed(1))
     plan = stage.plan(sampling)

@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 
+from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling, draw
 from ctf.sampling.orders import group_sizes, order_groups
 
-KIND, GRID, N = "any_order", (2, 4), 8
+KIND, LAYOUT, N = "any_order", Layout((2, 4)), 8
 LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
 SEEDS = [3, 0, 2**63, 7, 3]
 TASKS = pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle", "middle, full"])
@@ -33,7 +34,7 @@ SETTINGS = [
 
 
 def groups_of(steps, order, schedule="cosine", order_seed=0):
-    return [g.tolist() for g in order_groups(order, GRID, tuple(group_sizes(N, steps, schedule)), order_seed)]
+    return [g.tolist() for g in order_groups(order, LAYOUT, tuple(group_sizes(N, steps, schedule)), order_seed)]
 
 
 def rotated(x, positions, config):
@@ -42,7 +43,7 @@ def rotated(x, positions, config):
     speeds = torch.tensor([config.rope_base ** (-i / quarter) for i in range(quarter)], dtype=torch.float64)
     turns = []
     for position in positions:
-        row, column = divmod(position or 0, GRID[1])
+        row, column = divmod(position or 0, LAYOUT.finest[1])
         angles = torch.cat([row * speeds, column * speeds])
         turns.append(torch.polar(torch.full_like(angles, float(position is not None)), angles))
     turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.stack(turns)[:, None]
@@ -182,7 +183,7 @@ def test_training_reaches_every_weight(make, tokens, task):
 @pytest.mark.parametrize("task", ["all tokens", "fine"])
 def test_a_training_loss_is_the_likelihood_in_an_order_of_its_own(make, task):
     """Of two positions there are three ways: one before the other, the other way round, both at once."""
-    stage, labels = make(KIND, task, grid=(1, 2)), torch.zeros(40, dtype=torch.int64)
+    stage, labels = make(KIND, task, layout=Layout((1, 2))), torch.zeros(40, dtype=torch.int64)
     tokens = torch.tensor([[3, 17]]).repeat(40, 1)
     shuffled = [Sampling(steps=2, order="random", order_seed=seed) for seed in range(9)]
     orders = {

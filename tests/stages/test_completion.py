@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling
 
@@ -93,7 +94,7 @@ def test_frequencies_of_what_is_missing(make_stage, monkeypatch, kind, sampling,
     draws, place = 20_000, torch.zeros(N, dtype=torch.bool)
     place[torch.tensor(kept)] = True
     kind, _, rounds = kind.partition(", ")
-    stage = make_stage(kind, grid=(2, 4), layers=1, codebook_size=3, **({"rounds": rounds} if rounds else {}))
+    stage = make_stage(kind, layout=Layout((2, 4)), layers=1, codebook_size=3, **({"rounds": rounds} if rounds else {}))
     missing = torch.cartesian_prod(*[torch.arange(3)] * int((~place).sum()))
     images = torch.tensor([2, 0, 1, 1, 2, 2, 0, 1]).repeat(len(missing), 1)
     images[:, ~place] = missing

@@ -9,13 +9,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctf.codebook import cluster_codebook
+from ctf.layout import Layout
 from ctf.models import Compute, KeyValueCache, Transformer, TransformerConfig
 from ctf.models.linear import packed_bytes
 from ctf.sampling import Random, Sampling
 from ctf.stages import new_stage
 
 BATCH = 3
-GRID = (2, 3)
+LAYOUT = Layout((2, 3))
 TOKENS, LABELS = torch.zeros(BATCH, 6, dtype=torch.int64), torch.zeros(BATCH, dtype=torch.int64)
 GUIDANCE = pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
 WEIGHTS = pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def make(request):
         kind, _, rounds = kind.partition(", ")
         given = None if support == "none" else cluster_codebook(torch.randn(24, 4), 6, "balanced")
         own = {"kv_heads": request.param, "ffn_multiple": 8, **({"rounds": rounds} if rounds else {})}
-        task = {"name": "a", "grid": GRID, "num_classes": 5, "codebook_size": 24}
+        task = {"name": "a", "layout": LAYOUT, "num_classes": 5, "codebook_size": 24}
         support = {} if given is None else {"support": support}
         return new_stage(kind, "nano", given=given, **support, **task, **own).eval()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models import Compute, KeyValueCache
 from ctf.models.linear import Int8Linear, Linear, PackedLinear, packed_bytes
 from ctf.sampling import Random, Sampling
@@ -127,7 +128,7 @@ def test_a_pipeline_adds_up_its_parts(make_pipeline):
 
 @pytest.mark.parametrize("room", [1, 16, 64, 1000])
 def test_largest_batch_takes_at_most_half_of_what_is_free_on_a_cpu(monkeypatch, make_pipeline, room):
-    pipeline = make_pipeline("cluster", grid=(16, 16))
+    pipeline = make_pipeline("cluster", layout=Layout.square(16))
 
     def share(batch):
         return pipeline.memory(batch, cfg_scale=1.5).peak / free
@@ -149,7 +150,7 @@ def test_no_room_for_one_image(monkeypatch, make_pipeline):
 
 
 def test_guidance_leaves_room_for_fewer_images(monkeypatch, make_pipeline):
-    pipeline = make_pipeline("baseline", grid=(16, 16))
+    pipeline = make_pipeline("baseline", layout=Layout.square(16))
     monkeypatch.setattr("ctf.pipeline.available_memory", lambda device: 2.01 * pipeline.memory(64, cfg_scale=1.0).peak)
     assert pipeline.largest_batch(cfg_scale=1.0) > pipeline.largest_batch(cfg_scale=2.0)
 
@@ -161,7 +162,7 @@ def test_guidance_leaves_room_for_fewer_images(monkeypatch, make_pipeline):
 )
 def test_predicted_memory_on_a_gpu(make, kind, task):
     """Of a second batch too, which a recorded loop adds nothing for; without what libraries take."""
-    stage = make(kind, task, grid=(8, 8), dim=256, heads=4, ffn_multiple=256, layers=4).to("cuda")
+    stage = make(kind, task, layout=Layout.square(8), dim=256, heads=4, ffn_multiple=256, layers=4).to("cuda")
     compute, labels = Compute("bfloat16"), torch.zeros(64, dtype=torch.int64)
     given = None if stage.given is None else torch.zeros(64, 64, dtype=torch.int64, device="cuda")
     before = torch.cuda.memory_allocated()

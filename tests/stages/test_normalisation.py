@@ -8,6 +8,7 @@ from scipy import stats
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling
 
@@ -30,7 +31,7 @@ def words(parameter):
 
 @pytest.fixture
 def tiny(make_stage):
-    """tiny(kind, role): a random stage on a grid of 2 × 2."""
+    """tiny(kind, role): a random stage of 2 × 2 tokens."""
 
     def make_map(*labels):
         return CoarseMap(torch.tensor(labels), "test", 0, "none")
@@ -53,7 +54,9 @@ def tiny(make_stage):
 
     def make(kind, role):
         kind, _, rounds = kind.partition(", ")
-        return make_stage(kind, grid=(2, 2), layers=1, **roles[role], **({"rounds": rounds} if rounds else {}))
+        return make_stage(
+            kind, layout=Layout.square(2), layers=1, **roles[role], **({"rounds": rounds} if rounds else {})
+        )
 
     return make
 

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from ctf.layout import Layout
 from ctf.models import Compute
 
 KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
@@ -55,7 +56,7 @@ def test_other_ways_to_compute_are_packed_anew(make_pipeline):
 
 @KINDS
 def test_threads_sampling_from_one_pipeline_get_what_one_gets(make_pipeline, kind):
-    pipeline, fresh = make_pipeline(kind, grid=(8, 8)), make_pipeline(kind, grid=(8, 8))
+    pipeline, fresh = make_pipeline(kind, layout=Layout.square(8)), make_pipeline(kind, layout=Layout.square(8))
     works = [(LABELS, range(first, first + 7), {"temperature": 1.0 + first / 100}) for first in (0, 20, 40, 60)]
     expected = [fresh.generate_tokens(labels, seeds, **own) for labels, seeds, own in works]
     found, together = [None] * len(works), threading.Barrier(len(works))

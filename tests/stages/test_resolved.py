@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.sampling import Random, Sampling
 
 N = 8
@@ -41,7 +42,7 @@ def test_what_a_kind_can_take(make, kind, own, steps, orders):
 
 @pytest.mark.parametrize("kind", ["masked, any", "any_order"])
 def test_a_kind_takes_an_eighth_of_the_positions_as_steps(make, kind):
-    stage = make(kind, grid=(4, 8))
+    stage = make(kind, layout=Layout((4, 8)))
     assert stage.resolved().steps == 4
 
 
@@ -53,6 +54,23 @@ def test_a_stage_has_the_steps_of_its_own_settings(make, kind):
     tokens, labels = torch.zeros(1, N, dtype=torch.int64), torch.tensor([2])
     assert torch.equal(stage.log_prob(tokens, labels), stage.log_prob(tokens, labels, own))
     assert len(list(stage.draw(labels, Random([0])))) == N
+
+
+@pytest.mark.parametrize("kind", ["masked, any", "any_order"])
+def test_scales_are_drawn_one_after_another(make, kind):
+    stage = make(kind, layout=Layout.square(1, 2, 3))
+    assert stage.resolved().order == "raster"
+    sampling = stage.resolved(Sampling(order="scales"))
+    assert (sampling.steps, stage.plan(sampling).sizes) == (3, [1, 4, 9])
+    *_, last = steps = [tokens.clone() for tokens in stage.draw(torch.tensor([1]), Random([0]), sampling)]
+    assert [int((tokens >= 0).sum()) for tokens in steps] == [1, 5, 14]
+    assert all(torch.equal(tokens[:, :count], last[:, :count]) for tokens, count in zip(steps, (1, 5, 14), strict=True))
+    with pytest.raises(InputError, match="draws 3 scales in the order scales: take 3 steps"):
+        stage.resolved(Sampling(order="scales", steps=2))
+    with pytest.raises(InputError, match=r"cannot draw in the order halton: it is .* and takes raster, scales"):
+        stage.resolved(Sampling(order="halton"))
+    with pytest.raises(InputError, match="cannot draw in the order scales"):
+        make(kind).resolved(Sampling(order="scales"))
 
 
 def test_confidence_has_no_groups_known_beforehand(make):

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling, draw
 from ctf.sampling.orders import group_sizes, order_groups
 from ctf.stages import generate_tokens
 from ctf.stages.masked import TOGETHER
 
-KIND, GRID, N = "masked, any", (2, 4), 8
+KIND, LAYOUT, N = "masked, any", Layout((2, 4)), 8
 LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
 SEEDS = [3, 0, 2**63, 7, 3]
 TASKS = pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle", "middle, full"])
@@ -55,7 +56,7 @@ def split(settings):
 def naive_tokens(round_logits):
     def naive(stage, labels, seeds, given, way, settings):
         sizes = group_sizes(N, way["steps"], way.get("schedule", "cosine"))
-        groups = order_groups(way["order"], GRID, tuple(sizes), way.get("order_seed", 0))
+        groups = order_groups(way["order"], LAYOUT, tuple(sizes), way.get("order_seed", 0))
         (guidance, filters), uniform = split(settings), Random(seeds).uniform(N)
         tokens = torch.full((len(labels), N), -1)
         for step, group in enumerate(groups):
@@ -181,7 +182,7 @@ def test_training_reaches_every_weight(make, tokens, task):
 @pytest.mark.parametrize("task", ["all tokens", "fine"])
 def test_a_training_loss_is_that_of_hidden_labels_given_the_others(make, round_logits, task):
     """Of two positions one is hidden, or the other, or both."""
-    stage, tokens, label = make(KIND, task, grid=(1, 2)), torch.tensor([[3, 17]]), torch.tensor([1])
+    stage, tokens, label = make(KIND, task, layout=Layout((1, 2))), torch.tensor([[3, 17]]), torch.tensor([1])
     targets, given = stage.levels(tokens)
     possible = {}
     for hidden in ([0], [1], [0, 1]):
@@ -199,7 +200,7 @@ def test_a_training_loss_is_that_of_hidden_labels_given_the_others(make, round_l
 
 
 def test_two_of_pi_labels_are_hidden_on_average(make_stage):
-    stage = make_stage(KIND.split(",")[0], rounds="any", layers=1, grid=(16, 16))
+    stage = make_stage(KIND.split(",")[0], rounds="any", layers=1, layout=Layout.square(16))
     torch.manual_seed(0)
     losses = stage(torch.zeros(1000, 256, dtype=torch.int64), torch.zeros(1000, dtype=torch.int64))
     assert losses.numel() / 256_000 == pytest.approx(2 / math.pi, abs=0.03)  # 3 standard deviations

@@ -6,6 +6,7 @@ import torch
 
 from ctf.errors import InputError
 from ctf.files import load_tensors, read_metadata, save_tensors
+from ctf.layout import Layout
 from ctf.sampling import Sampling
 from ctf.stages import KINDS, Masked, load_stage, new_stage, register_kind
 
@@ -44,7 +45,7 @@ def test_maps_keep_how_they_were_made(make, path, coarse_map):
 
 @pytest.mark.parametrize("codebook", [None, "0123456789abcdef"])
 def test_a_stage_over_all_tokens_knows_its_codebook_if_anyone_does(path, codebook):
-    task = {"name": "a", "grid": (2, 4), "num_classes": 5, "codebook_size": 30}
+    task = {"name": "a", "layout": Layout((2, 4)), "num_classes": 5, "codebook_size": 30}
     new_stage("autoregressive", "nano", codebook=codebook, **task).save(path)
     assert load_stage(path).codebook == codebook
 
@@ -60,6 +61,18 @@ def test_half_precision_is_half_the_bytes_and_opens_as_float32(make, tmp_path, d
         assert torch.equal(parameter, original.to(dtype).float())
     assert (tmp_path / "half").stat().st_size < 0.55 * (tmp_path / "whole").stat().st_size
     assert torch.equal(loaded.given.fine_to_coarse, stage.given.fine_to_coarse)
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "masked", "any_order"])
+def test_an_older_file_says_grid(make, path, kind):
+    stage = make(kind, "coarse")
+    stage.save(path)
+    tensors, metadata = load_tensors(path)
+    settings = json.loads(metadata["config"])
+    assert settings.pop("layout") == [[2, 4]]
+    save_tensors(path, tensors, metadata | {"config": json.dumps(settings | {"grid": [2, 4]})})
+    assert load_stage(path).config == stage.config
+    assert load_stage(path).layout == Layout((2, 4))
 
 
 def test_equal_stages_are_equal_bytes(make, tmp_path):
@@ -145,7 +158,7 @@ def test_a_registered_kind_is_made_and_loaded_by_its_word(monkeypatch, path):
     class Mine(Masked):
         kind = "mine"
 
-    stage = new_stage("mine", "nano", name="a", grid=(2, 4), num_classes=5, codebook_size=30)
+    stage = new_stage("mine", "nano", name="a", layout=Layout((2, 4)), num_classes=5, codebook_size=30)
     assert type(stage) is Mine
     stage.save(path)
     assert read_metadata(path)["kind"] == "mine"
@@ -153,7 +166,7 @@ def test_a_registered_kind_is_made_and_loaded_by_its_word(monkeypatch, path):
     assert type(load_stage(path)) is Mine
 
 
-TASK = {"name": "a", "grid": (2, 4), "num_classes": 5, "codebook_size": 30}
+TASK = {"name": "a", "layout": Layout((2, 4)), "num_classes": 5, "codebook_size": 30}
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_decoding_memory_of_vq16(device, dtype):
     together = min(torch.get_num_threads(), 16) if device == "cpu" else 32
     bytes_per_pixel = 8.5 * 128 * 4 if device == "cpu" else 6 * 128 * 2
     expected = together * 256 * 256 * bytes_per_pixel + 64 * 256 * 256 * 3
-    assert tokenizer.decoding_memory(64, Layout((16, 16)), device, dtype) == expected
+    assert tokenizer.decoding_memory(64, Layout.square(16), device, dtype) == expected
 
 
 @pytest.mark.parametrize(

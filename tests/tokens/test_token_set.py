@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ctf.errors import InputError
 from ctf.files import read_json, write_json
+from ctf.layout import Layout
 from ctf.tokens import TokenSet, write_token_set
 from ctf.training.batches import TokenBatches
 
@@ -23,19 +24,21 @@ def arrays() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def folder(tmp_path: Path, arrays: tuple[np.ndarray, np.ndarray]) -> Path:
-    write_token_set(tmp_path / "set", *arrays, codebook_size=K, grid=(2, 3), shard_size=5)
+    write_token_set(tmp_path / "set", *arrays, codebook_size=K, layout=Layout((2, 3)), shard_size=5)
     return tmp_path / "set"
 
 
 @pytest.fixture(scope="module")
 def token_set(tmp_path_factory: pytest.TempPathFactory, arrays: tuple[np.ndarray, np.ndarray]) -> TokenSet:
-    return write_token_set(tmp_path_factory.mktemp("set"), *arrays, codebook_size=K, grid=(2, 3), shard_size=5)
+    return write_token_set(
+        tmp_path_factory.mktemp("set"), *arrays, codebook_size=K, layout=Layout((2, 3)), shard_size=5
+    )
 
 
 def test_round_trip(folder, arrays):
     token_set = TokenSet.open(folder)
     assert (len(token_set), token_set.num_augmentations, token_set.num_tokens) == arrays[0].shape
-    assert token_set.grid == (2, 3)
+    assert token_set.layout == Layout((2, 3))
     assert token_set.codebook_size == K
     assert token_set.augmentations == ["0", "1", "2"]
     assert token_set.class_names == ["0", "1", "2", "3", "4"]
@@ -113,7 +116,7 @@ def test_newer_version(folder):
 
 def test_damaged_index(folder):
     index = read_json(folder / "index.json")
-    del index["grid"]
+    del index["layout"]
     write_json(folder / "index.json", index)
     assert "damaged" in refused(folder)
 
@@ -144,6 +147,13 @@ def test_shard_of_another_set(folder):
 def test_label_out_of_range(folder):
     np.save(folder / "labels-00001.npy", np.array([0, 1, 2, 3, 5]))
     assert "number of classes is 5" in refused(folder)
+
+
+def test_an_older_index_says_grid(folder):
+    index = read_json(folder / "index.json")
+    assert index.pop("layout") == [[2, 3]]
+    write_json(folder / "index.json", index | {"grid": [2, 3]})
+    assert TokenSet.open(folder).layout == Layout((2, 3))
 
 
 @pytest.mark.parametrize("wrong", [K, -1])
@@ -177,9 +187,9 @@ def test_a_token_out_of_range_is_met_in_training(folder):
     [
         {"codebook_size": "300"},
         {"codebook_size": 1 << 30},
-        {"grid": [2]},
-        {"grid": [6, -1]},
-        {"grid": None},
+        {"layout": [2]},
+        {"layout": [6, -1]},
+        {"layout": None},
         {"shard_size": 0},
         {"shards": [{"stem": "00000"}]},
         {"shards": [{"stem": 0, "count": 5}]},

@@ -18,6 +18,7 @@ from ctf.errors import InputError
 from ctf.files import read_json, write_json
 from ctf.images import ImageSet, open_images, ten_crop, ten_shift, to_tensor
 from ctf.interop import llamagen
+from ctf.layout import Layout
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 from ctf.tokens import TokenSet, tokenize_images
 
@@ -79,7 +80,7 @@ def test_flip_is_each_image_and_its_mirror_image_alone(source, tokenizer, tmp_pa
     assert len({tuple(tokens) for pair in expected for tokens in pair}) == 30
     assert torch.cat(list(found.blocks())).tolist() == expected
     assert found.augmentations == ["none", "flip"]
-    assert found.grid == (2, 2)
+    assert found.layout == Layout.square(2)
     assert found.labels.tolist() == [0] * 6 + [1] * 9
     assert found.index.skipped == [f"{'ab'[i // 12]}/{i:02}.png" for i in DAMAGED]
     found.check_codebook(tokenizer.codebook)

@@ -7,11 +7,12 @@ import torch
 
 from ctf.errors import InputError
 from ctf.files import read_json, write_json
+from ctf.layout import Layout
 from ctf.tokens import TokenIndex, TokenSet, TokenWriter, write_token_set
 
 
 def settings(**changes) -> TokenIndex:
-    values = {"codebook_size": 16, "grid": [2, 2], "augmentations": ["none"], "class_names": ["a", "b"]}
+    values = {"codebook_size": 16, "layout": Layout.square(2), "augmentations": ["none"], "class_names": ["a", "b"]}
     return TokenIndex(**(values | {"shard_size": 4, "inputs": 18} | changes))
 
 
@@ -113,8 +114,10 @@ def test_a_set_that_was_cut_after_images(tmp_path):
 
 def test_other_settings_are_named(tmp_path):
     write(tmp_path, [0])
-    with pytest.raises(InputError, match=r"incomplete token set .*: grid is \[2, 2\] there and \[1, 4\] here\. Choose"):
-        TokenWriter(tmp_path, settings(grid=[1, 4]))
+    with pytest.raises(
+        InputError, match=r"incomplete .*: layout is \(\(2, 2\),\) there and \(\(1, 4\),\) here\. Choose"
+    ):
+        TokenWriter(tmp_path, settings(layout=Layout((1, 4))))
 
 
 def test_complete_set_takes_no_more(tmp_path):
@@ -144,9 +147,7 @@ def test_wrong_input(tmp_path, tokens, labels, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "change", [{"shard_size": 0}, {"codebook_size": 0}, {"grid": [0, 4]}, {"grid": [4]}, {"codebook_size": 1 << 25}]
-)
+@pytest.mark.parametrize("change", [{"shard_size": 0}, {"codebook_size": 0}, {"codebook_size": 1 << 25}])
 def test_settings_that_no_set_can_have(change):
     with pytest.raises(InputError, match="give whole numbers from 1"):
         settings(**change)
@@ -157,7 +158,7 @@ def test_settings_that_no_set_can_have(change):
     [
         ({"shard_size": 0}, "shard size 0"),
         ({"codebook_size": 0}, "codebook size 0"),
-        ({"grid": (3, 2)}, "takes integer tokens"),
+        ({"layout": Layout((3, 2))}, "takes integer tokens"),
         ({"tokens": np.zeros((3, 5), int)}, "square"),
         ({"labels": np.zeros(3)}, "labels float64"),
         ({"labels": np.array([0, 1, 1 << 30])}, "number classes from 0"),

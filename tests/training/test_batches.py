@@ -11,6 +11,7 @@ from tiny_runs import make_image_set
 
 from ctf.errors import InputError
 from ctf.images.urls import UnreachableError
+from ctf.layout import Layout
 from ctf.tokens import TokenSet, write_token_set
 from ctf.training.batches import ImageBatches, TokenBatches, on_device, read_ahead
 
@@ -21,14 +22,18 @@ N, A, K = 23, 3, 300
 def token_set(tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
     rng = np.random.default_rng(0)
     tokens, labels = rng.integers(K, size=(N, A, 6)), rng.integers(5, size=N)
-    return write_token_set(tmp_path_factory.mktemp("set"), tokens, labels, codebook_size=K, grid=(2, 3), shard_size=5)
+    return write_token_set(
+        tmp_path_factory.mktemp("set"), tokens, labels, codebook_size=K, layout=Layout((2, 3)), shard_size=5
+    )
 
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
     """The first token tells the image, the second the augmentation; the label is the image modulo 5."""
     tokens = np.stack(np.broadcast_arrays(np.arange(N)[:, None], np.arange(A)), axis=-1)
-    return write_token_set(tmp_path_factory.mktemp("n"), tokens, np.arange(N) % 5, K, grid=(1, 2), shard_size=4)
+    return write_token_set(
+        tmp_path_factory.mktemp("n"), tokens, np.arange(N) % 5, K, layout=Layout((1, 2)), shard_size=4
+    )
 
 
 @given(batch_size=st.integers(1, 3 * N), seed=st.integers(0, 2**32))

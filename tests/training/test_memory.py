@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ctf.codebook import cluster_codebook
+from ctf.layout import Layout
 from ctf.stages import new_stage
 from ctf.training.config import OptimizerConfig
 from ctf.training.memory import RESERVED, activations, training_memory
@@ -21,7 +22,7 @@ IMAGES = 3
 
 
 def stage_of(kind="autoregressive", size="micro", dropout=0.0, **settings):
-    task = {"name": "a", "grid": (4, 6), "num_classes": 5, "codebook_size": 24}
+    task = {"name": "a", "layout": Layout((4, 6)), "num_classes": 5, "codebook_size": 24}
     return new_stage(kind, size, dropout=dropout, **task, **settings).train()
 
 

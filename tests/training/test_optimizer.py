@@ -82,7 +82,7 @@ def test_without_weight_decay_it_is_plain_adam():
 
 
 def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest():
-    stage = new_stage("autoregressive", "nano", name="s", grid=(2, 2), num_classes=2, codebook_size=16)
+    stage = new_stage("autoregressive", "nano", name="s", layout=Layout.square(2), num_classes=2, codebook_size=16)
     adamw, muon = build_optimizers(stage, OptimizerConfig(name="muon", weight_decay=0.3)).values()
     taken = {id(p) for group in muon.param_groups for p in group["params"]}
     blocks = stage.transformer.blocks

@@ -9,6 +9,7 @@ from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.files import read_json_lines
 from ctf.images.pixels import to_bytes
+from ctf.layout import Layout
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 from ctf.training.config import OptimizerConfig
 
@@ -116,7 +117,7 @@ def test_parts_that_do_not_belong_together(tokens, tokenizer, tmp_path):
     assert make_token_objective(known, held_out=tokens).held_out is tokens  # tokens of an unknown codebook go with any
 
 
-@pytest.mark.parametrize("size", [{"codebook_size": 32}, {"grid": (1, 4)}, {"num_classes": 3}])
+@pytest.mark.parametrize("size", [{"codebook_size": 32}, {"layout": Layout((1, 4))}, {"num_classes": 3}])
 def test_a_stage_of_other_sizes_than_the_tokens(size, tokens):
-    with pytest.raises(InputError, match="differs from what the stage is for in codebook size, grid or classes"):
+    with pytest.raises(InputError, match="differs from what the stage is for in codebook size, layout or classes"):
         make_token_objective(tokens, **size)

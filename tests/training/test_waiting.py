@@ -48,7 +48,7 @@ def objective_of(tokens, name):
         objective = make_token_objective(tokens)
         objective.cluster_loss = ClusterLoss(COARSE_MAP)
         return objective
-    sizes = {"grid": tokens.grid, "num_classes": tokens.num_classes, "codebook_size": tokens.codebook_size}
+    sizes = {"layout": tokens.layout, "num_classes": tokens.num_classes, "codebook_size": tokens.codebook_size}
     kind, _, rounds = name.partition(", ")
     own = {"rounds": rounds} if rounds else {}
     return TokenObjective(new_stage(kind, "nano", name="stage", **sizes, **own), tokens)

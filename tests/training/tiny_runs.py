@@ -36,7 +36,7 @@ def make_token_objective(tokens, name="baseline", held_out=None, tokenizer=None,
     """Train the paper's stage of this name; `own` are other arguments of `new_stage`."""
     torch.manual_seed(0)
     task = {"baseline": {}, "coarse": {"predicts": COARSE_MAP}, "fine": {"given": COARSE_MAP}}[name]
-    task |= {"grid": tokens.grid, "num_classes": tokens.num_classes, "codebook_size": tokens.codebook_size}
+    task |= {"layout": tokens.layout, "num_classes": tokens.num_classes, "codebook_size": tokens.codebook_size}
     task |= {"codebook": tokens.fingerprint_of_codebook, "dropout": 0.0, "class_dropout": 0.0, **own}
     with patch.dict(MODEL_SIZES, nano=SIZE):
         stage = new_stage("masked" if name == "fine" else "autoregressive", "nano", name=name, **task)

@@ -123,7 +123,7 @@ def buttons(action: str) -> list[gr.Button]:
 
 def mask_editor(studio: Studio, value: Any, marked: bool) -> tuple[gr.HTML, gr.Button]:
     """A picture that a visitor gives, `marked`: and marks; and a button that takes one of the images made before."""
-    rows, columns = studio.pipeline.grid if marked else (0, 0)
+    rows, columns = studio.pipeline.layout.finest if marked else (0, 0)
     facts = {"rows": rows, "columns": columns, "most": MOST_BYTES}
     picture = gr.HTML(value, elem_classes="given", html_template=MASK_EDITOR_HTML, js_on_load=MASK_EDITOR, **facts)
     return picture, gr.Button("Take the chosen image of Generate", size="sm")

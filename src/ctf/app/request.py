@@ -74,8 +74,8 @@ def controls_of(stage: Stage) -> list[Control]:
     pointless = {
         "steps": not several,
         "schedule": not several,
-        "order": not several or len(stage.orders) == 1,
-        "order_seed": not several or not {"random", "locality"} & {*stage.orders},
+        "order": not several or len(stage.possible_orders) == 1,
+        "order_seed": not several or not {"random", "locality"} & {*stage.possible_orders},
         "cfg_schedule": stage.possible_steps[-1] == 1,
         **dict.fromkeys(("sampler", "noise", "filter"), True),  # for the command line and Python
     }
@@ -84,7 +84,7 @@ def controls_of(stage: Stage) -> list[Control]:
             continue
         value, types = getattr(own, name), {hints[name], *get_args(hints[name])}
         if name == "order":
-            found.append(Control(stage.name, name, value, choices=stage.orders))
+            found.append(Control(stage.name, name, value, choices=stage.possible_orders))
         elif isinstance(value, str):
             choices = tuple(word for word in get_args(hints[name]) if word != "linear")  # another word for steps
             found.append(Control(stage.name, name, value, choices=choices))

@@ -63,7 +63,7 @@ class Studio:
 
     def keeps(self) -> str:
         """What of a picture the model can keep, in words."""
-        last = torch.arange(math.prod(self.pipeline.grid)) == math.prod(self.pipeline.grid) - 1
+        last = torch.arange(self.pipeline.layout.num_tokens) == self.pipeline.layout.num_tokens - 1
         for stage in self.pipeline.stages:
             try:
                 stage.check_kept(last)
@@ -76,7 +76,7 @@ class Studio:
 
     def half(self) -> str:
         """Marks on the upper half."""
-        rows, columns = self.pipeline.grid
+        rows, columns = self.pipeline.layout.finest
         upper = (rows + 1) // 2 * columns
         return "1" * upper + "0" * (rows * columns - upper)
 
@@ -153,7 +153,7 @@ class Studio:
         """
         if not isinstance(picture, Mapping) or not picture.get("src"):
             raise InputError("no picture: drop one, or take one from the tab Generate")
-        rows, columns = self.pipeline.grid
+        rows, columns = self.pipeline.layout.finest
         keep = picture.get("keep") or "0" * (rows * columns)
         if not isinstance(keep, str) or not re.fullmatch(f"[01]{{{rows * columns}}}", keep):
             raise InputError(f"marks: a 0 or 1 for each of {rows} × {columns} tokens, row by row")
@@ -224,8 +224,10 @@ class Studio:
         }
         width = enlarged(image, LARGE // 2)
         figures = "".join(figure(part, name, width=width) for name, part in parts.items())
-        grid = token_grid(tokens.tolist(), labels.tolist(), self.pipeline.grid[1])
-        figures += f'<figure style="width:{width}px">{grid}<figcaption>clusters of its tokens</figcaption></figure>'
+        layout = self.pipeline.layout
+        shown = layout.slices[-1]
+        cells = token_grid(tokens[shown].tolist(), labels[shown].tolist(), layout.finest[1])
+        figures += f'<figure style="width:{width}px">{cells}<figcaption>clusters of its tokens</figcaption></figure>'
         after = "".join(
             figure(
                 swap.image,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models.config import MODEL_SIZES, Dtype, Quantize
 from ctf.sampling.settings import Order
 
@@ -19,7 +20,7 @@ class Benchmark:
 
     Attributes:
         sizes: of the (first) stage, see `ctf info sizes`.
-        grid: rows and columns of tokens.
+        layout: rows x columns of tokens, such as 16x16; of several scales 1x1,2x2,4x4.
         vocabulary: K, tokens of the codebook.
         clusters: M.
         device: where to run; auto is a GPU where there is one.
@@ -27,7 +28,7 @@ class Benchmark:
     """
 
     sizes: tuple[str, ...] = ("B",)
-    grid: tuple[int, int] = (16, 16)
+    layout: Layout = Layout((16, 16))
     vocabulary: int = 16_384
     clusters: int = 512
     device: str = "auto"
@@ -70,7 +71,7 @@ class SamplingBenchmark(Benchmark):
     runs: int = 3
 
     def __post_init__(self) -> None:
-        counts = {"grid": self.grid, "steps": self.steps, "batch_sizes": self.batch_sizes, "runs": (self.runs,)}
+        counts = {"steps": self.steps, "batch_sizes": self.batch_sizes, "runs": (self.runs,)}
         check_settings((*self.sizes, self.fine_size), **counts)
 
 
@@ -95,7 +96,7 @@ class TrainingBenchmark(Benchmark):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        check_settings(self.sizes, grid=self.grid, batch_size=(self.batch_size,), steps=(self.steps,))
+        check_settings(self.sizes, batch_size=(self.batch_size,), steps=(self.steps,))
 
 
 def check_settings(sizes: tuple[str, ...], **counts: tuple[int, ...]) -> None:

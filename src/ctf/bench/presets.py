@@ -10,6 +10,7 @@ from torch import nn
 from ctf.bench.config import Method, Preset, SamplingBenchmark
 from ctf.codebook.clustering import cluster_codebook
 from ctf.codebook.coarse_map import CoarseMap
+from ctf.layout import Layout
 from ctf.pipeline import StagePipeline
 from ctf.sampling.settings import Sampling
 from ctf.stages import Stage, new_stage
@@ -28,7 +29,7 @@ def random_stage(
     preset: Preset,
     size: str,
     coarse_map: CoarseMap,
-    grid: tuple[int, int],
+    layout: Layout,
     sampling: Sampling | None = None,
     kind: str | None = None,
 ) -> Stage:
@@ -42,7 +43,7 @@ def random_stage(
     stage = new_stage(
         size=size,
         name=preset.split("-")[0],
-        grid=grid,
+        layout=layout,
         num_classes=len(CLASS_NAMES),
         codebook_size=coarse_map.num_fine,
         sampling=sampling,
@@ -59,16 +60,16 @@ def random_pipeline(
     sizes: Sequence[str],
     tokenizer: Tokenizer,
     clusters: int,
-    grid: tuple[int, int],
+    layout: Layout,
     sampling: Sampling | None = None,
     kind: str | None = None,
 ) -> StagePipeline:
     """A system of the paper; `sizes` are those of its stages, `sampling` and `kind` are of the first."""
     coarse_map, (first, *later) = cluster_codebook(tokenizer.codebook, clusters, "random"), METHODS[method]
     sampling = sampling or Sampling(2.0, TEMPERATURE)
-    stages = [random_stage(first, sizes[0], coarse_map, grid, sampling, kind)]
+    stages = [random_stage(first, sizes[0], coarse_map, layout, sampling, kind)]
     for preset, size in zip(later, sizes[1:], strict=False):
-        stages.append(random_stage(preset, size, coarse_map, grid, Sampling(temperature=TEMPERATURE)))
+        stages.append(random_stage(preset, size, coarse_map, layout, Sampling(temperature=TEMPERATURE)))
     return StagePipeline(tokenizer, CLASS_NAMES, stages)
 
 
@@ -80,7 +81,7 @@ def first_stages(config: SamplingBenchmark, coarse_map: CoarseMap) -> list[tuple
     """
     found = []
     for kind in config.kinds:
-        stage = random_stage("coarse", "nano", coarse_map, config.grid, kind=kind)
+        stage = random_stage("coarse", "nano", coarse_map, config.layout, kind=kind)
         chooses = len(stage.possible_steps) > 1
         for steps in config.steps if chooses and config.steps else (None,):
             order = config.order if chooses else None

@@ -191,11 +191,11 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     ) -> tuple[dict[str, Any], list[str]]:
         kind, sampling = first
         if method == "coarse":
-            stage = random_stage("coarse", size, coarse_map, config.grid, sampling, kind).to(device)
+            stage = random_stage("coarse", size, coarse_map, config.layout, sampling, kind).to(device)
             speed = measure_stage(stage, batch_size, config.runs, compute, places[0])
         else:
             sizes = (size, config.fine_size)
-            pipeline = random_pipeline(method, sizes, tokenizer, config.clusters, config.grid, sampling, kind)
+            pipeline = random_pipeline(method, sizes, tokenizer, config.clusters, config.layout, sampling, kind)
             pipeline.to(device).compute_in(compute)
             speed = measure_sampling(pipeline, batch_size, config.runs, *places)
         shares = {
@@ -217,8 +217,8 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
         ]
 
     task = (
-        f"Random weights; {config.vocabulary:,} tokens, {config.clusters:,} clusters, {config.grid[0]} × "
-        f"{config.grid[1]} tokens an image, tokenizer {config.tokenizer}, second stage of size {config.fine_size}; "
+        f"Random weights; {config.vocabulary:,} tokens, {config.clusters:,} clusters, {config.layout.words} "
+        f"tokens an image, tokenizer {config.tokenizer}, second stage of size {config.fine_size}; "
         f"guidance {config.cfg_scale:g}, temperature {TEMPERATURE}. Seconds per batch, median of {config.runs} after "
         "the first call; in brackets the share of the roofline's speed. Predicted: what a batch adds to the memory of "
         "the loaded model."

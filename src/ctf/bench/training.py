@@ -108,10 +108,9 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
         find_kind(config.kind)
     coarse_map = cluster_codebook(torch.randn(config.vocabulary, 1), config.clusters, "random")
     machine = measure_machine(build_accelerator(loop).device, precision)
-    rows, columns = config.grid
 
     def measure(size: str, preset: Preset) -> tuple[dict[str, Any], list[str]]:
-        stage = random_stage(preset, size, coarse_map, config.grid, kind=config.kind)
+        stage = random_stage(preset, size, coarse_map, config.layout, kind=config.kind)
         speed = measure_training(stage, tokens, loop, config.steps, machine)
         return {"size": size, "stage": preset, "kind": stage.kind, **asdict(speed)}, [
             f"{size}, {preset}, {stage.kind}",
@@ -124,7 +123,7 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
         ]
 
     task = (
-        f"Random tokens of {config.vocabulary:,}, {config.clusters:,} clusters, {rows} × {columns} tokens an image, "
+        f"Random tokens of {config.vocabulary:,}, {config.clusters:,} clusters, {config.layout.words} tokens an image, "
         f"{config.batch_size} images a step: loss, backward pass, clipping and AdamW, "
         f"{'compiled' if config.compile else 'not compiled'}. Median of {config.steps} steps after {WARM_UP}. MFU: "
         "operations of the model, recomputation not counted and causal "
@@ -134,7 +133,7 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
     titles = ["model", "parameters", "step (s)", "tokens/s", "MFLOP/token", "MFU", "datasheet's MFU"]
     cases = [*itertools.product(config.sizes, config.stages)]
     with temporary_folder() as folder:
-        drawn = torch.randint(config.vocabulary, (config.batch_size, rows * columns))
+        drawn = torch.randint(config.vocabulary, (config.batch_size, config.layout.num_tokens))
         labels = torch.arange(config.batch_size) % len(CLASS_NAMES)
-        tokens = write_token_set(folder, drawn, labels, config.vocabulary, config.grid, CLASS_NAMES)
+        tokens = write_token_set(folder, drawn, labels, config.vocabulary, config.layout, CLASS_NAMES)
         yield from report("bench training", config, [machine], task, titles, cases, measure)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from ctf.layout import Layout
+
 
 def llamagen(
     out: str,
     tokenizer: str,
     gpt: str,
     num_heads: int | None = None,
-    grid: tuple[int, int] = (16, 16),
+    layout: Layout = Layout((16, 16)),
     allow_namespace: bool = False,
 ) -> None:
     """Turn LlamaGen's tokenizer and class-conditional GPT into a model folder: a baseline.
@@ -21,7 +23,7 @@ def llamagen(
         tokenizer: a file of LlamaGen's, of any ending, or "owner/name:file" on the Hugging Face Hub.
         gpt: a file, or "owner/name:file" on the Hugging Face Hub.
         num_heads: attention heads, where depth and width are none of LlamaGen's sizes.
-        grid: rows and columns of tokens: [16, 16] for 256 pixels, [24, 24] for 384.
+        layout: rows x columns of tokens: 16x16 for 256 pixels, 24x24 for 384.
         allow_namespace: accept an argparse.Namespace beside the weights, as some training checkpoints hold.
     """
     import json
@@ -31,7 +33,7 @@ def llamagen(
     from ctf.model_folder import Pipeline, describe_pipeline
 
     vq = load_tokenizer(tokenizer, allow_namespace=allow_namespace)
-    stage = load_gpt(gpt, num_heads, grid=grid, allow_namespace=allow_namespace)
+    stage = load_gpt(gpt, num_heads, layout=layout, allow_namespace=allow_namespace)
     pipeline = Pipeline(vq, [str(index) for index in range(stage.num_classes)], [stage])
     pipeline.save_pretrained(out)
     checksums = {name: joint_fingerprint(part.parameters()) for name, part in pipeline.parts().items()}
@@ -85,7 +87,7 @@ def tokens(
     tokens: str,
     labels: str,
     codebook_size: int,
-    grid: tuple[int, int] | None = None,
+    layout: Layout | None = None,
     codebook: str | None = None,
     allow_namespace: bool = False,
 ) -> None:
@@ -101,7 +103,7 @@ def tokens(
         tokens: .npy of integers [n, A, N], A augmentations of n images, or [n, N].
         labels: .npy of integers [n].
         codebook_size: K.
-        grid: rows and columns of tokens; a square without it.
+        layout: rows x columns of tokens, such as 16x8, or of several scales, 1x1,2x2,4x4; a square without it.
         codebook: the codebook of the tokens, as for `ctf cluster`, so that a map of another one is refused.
         allow_namespace: accept an argparse.Namespace beside the weights of the codebook's .pt file.
     """
@@ -113,7 +115,7 @@ def tokens(
 
     stored, classes = read_npy(Path(tokens), "r"), read_npy(Path(labels))
     matrix = open_codebook(codebook, allow_namespace) if codebook else None
-    print(write_token_set(out, stored, classes, codebook_size, grid, codebook=matrix, source=tokens))
+    print(write_token_set(out, stored, classes, codebook_size, layout, codebook=matrix, source=tokens))
 
 
 def to_codes(out: str, tokens: str, size: int | None = None, second: str | None = None) -> None:

@@ -109,7 +109,7 @@ def likelihood(
     overrides: dict[str, Any] = {f"{name}_{setting}": value for setting, value in settings.items()}
     if steps is None:
         height, width = pipeline.image_size
-        kept = None if region is None else ~touched(region_mask((width, height), region), pipeline.grid)
+        kept = None if region is None else ~touched(region_mask((width, height), region), pipeline.layout)
         other = None if against is None else Pipeline.from_pretrained(against, device)
         result = bits_per_token(pipeline, token_set, kept=kept, against=other, **overrides)
     else:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from ctf.classes import is_number
 from ctf.errors import InputError
+from ctf.layout import Layout, with_layout
 from ctf.sampling.settings import SETTINGS
 
 Verb = Callable[..., None]
@@ -99,9 +100,7 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
         pass
 
     summary = (inspect.getdoc(verb) or "").splitlines()[0]
-    parser = jsonargparse.ArgumentParser(
-        prog=prog, description=summary, epilog=_example(verb), formatter_class=Formatter, exit_on_error=False
-    )
+    parser = _new_parser(prog=prog, description=summary, epilog=_example(verb), formatter_class=Formatter)
     parser.add_argument("--config", action="config", help="Settings from a YAML file; later options override it.")
     parameters = inspect.signature(verb, eval_str=True).parameters
     config = parameters["config"].annotation if "config" in parameters else None
@@ -148,9 +147,7 @@ def read_settings(config: type[Settings], path: str, **absent: Any) -> Settings:
     Raises:
         InputError: no such file, or settings that are none of the dataclass or without meaning.
     """
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser = _new_parser()
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(config)
     parser.set_defaults(absent)
@@ -159,6 +156,23 @@ def read_settings(config: type[Settings], path: str, **absent: Any) -> Settings:
     except UNPARSABLE as error:
         raise InputError(f"{_plain(str(error), parser)} (with the settings in {path})") from None
     return config(**{field.name: values[field.name] for field in fields(config)})  # type: ignore[arg-type]
+
+
+def _new_parser(**arguments: Any) -> Any:
+    """A parser of options and YAML files, to which a `Layout` is text or lists, and `grid` of older files a layout."""
+    import jsonargparse
+    import yaml
+    from jsonargparse.typing import register_type
+
+    load = jsonargparse.get_loader("yaml")
+
+    def load_any_age(text: str) -> Any:
+        values = load(text)
+        return with_layout(values) if isinstance(values, dict) else values
+
+    jsonargparse.set_loader("ctf", load_any_age, exceptions=(yaml.YAMLError, InputError))
+    register_type(Layout, str, Layout, (InputError,), fail_already_registered=False)
+    return jsonargparse.ArgumentParser(parser_mode="ctf", exit_on_error=False, **arguments)
 
 
 def _plain(message: str, parser: argparse.ArgumentParser) -> str:

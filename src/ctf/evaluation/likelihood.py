@@ -79,7 +79,7 @@ def bits_per_token(
             `against`, and its standard error, from the differences image by image.
 
     Raises:
-        InputError: tokens of another codebook or grid, or of a class that the model lacks; steps or an order that a
+        InputError: tokens of another codebook or layout, or of a class that the model lacks; steps or an order that a
             stage cannot take; the order confidence, whose likelihood is not known; positions that a stage cannot keep.
     """
     compared = [(pipeline, of_classes(pipeline, tokens), pipeline.sampling(**overrides))]
@@ -188,10 +188,10 @@ def stage_score(
 
 
 def _check_tokens(stage: Stage, tokens: TokenSet) -> None:
-    same = (tokens.codebook_size, tokens.grid) == (stage.codebook_size, stage.grid)
+    same = (tokens.codebook_size, tokens.layout) == (stage.codebook_size, stage.layout)
     if not same or tokens.num_classes > stage.num_classes:
         raise InputError(
-            f"{tokens.folder}: codebook, grid or classes differ from the model's: give tokens of its images"
+            f"{tokens.folder}: codebook, layout or classes differ from the model's: give tokens of its images"
         )
 
 

@@ -16,6 +16,7 @@ from ctf.device import usable_device
 from ctf.experiments.store import Artifact, Store
 from ctf.images.image_set import open_images
 from ctf.interop.tokenizers import open_tokenizer
+from ctf.layout import Layout
 from ctf.run_folder import RUN_MODEL
 from ctf.stages import Stage, new_stage
 from ctf.tokens.token_set import TokenSet
@@ -35,7 +36,7 @@ class Data:
     Attributes:
         images, train_split, test_split, image_size, tokenizer, augmentation: as for `ctf tokenize`.
         architecture: the tokenizer's, of `TOKENIZER_PRESETS`, to count its operations by; None opens it.
-        grid: rows and columns of tokens.
+        layout: of the tokens.
         num_classes, num_images: of the training split.
         codebook_size: K.
     """
@@ -47,7 +48,7 @@ class Data:
     tokenizer: str
     augmentation: Augmentation
     architecture: str | None
-    grid: tuple[int, int]
+    layout: Layout
     num_classes: int
     num_images: int
     codebook_size: int = 16_384
@@ -65,6 +66,12 @@ class Tokens(Artifact):
     @property
     def title(self) -> str:
         return self.split
+
+    def decisive(self) -> dict[str, Any]:
+        """The layout under its older name, by which published results are found; the tokenizer decides it anyway."""
+        data = dataclasses.asdict(self.data)
+        layout = data.pop("layout")
+        return super().decisive() | {"data": data | {"grid": layout.finest}}
 
     def is_made(self, folder: Path) -> bool:
         return super().is_made(folder) and TokenSet.open(folder).index.complete
@@ -185,6 +192,6 @@ def _stage_without_values(training: Training) -> Stage:
     facts = {level: coarse_map for level, coarse_map in facts.items() if getattr(task, level)}
     if config.rounds is not None:
         facts["rounds"] = config.rounds
-    facts |= {"grid": data.grid, "num_classes": data.num_classes, "codebook_size": data.codebook_size}
+    facts |= {"layout": data.layout, "num_classes": data.num_classes, "codebook_size": data.codebook_size}
     with torch.device("meta"):
         return new_stage(config.kind, config.size, name=task.name, support=task.support, **facts)

@@ -29,7 +29,7 @@ CLUSTERINGS: dict[str, dict[str, Any]] = {
 
 def steps_of(preset: Preset) -> tuple[int, ...]:
     """Of parallel stages: all positions one by one, and a quarter, an eighth and a sixteenth of that."""
-    count = preset.data.grid[0] * preset.data.grid[1]
+    count = preset.data.layout.num_tokens
     return count, count // 4, count // 8, count // 16
 
 

@@ -21,7 +21,6 @@ from ctf.experiments.swap import swap_generated
 from ctf.files import write_json
 from ctf.images.sheet import save_png
 from ctf.interop.tokenizers import open_tokenizer
-from ctf.layout import Layout
 from ctf.model_folder import Pipeline, open_stage
 from ctf.models.config import Compute
 from ctf.pipeline import StagePipeline
@@ -94,7 +93,7 @@ def _decoder_operations(data: Data) -> float:
         tokenizer = open_tokenizer(data.tokenizer)
     else:
         tokenizer = VQTokenizer(TOKENIZER_PRESETS[data.architecture])
-    return decoder_work(tokenizer, Layout(data.grid), 1).operations
+    return decoder_work(tokenizer, data.layout, 1).operations
 
 
 @dataclass(frozen=True)

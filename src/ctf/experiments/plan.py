@@ -137,7 +137,7 @@ def data_of(tokens: str) -> tuple[Data, str]:
     found = TokenSet.open(tokens)
     data = dataclasses.replace(
         IMAGENET.data,
-        grid=found.grid,
+        layout=found.layout,
         num_classes=found.num_classes,
         num_images=len(found),
         codebook_size=found.codebook_size,
@@ -179,14 +179,14 @@ def plan_page(
     if not 1 <= num_clusters < data.codebook_size:
         raise InputError(f"{num_clusters} clusters of {data.codebook_size:,} codewords: take fewer, at least 1")
     plans = {name: plan_stage(config, data, num_clusters, cluster) for name, config in configs.items()}
-    gpu, (rows, columns), every = cluster.gpu, data.grid, [*plans.values()]
+    gpu, every = cluster.gpu, [*plans.values()]
     used = [f"{cluster.utilisation:.0%} of that rate sustained (MFU)"]
     used += ["weights and optimizer sharded over the GPUs"] * first.loop.shard
     used += ["blocks computed again in the backward pass"] * first.loop.recompute
     lines = [
         f"{title} on {cluster.count} × {gpu.name}: {', '.join(used)}",
         f"{gpu.name}: {gpu.bfloat16 / 1e12:,.0f} TFLOP/s in bfloat16, {gpu.memory / 1e9:.0f} GB ({gpu.source})",
-        f"{data.num_images:,} images of {rows} × {columns} tokens, {data.codebook_size:,} codewords, "
+        f"{data.num_images:,} images of {data.layout.words} tokens, {data.codebook_size:,} codewords, "
         f"{num_clusters:,} clusters ({where})",
         "",
         _row("", plans),

@@ -9,6 +9,7 @@ from ctf.bench.gpus import GPUS, UTILISATION
 from ctf.errors import InputError
 from ctf.experiments.artifacts import Clusters, Data, Tokens, Training
 from ctf.experiments.measurements import System, Weights
+from ctf.layout import Layout
 from ctf.training.config import (
     BaselineTraining,
     CoarseTraining,
@@ -75,7 +76,7 @@ class Preset:
 
 #: Two CPU cores in an evening. The sizes stand for B, L and XL.
 EMOJI = Preset(
-    data=Data("emoji", "train", "test", 64, "emoji", "flip", None, (8, 8), 54, 8_367),
+    data=Data("emoji", "train", "test", 64, "emoji", "flip", None, Layout.square(8), 54, 8_367),
     sizes={"B": "nano", "L": "micro", "XL": "mini"},
     training={
         "dropout": 0.0,
@@ -91,7 +92,9 @@ EMOJI = Preset(
 
 #: The paper's settings (section 5.1).
 IMAGENET = Preset(
-    data=Data("imagenet", "train", "val", 256, "vq_ds16_c2i.pt", "ten-crop", "vq16", (16, 16), 1_000, 1_281_167),
+    data=Data(
+        "imagenet", "train", "val", 256, "vq_ds16_c2i.pt", "ten-crop", "vq16", Layout.square(16), 1_000, 1_281_167
+    ),
     sizes={"B": "B", "L": "L", "XL": "XL"},
     training={
         "dropout": 0.1,

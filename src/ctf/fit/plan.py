@@ -20,6 +20,7 @@ from ctf.files import read_json, temporary_folder, text_fingerprint, write_json
 from ctf.images.image_set import MADE_SPLITS, ImageSet, every_tenth, open_images
 from ctf.images.splits import match_split
 from ctf.interop.tokenizers import open_tokenizer
+from ctf.layout import Layout
 from ctf.sampling.settings import Sampling
 from ctf.stages.registry import new_stage
 from ctf.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
@@ -173,8 +174,8 @@ class Plan:
             held = "none held out, " + (f"of the split {self.split}" if self.split else "since no class has ten")
         lines = [f"{self.num_images:,} images of {self.image_size} × {self.image_size} pixels, {held}"]
         if self.architecture is not None:
-            codewords, grid = self.architecture.codebook_size, self.image_size // self.architecture.downsampling
-            lines.append(f"tokenizer: {codewords:,} codewords, {grid} × {grid} tokens an image")
+            layout = Layout.square(self.image_size // self.architecture.downsampling)
+            lines.append(f"tokenizer: {self.architecture.codebook_size:,} codewords, {layout.words} tokens an image")
         else:
             lines.append(f"tokenizer: {self.tokenizer}, as it is")
         lines.append(f"stages: size {self.size}, {self.num_clusters:,} clusters")
@@ -258,10 +259,10 @@ def choose(
     given = None if tokenizer is None else open_tokenizer(tokenizer)
     architecture = _architecture(image_size, count, on_gpu)
     if given is None:
-        grid = (image_size // architecture.downsampling,) * 2
+        layout = Layout.square(image_size // architecture.downsampling)
         codebook_size = architecture.codebook_size
     else:
-        grid, codebook_size = given.layout((image_size, image_size)).finest, given.codebook_size
+        layout, codebook_size = given.layout((image_size, image_size)), given.codebook_size
     num_clusters = num_clusters or max(2, codebook_size // TOKENS_PER_CLUSTER)
     size = size or ("B" if on_gpu else "micro" if time >= 1800 else "nano")
     batch_size = batch_size or (256 if on_gpu else 32)
@@ -284,7 +285,7 @@ def choose(
         seconds={},
         files=files_of(opened, test),
     )
-    each = _measure(plan, opened, grid, codebook_size, device)
+    each = _measure(plan, opened, layout, codebook_size, device)
     one_view = count * _seconds_to_encode(given or VQTokenizer(architecture), opened, device)
     shifts = 10 * one_view <= SHIFTS_SHARE * time
     seconds = {"else": OTHERS + OTHERS_SHARE * time + (10 if shifts else 2) * one_view}
@@ -311,8 +312,8 @@ def check_classes(train: ImageSet, test: ImageSet, split: str | None) -> None:
 def _architecture(image_size: int, count: int, on_gpu: bool) -> TokenizerConfig:
     """A tokenizer that the device can train, with as many codewords as the images can fill."""
     small = image_size <= 64
-    grid = image_size // (8 if small else 16)
-    codewords = 2 ** math.floor(math.log2(max(64, count * grid * grid / VECTORS_PER_CODEWORD)))
+    side = image_size // (8 if small else 16)
+    codewords = 2 ** math.floor(math.log2(max(64, count * side * side / VECTORS_PER_CODEWORD)))
     size = min(16_384, codewords)
     if on_gpu and not small:
         return TokenizerConfig(**asdict(TOKENIZER_PRESETS["vq16"]) | {"codebook_size": size})
@@ -329,7 +330,7 @@ def _seconds_to_encode(tokenizer: Tokenizer, images: ImageSet, device: torch.dev
 
 
 def _measure(
-    plan: Plan, images: ImageSet, grid: tuple[int, int], codebook_size: int, device: torch.device
+    plan: Plan, images: ImageSet, layout: Layout, codebook_size: int, device: torch.device
 ) -> dict[str, float]:
     """Seconds of a step of each training, with models, tokens and clusters as they will be, but random."""
     each, name = {}, str(device)
@@ -338,9 +339,9 @@ def _measure(
             config = plan.tokenizer_training(folder, name)
             objective = TokenizerObjective(config, 1, images, None)
             each["tokenizer"] = step_seconds(objective, config.loop, config.optimizer, TIMED_STEPS)
-        drawn = torch.randint(codebook_size, (plan.batch_size, grid[0] * grid[1]))
+        drawn = torch.randint(codebook_size, (plan.batch_size, layout.num_tokens))
         labels = torch.arange(plan.batch_size) % len(images.class_names)
-        tokens = write_token_set(folder / "tokens", drawn, labels, codebook_size, grid, images.class_names)
+        tokens = write_token_set(folder / "tokens", drawn, labels, codebook_size, layout, images.class_names)
         clusters = cluster_codebook(torch.randn(codebook_size, 2), plan.num_clusters, "random")
         maps: dict[str, dict[str, Any]] = {"coarse": {"predicts": clusters}, "fine": {"given": clusters}}
         for name_of, levels in maps.items():
@@ -349,7 +350,7 @@ def _measure(
                 config_of.kind,
                 plan.size,
                 name=name_of,
-                grid=grid,
+                layout=layout,
                 num_classes=tokens.num_classes,
                 codebook_size=codebook_size,
                 **levels,

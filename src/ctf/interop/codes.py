@@ -63,7 +63,7 @@ def import_codes(
         raise InputError(f"{folders[0] / '0.npy'} has the shape {list(shape)}: LlamaGen's codes are [1, A, N]")
     settings = TokenIndex(
         codebook_size=codebook_size,
-        grid=list(square_layout(shape[2]).finest),
+        layout=square_layout(shape[2]),
         augmentations=_augmentations(shape[1], len(roots)),
         class_names=numbered_classes(num_classes),
         shard_size=shard_size,

@@ -1,6 +1,6 @@
 """LlamaGen's checkpoints: its class-conditional GPTs and its tokenizers, into our models and back.
 
-Files hold weights only. Sizes are read off the shapes; the number of heads and the grid are in no shape, so they
+Files hold weights only. Sizes are read off the shapes; the number of heads and the layout are in no shape, so they
 come from `MODEL_SIZES` and from the caller. One table per model translates our names to LlamaGen's; loading and
 exporting both go through it.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from ctf.errors import InputError
 from ctf.files import atomic_path, save_tensors
 from ctf.interop.translation import Translation, count, few, renamed, shape
+from ctf.layout import Layout
 from ctf.models.config import MODEL_SIZES, TransformerConfig
 from ctf.models.rotary import rotary_table
 from ctf.sampling.settings import Sampling
@@ -65,7 +66,7 @@ def load_gpt(
     path_or_state_dict: str | Path | Mapping[str, Any],
     num_heads: int | None = None,
     *,
-    grid: tuple[int, int] = (16, 16),
+    layout: Layout = Layout((16, 16)),
     name: str = "baseline",
     allow_namespace: bool = False,
 ) -> Autoregressive:
@@ -76,7 +77,7 @@ def load_gpt(
             dict; the weights lie bare or under "model", "module" or "state_dict", in float32, float16 or bfloat16.
             Prefixes that DDP, FSDP and torch.compile put before names are left out.
         num_heads: attention heads; by default those of the size in `MODEL_SIZES` with this depth and width.
-        grid: (rows, columns) of tokens: (16, 16) for 256 pixels, (24, 24) for 384 with VQ-16.
+        layout: where the tokens lie: 16 × 16 for 256 pixels, 24 × 24 for 384 with VQ-16.
         name: of the stage.
         allow_namespace: accept `argparse.Namespace` beside the weights, and nothing else that is not plain data.
 
@@ -86,13 +87,13 @@ def load_gpt(
     state = read_state_dict(path_or_state_dict, allow_namespace=allow_namespace)
     where = name_of(path_or_state_dict)
     _check_kind(state, "tok_embeddings.weight", "GPT", where)
-    config = _gpt_config(state, num_heads, grid, where)
+    config = _gpt_config(state, num_heads, layout, where)
     sampling = Sampling(cfg_scale=CFG_SCALES.get(size_name(config), 2.0))
     with torch.device("meta"):  # the 3B model would take a minute to initialize, for nothing
         stage = Autoregressive(config, name=name, sampling=sampling)
     transformer = stage.transformer
     transformer.load_state_dict(GPT.ours(transformer, state, where), assign=True)
-    transformer.rotary = rotary_table(config.grid, config.head_dim, config.rope_base)
+    transformer.rotary = rotary_table(config.layout, config.head_dim, config.rope_base)
     return stage.eval()
 
 
@@ -133,7 +134,7 @@ def export_gpt(stage: Stage, path: str | Path) -> None:
         raise InputError(f"stage {stage.name} is {stage.kind}: LlamaGen's layout holds autoregressive ones only")
     state = GPT.theirs(stage.transformer)
     c = stage.config
-    held = _gpt_config(state, c.heads, c.grid, str(path))
+    held = _gpt_config(state, c.heads, c.layout, str(path))
     same = dataclasses.replace(c, dropout=held.dropout, class_dropout=held.class_dropout, kv_heads=held.kv_heads)
     GPT.check_exportable(same, held)
     _write(state, path)
@@ -157,9 +158,7 @@ def official_names(name: str, names: Mapping[str, str]) -> list[str]:
     return [name.replace(".qkv.", f".{part}.") for part in "qkv"] if ".qkv." in name else [name]
 
 
-def _gpt_config(
-    state: Mapping[str, Tensor], num_heads: int | None, grid: tuple[int, int], where: str
-) -> TransformerConfig:
+def _gpt_config(state: Mapping[str, Tensor], num_heads: int | None, layout: Layout, where: str) -> TransformerConfig:
     vocab, dim = shape(state, "tok_embeddings.weight", where)
     layers = count(state, "layers.")
     known = {(depth, width): heads for depth, heads, width in MODEL_SIZES.values()}
@@ -176,7 +175,7 @@ def _gpt_config(
     return TransformerConfig(
         input_vocab=vocab,
         output_vocab=vocab,
-        grid=grid,
+        layout=layout,
         num_classes=shape(state, "cls_embedding.embedding_table.weight", where)[0] - 1,  # the last is unconditional
         layers=layers,
         heads=heads,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ class TransformerConfig:
         input_vocab: number of different tokens that the model reads; 0 for none. Where a full model reads one more than
             it predicts, that one stands for hidden tokens: its vector is turned by its position.
         output_vocab: number of different tokens that it predicts.
-        grid: (rows, columns) of tokens; N = rows · columns.
+        layout: where the N tokens of an image lie.
         num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
         layers: Transformer blocks.
         heads: attention heads.
@@ -55,7 +56,7 @@ class TransformerConfig:
 
     input_vocab: int
     output_vocab: int
-    grid: tuple[int, int]
+    layout: Layout
     num_classes: int
     layers: int
     heads: int
@@ -70,8 +71,8 @@ class TransformerConfig:
     given_vocab: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", tuple(self.grid))
-        sizes = (self.output_vocab, self.num_classes, self.layers, self.heads, self.dim, *self.grid, self.ffn_multiple)
+        object.__setattr__(self, "layout", Layout(self.layout))
+        sizes = (self.output_vocab, self.num_classes, self.layers, self.heads, self.dim, self.ffn_multiple)
         inputs = self.input_vocab, self.given_vocab
         if min(sizes) < 1 or min(inputs) < 0 or not any(inputs) or (self.kv_heads is not None and self.kv_heads < 1):
             raise InputError(f"model: every size must be positive, got {self}")
@@ -110,7 +111,7 @@ class TransformerConfig:
     @property
     def num_tokens(self) -> int:
         """N, tokens per image."""
-        return self.grid[0] * self.grid[1]
+        return self.layout.num_tokens
 
     @property
     def head_dim(self) -> int:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ctf.layout import Layout
 
-def rotary_table(grid: tuple[int, int], head_dim: int, base: float) -> Tensor:
-    """Cosines and signed sines for the class token and every grid position: (1 + rows·columns, 2, head_dim).
+
+def rotary_table(layout: Layout, head_dim: int, base: float) -> Tensor:
+    """Cosines and signed sines for the class token and every position: (1 + N, 2, head_dim).
 
     Elements 2i and 2i + 1 of a head are turned as a pair: both have its cosine, and −sine and sine. The first half
-    of the pairs turns with the row, the second with the column. The class token's row is all zeros, not the identity:
-    its queries and keys vanish in every layer. LlamaGen's weights were trained with that, so it is part of the
-    architecture.
+    of the pairs turns with the row, the second with the column, see `Layout.coordinates`. The class token's row is all
+    zeros, not the identity: its queries and keys vanish in every layer. LlamaGen's weights were trained with that, so
+    it is part of the architecture.
     """
-    rows, columns = grid
     frequencies = 1.0 / base ** (torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))  # (head_dim/4,)
-    row = torch.outer(torch.arange(rows).float(), frequencies)[:, None].expand(-1, columns, -1)
-    column = torch.outer(torch.arange(columns).float(), frequencies)[None].expand(rows, -1, -1)
-    angles = torch.cat([row, column], dim=-1).flatten(0, 1)  # (rows·columns, head_dim/2)
+    _, rows, columns = torch.tensor(layout.coordinates).unbind(1)  # (N,) each
+    angles = torch.cat([torch.outer(rows, frequencies), torch.outer(columns, frequencies)], dim=1)  # (N, head_dim/2)
     sines = torch.stack([-angles.sin(), angles.sin()], dim=-1).flatten(1)
     table = torch.stack([angles.cos().repeat_interleave(2, 1), sines], dim=1)
     return torch.cat([torch.zeros_like(table[:1]), table])

@@ -170,7 +170,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = nn.Linear(config.dim, config.output_vocab, bias=False)
-        self.register_buffer("rotary", rotary_table(config.grid, config.head_dim, config.rope_base), persistent=False)
+        self.register_buffer("rotary", rotary_table(config.layout, config.head_dim, config.rope_base), persistent=False)
         self.apply(self._initialize)
         nn.init.zeros_(self.head.weight)  # the first loss is exactly log(output_vocab)
 

@@ -63,8 +63,8 @@ def region_mask(size: tuple[int, int], region: Sequence[float]) -> np.ndarray:
 def known_part(pipeline: StagePipeline, known: Tensor) -> np.ndarray:
     """What stays, decoded by the tokenizer and white elsewhere: uint8 (H, W, 3)."""
     image = pipeline.decode(known.clamp(min=0)[None])[0].copy()
-    rows, columns = pipeline.grid
-    generated = (known < 0).view(rows, columns).numpy()
+    rows, columns = pipeline.layout.finest
+    generated = (known[pipeline.layout.slices[-1]] < 0).view(rows, columns).numpy()
     high, wide = image.shape[0] // rows, image.shape[1] // columns
     image[generated.repeat(high, 0).repeat(wide, 1)] = BLANK
     return image

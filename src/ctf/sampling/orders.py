@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import get_args
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.sampling.random import uniforms
-from ctf.sampling.settings import FixedOrder, Schedule
+from ctf.sampling.settings import FixedOrder, Order, Schedule
 
 #: The stream of random orders: that of no stage and not `LABELS`, so a seed may be an image's as well.
 ORDERS = 0
@@ -55,7 +57,7 @@ def group_sizes(count: int, steps: int, schedule: Schedule = "cosine") -> list[i
 @lru_cache
 def order_groups(
     order: FixedOrder,
-    grid: tuple[int, int],
+    layout: Layout,
     sizes: tuple[int, ...],
     seed: int = 0,
     device: torch.device = torch.device("cpu"),  # noqa: B008
@@ -63,35 +65,45 @@ def order_groups(
     """The positions that each step draws. They depend on these arguments only, never on what is drawn.
 
     Args:
-        order: raster: row by row. random: a permutation. halton: Halton-MaskGIT's (2503.17076), neighbours far apart
-            in time. locality: LPD's (2507.01957 §3.3), next to what is known, far from others of the same group.
-        grid: (height, width) of the image in tokens.
+        order: raster: scale by scale, row by row. scales: each scale at once. random: a permutation. halton:
+            Halton-MaskGIT's (2503.17076), neighbours far apart in time. locality: LPD's (2507.01957 §3.3), next to what
+            is known, far from others of the same group. Which a layout has, `possible_orders` says.
+        layout: of the image's tokens.
         sizes: of the groups, see `group_sizes`.
         seed: of random and locality; the others ignore it.
         device: where the positions are wanted.
 
     Returns:
-        One int64 (size,) per group, raster indices; each position of the grid is in exactly one group. The tensors
+        One int64 (size,) per group, raster indices; each position of the layout is in exactly one group. The tensors
         are cached: do not write to them.
 
     Raises:
-        InputError: no such order, sizes that are not positive or do not sum to the grid, or a seed beyond 64 bits.
+        InputError: no such order of this layout, sizes that are not positive or do not sum to N, or a seed beyond
+            64 bits.
     """
-    count = math.prod(grid)
+    count = layout.num_tokens
     if min(sizes, default=0) < 1 or sum(sizes) != count:
-        raise InputError(f"groups of {list(sizes)} positions: sizes must be at least 1 and sum to {count}, the grid's")
-    if order == "raster":
+        raise InputError(
+            f"groups of {list(sizes)} positions: sizes must be at least 1 and sum to {count}, the layout's"
+        )
+    if order not in (possible := possible_orders(get_args(FixedOrder), layout)):
+        raise InputError(f"no order {order!r}: a layout of {layout} has {', '.join(possible)}")
+    if order in ("raster", "scales"):
         positions = np.arange(count)
     elif order == "random":
         positions = _permutation(count, seed)
     elif order == "halton":
-        positions = _halton(*grid)
-    elif order == "locality":
-        positions = _locality(*grid, sizes, seed)
+        positions = _halton(*layout.finest)
     else:
-        raise InputError(f"no order {order!r}: there are {', '.join(get_args(FixedOrder))}")
+        positions = _locality(*layout.finest, sizes, seed)
     with torch.inference_mode(False):  # cached tensors are for training too
         return torch.from_numpy(positions).to(device).split(list(sizes))
+
+
+def possible_orders(orders: Iterable[Order], layout: Layout) -> tuple[Order, ...]:
+    """Those of `orders` that a layout has: scales is one of several scales; halton, locality and random are of one."""
+    lacking = ("halton", "locality", "random") if len(layout) > 1 else ("scales",)
+    return tuple(order for order in orders if order not in lacking)
 
 
 def _permutation(count: int, seed: int, step: int = 0) -> np.ndarray:

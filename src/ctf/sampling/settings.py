@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from ctf.errors import InputError
 
 #: Which positions a step takes: fixed before anything is drawn, or the most confident draws.
-FixedOrder = Literal["raster", "random", "halton", "locality"]
+FixedOrder = Literal["raster", "random", "halton", "locality", "scales"]
 Order = Literal[FixedOrder, "confidence"]
 #: How the number of known positions grows with the steps.
 Schedule = Literal["cosine", "arccos", "uniform"]

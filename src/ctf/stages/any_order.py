@@ -26,7 +26,7 @@ class AnyOrder(CachedStage):
     """
 
     kind, attention = "any_order", "groups"
-    orders: ClassVar[tuple[Order, ...]] = ("locality", "halton", "random", "raster")
+    orders: ClassVar[tuple[Order, ...]] = ("locality", "halton", "random", "raster", "scales")
 
     @property
     def possible_steps(self) -> range:

@@ -6,7 +6,6 @@ logits and the recorded graph. A type of stage says what it knows (`begin`, `hid
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ctf.device import send
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models.cluster_head import ClusterMembers
 from ctf.sampling.guidance import both_branches, guide
 from ctf.sampling.orders import group_sizes, order_groups
@@ -107,18 +107,16 @@ class Drawable(Protocol):
 
 
 def plan_groups(
-    sampling: Sampling, grid: tuple[int, int], device: torch.device, kept: Tensor | None = None
+    sampling: Sampling, layout: Layout, device: torch.device, kept: Tensor | None = None
 ) -> tuple[Group, ...]:
     """The groups of a resolved `sampling`; those of `kept`, bool (N,), come first and in the same order."""
     if kept is None:
-        return _cached_groups(sampling, grid, device)
-    return _groups(sampling, grid, device, kept.cpu())
+        return _cached_groups(sampling, layout, device)
+    return _groups(sampling, layout, device, kept.cpu())
 
 
-def _groups(
-    sampling: Sampling, grid: tuple[int, int], device: torch.device, kept: Tensor | None = None
-) -> tuple[Group, ...]:
-    total, order = math.prod(grid), sampling.order
+def _groups(sampling: Sampling, layout: Layout, device: torch.device, kept: Tensor | None = None) -> tuple[Group, ...]:
+    total, order = layout.num_tokens, sampling.order
     kept = torch.zeros(total, dtype=torch.bool) if kept is None else kept
     free, steps = total - int(kept.sum()), sampling.steps or 1
     if order is None or order == "confidence":  # which positions a step settles is the sampler's choice
@@ -126,7 +124,8 @@ def _groups(
         first = [torch.arange(total)[kept]]
         drawn = [(torch.arange(total), size) for size in sizes]
     else:
-        groups = order_groups(order, grid, tuple(group_sizes(total, steps, sampling.schedule)), sampling.order_seed)
+        each = layout.sizes if order == "scales" else tuple(group_sizes(total, steps, sampling.schedule))
+        groups = order_groups(order, layout, each, sampling.order_seed)
         first = [group[kept[group]] for group in groups]
         drawn = [(positions, len(positions)) for positions in (group[~kept[group]] for group in groups)]
     found: list[Group] = []

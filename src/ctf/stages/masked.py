@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ctf.device import send
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models.config import Compute, TransformerConfig
 from ctf.sampling.cost import StageMemory, Work
 from ctf.sampling.settings import Order, Sampling
@@ -40,7 +41,7 @@ class Masked(TransformerStage):
     """
 
     kind, attention = "masked", "full"
-    orders: ClassVar[tuple[Order, ...]] = ("halton", "random", "locality", "raster", "confidence")
+    orders: ClassVar[tuple[Order, ...]] = ("halton", "random", "locality", "raster", "scales", "confidence")
 
     @classmethod
     def configure(
@@ -49,7 +50,7 @@ class Masked(TransformerStage):
         *,
         vocabulary: int,
         given: int,
-        grid: tuple[int, int],
+        layout: Layout,
         num_classes: int,
         rounds: Literal["one", "any"] | None = None,
         **settings: Any,
@@ -61,7 +62,7 @@ class Masked(TransformerStage):
         once = rounds == "one" or (rounds is None and given > 0)
         # Hidden labels are all alike: where nothing else is read, one vector stands for them.
         inputs = (0 if given else 1) if once else vocabulary + 1
-        facts = {"grid": grid, "num_classes": num_classes, "input_vocab": inputs, **settings}
+        facts = {"layout": layout, "num_classes": num_classes, "input_vocab": inputs, **settings}
         return super().configure(size, vocabulary=vocabulary, given=given, **facts)
 
     @property

@@ -54,7 +54,7 @@ class NextScale(CachedStage):
     They are the same in training and in sampling, so the likelihood is exact.
     """
 
-    kind = "next_scale"
+    kind, orders = "next_scale", ("scales",)
     Config = NextScaleConfig
     Network, Packed = NextScaleTransformer, PackedNextScale
     config: NextScaleConfig  # type: ignore[assignment]
@@ -115,18 +115,6 @@ class NextScale(CachedStage):
     def _vectors_of(self, tokenizer: Tokenizer) -> Tensor:
         codebook = tokenizer.codebook.detach().float().cpu()
         return codebook if self.predicts is None else self.predicts.means(codebook)
-
-    @property
-    def layout(self) -> Layout:
-        return self.config.layout
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.layout.finest
-
-    @property
-    def num_tokens(self) -> int:
-        return self.layout.num_tokens
 
     @property
     def possible_steps(self) -> range:

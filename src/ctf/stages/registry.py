@@ -13,6 +13,7 @@ from torch import Tensor
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.files import check_finite, load_tensors, unreadable
+from ctf.layout import Layout, with_layout
 from ctf.models.config import Compute
 from ctf.plugins import import_plugins, load_object
 from ctf.sampling.random import Random, image_seeds
@@ -53,7 +54,7 @@ def new_stage(
     size: str,
     *,
     name: str,
-    grid: tuple[int, int],
+    layout: Layout,
     num_classes: int,
     codebook_size: int,
     predicts: CoarseMap | None = None,
@@ -82,7 +83,7 @@ def new_stage(
         size,
         vocabulary=codebook_size if predicts is None else predicts.num_coarse,
         given=0 if given is None else given.num_coarse,
-        grid=grid,
+        layout=layout,
         num_classes=num_classes,
         **chosen.settings_of(tokenizer),
         **settings,
@@ -114,7 +115,7 @@ def load_stage(path: str | Path) -> Stage:
                 made = json.loads(metadata[level])
                 maps[level] = CoarseMap(tensors.pop(level), made["method"], made["seed"], metadata["codebook"])
         stage = kind(
-            kind.Config(**json.loads(metadata["config"])),
+            kind.Config(**with_layout(json.loads(metadata["config"]))),
             name=metadata["name"],
             support=metadata["support"],  # type: ignore[arg-type]
             sampling=Sampling.of_file(json.loads(metadata["sampling"])),

@@ -23,6 +23,7 @@ from ctf.models.cluster_head import ClusterMembers
 from ctf.models.config import Compute
 from ctf.sampling.cost import StageMemory, Work
 from ctf.sampling.guidance import check_labels
+from ctf.sampling.orders import possible_orders
 from ctf.sampling.random import Random
 from ctf.sampling.settings import Order, Sampling
 from ctf.stages.drawing import DrawPlan, Group, OnStep, draw_all, draw_steps, plan_groups, uniforms
@@ -39,7 +40,7 @@ class Stage(nn.Module, ABC):
     `register_kind`. The maps, the support and the sampling defaults are stored with the weights.
 
     Args:
-        config: the kind's settings: a dataclass with at least `output_vocab`, `grid` and `num_classes`.
+        config: the kind's settings: a dataclass with at least `output_vocab`, `layout` and `num_classes`.
         name: what settings, files and reports call the stage; a Python identifier other than tokenizer.
         predicts: φ of the level that the stage predicts; None for the codebook's own tokens.
         given: φ of the coarser level whose labels the stage is given; None for nothing but the class label.
@@ -54,7 +55,7 @@ class Stage(nn.Module, ABC):
 
     kind: ClassVar[str]
     Config: ClassVar[type]
-    #: In which the kind can draw positions, its own choice first.
+    #: In which the kind can draw positions, its own choice first; a layout may lack some, see `possible_orders`.
     orders: ClassVar[tuple[Order, ...]] = ("raster",)
     #: Whether `hidden` has to see every group, kept ones too, because it fills a cache.
     cached: ClassVar[bool] = False
@@ -109,7 +110,7 @@ class Stage(nn.Module, ABC):
 
     @classmethod
     def configure(
-        cls, size: str, *, vocabulary: int, given: int, grid: tuple[int, int], num_classes: int, **settings: Any
+        cls, size: str, *, vocabulary: int, given: int, layout: Layout, num_classes: int, **settings: Any
     ) -> Any:
         """A `Config` of a named size: predicts `vocabulary` labels from `given` ones of a coarser level (0 for none).
 
@@ -186,20 +187,14 @@ class Stage(nn.Module, ABC):
         return self.vocabulary if self.members is None else max(self.members.sizes)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of tokens."""
-        rows, columns = self.config.grid
-        return rows, columns
-
-    @property
     def layout(self) -> Layout:
         """Where the tokens of an image lie."""
-        return Layout(self.grid)
+        return self.config.layout
 
     @property
     def num_tokens(self) -> int:
         """N, tokens per image."""
-        return self.grid[0] * self.grid[1]
+        return self.layout.num_tokens
 
     @property
     def num_classes(self) -> int:
@@ -211,6 +206,11 @@ class Stage(nn.Module, ABC):
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+    @property
+    def possible_orders(self) -> tuple[Order, ...]:
+        """In which it can draw, its own choice first."""
+        return possible_orders(self.orders, self.layout)
 
     @property
     def possible_steps(self) -> range:
@@ -229,14 +229,17 @@ class Stage(nn.Module, ABC):
         Raises:
             InputError: steps or an order that the kind cannot take.
         """
-        sampling = sampling or self.sampling
-        steps, order = sampling.steps or self.own_steps, sampling.order or self.orders[0]
+        sampling, orders, scales = sampling or self.sampling, self.possible_orders, len(self.layout)
+        order = sampling.order or orders[0]
+        if order not in orders:
+            can = ", ".join(orders)
+            raise InputError(f"stage {self.name} cannot draw in the order {order}: it is {self.kind} and takes {can}")
+        steps = sampling.steps or (scales if order == "scales" else self.own_steps)
         if steps not in (possible := self.possible_steps):
             can = f"{possible[0]}" if len(possible) == 1 else f"from {possible[0]} to {possible[-1]}"
             raise InputError(f"stage {self.name} cannot draw in {steps} steps: it is {self.kind} and takes {can}")
-        if order not in self.orders:
-            can = ", ".join(self.orders)
-            raise InputError(f"stage {self.name} cannot draw in the order {order}: it is {self.kind} and takes {can}")
+        if order == "scales" and steps != scales:
+            raise InputError(f"stage {self.name} draws {scales} scales in the order scales: take {scales} steps")
         return dataclasses.replace(sampling, steps=steps, order=order)
 
     def check_kept(self, kept: Tensor) -> None:
@@ -253,7 +256,7 @@ class Stage(nn.Module, ABC):
         if kept is not None:
             self.check_kept(kept)
         sampling = self.resolved(sampling)
-        return DrawPlan(sampling, plan_groups(sampling, self.grid, self.device, kept))
+        return DrawPlan(sampling, plan_groups(sampling, self.layout, self.device, kept))
 
     def levels(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The codebook's own tokens (B, N) → the labels to predict, and those that are given, (B, N) both."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models.cluster_head import member_logits, tile_memory
 from ctf.models.config import Compute, TransformerConfig
 from ctf.models.linear import packed_bytes
@@ -43,11 +44,11 @@ class TransformerStage(Stage):
 
     @classmethod
     def configure(
-        cls, size: str, *, vocabulary: int, given: int, grid: tuple[int, int], num_classes: int, **settings: Any
+        cls, size: str, *, vocabulary: int, given: int, layout: Layout, num_classes: int, **settings: Any
     ) -> TransformerConfig:
         if unknown := settings.keys() - {field.name for field in dataclasses.fields(TransformerConfig)}:
             raise InputError(f"stages of kind {cls.kind} have no setting {min(unknown)}: leave it out")
-        facts: dict[str, Any] = {"grid": grid, "num_classes": num_classes, "attention": cls.attention}
+        facts: dict[str, Any] = {"layout": layout, "num_classes": num_classes, "attention": cls.attention}
         settings = {"input_vocab": vocabulary, "output_vocab": vocabulary, "given_vocab": given, **facts, **settings}
         return TransformerConfig.of_size(size, **settings)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from torch import Tensor
 from ctf.classes import renumbered
 from ctf.errors import InputError
 from ctf.files import existing, fingerprint, read_json, write_json
+from ctf.layout import Layout, with_layout
 from ctf.tokenizer.quantizer import perplexity, usage
 
 FORMAT = "ctf tokens"
@@ -41,7 +41,7 @@ class TokenIndex:
 
     Attributes:
         codebook_size: K; tokens are in [0, K).
-        grid: [h, w] with N = h·w tokens per image, row by row.
+        layout: where the N tokens of an image lie.
         augmentations: A names, e.g. ["none", "flip"] or "1.1/top-left", …
         class_names: the name of each label, in Unicode's form NFC.
         shard_size: shard i is what is readable of this many inputs, from i · shard_size on.
@@ -60,7 +60,7 @@ class TokenIndex:
     """
 
     codebook_size: int
-    grid: list[int]
+    layout: Layout
     augmentations: list[str]
     class_names: list[str]
     shard_size: int
@@ -75,21 +75,22 @@ class TokenIndex:
     complete: bool = False
 
     def __post_init__(self) -> None:
-        sizes = self.codebook_size, self.shard_size, *self.grid, *(shard["count"] for shard in self.shards)
+        self.layout = Layout(self.layout)
+        sizes = self.codebook_size, self.shard_size, *(shard["count"] for shard in self.shards)
         names = *self.augmentations, *self.class_names, *self.skipped, *(shard["stem"] for shard in self.shards)
         if not all(isinstance(size, int) for size in sizes) or not all(isinstance(name, str) for name in names):
             raise InputError("sizes are whole numbers, and names are strings")
-        if min(sizes) < 1 or len(self.grid) != 2 or self.codebook_size > LARGEST_CODEBOOK:
+        if min(sizes) < 1 or self.codebook_size > LARGEST_CODEBOOK:
             raise InputError(
-                f"codebook size {self.codebook_size}, grid {self.grid}, shard size {self.shard_size}: "
+                f"codebook size {self.codebook_size}, shard size {self.shard_size}: "
                 f"give whole numbers from 1, and a codebook size of at most {LARGEST_CODEBOOK:,}"
             )
         self.class_names = [unicodedata.normalize("NFC", name) for name in self.class_names]
 
     @property
     def num_tokens(self) -> int:
-        """N = h·w."""
-        return math.prod(self.grid)
+        """N, tokens per image."""
+        return self.layout.num_tokens
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class TokenIndex:
         if (version := values.pop("version", None)) != VERSION:
             raise InputError(f"{path} is of version {version}, this ctf reads version {VERSION}: update ctf")
         try:
-            return cls(**values)
+            return cls(**with_layout(values))
         except (TypeError, KeyError, InputError) as error:
             raise InputError(f"{path} is damaged ({error}): restore it or tokenize again") from None
 
@@ -127,7 +128,7 @@ class TokenSet:
     Attributes:
         folder: where it lies.
         codebook_size: K; tokens are in [0, K).
-        grid: (h, w), N = h·w.
+        layout: where the N tokens of an image lie.
         augmentations: the A names.
         class_names: the name of each label.
         labels: int64 [n].
@@ -138,7 +139,7 @@ class TokenSet:
         self.folder = folder
         self.index = index
         self.codebook_size = index.codebook_size
-        self.grid = (index.grid[0], index.grid[1])
+        self.layout = index.layout
         self.augmentations = index.augmentations
         self.class_names = index.class_names
         self.fingerprint_of_codebook = index.codebook
@@ -269,7 +270,7 @@ class TokenSet:
         """What the set holds, ready for JSON. Reads every token, for the codebook's usage and perplexity."""
         counts = self.token_counts()
         per_class = self.images_per_class
-        known = ("augmentations", "grid", "codebook_size", "codebook", "source", "split", "image_size")
+        known = ("augmentations", "layout", "codebook_size", "codebook", "source", "split", "image_size")
         return {
             "images": len(self),
             "classes": self.num_classes,

@@ -75,7 +75,7 @@ def tokenize_images(
     encoder = copy.deepcopy(tokenizer).cpu().float().eval()
     settings = TokenIndex(
         codebook_size=tokenizer.codebook_size,
-        grid=list(tokenizer.layout((images.size, images.size)).finest),
+        layout=tokenizer.layout((images.size, images.size)),
         augmentations=augmentation_names(augmentation, crop_ranges),
         class_names=list(images.class_names),
         shard_size=shard_size,

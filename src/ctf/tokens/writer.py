@@ -14,7 +14,7 @@ from torch import Tensor
 from ctf.errors import InputError
 from ctf.files import atomic_path, check_writable, fingerprint, read_json, write_json, write_npy
 from ctf.images.records import numbered_classes
-from ctf.layout import square_layout
+from ctf.layout import Layout, square_layout
 from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, labels_path, read_integers, tokens_path
 
 
@@ -25,7 +25,7 @@ class TokenWriter:
     writes it and when. It is finished once `shard-<i>.json` lies beside its two files; `close` writes the index when
     all are. After an interruption a new writer with the same settings has only the missing shards to write.
 
-        writer = TokenWriter(folder, TokenIndex(codebook_size=512, grid=[16, 16], inputs=50_000, …))
+        writer = TokenWriter(folder, TokenIndex(codebook_size=512, layout=Layout.square(16), inputs=50_000, …))
         for shard in writer.missing():
             writer.add(shard, *tokens_and_labels(writer.inputs(shard)))
         writer.close()
@@ -195,7 +195,7 @@ def write_token_set(
     tokens: np.ndarray | Tensor,
     labels: np.ndarray | Tensor,
     codebook_size: int,
-    grid: tuple[int, int] | None = None,
+    layout: Layout | None = None,
     class_names: Sequence[str] | None = None,
     augmentations: Sequence[str] | None = None,
     codebook: Tensor | None = None,
@@ -211,7 +211,7 @@ def write_token_set(
         tokens: integers [n, A, N], or [n, N] for A = 1. A memory-mapped array is read shard by shard.
         labels: integers [n].
         codebook_size: K.
-        grid: (h, w) with h·w = N; a square by default.
+        layout: where the N tokens of an image lie; a square by default.
         class_names: by default "0", "1", … up to the largest label.
         augmentations: by default "none", or "0", "1", … if A > 1.
         codebook: [K, d], if known: `TokenSet.check_codebook` then tells it from others.
@@ -234,7 +234,7 @@ def write_token_set(
         augmentations = ["none"] if tokens.shape[1] == 1 else [str(a) for a in range(tokens.shape[1])]
     settings = TokenIndex(
         codebook_size=codebook_size,
-        grid=list(grid or square_layout(tokens.shape[2]).finest),
+        layout=layout or square_layout(tokens.shape[2]),
         augmentations=list(augmentations),
         class_names=list(class_names or numbered_classes(int(labels.max(initial=0)) + 1)),
         shard_size=shard_size,

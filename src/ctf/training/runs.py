@@ -49,7 +49,7 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         config.kind,
         config.size,
         name=task.name,
-        grid=tokens.grid,
+        layout=tokens.layout,
         num_classes=tokens.num_classes,
         codebook_size=tokens.codebook_size,
         predicts=predicts,

@@ -57,12 +57,14 @@ class TokenObjective(Objective):
         for part in (tokens, held_out):
             if part is None:
                 continue
-            if (part.codebook_size, part.grid, part.num_classes) != (
+            if (part.codebook_size, part.layout, part.num_classes) != (
                 stage.codebook_size,
-                stage.grid,
+                stage.layout,
                 stage.num_classes,
             ):
-                raise InputError(f"{part.folder} differs from what the stage is for in codebook size, grid or classes")
+                raise InputError(
+                    f"{part.folder} differs from what the stage is for in codebook size, layout or classes"
+                )
             if stage.codebook is not None and part.fingerprint_of_codebook not in (None, stage.codebook):
                 raise InputError(
                     f"{part.folder} and the stage belong to different codebooks: tokenize or cluster again"
