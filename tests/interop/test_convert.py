@@ -16,6 +16,7 @@ from ctf.interop import llamagen
 from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.sampling.settings import Sampling
+from ctf.tokenizer import load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llamagen"
 
@@ -108,6 +109,17 @@ def test_llamagens_models_become_a_baseline(tmp_path, capsys):
     assert convert(tmp_path / "again") == 0
     assert json.loads(capsys.readouterr().out)["checksums"] == facts["checksums"]
     assert len(set(facts["checksums"].values())) == 2
+
+
+def test_vars_tokenizer_becomes_a_tokenizer_file(tmp_path, capsys):
+    file, out = GOLDEN.parent / "var" / "vq.pt", tmp_path / "tokenizer.safetensors"
+    assert ctf(f"convert var --tokenizer {file} --scales 1 2 4 --out {out}") == 0
+    assert load_tokenizer(out).layout((8, 8)).num_tokens == 21
+    assert ctf(f"convert var --tokenizer {GOLDEN / 'vq16.pt'} --out {tmp_path / 'none'}") == 2
+    assert "give the side of each as scales" in capsys.readouterr().err
+    assert ctf(f"convert half --source {file} --out {tmp_path / 'none'}") == 2
+    assert "is VAR's tokenizer: `ctf convert var`" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_llamagens_models_of_different_codebooks_are_refused(tmp_path, capsys):

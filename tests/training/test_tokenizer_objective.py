@@ -12,7 +12,7 @@ from tiny_runs import make_image_set, make_loop, make_tokenizer_objective, run, 
 from ctf.errors import InputError
 from ctf.files import read_json_lines
 from ctf.run_folder import checkpoint_path
-from ctf.tokenizer import LPIPS, TOKENIZER_PRESETS, VQTokenizer
+from ctf.tokenizer import LPIPS, TOKENIZER_PRESETS, MultiScaleTokenizer, VQTokenizer
 from ctf.training.batches import ImageBatches
 from ctf.training.config import LoopConfig, OptimizerConfig, TokenizerTraining
 
@@ -61,11 +61,17 @@ def test_codewords_age_in_steps_whatever_the_accumulation(tmp_path):
     assert restarts[0] == restarts[1] > 0
 
 
-def test_resuming_with_crops_accumulation_and_a_discriminator_is_exact(tmp_path):
+@pytest.mark.parametrize("family", [{}, {"family": "multi-scale", "scales": (1, 2, 4)}])
+def test_resuming_with_crops_accumulation_and_a_discriminator_is_exact(tmp_path, family):
     loop = {"accumulate": 2, "steps": 6, "checkpoint_every": 3, "keep_checkpoints": 9}
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, clip=0.1)
     config = tokenizer_training(
-        random_crop=0.8, kmeans_start=False, warmup_without_codebook=0, optimizer=optimizer, loop=make_loop(**loop)
+        random_crop=0.8,
+        kmeans_start=False,
+        warmup_without_codebook=0,
+        optimizer=optimizer,
+        loop=make_loop(**loop),
+        **family,
     )
     whole, resumed = (make_tokenizer_objective(make_image_set(), config) for _ in range(2))
     run(whole, tmp_path / "whole", optimizer, **loop)
@@ -76,6 +82,35 @@ def test_resuming_with_crops_accumulation_and_a_discriminator_is_exact(tmp_path)
     for part in ("module", "discriminator"):
         for p, q in zip(getattr(whole, part).parameters(), getattr(resumed, part).parameters(), strict=True):
             assert torch.equal(p, q)
+
+
+def multi_scale_training(**settings):
+    return tokenizer_training(family="multi-scale", scales=(1, 2, 4), **settings)
+
+
+def test_several_scales_learn_and_report_their_usage(tmp_path):
+    objective = make_tokenizer_objective(make_image_set(), multi_scale_training(discriminator_weight=0.0))
+    metrics = run(objective, tmp_path, OptimizerConfig(learning_rate=2e-3), steps=30)
+    mse = [line["mse"] for line in read_json_lines(tmp_path / "log.jsonl") if "mse" in line]
+    assert mse[-1] < 0.5 * mse[0]
+    usages = [metrics[f"train/usage_scale_{scale}"] for scale in range(3)]
+    assert all(0 < usage <= metrics["train/usage"] for usage in usages)
+    assert metrics["train/perplexity_scale_0"] <= 32 * usages[0]
+    saved = MultiScaleTokenizer.load(tmp_path / "model.safetensors")
+    images = torch.rand(1, 3, 32, 32)
+    assert saved.encode(images).shape == (1, 21)
+    assert torch.equal(saved.encode(images), objective.module.eval().encode(images))
+
+
+def test_families_that_cannot_be_trained_so():
+    with pytest.raises(InputError, match="no tokenizer of the family 'var' can be trained: choose one of vq, multi-s"):
+        make_tokenizer_objective(make_image_set(), tokenizer_training(family="var"))
+    with pytest.raises(InputError, match="a tokenizer of the family vq has no scales: leave it out"):
+        make_tokenizer_objective(make_image_set(), tokenizer_training(scales=(1, 2, 4)))
+    with pytest.raises(
+        InputError, match=r"images of 32 × 32 pixels: the scales \(1, 2\) of this tokenizer take 16 × 16"
+    ):
+        make_tokenizer_objective(make_image_set(), tokenizer_training(family="multi-scale", scales=(1, 2)))
 
 
 def test_training_sees_random_crops():

@@ -41,6 +41,25 @@ def llamagen(
     print(json.dumps(describe_pipeline(pipeline) | facts, indent=2, ensure_ascii=False))
 
 
+def var(out: str, tokenizer: str, scales: list[int] | None = None, allow_namespace: bool = False) -> None:
+    """Turn VAR's multi-scale tokenizer into a tokenizer file.
+
+    Example:
+        ctf convert var --tokenizer vae_ch160v4096z32.pth --out runs/var-tokenizer.safetensors
+
+    Args:
+        out: a safetensors file.
+        tokenizer: a file of VAR's, of any ending, or "owner/name:file" on the Hugging Face Hub.
+        scales: side of each scale, such as [1, 2, 3, 4, 6, 9, 13, 18, 24, 32] for 512 pixels; VAR's ten for 256 pixels
+            without it. One file of weights serves any.
+        allow_namespace: accept an argparse.Namespace beside the weights, as some training checkpoints hold.
+    """
+    from ctf.interop.var import load_tokenizer
+
+    load_tokenizer(tokenizer, scales, allow_namespace=allow_namespace).save(out)
+    print(f"{out} written")
+
+
 def codes(
     out: str,
     source: str,

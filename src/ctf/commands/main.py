@@ -28,7 +28,7 @@ VERBS: Verbs = {
     "bench": ("sampling", "training"),
     "plan": (),
     "reproduce": (),
-    "convert": ("llamagen", "codes", "tokens", "to-codes", "half"),
+    "convert": ("llamagen", "var", "codes", "tokens", "to-codes", "half"),
     "app": (),
     "info": (),
 }

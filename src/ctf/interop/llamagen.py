@@ -206,6 +206,8 @@ def _check_kind(state: Mapping[str, Tensor], mark: str, wanted: str, where: str)
     """InputError unless `state` has the entry `mark` of the `wanted` kind, naming what it is instead."""
     if any(name.startswith(("cls_embedding.cap_proj.", "cls_embedding.uncond_embedding")) for name in state):
         raise InputError(f"{where} is a text-conditional (t2i) GPT: ctf has class labels, so give a c2i checkpoint")
+    if any(name.startswith("quantize.quant_resi.") for name in state):
+        raise InputError(f"{where} is VAR's tokenizer: `ctf convert var` makes a file of it that opens here")
     if mark in state:
         return
     if "tok_embeddings.weight" in state:

@@ -61,14 +61,15 @@ class ResidualSum(nn.Module):
     def contribution(self, vectors: Tensor, scale: int, layout: Layout) -> Tensor:
         """What vectors (B, n, d) of one scale add to f̂: (B, d, H, W).
 
-        The same for an image whatever its batch, also on a CPU: in channels-last format, where its vectors lie anyway,
-        a convolution rounds as it does for one image.
+        The same for an image whatever its batch, also on a CPU, where a convolution in channels-last format rounds as
+        it does for one image.
         """
         convolution = self.convolutions[self.convolution_of_scale(layout)[scale]]
         with torch.autocast(vectors.device.type, enabled=False):
-            h = to_map(vectors.float(), layout[scale]).contiguous(memory_format=torch.channels_last)
+            h = to_map(vectors.float(), layout[scale])
             if scale < len(layout) - 1:
                 h = F.interpolate(h, size=layout.finest, mode="bicubic")
+            h = h.contiguous(memory_format=torch.channels_last)  # of a 1 × 1 grid interpolation cannot tell the format
             return 0.5 * h + 0.5 * convolution(h)
 
     def partial_sums(self, vectors: Tensor, layout: Layout) -> Iterator[Tensor]:
