@@ -1,4 +1,4 @@
-"""VAR's multi-scale tokenizer (github.com/FoundationVision/VAR): its file into ours and back.
+"""VAR's models (github.com/FoundationVision/VAR): its tokenizer's file into ours and back; its transformers beside.
 
 Levels, blocks and channels are read off names and shapes. The sides of the scales are in no shape.
 """
@@ -16,6 +16,8 @@ from torch import Tensor
 from ctf.errors import InputError
 from ctf.interop.translation import Translation, count, few, renamed, shape
 from ctf.interop.var_transformer import load_var as load_var
+from ctf.interop.var_transformer import scales_of as scales_of
+from ctf.interop.var_transformer import size_name as size_name
 from ctf.interop.var_transformer import var_state as var_state
 from ctf.interop.var_weights import read_part
 from ctf.tokenizer.config import MultiScaleConfig

@@ -20,7 +20,7 @@ from ctf.errors import InputError
 from ctf.interop.translation import Translation, count, few, renamed, shape
 from ctf.interop.var_weights import read_part
 from ctf.layout import Layout
-from ctf.models.next_scale_config import NextScaleConfig
+from ctf.models.next_scale_config import NEXT_SCALE_SIZES, NextScaleConfig
 from ctf.sampling.settings import Sampling
 from ctf.stages.next_scale import NextScale
 from ctf.stages.stage import Stage
@@ -97,6 +97,18 @@ def load_var(
     stage.transformer.load_state_dict(TRANSLATION.ours(stage.transformer, state, where), assign=True)
     stage.take_from(tokenizer)
     return stage.eval()
+
+
+def scales_of(path_or_state_dict: str | Path | Mapping[str, Any], allow_namespace: bool = False) -> list[int]:
+    """Side of each scale of a transformer's file. Raises InputError as `load_var`."""
+    state = read_part(path_or_state_dict, "var_wo_ddp", allow_namespace)
+    return [rows for rows, _ in _config(state, name_of(path_or_state_dict)).layout]
+
+
+def size_name(config: NextScaleConfig) -> str:
+    """The name in `NEXT_SCALE_SIZES` of this depth and width; "custom" without one."""
+    names = {size: name for name, size in NEXT_SCALE_SIZES.items()}
+    return names.get((config.layers, config.heads, config.dim), "custom")
 
 
 def var_state(stage: Stage) -> dict[str, Tensor]:
