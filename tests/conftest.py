@@ -191,6 +191,8 @@ def fill_workplace():
         golden = ROOT / "tests" / "golden" / "llamagen"
         (folder / "vq_ds16_c2i.pt").symlink_to(golden / "vq8.pt")
         (folder / "c2i_B_256.pt").symlink_to(golden / "gpt_mha.pt")
+        (folder / "vae_ch160v4096z32.pth").symlink_to(golden.parent / "var" / "vq.pt")
+        (folder / "var_d16.pth").symlink_to(golden.parent / "var" / "var_adaln.pt")
         np.save(folder / "tokens.npy", generator.integers(0, 16_384, (5, 2, 64), np.uint16))
         np.save(folder / "labels.npy", np.arange(5))
         for name in ("imagenet_code_c2i_flip_ten_crop", "imagenet_code_c2i_flip_ten_crop_105"):

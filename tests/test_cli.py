@@ -125,6 +125,7 @@ ORDER = [
     "plan",
     "reproduce",
     "convert llamagen",
+    "convert var",
     "convert codes",
     "convert tokens",
     "convert to-codes",

@@ -26,6 +26,7 @@ from ctf.hub import CONFIG, pull, push
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_card import CARD, MANIFEST, SHEET, About, level, write_about
 from ctf.models.config import MODEL_SIZES, Compute
+from ctf.models.next_scale_config import NEXT_SCALE_SIZES
 from ctf.pipeline import StagePipeline
 from ctf.run_folder import RUN_CHECKPOINTS, RUN_MODEL, last_entries, latest_checkpoint, run_changes, run_settings
 from ctf.sampling.settings import Sampling
@@ -266,7 +267,8 @@ def describe(source: str) -> dict[str, Any]:
         InputError: nothing there, or nothing of ours.
     """
     if source == "sizes":
-        return {name: dict(zip(("layers", "heads", "dim"), size, strict=True)) for name, size in MODEL_SIZES.items()}
+        sizes = MODEL_SIZES | NEXT_SCALE_SIZES
+        return {name: dict(zip(("layers", "heads", "dim"), size, strict=True)) for name, size in sizes.items()}
     if source == "emoji" or is_model(Path(source)):
         return describe_pipeline(Pipeline.from_pretrained(source))
     path = existing(source)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ctf.classes import class_index
-from ctf.codebook.coarse_map import CoarseMap, codebook_fingerprint
+from ctf.codebook.coarse_map import CoarseMap
 from ctf.completion import divided
 from ctf.device import available_memory, return_freed_memory, usable_device
 from ctf.errors import InputError
@@ -53,7 +53,6 @@ class StagePipeline:
         if not stages:
             raise InputError("a pipeline has at least one stage")
         self.tokenizer, self.class_names, self.stages = tokenizer, list(class_names), list(stages)
-        fingerprint = codebook_fingerprint(tokenizer.codebook)
         level: CoarseMap | None = None
         for place, stage in enumerate(stages):
             if stage.given != level:
@@ -62,13 +61,7 @@ class StagePipeline:
                     f"stage {stage.name} must be given {needs}, and was trained with something else: give the stages "
                     "of one system, coarse ones first"
                 )
-            if stage.codebook_size != tokenizer.codebook_size:
-                raise InputError(
-                    f"stage {stage.name} is for a codebook of {stage.codebook_size}, the tokenizer has "
-                    f"{tokenizer.codebook_size}"
-                )
-            if stage.codebook not in (None, fingerprint):
-                raise InputError(f"stage {stage.name} was trained on tokens of another codebook than the tokenizer's")
+            stage.check_tokenizer(tokenizer)
             if (stage.layout, stage.num_classes) != (stages[0].layout, stages[0].num_classes):
                 raise InputError(f"stages {stages[0].name} and {stage.name} differ in layout or number of classes")
             size = tokenizer.image_size(stage.layout)

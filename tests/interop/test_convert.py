@@ -122,6 +122,28 @@ def test_vars_tokenizer_becomes_a_tokenizer_file(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_vars_models_become_a_baseline(tmp_path, capsys):
+    var = GOLDEN.parent / "var"
+    files = f"convert var --tokenizer {var / 'vq.pt'} --model"
+    assert ctf(f"{files} {var / 'var_adaln.pt'} --out {tmp_path / 'model'}") == 0
+    facts = json.loads(capsys.readouterr().out)
+    pipeline = Pipeline.from_pretrained(tmp_path / "model")
+    (stage,) = pipeline.stages
+    assert (stage.kind, facts["size"], pipeline.class_names) == ("next_scale", "custom", list("0123456789"))
+    expected = load_file(var / "var_adaln.safetensors")
+    sampling = {
+        "cfg_scale": 2.5,
+        "temperature": 0,
+        "top_k": 0,
+        "top_p": 1.0,
+    }  # guidance by the steps is the model's own
+    tokens = pipeline.generate_tokens(expected["greedy_labels"], [0, 1, 2], **sampling)
+    assert torch.equal(tokens, expected["greedy_cfg1.5"])
+    assert ctf(f"{files} {var / 'ctf.pt'} --out {tmp_path / 'none'}") == 2
+    assert "predicts 12 labels" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_llamagens_models_of_different_codebooks_are_refused(tmp_path, capsys):
     assert convert(tmp_path / "model", "--tokenizer", str(GOLDEN / "vq16.pt")) == 2
     assert "codebook" in capsys.readouterr().err

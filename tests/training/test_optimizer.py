@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,10 +9,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ctf.errors import InputError
+from ctf.interop.var_transformer import TRANSLATION
 from ctf.layout import Layout
-from ctf.stages import new_stage
+from ctf.models import NextScaleConfig
+from ctf.stages import NextScale, new_stage
 from ctf.training.config import OptimizerConfig
-from ctf.training.optimizer import build_adamw, build_optimizers, learning_rate
+from ctf.training.optimizer import build_adamw, build_optimizers, learning_rate, set_rates
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "var"
 
 
 def test_schedule_against_a_hand_computation():
@@ -111,3 +117,41 @@ def test_settings_without_meaning(name, value):
         OptimizerConfig(**{name: value})
     assert str(error.value).startswith(f"optimizer.{name} is {value}: it must be at least 0")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("case", json.loads((GOLDEN / "schedule.json").read_text()), ids=lambda c: f"{c['iteration']}")
+def test_schedules_of_var(case):
+    config = OptimizerConfig(
+        learning_rate=case["peak"],
+        final_learning_rate=case["peak"] * case["final_fraction"],
+        warmup_steps=case["warmup"],
+        schedule="linear",
+        weight_decay=case["weight_decay"],
+        final_weight_decay=case["final_weight_decay"],
+    )
+    module = nn.Linear(2, 2)
+    optimizers = build_optimizers(module, config)
+    set_rates(optimizers.values(), config, case["iteration"], case["total"])
+    decayed, plain = optimizers["optimizer"].param_groups
+    assert (decayed["lr"], plain["lr"]) == pytest.approx((case["lr"], case["lr"]), rel=1e-9)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == pytest.approx((case["wd"], 0), rel=1e-9)
+
+
+@pytest.mark.parametrize("shared_modulation", [False, True])
+def test_what_does_not_decay_in_a_next_scale_stage(shared_modulation):
+    """VAR's list: vectors, biases, pos_start, pos_1LC, lvl_embed, ada_gss and scale_mul."""
+    config = NextScaleConfig.of_size(
+        "nano",
+        output_vocab=8,
+        layout=Layout.square(1, 2),
+        num_classes=2,
+        codeword_dim=4,
+        shared_modulation=shared_modulation,
+    )
+    stage = NextScale(config, name="stage")
+    names = {id(p): TRANSLATION.official(name)[0] for name, p in stage.transformer.named_parameters()}
+    decayed, plain = build_optimizers(stage, OptimizerConfig())["optimizer"].param_groups
+    vars_own = ("bias", "pos_start", "pos_1LC", "lvl_embed.weight", "ada_gss", "scale_mul_1H11")
+    assert all(names[id(p)].endswith(vars_own) for p in plain["params"])
+    assert not any(names[id(p)].endswith(vars_own) for p in decayed["params"])
+    assert len(plain["params"]) + len(decayed["params"]) == len(names)

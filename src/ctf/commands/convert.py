@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ctf.stages.stage import Stage
+    from ctf.tokenizer.interface import Tokenizer
+
 from ctf.layout import Layout
 
 
@@ -26,38 +32,58 @@ def llamagen(
         layout: rows x columns of tokens: 16x16 for 256 pixels, 24x24 for 384.
         allow_namespace: accept an argparse.Namespace beside the weights, as some training checkpoints hold.
     """
-    import json
-
-    from ctf.files import joint_fingerprint
     from ctf.interop.llamagen import load_gpt, load_tokenizer, size_name
-    from ctf.model_folder import Pipeline, describe_pipeline
 
     vq = load_tokenizer(tokenizer, allow_namespace=allow_namespace)
     stage = load_gpt(gpt, num_heads, layout=layout, allow_namespace=allow_namespace)
-    pipeline = Pipeline(vq, [str(index) for index in range(stage.num_classes)], [stage])
+    _save_baseline(out, vq, stage, size_name(stage.config))
+
+
+def _save_baseline(out: str, tokenizer: Tokenizer, stage: Stage, size: str) -> None:
+    """Write a model folder of one stage, whose classes are named by their index, and print what it is."""
+    import json
+
+    from ctf.files import joint_fingerprint
+    from ctf.model_folder import Pipeline, describe_pipeline
+
+    pipeline = Pipeline(tokenizer, [str(index) for index in range(stage.num_classes)], [stage])
     pipeline.save_pretrained(out)
     checksums = {name: joint_fingerprint(part.parameters()) for name, part in pipeline.parts().items()}
-    facts = {"class_names": f"0 … {stage.num_classes - 1}", "size": size_name(stage.config), "checksums": checksums}
+    facts = {"class_names": f"0 … {stage.num_classes - 1}", "size": size, "checksums": checksums}
     print(json.dumps(describe_pipeline(pipeline) | facts, indent=2, ensure_ascii=False))
 
 
-def var(out: str, tokenizer: str, scales: list[int] | None = None, allow_namespace: bool = False) -> None:
-    """Turn VAR's multi-scale tokenizer into a tokenizer file.
+def var(
+    out: str,
+    tokenizer: str,
+    model: str | None = None,
+    scales: list[int] | None = None,
+    allow_namespace: bool = False,
+) -> None:
+    """Turn VAR's multi-scale tokenizer into a tokenizer file, or with its transformer into a model folder: a baseline.
 
     Example:
-        ctf convert var --tokenizer vae_ch160v4096z32.pth --out runs/var-tokenizer.safetensors
+        ctf convert var --tokenizer vae_ch160v4096z32.pth --model var_d16.pth --out runs/var-d16
 
     Args:
-        out: a safetensors file.
+        out: model folder, whose classes are named by their index; without `model` a safetensors file.
         tokenizer: a file of VAR's, of any ending, or "owner/name:file" on the Hugging Face Hub.
-        scales: side of each scale, such as [1, 2, 3, 4, 6, 9, 13, 18, 24, 32] for 512 pixels; VAR's ten for 256 pixels
-            without it. One file of weights serves any.
+        model: a transformer's file, or "owner/name:file" on the Hugging Face Hub.
+        scales: side of each scale, such as [1, 2, 3, 4, 6, 9, 13, 18, 24, 32] for 512 pixels. Without it the model's,
+            or VAR's ten for 256 pixels. One tokenizer's weights serve any.
         allow_namespace: accept an argparse.Namespace beside the weights, as some training checkpoints hold.
     """
-    from ctf.interop.var import load_tokenizer
+    from ctf.interop.var import load_tokenizer, load_var, scales_of, size_name
 
-    load_tokenizer(tokenizer, scales, allow_namespace=allow_namespace).save(out)
-    print(f"{out} written")
+    if model is not None and scales is None:
+        scales = scales_of(model, allow_namespace)
+    multi_scale = load_tokenizer(tokenizer, scales, allow_namespace=allow_namespace)
+    if model is None:
+        multi_scale.save(out)
+        print(f"{out} written")
+        return
+    stage = load_var(model, multi_scale, allow_namespace=allow_namespace)
+    _save_baseline(out, multi_scale, stage, size_name(stage.config))
 
 
 def codes(

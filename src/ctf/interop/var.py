@@ -1,4 +1,4 @@
-"""VAR's multi-scale tokenizer (github.com/FoundationVision/VAR): its file into ours and back.
+"""VAR's models (github.com/FoundationVision/VAR): its tokenizer's file into ours and back; its transformers beside.
 
 Levels, blocks and channels are read off names and shapes. The sides of the scales are in no shape.
 """
@@ -15,10 +15,15 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.interop.translation import Translation, count, few, renamed, shape
+from ctf.interop.var_transformer import load_var as load_var
+from ctf.interop.var_transformer import scales_of as scales_of
+from ctf.interop.var_transformer import size_name as size_name
+from ctf.interop.var_transformer import var_state as var_state
+from ctf.interop.var_weights import read_part
 from ctf.tokenizer.config import MultiScaleConfig
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.multi_scale import MultiScaleTokenizer
-from ctf.weights import name_of, read_checkpoint, read_state_dict
+from ctf.weights import name_of
 
 #: Our names to VAR's, applied in order, once the decoder's levels are counted from the other end.
 TOKENIZER_NAMES = {
@@ -83,20 +88,6 @@ def tokenizer_state(tokenizer: Tokenizer) -> dict[str, Tensor]:
     state = translation.theirs(tokenizer)
     translation.check_exportable(config, _config(state, config.scales, "the tokenizer"))
     return {**state, USAGE: torch.zeros(len(config.scales), config.codebook_size)}
-
-
-def read_part(source: str | Path | Mapping[str, Any], part: str, allow_namespace: bool = False) -> dict[str, Tensor]:
-    """The weights in `source`, as `read_state_dict`, or those called `part` where it is a training checkpoint of VAR.
-
-    Raises:
-        InputError: as `read_state_dict`.
-    """
-    held = source if isinstance(source, Mapping) else read_checkpoint(source, allow_namespace)
-    if isinstance(held, Mapping) and isinstance(held.get("trainer"), Mapping) and part in held["trainer"]:
-        held = held["trainer"][part]
-    if not isinstance(held, Mapping):
-        raise InputError(f"{name_of(source)} holds a {type(held).__name__}, not a dictionary of weights")
-    return read_state_dict(held)
 
 
 def _translation(config: MultiScaleConfig) -> Translation:

@@ -6,5 +6,7 @@ from .config import Compute as Compute
 from .config import TransformerConfig as TransformerConfig
 from .loss import ClusterLoss as ClusterLoss
 from .loss import linear_cross_entropy as linear_cross_entropy
+from .next_scale import NextScaleTransformer as NextScaleTransformer
+from .next_scale_config import NextScaleConfig as NextScaleConfig
 from .packed import PackedTransformer as PackedTransformer
 from .transformer import Transformer as Transformer

@@ -68,13 +68,28 @@ def group_attention(sizes: tuple[int, ...], device: torch.device) -> Callable[[T
         together = (group[row] == group[column]) & (is_query[row] == is_query[column])
         return together | (~is_query[column] & (group[column] < group[row]))
 
+    return _masked_attention(sees, len(group), device)
+
+
+@lru_cache
+def scale_attention(sizes: tuple[int, ...], device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Attention (q, k, v → as q) over scales of these sizes: a position sees its own and those before (VAR)."""
+    scale = torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))
+
+    def sees(batch: Any, head: Any, row: Tensor, column: Tensor) -> Tensor:
+        return scale[column] <= scale[row]
+
+    return _masked_attention(sees, len(scale), device)
+
+
+def _masked_attention(sees: Callable[..., Tensor], length: int, device: torch.device) -> Callable[..., Tensor]:
+    """Attention over `length` positions where `sees` (batch, head, row, column) says which see which."""
     if device.type != "cuda":
-        indices = torch.arange(len(group), device=device)
-        mask = sees(None, None, indices[:, None], indices)
-        return partial(attend, mask=mask)
+        indices = torch.arange(length, device=device)
+        return partial(attend, mask=sees(None, None, indices[:, None], indices))
     from torch.nn.attention.flex_attention import create_block_mask
 
-    blocks = create_block_mask(sees, None, None, len(group), len(group), device=str(device))
+    blocks = create_block_mask(sees, None, None, length, length, device=str(device))
     return partial(_compiled_flex_attention(), block_mask=blocks, enable_gqa=True)
 
 

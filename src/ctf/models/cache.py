@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ctf.models.attention import attend_all
 from ctf.models.config import TransformerConfig
+from ctf.models.next_scale_config import NextScaleConfig
 
 
 class KeyValueCache:
@@ -16,7 +17,9 @@ class KeyValueCache:
     the last, so the length is N; one of groups has queries for the last, so it is N + 1. A cache belongs to one call.
     """
 
-    def __init__(self, config: TransformerConfig, rows: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: TransformerConfig | NextScaleConfig, rows: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         length = config.num_tokens + (config.attention == "groups")
         shape = (config.layers, rows, config.num_kv_heads, length, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype).unbind()
@@ -24,22 +27,23 @@ class KeyValueCache:
 
 
 def attend_cached(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
-    """Store a new position and let it attend over all stored ones.
+    """Store new positions and let them attend over all stored ones.
 
     Every stored position may be seen, so there is no mask.
 
     Args:
-        q: (rows, heads, 1, head_dim).
-        k, v: (rows, kv_heads, 1, head_dim).
+        q: (rows, heads, n, head_dim).
+        k, v: (rows, kv_heads, n, head_dim).
         keys, values: (rows, kv_heads, N, head_dim), filled below `position`.
-        position: the new one.
+        position: the first new one.
 
     Returns:
         As q.
     """
-    keys[:, :, position] = k[:, :, 0]
-    values[:, :, position] = v[:, :, 0]
-    return _attend(q, keys[:, :, : position + 1], values[:, :, : position + 1])
+    end = position + q.shape[2]
+    keys[:, :, position:end] = k
+    values[:, :, position:end] = v
+    return _attend(q, keys[:, :, :end], values[:, :, :end])
 
 
 def attend_cached_group(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -43,9 +44,13 @@ class ClusterLoss(nn.Module):
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, cluster_loss: ClusterLoss | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cluster_loss: ClusterLoss | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """−log P of each target under softmax(hidden · weightᵀ), plus `cluster_loss` where one is given.
+    """−log P of each target under softmax(hidden · weightᵀ + bias), plus `cluster_loss` where one is given.
 
     Logits are computed part by part, and again for the gradient: of a vocabulary of 16,384 they would take far more
     memory, and time to move, than everything else in a small model.
@@ -55,10 +60,13 @@ def linear_cross_entropy(
         weight: (V, dim) the head's weight.
         targets: int64 (…) in [0, V).
         cluster_loss: over clusters of the V labels.
+        bias: (V,), if the head has one.
 
     Returns:
         float32 (…), in nats.
     """
+    if bias is not None:  # one more column of the weight, for one more number in each state
+        hidden, weight = F.pad(hidden, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], dim=1)
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)

@@ -7,13 +7,15 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.device import return_freed_memory
 from ctf.errors import InputError
 from ctf.models.cache import KeyValueCache, attend_opaque
-from ctf.models.config import Compute
+from ctf.models.config import Compute, Quantize
 from ctf.models.linear import pack_linear
+from ctf.models.next_scale import NextScaleTransformer
 from ctf.models.transformer import FeedForward, Transformer, compile_blocks
 
 
@@ -88,3 +90,66 @@ class PackedFeedForward(FeedForward):
     def gate_and_up(self, x: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = self.w13(x).chunk(2, dim=-1)
         return gate, up
+
+
+class PackedNextScale(NextScaleTransformer):
+    """`PackedTransformer` of VAR's network.
+
+    The head stays in float32; quantised are the products over positions.
+
+    Raises:
+        InputError: int8 on a device or build without it; compilation on a CPU.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: NextScaleTransformer, compute: Compute, head: bool = True) -> None:
+        if compute.compile and model.head.weight.device.type != "cuda":
+            raise InputError("compile is for stages of single positions on a CPU, next_scale has none: leave it out")
+        nn.Module.__init__(self)
+        shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+        self.__dict__.update(copy.deepcopy(model, shared).__dict__)
+        self.eval()
+        self.dtype = compute.torch_dtype
+        for name in ("vector_embedding", "head_modulation", "modulation"):
+            if hasattr(self, name):
+                setattr(self, name, PackedAffine(getattr(self, name), self.dtype))
+        blocks: Any = self.blocks
+        for block in blocks:
+            for half in ("before", "after"):  # of a model that trains compiled
+                vars(block).pop(half, None)
+            for part, name in (
+                (block.attention, "qkv"),
+                (block.attention, "out"),
+                (block.ffn, "up"),
+                (block.ffn, "down"),
+            ):
+                setattr(part, name, PackedAffine(getattr(part, name), self.dtype, compute.quantize))
+            if hasattr(block, "modulation"):
+                block.modulation = PackedAffine(block.modulation, self.dtype)
+            return_freed_memory()
+        if head:
+            self.head = PackedAffine(self.head, torch.float32)  # type: ignore[assignment]
+        if model.head.weight.device.type == "cuda":
+            compile_blocks(self)
+
+
+class PackedAffine(nn.Module):
+    """A packed product, plus the bias of the layer, if it has one."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype, quantize: Quantize | None = None) -> None:
+        super().__init__()
+        self.product = pack_linear(layer.weight.detach().flatten(1).to(dtype), quantize)
+        self.bias = None if layer.bias is None else layer.bias.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias
+
+
+class PackedConvolution(PackedAffine):
+    """A 3 × 3 convolution as a product over patches, for a CPU: oneDNN's convolution rounds by the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, d, H, W) → the same."""
+        patches = F.unfold(x, 3, padding=1).transpose(1, 2)  # (B, H·W, 9·d)
+        return super().forward(patches).transpose(1, 2).unflatten(2, x.shape[2:])

@@ -90,9 +90,13 @@ class Block(nn.Module):
         """(B, n, dim) → the same; `attend` (q, k, v → as q) is attention over a cache in place of that over x."""
         attend = attend or partial(attend_whole, causal=self.config.attention == "causal")
         if self.recomputed and torch.is_grad_enabled():
-            dropout = self.training and self.dropout.p > 0
-            return checkpoint(self._run, x, rotary, attend, use_reentrant=False, preserve_rng_state=dropout)
+            return checkpoint(self._run, x, rotary, attend, use_reentrant=False, preserve_rng_state=self.random)
         return self._run(x, rotary, attend)
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws random numbers now."""
+        return self.training and self.dropout.p > 0
 
     def _run(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         return self.after(x, attend(*self.before(x, rotary)))  # q, k and v are freed before the feed-forward layer
@@ -116,10 +120,11 @@ def compile_blocks(module: nn.Module) -> None:
     and mask depend on the caller, stays outside.
     """
     number = next(_COMPILED)
-    before, after = torch.compile(_copied(Block.before, number)), torch.compile(_copied(Block.after, number))
-    for block in module.modules():
-        if isinstance(block, Block):
-            block.before, block.after = partial(before, block), partial(after, block)  # type: ignore[method-assign]
+    blocks = [block for block in module.modules() if isinstance(block, Block)]
+    kind = type(blocks[0])
+    before, after = torch.compile(_copied(kind.before, number)), torch.compile(_copied(kind.after, number))
+    for block in blocks:
+        block.before, block.after = partial(before, block), partial(after, block)  # type: ignore[method-assign]
 
 
 _COMPILED = itertools.count()

@@ -1,6 +1,7 @@
 from .any_order import AnyOrder as AnyOrder
 from .autoregressive import Autoregressive as Autoregressive
 from .masked import Masked as Masked
+from .next_scale import NextScale as NextScale
 from .registry import KINDS as KINDS
 from .registry import generate_tokens as generate_tokens
 from .registry import load_stage as load_stage

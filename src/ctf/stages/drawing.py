@@ -169,11 +169,9 @@ def draw_steps(
     sampling, sampler, copies = plan.sampling, find_sampler(plan.sampling), 1 + plan.sampling.guided
     rows = None if given is None else given.repeat(copies, 1)
     state = stage.begin(both_branches(labels, stage.num_classes, sampling), rows, plan)
-    tokens = torch.full((len(labels), stage.num_tokens), -1, device=labels.device)
+    tokens = torch.full((len(labels), stage.num_tokens), -1, device=labels.device) if known is None else known.clone()
     for group in plan.groups:
         if group.kept:
-            assert known is not None
-            tokens[:, group.at] = known[:, group.at]
             if stage.cached:  # kept positions are to be seen later too
                 stage.hidden(state, group)
         else:
@@ -181,7 +179,8 @@ def draw_steps(
                 stage.hidden(state, group), sampling, group.number, len(plan.groups), group.before / stage.num_tokens
             )
             drawn = _draw(stage, hidden, plan, group, sampler, uniform, tokens, given)
-            tokens[:, group.at] = drawn if group.count == group.size else drawn.where(tokens < 0, tokens)
+            before = tokens[:, group.at]
+            tokens[:, group.at] = drawn if group.count == group.size else drawn.where(before < 0, before)
             yield tokens
         stage.observe(state, group, tokens[:, group.at].repeat(copies, 1))
 

@@ -21,10 +21,12 @@ from ctf.sampling.settings import Sampling
 from ctf.stages.any_order import AnyOrder
 from ctf.stages.autoregressive import Autoregressive
 from ctf.stages.masked import Masked
+from ctf.stages.next_scale import NextScale
 from ctf.stages.stage import Stage
+from ctf.tokenizer.interface import Tokenizer
 
 #: By the word that files and `--kind` know them by.
-KINDS: dict[str, type[Stage]] = {kind.kind: kind for kind in (Autoregressive, Masked, AnyOrder)}
+KINDS: dict[str, type[Stage]] = {kind.kind: kind for kind in (Autoregressive, Masked, AnyOrder, NextScale)}
 
 
 def register_kind(kind: type[Stage]) -> type[Stage]:
@@ -60,9 +62,12 @@ def new_stage(
     support: Any = "cluster",
     sampling: Sampling | None = None,
     codebook: str | None = None,
+    tokenizer: Tokenizer | None = None,
     **settings: Any,
 ) -> Stage:
     """A stage with random weights, of a named size; `settings` are the kind's own, such as `dropout`.
+
+    `tokenizer` made the tokens: only some kinds read it.
 
     Raises:
         InputError: no such kind or size, or parts that do not belong together.
@@ -80,10 +85,13 @@ def new_stage(
         given=0 if given is None else given.num_coarse,
         layout=layout,
         num_classes=num_classes,
+        **chosen.settings_of(tokenizer),
         **settings,
     )
     facts: dict[str, Any] = {"predicts": predicts, "given": given, "support": support, "sampling": sampling}
-    return chosen(config, name=name, codebook=codebook, **facts)
+    stage = chosen(config, name=name, codebook=codebook, **facts)
+    stage.take_from(tokenizer)
+    return stage
 
 
 def load_stage(path: str | Path) -> Stage:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctf.codebook.coarse_map import CoarseMap
+from ctf.codebook.coarse_map import CoarseMap, codebook_fingerprint
 from ctf.device import send
 from ctf.errors import InputError
 from ctf.files import save_tensors
@@ -27,6 +27,7 @@ from ctf.sampling.orders import possible_orders
 from ctf.sampling.random import Random
 from ctf.sampling.settings import Order, Sampling
 from ctf.stages.drawing import DrawPlan, Group, OnStep, draw_all, draw_steps, plan_groups, uniforms
+from ctf.tokenizer.interface import Tokenizer
 
 Support = Literal["cluster", "full"]
 
@@ -61,6 +62,10 @@ class Stage(nn.Module, ABC):
     #: Parameters with a row for each label of a level ("predicts", "given"), or for each class ("classes"), by name:
     #: what a training can start from where levels or classes differ.
     rows_of: ClassVar[dict[str, str]] = {}
+    #: Ends of names of parameters with two axes or more that do not decay in training.
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    #: Beginnings of names of tensors that files keep in float32.
+    float32: ClassVar[tuple[str, ...]] = ()
     #: Records the drawing loop on a GPU; of a packed stage.
     recorded: Any = None
 
@@ -116,6 +121,28 @@ class Stage(nn.Module, ABC):
             InputError: no such size; here none at all.
         """
         raise InputError(f"stages of kind {cls.kind} have no named sizes: make one from its Config")
+
+    @classmethod
+    def settings_of(cls, tokenizer: Tokenizer | None) -> dict[str, Any]:
+        """Settings of `configure` that follow from the tokenizer whose tokens the stage is for; here none.
+
+        Raises:
+            InputError: a tokenizer that the kind cannot work with, or none where it needs one.
+        """
+        return {}
+
+    def take_from(self, tokenizer: Tokenizer | None) -> None:
+        """Copy what the stage reads of this tokenizer beside its tokens; here nothing."""
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise InputError unless the stage was trained on tokens of this tokenizer, as far as it knows."""
+        if self.codebook_size != tokenizer.codebook_size:
+            raise InputError(
+                f"stage {self.name} is for a codebook of {self.codebook_size}, the tokenizer has "
+                f"{tokenizer.codebook_size}"
+            )
+        if self.codebook not in (None, codebook_fingerprint(tokenizer.codebook)):
+            raise InputError(f"stage {self.name} was trained on tokens of another codebook than the tokenizer's")
 
     @abstractmethod
     def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
@@ -411,7 +438,10 @@ class Stage(nn.Module, ABC):
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, as `dtype`, maps and settings to one safetensors file; `load_stage` reads it."""
-        tensors = {name: tensor.to(dtype) for name, tensor in self.state_dict().items()}
+        tensors = {
+            name: tensor.to(torch.float32 if name.startswith(self.float32) else dtype)
+            for name, tensor in self.state_dict().items()
+        }
         metadata = {
             "ctf": "stage",
             "kind": self.kind,

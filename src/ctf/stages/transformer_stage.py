@@ -23,9 +23,12 @@ from ctf.stages.stage import Stage
 
 
 class TransformerStage(Stage):
-    """A stage around one `Transformer`; arguments as those of `Stage`."""
+    """A stage around one `Transformer`; arguments as those of `Stage`.
 
-    Config = TransformerConfig
+    A kind around another network names it, its packed form and its settings.
+    """
+
+    Config: ClassVar[type] = TransformerConfig
     config: TransformerConfig
     attention: ClassVar[Literal["causal", "full", "groups"]]
     rows_of: ClassVar[dict[str, str]] = {
@@ -34,13 +37,15 @@ class TransformerStage(Stage):
         "transformer.given_embedding.weight": "given",
         "transformer.head.weight": "predicts",
     }
+    Network: ClassVar[Any] = Transformer
+    Packed: ClassVar[Any] = PackedTransformer
 
     def __init__(self, config: TransformerConfig, **facts: Any) -> None:
         super().__init__(config, **facts)
         labels = 0 if self.given is None else self.given.num_coarse
         if config.given_vocab != labels:
             raise InputError(f"stage {self.name} reads {config.given_vocab} given labels, their level has {labels}")
-        self.transformer = Transformer(config)
+        self.transformer = self.Network(config)
 
     @classmethod
     def configure(
@@ -57,7 +62,9 @@ class TransformerStage(Stage):
         if self.members is None:
             return self.transformer.head(hidden).float()
         assert given is not None
-        return member_logits(hidden, self.transformer.head.weight, given, self.members)
+        head = self.transformer.head
+        logits = member_logits(hidden, head.weight, given, self.members)
+        return logits if head.bias is None else logits + head.bias[self.members.table[given]]
 
     @abstractmethod
     def training_states(
@@ -74,7 +81,8 @@ class TransformerStage(Stage):
         targets, given = self.levels(tokens)
         hidden, targets, given = self.training_states(targets, labels, given)
         if self.members is None:
-            return linear_cross_entropy(hidden, self.transformer.head.weight, targets, cluster_loss)
+            head = self.transformer.head
+            return linear_cross_entropy(hidden, head.weight, targets, cluster_loss, head.bias)
         if cluster_loss is not None:
             raise InputError(f"stage {self.name} chooses within a cluster: a loss on clusters says nothing there")
         logits = self.head(hidden, given).flatten(0, -2)
@@ -85,7 +93,7 @@ class TransformerStage(Stage):
             return self
         packed = copy.copy(self)
         packed._modules, packed._buffers = self._modules.copy(), self._buffers.copy()  # not shared with the original
-        packed.transformer = PackedTransformer(self.transformer, compute.on(self.device), head=self.members is None)
+        packed.transformer = self.Packed(self.transformer, compute.on(self.device), head=self.members is None)
         if self.members is not None and self.device.type == "cpu":  # once, not in every step
             head = packed.transformer.head
             head.weight = nn.Parameter(self.members.sorted_weight(head.weight.detach()), requires_grad=False)

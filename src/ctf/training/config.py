@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ctf.errors import InputError
-from ctf.sampling.settings import Sampling
+from ctf.sampling.settings import YOUNG, Sampling
 from ctf.tokenizer.config import TokenizerConfig
 
 
@@ -29,14 +29,17 @@ def check_settings(config: Any, section: str, names: Iterable[str], wanted: str,
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, or Muon beside it, with a cosine schedule; without weight decay AdamW is plain Adam.
+    """AdamW, or Muon beside it, with a schedule; without weight decay AdamW is plain Adam.
 
     Attributes:
         learning_rate: peak learning rate.
-        final_learning_rate: where the cosine ends, the rate of the last step; the peak's value makes the rate constant.
+        final_learning_rate: of the last step; the peak's value makes the rate constant.
         warmup_steps: linear warm-up from 0 to the peak; fewer than the run has steps.
+        schedule: how the rate falls behind the warm-up, "cosine" or "linear", which is VAR's: after a twentieth of the
+            steps at the peak.
         betas: AdamW's β₁ and β₂.
         weight_decay: on matrices only, not on norms and biases.
+        final_weight_decay: of the last step, reached from a `weight_decay` above 0 by half a cosine; null keeps that.
         clip: largest gradient norm; 0 does not clip.
         name: "adamw" for everything; "muon" for the matrices in a stage's blocks, its updates scaled to the size of
             AdamW's so that one rate serves both, and AdamW for the rest.
@@ -49,11 +52,16 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     clip: float = 1.0
     name: Literal["adamw", "muon"] = "adamw"
+    schedule: Literal["cosine", "linear"] = field(default="cosine", metadata=YOUNG)
+    final_weight_decay: float | None = field(default=None, metadata=YOUNG)
 
     def __post_init__(self) -> None:
-        names = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "clip")
+        names = ["learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "clip"]
+        names += ["final_weight_decay"] * (self.final_weight_decay is not None)
         check_settings(self, "optimizer.", names, "at least 0 and finite", lambda x: 0 <= x < math.inf)
         check_settings(self, "optimizer.", ("betas",), "at least 0 and below 1", lambda x: 0 <= x < 1)
+        if self.final_weight_decay is not None and not self.weight_decay:
+            raise InputError("optimizer.final_weight_decay grows from optimizer.weight_decay: give one above 0")
         if self.final_learning_rate > self.learning_rate:
             raise InputError(
                 f"optimizer.final_learning_rate is {self.final_learning_rate:g}: it must be at most the peak, "
@@ -213,15 +221,17 @@ class TokenTraining:
         tokens: folder of training tokens, from `ctf tokenize`.
         held_out: folder of tokens to evaluate on; none without it.
         kind: how the stage generates: "autoregressive", one label after another; "masked", hidden labels in rounds;
-            "any_order", groups of positions in any order and number of steps; or a kind of yours, "file.py:Class".
+            "any_order", groups of positions in any order and number of steps; "next_scale", scale after scale of a
+            multi-scale tokenizer, which it needs; or a kind of yours, "file.py:Class".
         rounds: of kind masked, what to train for: "one" round, in which all labels are hidden, as in the paper's
             stage 2, or "any" number of them, hiding a random share (MaskGIT); null is one where labels are given,
             else any.
         size: a named size, see `ctf info sizes`.
-        dropout: on embeddings, attention output and feed-forward output.
+        dropout: on embeddings, attention output and feed-forward output; VAR's next_scale has none.
         class_dropout: how often the label is dropped, for classifier-free guidance.
         sampling: settings that are stored with the weights and used unless others are given.
-        tokenizer: the tokenizer that made the tokens: decodes contact sheets during training.
+        tokenizer: the tokenizer that made the tokens: decodes contact sheets during training, and kind next_scale
+            reads its codewords.
         start_from: weights to start from, as far as they fit: a stage, run or model folder, Hub id, or LlamaGen's file.
             Embeddings and head of another level are averaged over clusters, classes are matched by name.
         optimizer: AdamW or Muon, and the schedule.

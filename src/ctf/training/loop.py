@@ -29,7 +29,7 @@ from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.interrupt import interruptible
 from ctf.training.log import Log, Meter
 from ctf.training.objective import Batch, Objective
-from ctf.training.optimizer import build_optimizers, learning_rate
+from ctf.training.optimizer import build_optimizers, set_rates
 from ctf.training.processes import Processes
 from ctf.training.sharding import full_tensor, local, meta_copy, shard, unsharded
 from ctf.training.skipping import SkippedSteps
@@ -211,9 +211,7 @@ class _Trainer:
         # Dropout depends on seed, step and rank alone: random state need not be in the checkpoint.
         torch.manual_seed(((c.seed * 1_000_003 + step) * self.processes.world + self.processes.rank) % 2**63)
         self.objective.before_step(self.ema, step)
-        rate = learning_rate(self.optimizer_config, step, self.steps)
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
+        rate = set_rates(self.optimizers, self.optimizer_config, step, self.steps)
         pieces = zip(*(tensor.chunk(c.accumulate) for tensor in batch), strict=True)
         is_split, weights = c.accumulate * self.processes.world > 1, []
         for index, piece in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""AdamW and the cosine schedule of the paper's recipe (section 5.1), and Muon."""
+"""AdamW and the cosine schedule of the paper's recipe (section 5.1), VAR's schedule, and Muon."""
 
 from __future__ import annotations
 
@@ -20,36 +20,61 @@ def build_optimizers(module: nn.Module, config: OptimizerConfig) -> dict[str, Op
     Raises:
         InputError: Muon for a module without blocks of matrices.
     """
-    if config.name == "adamw":
-        return {"optimizer": build_adamw(module.parameters(), config)}
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    undecayed = [p for name, p in trainable.items() if name.endswith(getattr(module, "undecayed", ()))]
+    if config.name == "adamw":
+        return {"optimizer": build_adamw(trainable.values(), config, undecayed)}
     matrices = {name: p for name, p in trainable.items() if ".blocks." in name and p.ndim == 2}
     if not matrices:
         raise InputError("optimizer.name muon is for the blocks of a stage, and there are none: choose adamw")
     return {
-        "optimizer": build_adamw([p for name, p in trainable.items() if name not in matrices], config),
+        "optimizer": build_adamw([p for name, p in trainable.items() if name not in matrices], config, undecayed),
         "muon": Muon(matrices.values(), config.learning_rate, weight_decay=config.weight_decay),
     }
 
 
-def build_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over two groups: matrices decay, norms and biases do not."""
-    trainable = [p for p in parameters if p.requires_grad]
+def build_adamw(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, undecayed: Iterable[nn.Parameter] = ()
+) -> torch.optim.AdamW:
+    """AdamW over two groups: matrices decay, norms, biases and what is `undecayed` do not."""
+    trainable, exempt = [p for p in parameters if p.requires_grad], {id(p) for p in undecayed}
+    decays = [p.ndim >= 2 and id(p) not in exempt for p in trainable]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p, own in zip(trainable, decays, strict=True) if own], "weight_decay": config.weight_decay},
+        {"params": [p for p, own in zip(trainable, decays, strict=True) if not own], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Rate of step `step` (from 0) of `steps`: linear warm-up, then a cosine from peak to final, at the last step.
+    """Rate of step `step` (from 0) of `steps`: linear warm-up, then a fall from peak to final, at the last step.
 
     `steps` are more than those of the warm-up; the loop makes sure of it.
     """
+    last, linear = steps - 1, config.schedule == "linear"
     if step < config.warmup_steps:
+        if linear:
+            return config.learning_rate * (0.005 + 0.995 * step / config.warmup_steps)
         return config.learning_rate * (step + 1) / config.warmup_steps
-    last = steps - 1
     progress = (step - config.warmup_steps) / (last - config.warmup_steps) if step < last else 1.0
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+    # VAR holds the peak for 5 % of what is left.
+    share = min(1.0, (1 - progress) / 0.95) if linear else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share
+
+
+def weight_decay(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Weight decay in step `step` of `steps`: half a cosine from its first to its final value, or constant."""
+    if config.final_weight_decay is None:
+        return config.weight_decay
+    cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, steps - 1)))
+    return config.final_weight_decay + (config.weight_decay - config.final_weight_decay) * cosine
+
+
+def set_rates(optimizers: Iterable[Optimizer], config: OptimizerConfig, step: int, steps: int) -> float:
+    """Give every group the rate and the weight decay of a step; returns the rate."""
+    rate, decay = learning_rate(config, step, steps), weight_decay(config, step, steps)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = rate
+        if group["weight_decay"]:
+            group["weight_decay"] = decay
+    return rate

@@ -57,6 +57,7 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         support=task.support,
         sampling=config.sampling,
         codebook=tokens.fingerprint_of_codebook,
+        tokenizer=tokenizer,
         dropout=config.dropout,
         class_dropout=config.class_dropout,
         **own,

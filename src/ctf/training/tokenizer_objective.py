@@ -25,7 +25,7 @@ from ctf.tokenizer.registry import new_tokenizer
 from ctf.training.batches import ImageBatches, read_or_next
 from ctf.training.config import TokenizerTraining
 from ctf.training.objective import Batch, Objective
-from ctf.training.optimizer import build_adamw, learning_rate
+from ctf.training.optimizer import build_adamw, set_rates
 from ctf.training.processes import ALONE, Processes
 from ctf.training.start import start_tokenizer
 
@@ -142,8 +142,7 @@ class TokenizerObjective(Objective):
     def _train_discriminator(self, step: int) -> None:
         """One step of its optimizer over all pieces of the batch, with the tokenizer's schedule and clipping."""
         c = self.config
-        for group in self.discriminator_optimizer.param_groups:
-            group["lr"] = learning_rate(c.optimizer, step, self.steps)
+        set_rates([self.discriminator_optimizer], c.optimizer, step, self.steps)
         self.discriminator_optimizer.zero_grad()  # the tokenizer's loss left some
         for images, decoded in self.seen:
             loss = hinge_discriminator_loss(self.discriminator(images), self.discriminator(decoded))

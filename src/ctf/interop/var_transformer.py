@@ -1,0 +1,165 @@
+"""VAR's transformers (github.com/FoundationVision/VAR): their files as stages of kind next_scale, and back.
+
+Depth, width, heads, classes and the scales are all read off names, shapes and the table of scales in the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctf.codebook.coarse_map import CoarseMap
+from ctf.errors import InputError
+from ctf.interop.translation import Translation, count, few, renamed, shape
+from ctf.interop.var_weights import read_part
+from ctf.layout import Layout
+from ctf.models.next_scale_config import NEXT_SCALE_SIZES, NextScaleConfig
+from ctf.sampling.settings import Sampling
+from ctf.stages.next_scale import NextScale
+from ctf.stages.stage import Stage
+from ctf.tokenizer.interface import Tokenizer
+from ctf.weights import name_of
+
+#: Our names to VAR's, applied in order.
+NAMES = {
+    r"^label_embedding\.": "class_emb.",
+    r"^start$": "pos_start",
+    r"^position_embedding$": "pos_1LC",
+    r"^vector_embedding\.": "word_embed.",
+    r"^scale_embedding\.": "lvl_embed.",
+    r"^head_modulation\.": "head_nm.ada_lin.1.",
+    r"^modulation\.": "shared_ada_lin.1.",
+    r"\.modulation\.": ".ada_lin.1.",
+    r"\.offset$": ".ada_gss",
+    r"\.attention\.": ".attn.",
+    r"\.scale$": ".scale_mul_1H11",
+    r"\.qkv\.": ".mat_qkv.",
+    r"\.out\.": ".proj.",
+    r"\.up\.": ".fc1.",
+    r"\.down\.": ".fc2.",
+}
+SCALES, MASK = "lvl_1L", "attn_bias_for_masking"
+TRANSLATION = Translation(
+    "VAR",
+    lambda name: [renamed(name, NAMES)],
+    re.compile(rf"{SCALES}|{MASK}|blocks\.\d+\.attn\.zero_k_bias"),
+)
+#: VAR's settings for FID: its cfg 1.5, reached at the last scale, top-k 900, top-p 0.96.
+SAMPLING = Sampling(cfg_scale=2.5, cfg_schedule="steps", top_k=900, top_p=0.96)
+
+
+def load_var(
+    path_or_state_dict: str | Path | Mapping[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    predicts: CoarseMap | None = None,
+    name: str = "baseline",
+    allow_namespace: bool = False,
+) -> NextScale:
+    """A transformer of VAR's as a stage, float32 and in evaluation mode, with VAR's settings of sampling for FID.
+
+    Args:
+        path_or_state_dict: a `torch.save` or safetensors file, "owner/name:file" on the Hugging Face Hub, or a state
+            dict, bare as `var_d16.pth` or within a training checkpoint of VAR.
+        tokenizer: a multi-scale one, whose codewords and convolutions the stage reads.
+        predicts: the level, for a transformer over coarse labels.
+        name: of the stage.
+        allow_namespace: accept `argparse.Namespace` beside the weights, and nothing else that is not plain data.
+
+    Raises:
+        InputError: no such file, truncated, refused by safe unpickling, not such a transformer, or one of another
+            tokenizer or level.
+    """
+    state = read_part(path_or_state_dict, "var_wo_ddp", allow_namespace)
+    where = name_of(path_or_state_dict)
+    of_tokenizer = NextScale.settings_of(tokenizer)
+    config = dataclasses.replace(_config(state, where), convolutions=of_tokenizer["convolutions"])
+    labels = tokenizer.codebook_size if predicts is None else predicts.num_coarse
+    needed, held = (labels, of_tokenizer["codeword_dim"]), (config.output_vocab, config.codeword_dim)
+    if needed != held:
+        raise InputError(
+            f"{where} predicts {held[0]} labels from vectors of {held[1]} numbers, the tokenizer and its level have "
+            f"{needed[0]} and {needed[1]}: give the parts of one model"
+        )
+    if (scales := tokenizer.layout_of(config.num_tokens)) != config.layout:
+        raise InputError(
+            f"{where} has the scales {config.layout}, the tokenizer {scales}: open it with the same scales"
+        )
+    with torch.device("meta"):  # large ones would take a minute to initialize, for nothing
+        stage = NextScale(config, name=name, predicts=predicts, sampling=SAMPLING)
+    stage.transformer.load_state_dict(TRANSLATION.ours(stage.transformer, state, where), assign=True)
+    stage.take_from(tokenizer)
+    return stage.eval()
+
+
+def scales_of(path_or_state_dict: str | Path | Mapping[str, Any], allow_namespace: bool = False) -> list[int]:
+    """Side of each scale of a transformer's file. Raises InputError as `load_var`."""
+    state = read_part(path_or_state_dict, "var_wo_ddp", allow_namespace)
+    return [rows for rows, _ in _config(state, name_of(path_or_state_dict)).layout]
+
+
+def size_name(config: NextScaleConfig) -> str:
+    """The name in `NEXT_SCALE_SIZES` of this depth and width; "custom" without one."""
+    names = {size: name for name, size in NEXT_SCALE_SIZES.items()}
+    return names.get((config.layers, config.heads, config.dim), "custom")
+
+
+def var_state(stage: Stage) -> dict[str, Tensor]:
+    """The weights under VAR's names, all that its class loads: `torch.save` makes a file of VAR's of them.
+
+    Raises:
+        InputError: a stage of another kind, or with a setting that VAR's lacks.
+    """
+    if not isinstance(stage, NextScale):
+        raise InputError(f"stage {stage.name} is {stage.kind}: VAR's layout holds next_scale ones only")
+    config, state = stage.config, TRANSLATION.theirs(stage.transformer)
+    scale = torch.arange(len(config.layout)).repeat_interleave(torch.tensor(config.layout.sizes))
+    state[SCALES] = scale[None]
+    held = _config(state, f"stage {stage.name}")
+    training = ("convolutions", "dropout", "drop_path", "class_dropout")
+    TRANSLATION.check_exportable(
+        config, dataclasses.replace(held, **{name: getattr(config, name) for name in training})
+    )
+    state[MASK] = torch.zeros(1, 1, len(scale), len(scale)).masked_fill(scale > scale[:, None], -math.inf)
+    return {**state, **{f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.dim) for i in range(config.layers)}}
+
+
+def _config(state: Mapping[str, Tensor], where: str) -> NextScaleConfig:
+    """The settings in names and shapes. Raises InputError: another model, or one without normalised queries."""
+    if "word_embed.weight" not in state:
+        what = "VAR's tokenizer" if "quantize.embedding.weight" in state else f"another model ({few(list(state))})"
+        raise InputError(f"{where} is {what}, not VAR's transformer: it has no word_embed")
+    if "blocks.0.attn.scale_mul_1H11" not in state:
+        raise InputError(f"{where} has no blocks.0.attn.scale_mul_1H11: ctf reads transformers with normalised queries")
+    dim, codeword_dim = shape(state, "word_embed.weight", where)
+    heads = shape(state, "blocks.0.attn.scale_mul_1H11", where)[1]
+    if dim % heads:
+        raise InputError(f"{where}: {heads} heads do not fit a width of {dim}")
+    return NextScaleConfig(
+        output_vocab=shape(state, "head.weight", where)[0],
+        layout=_layout(state, where),
+        num_classes=shape(state, "class_emb.weight", where)[0] - 1,  # the last is unconditional
+        layers=count(state, "blocks."),
+        heads=heads,
+        dim=dim,
+        codeword_dim=codeword_dim,
+        shared_modulation="shared_ada_lin.1.weight" in state,
+    )
+
+
+def _layout(state: Mapping[str, Tensor], where: str) -> Layout:
+    """The scales, from that of each position."""
+    scale = state.get(SCALES, torch.zeros(0)).flatten()
+    sizes = scale.long().clamp(min=0).bincount().tolist()
+    sides = [math.isqrt(size) for size in sizes]
+    in_order = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
+    if not sizes or [side**2 for side in sides] != sizes or not torch.equal(scale, in_order):
+        raise InputError(f"{where} has no table {SCALES} of square scales, one after the other: it is incomplete")
+    return Layout.square(*sides)

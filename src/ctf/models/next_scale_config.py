@@ -1,0 +1,124 @@
+"""Sizes of VAR's Transformer (arXiv 2404.02905), which predicts scale after scale; free of heavy imports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ctf.errors import InputError
+from ctf.layout import Layout
+from ctf.models.config import MODEL_SIZES
+
+#: name: (layers, heads, dim), VAR's published models with a vocabulary of 4,096; others are those of `MODEL_SIZES`.
+NEXT_SCALE_SIZES: dict[str, tuple[int, int, int]] = {
+    "d12": (12, 12, 768),  #    133 M
+    "d16": (16, 16, 1024),  #   310 M
+    "d20": (20, 20, 1280),  #   601 M
+    "d24": (24, 24, 1536),  #   1.0 B
+    "d30": (30, 30, 1920),  #   2.0 B
+    "d36-s": (36, 36, 2304),  # 2.4 B, with one modulation for all blocks
+}
+#: Where the factors γ of attention and feed-forward layers start: the first of these whose depth is not exceeded.
+GAMMA_START = {20: 1e-3, 24: 1e-4, 30: 1e-5}
+
+
+@dataclass(frozen=True)
+class NextScaleConfig:
+    """One architecture of VAR's.
+
+    Attributes:
+        output_vocab: number of different labels that it predicts.
+        layout: grids of the scales, of which a group each is predicted.
+        num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
+        layers: Transformer blocks.
+        heads: attention heads.
+        dim: width of the residual stream.
+        codeword_dim: d, of the vectors that it reads.
+        convolutions: ψ of the tokenizer, which the scales share.
+        given_vocab: number of different labels of a coarser level that the model is given; 0 for none.
+        shared_modulation: one product makes the modulation of all blocks, to which each adds vectors of its own.
+        dropout: probability on attention output and feed-forward output, in training.
+        drop_path: probability of leaving out a branch of the last block for an image, in training; blocks before it
+            have less, the first none. None is VAR's, 1/10 at a depth of 24 and in proportion.
+        class_dropout: probability of replacing the label by the unconditional one, in training.
+    """
+
+    output_vocab: int
+    layout: Layout
+    num_classes: int
+    layers: int
+    heads: int
+    dim: int
+    codeword_dim: int
+    convolutions: int = 4
+    given_vocab: int = 0
+    shared_modulation: bool = False
+    dropout: float = 0.0
+    drop_path: float | None = None
+    class_dropout: float = 0.1
+
+    attention: ClassVar[str] = "scales"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", Layout(self.layout))
+        sizes = (self.output_vocab, self.num_classes, self.layers, self.heads, self.dim, self.codeword_dim)
+        if min(*sizes, self.convolutions) < 1 or self.given_vocab < 0:
+            raise InputError(f"model: every size must be positive, got {self}")
+        if not all(0 <= share <= 1 for share in (self.dropout, self.drop_path or 0, self.class_dropout)):
+            raise InputError(
+                f"model: dropout {self.dropout}, drop_path {self.drop_path} and class_dropout {self.class_dropout} "
+                "must be in [0, 1]"
+            )
+        if self.dim % self.heads:
+            raise InputError(f"model: dim {self.dim} must be a multiple of {self.heads} heads")
+
+    @classmethod
+    def of_size(cls, size: str, **settings: Any) -> NextScaleConfig:
+        """A named size with the remaining settings given by keyword. Raises InputError: no such size."""
+        sizes = {**MODEL_SIZES, **NEXT_SCALE_SIZES}
+        if size not in sizes:
+            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(sizes)}")
+        layers, heads, dim = sizes[size]
+        return cls(layers=layers, heads=heads, dim=dim, **{"shared_modulation": size == "d36-s", **settings})
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens per image."""
+        return self.layout.num_tokens
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def ffn_dim(self) -> int:
+        return 4 * self.dim
+
+    @property
+    def positions(self) -> int:
+        """Of an image in training."""
+        return self.num_tokens
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of all blocks' products over positions: attention and feed-forward."""
+        return self.layers * 12 * self.dim**2
+
+    @property
+    def modulation_weights(self) -> int:
+        """Weights of the products over class labels: the modulation of the blocks and of the head's norm."""
+        return (6 * (1 if self.shared_modulation else self.layers) + 2) * self.dim**2
+
+    def drop_path_of(self, block: int) -> float:
+        """Probability of leaving out a branch of block number `block`."""
+        last = self.layers / 240 if self.drop_path is None else self.drop_path
+        return last * block / max(1, self.layers - 1)
+
+    @property
+    def gamma_start(self) -> float:
+        """Factor on the initial weights of γ, the smaller the deeper the model."""
+        return next((factor for depth, factor in GAMMA_START.items() if self.layers <= depth), 5e-6)

@@ -1,0 +1,186 @@
+"""Next-scale stages: all labels of a scale at once, given the scales before (VAR, arXiv 2404.02905)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctf.codebook.coarse_map import codebook_fingerprint
+from ctf.errors import InputError
+from ctf.layout import Layout
+from ctf.models.cache import KeyValueCache
+from ctf.models.config import Compute
+from ctf.models.next_scale import NextScaleTransformer
+from ctf.models.next_scale_config import NextScaleConfig
+from ctf.models.packed import PackedConvolution, PackedNextScale
+from ctf.sampling.settings import Sampling
+from ctf.stages.cached import CachedStage
+from ctf.stages.drawing import DrawPlan, Group
+from ctf.tokenizer.interface import Tokenizer
+from ctf.tokenizer.multi_scale import MultiScaleTokenizer
+from ctf.tokenizer.residual import ResidualSum
+
+
+@dataclass
+class ScaleState:
+    """Of one call.
+
+    Attributes:
+        condition: (rows, dim), of the class labels.
+        modulations: of each block, (rows, 1, 6, dim).
+        cache: keys and values of the scales before.
+        given: (rows, N), if the stage is given labels.
+        f_hat: float32 (rows, d, H, W), what the scales before contribute.
+    """
+
+    condition: Tensor
+    modulations: list[Tensor]
+    cache: KeyValueCache
+    given: Tensor | None
+    f_hat: Tensor
+
+
+class NextScale(CachedStage):
+    """Labels of a scale given the class, the sum of the scales before, and given labels of its own positions.
+
+    The network reads no labels but what they contribute to the feature map: of its tokenizer the stage holds the
+    convolutions and a vector for each label, the codeword or, of a coarse level, the mean of the cluster's codewords.
+    They are the same in training and in sampling, so the likelihood is exact.
+    """
+
+    kind, orders = "next_scale", ("scales",)
+    Config = NextScaleConfig
+    Network, Packed = NextScaleTransformer, PackedNextScale
+    config: NextScaleConfig  # type: ignore[assignment]
+    float32 = ("vectors", "residual.")
+    rows_of = {
+        "transformer.label_embedding.weight": "classes",
+        "transformer.given_embedding.weight": "given",
+        "transformer.head.weight": "predicts",
+        "transformer.head.bias": "predicts",
+    }
+    undecayed = ("start", "position_embedding", "scale_embedding.weight", "offset", "attention.scale")
+    vectors: Tensor  # (vocabulary, d)
+
+    def __init__(self, config: NextScaleConfig, **facts: Any) -> None:
+        super().__init__(config, **facts)  # type: ignore[arg-type]
+        self.residual = ResidualSum(config.codeword_dim, config.convolutions).requires_grad_(False)
+        self.residual.convolution_of_scale(config.layout)  # refuses numbers of scales that no tokenizer has
+        self.register_buffer("vectors", torch.zeros(config.output_vocab, config.codeword_dim))
+
+    @classmethod
+    def settings_of(cls, tokenizer: Tokenizer | None) -> dict[str, Any]:
+        if not isinstance(tokenizer, MultiScaleTokenizer):
+            raise InputError(
+                f"stages of kind {cls.kind} read the codewords of a multi-scale tokenizer: "
+                + ("give the one that made the tokens" if tokenizer is None else "this tokenizer has one scale")
+            )
+        convolutions = len(tokenizer.quantizer.residual.convolutions)
+        return {"codeword_dim": tokenizer.codebook.shape[1], "convolutions": convolutions}
+
+    @classmethod
+    def configure(  # type: ignore[override]
+        cls, size: str, *, vocabulary: int, given: int, layout: Layout, num_classes: int, **settings: Any
+    ) -> NextScaleConfig:
+        if unknown := settings.keys() - {field.name for field in dataclasses.fields(NextScaleConfig)}:
+            raise InputError(f"stages of kind {cls.kind} have no setting {min(unknown)}: leave it out")
+        facts: dict[str, Any] = {"output_vocab": vocabulary, "given_vocab": given, "num_classes": num_classes}
+        return NextScaleConfig.of_size(size, layout=layout, **facts, **settings)
+
+    def take_from(self, tokenizer: Tokenizer | None) -> None:
+        assert isinstance(tokenizer, MultiScaleTokenizer)
+        self.codebook = self.codebook or codebook_fingerprint(tokenizer.codebook)
+        theirs = {name: tensor.cpu().clone() for name, tensor in tokenizer.quantizer.residual.state_dict().items()}
+        self.residual.load_state_dict(theirs, assign=True)
+        self.vectors = self._vectors_of(tokenizer).clone()
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        super().check_tokenizer(tokenizer)
+        theirs = self.settings_of(tokenizer)
+        assert isinstance(tokenizer, MultiScaleTokenizer)
+        if (
+            theirs != {name: getattr(self.config, name) for name in theirs}
+            or tokenizer.quantizer.residual.fingerprint(self._vectors_of(tokenizer)) != self.fingerprint
+        ):
+            raise InputError(
+                f"stage {self.name} reads the codewords and convolutions of another tokenizer: give the one that it "
+                "was trained with"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the vectors and convolutions that the stage holds."""
+        return self.residual.fingerprint(self.vectors)
+
+    def _vectors_of(self, tokenizer: Tokenizer) -> Tensor:
+        codebook = tokenizer.codebook.detach().float().cpu()
+        return codebook if self.predicts is None else self.predicts.means(codebook)
+
+    @property
+    def possible_steps(self) -> range:
+        return range(len(self.layout), len(self.layout) + 1)
+
+    def plan(self, sampling: Sampling | None = None, kept: Tensor | None = None) -> DrawPlan:
+        """A group for each scale; a label of `kept` is taken when its scale comes."""
+        kept = torch.zeros(self.num_tokens, dtype=torch.bool) if kept is None else kept.cpu()
+        groups, before = [], 0
+        for scale, at in enumerate(self.layout.slices):
+            free = int((~kept[at]).sum())
+            groups.append(Group(at, at.stop - at.start, free, scale, before, kept=False))
+            before = at.stop
+        return DrawPlan(self.resolved(sampling), tuple(groups))
+
+    def inputs(self, targets: Tensor) -> Tensor:
+        """What the network reads of the scales behind the first: labels (B, N) → float32 (B, N − p₀², d)."""
+        with torch.no_grad():
+            return self.residual.next_scale_input(self.vectors[targets], self.layout)
+
+    def training_states(
+        self, targets: Tensor, labels: Tensor, given: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.transformer.hidden(self.inputs(targets), labels, given), targets, given
+
+    def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
+        if plan is not None and any(group.count < group.size for group in plan.groups):
+            raise InputError(
+                f"stage {self.name} takes kept labels when their scale comes, so the likelihood given all of them is "
+                "not known: leave them out"
+            )
+        targets, given = self.levels(tokens)
+        hidden, _, _ = self.training_states(targets, labels, given)
+        return self.head(hidden, given)
+
+    def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> ScaleState:  # type: ignore[override]
+        network = self.transformer
+        dtype = getattr(network, "dtype", torch.float32)  # a packed network has one
+        cache = KeyValueCache(self.config, len(labels), labels.device, dtype)
+        condition = network.condition(labels)
+        f_hat = condition.new_zeros(len(labels), self.config.codeword_dim, *self.layout.finest, dtype=torch.float32)
+        return ScaleState(condition, network.modulations(condition), cache, given, f_hat)
+
+    def hidden(self, state: ScaleState, group: Group) -> Tensor:
+        network, scale = self.transformer, group.number
+        if scale == 0:
+            inputs = network.first(state.condition)
+        else:
+            inputs = network.vector_embedding(self.residual.input_of_scale(state.f_hat, scale, self.layout))
+        inputs = network.placed(inputs, scale, state.given)
+        return network.step(inputs, state.condition, state.modulations, state.cache, group.before)
+
+    def observe(self, state: ScaleState, group: Group, labels: Tensor) -> None:  # type: ignore[override]
+        if group.number < len(self.layout) - 1:
+            state.f_hat = state.f_hat + self.residual.contribution(self.vectors[labels], group.number, self.layout)
+
+    def pack(self, compute: Compute) -> NextScale:
+        packed = super().pack(compute)
+        assert isinstance(packed, NextScale)
+        if packed is not self and self.device.type == "cpu":
+            packed.residual = copy.deepcopy(self.residual)
+            layers: Any = self.residual.convolutions
+            packed.residual.convolutions = nn.ModuleList(PackedConvolution(layer, torch.float32) for layer in layers)
+        return packed

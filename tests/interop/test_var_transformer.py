@@ -1,0 +1,158 @@
+"""VAR's transformers against outputs of its implementation: see tests/golden/var/README.md."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ctf.codebook import CoarseMap, codebook_fingerprint
+from ctf.errors import InputError
+from ctf.interop.var import load_tokenizer, load_var, var_state
+from ctf.interop.var_transformer import TRANSLATION
+from ctf.layout import Layout
+from ctf.models.next_scale import NextScaleTransformer
+from ctf.models.next_scale_config import NextScaleConfig
+from ctf.stages import generate_tokens
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "var"
+CLOSE = {"rtol": 0.0, "atol": 1e-4}
+MODELS = ["var_adaln", "var_shared", "ctf"]
+#: Parameters of VAR's published sizes, and the sides of their scales.
+SIDES = {"256": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), "512": (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)}
+PARAMETERS = {
+    "d12": 133_186_960,
+    "d16": 310_283_520,
+    "d20": 600_917_136,
+    "d24": 1_033_399_360,
+    "d30": 2_010_020_356,
+    "d36-s": 2_353_893_904,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(GOLDEN / "vq.pt", (1, 2, 4))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def golden(request, tokenizer):
+    """A stage of each file, and what VAR computes with it."""
+    values, predicts = load_file(GOLDEN / f"{request.param}.safetensors"), None
+    if "fine_to_coarse" in values:
+        fingerprint = codebook_fingerprint(tokenizer.codebook)
+        predicts = CoarseMap(values["fine_to_coarse"], "golden", 0, fingerprint)
+    stage = load_var(GOLDEN / f"{request.param}.pt", tokenizer, predicts=predicts)
+    return stage, values, values.get("fine_tokens", values["tokens"])
+
+
+def test_inputs_logits_loss_and_gradients(golden):
+    stage, values, tokens = golden
+    loss = stage(tokens, values["labels"]).mean()
+    loss.backward()
+    torch.testing.assert_close(stage.inputs(values["tokens"]), values["var_input"], **CLOSE)
+    torch.testing.assert_close(stage.logits(tokens, values["labels"]), values["logits"], **CLOSE)
+    torch.testing.assert_close(loss[None], values["loss"], **CLOSE)
+    ours = {TRANSLATION.official(name)[0]: p.grad for name, p in stage.transformer.named_parameters()}
+    gradients = {name.removeprefix("grad."): value for name, value in values.items() if name.startswith("grad.")}
+    assert len(gradients) >= 7
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(ours[name], gradient, **CLOSE)
+    stage.zero_grad()
+
+
+@pytest.mark.parametrize("cfg", ["0", "1", "1.5", "4"])
+def test_greedy_tokens_and_images(golden, tokenizer, cfg):
+    stage, values, _ = golden
+    settings = {"cfg_scale": 1 + float(cfg), "cfg_schedule": "steps", "temperature": 0}
+    tokens = generate_tokens(stage, values["greedy_labels"], [0, 1, 2], **settings)
+    assert torch.equal(tokens, values[f"greedy_cfg{cfg}"])
+    with torch.no_grad():
+        images = tokenizer.decode_embeddings(stage.vectors[tokens], stage.layout) / 2 + 0.5
+    torch.testing.assert_close(images.clamp(0, 1), values[f"greedy_cfg{cfg}_image"], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["var_adaln", "var_shared"])
+def test_what_is_written_is_what_was_read(name, tokenizer):
+    original = torch.load(GOLDEN / f"{name}.pt", weights_only=True)
+    written = var_state(load_var(original, tokenizer))
+    assert written.keys() == original.keys()
+    for key, tensor in original.items():
+        assert written[key].dtype == tensor.dtype, key
+        assert torch.equal(written[key], tensor), key
+
+
+def test_training_checkpoints(tmp_path, tokenizer):
+    parts = {"var_wo_ddp": torch.load(GOLDEN / "var_adaln.pt", weights_only=True), "vae_local": {}, "config": {}}
+    torch.save({"epoch": 3, "iter": 0, "trainer": parts, "args": {}}, tmp_path / "ar-ckpt-last.pth")
+    stage, released = load_var(tmp_path / "ar-ckpt-last.pth", tokenizer), load_var(GOLDEN / "var_adaln.pt", tokenizer)
+    assert all(
+        torch.equal(a, b) for a, b in zip(stage.state_dict().values(), released.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("size", PARAMETERS)
+def test_published_sizes(size):
+    layout = Layout.square(*SIDES["512" if size == "d36-s" else "256"])
+    with torch.device("meta"):
+        config = NextScaleConfig.of_size(size, output_vocab=4096, layout=layout, num_classes=1000, codeword_dim=32)
+        assert NextScaleTransformer(config).num_parameters() == PARAMETERS[size]
+
+
+def lacks_scales(state):
+    del state["lvl_1L"]
+
+
+def lacks_a_block(state):
+    for name in [name for name in state if name.startswith("blocks.0.ffn")]:
+        del state[name]
+
+
+def has_another_depth(state):
+    state["blocks.2.attn.q_bias"] = state["blocks.1.attn.q_bias"]
+
+
+def has_plain_attention(state):
+    del state["blocks.0.attn.scale_mul_1H11"]
+
+
+def has_other_words(state):
+    state["word_embed.weight"] = torch.zeros(64, 9)
+
+
+def has_more_labels(state):
+    state["head.weight"] = torch.zeros(65, 64)
+
+
+def is_not_finite(state):
+    state["head.bias"][0] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lacks_scales, "no table lvl_1L"),
+        (lacks_a_block, "lacks blocks.0.ffn"),
+        (has_another_depth, "lacks blocks.2"),
+        (has_plain_attention, "normalised queries"),
+        (has_other_words, "vectors of 9 numbers"),
+        (has_more_labels, "predicts 65 labels"),
+        (is_not_finite, "NaN|finite"),
+    ],
+)
+def test_files_that_do_not_match_are_refused(tokenizer, change, message):
+    state = torch.load(GOLDEN / "var_adaln.pt", weights_only=True)
+    change(state)
+    with pytest.raises(InputError, match=message) as error:
+        load_var(state, tokenizer)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_is_no_transformer(tokenizer):
+    with pytest.raises(InputError, match="is VAR's tokenizer, not VAR's transformer"):
+        load_var(GOLDEN / "vq.pt", tokenizer)
+
+
+def test_other_scales_are_refused(tokenizer):
+    with pytest.raises(InputError, match="scales"):
+        load_var(GOLDEN / "var_adaln.pt", tokenizer.with_scales((1, 3, 4)))

@@ -1,0 +1,246 @@
+"""Kind next_scale by its properties; tests/interop/test_var_transformer.py compares it with VAR."""
+
+import itertools
+
+import pytest
+import torch
+from torch.distributions import Chi2
+
+from ctf.codebook import CoarseMap
+from ctf.errors import InputError
+from ctf.interop.var_transformer import var_state
+from ctf.layout import Layout
+from ctf.models import Compute, NextScaleConfig
+from ctf.sampling import Random, Sampling
+from ctf.stages import NextScale, load_stage
+
+K, LABELS = 3, torch.tensor([0, 2])
+PAIRS = CoarseMap(torch.tensor([0, 1, 0]), "test", 0, "none")
+MANY = CoarseMap(torch.arange(60) % 7, "test", 0, "none")
+#: What a stage is to do: its levels, and how many tokens can be told apart by what it predicts.
+TASKS = {
+    "tokens": {},
+    "coarse": {"predicts": PAIRS},
+    "fine": {"given": PAIRS},
+    "fine, full": {"given": PAIRS, "support": "full"},
+}
+
+
+def make(sides=(1, 2), codebook_size=K, dim=16, **facts):
+    """A random stage in evaluation mode, whose logits and inputs matter."""
+    predicts, given = facts.get("predicts"), facts.get("given")
+    config = NextScaleConfig(
+        output_vocab=codebook_size if predicts is None else predicts.num_coarse,
+        layout=Layout.square(*sides),
+        num_classes=4,
+        layers=2,
+        heads=2,
+        dim=dim,
+        codeword_dim=5,
+        given_vocab=0 if given is None else given.num_coarse,
+    )
+    generator = torch.Generator().manual_seed(0)
+    stage = NextScale(config, name="stage", **facts).eval()
+    with torch.no_grad():
+        for parameter in stage.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    stage.vectors = torch.randn(stage.vectors.shape, generator=generator)
+    return stage
+
+
+def sequences(labels, positions=5):
+    return torch.tensor(list(itertools.product(range(labels), repeat=positions)))
+
+
+def log_prob(stage, tokens, label=1):
+    with torch.no_grad():
+        return stage.log_prob(tokens, torch.full((len(tokens),), label)).double().sum(1)
+
+
+def total(log_probs):
+    return log_probs.exp().sum().item()
+
+
+def test_probabilities_of_all_coarse_labels_sum_to_one():
+    assert total(log_prob(make(predicts=PAIRS), sequences(2))) == pytest.approx(1, abs=1e-5)
+
+
+def test_probabilities_of_all_tokens_sum_to_one():
+    assert total(log_prob(make(), sequences(K))) == pytest.approx(1, abs=1e-5)
+
+
+def test_probabilities_of_the_tokens_of_each_coarse_sequence_sum_to_one():
+    tokens = sequences(K)
+    probabilities = log_prob(make(given=PAIRS), tokens).exp()
+    _, of_coarse = PAIRS.to_coarse(tokens).unique(dim=0, return_inverse=True)
+    sums = torch.zeros(2**5, dtype=torch.float64).index_add(0, of_coarse, probabilities)
+    torch.testing.assert_close(sums, torch.ones(2**5, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_probabilities_of_both_stages_together_sum_to_one():
+    tokens = sequences(K)
+    assert total(log_prob(make(predicts=PAIRS), tokens) + log_prob(make(given=PAIRS), tokens)) == pytest.approx(
+        1, abs=1e-5
+    )
+
+
+def test_frequencies_of_samples_are_the_probabilities():
+    coarse, fine, count = make(predicts=PAIRS), make(given=PAIRS), 20_000
+    labels, seeds = torch.ones(count, dtype=torch.int64), range(count)
+    given = coarse.generate(labels, Random(seeds))
+    tokens = fine.generate(labels, Random(seeds, stage=1), given=given)
+    outcomes = sequences(K)
+    expected = count * (log_prob(coarse, outcomes) + log_prob(fine, outcomes)).exp()
+    number = (tokens * K ** torch.arange(4, -1, -1)).sum(1)
+    observed = number.bincount(minlength=K**5).double()
+    often = expected >= 5
+    expected = torch.cat([expected[often], expected[~often].sum()[None]])
+    observed = torch.cat([observed[often], observed[~often].sum()[None]])
+    assert len(expected) > 50
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    freedom = len(expected) - 1
+    assert Chi2(torch.tensor(float(freedom))).mean + 5 * (2 * freedom) ** 0.5 > statistic
+
+
+@pytest.mark.parametrize("task", TASKS)
+@torch.no_grad()
+def test_cached_steps_are_teacher_forcing(task):
+    stage = make((1, 2, 3), **TASKS[task])
+    tokens = torch.randint(K, (2, 14), generator=torch.Generator().manual_seed(1))
+    targets, given = stage.levels(tokens)
+    plan, found = stage.plan(), []
+    state = stage.begin(LABELS, given, plan)
+    for group in plan.groups:
+        hidden = stage.hidden(state, group)
+        found.append(stage.head(hidden, None if given is None else given[:, group.at]))
+        stage.observe(state, group, targets[:, group.at])
+    torch.testing.assert_close(torch.cat(found, 1), stage.logits(tokens, LABELS), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@torch.no_grad()
+def test_a_scale_sees_the_scales_before_and_given_labels_up_to_its_own(task):
+    stage = make((1, 2, 3), **TASKS[task])
+    tokens = torch.randint(K, (2, 14), generator=torch.Generator().manual_seed(1))
+    logits = stage.logits(tokens, LABELS)
+    for part in stage.layout.slices:
+        changed = tokens.clone()
+        changed[:, part.start :] = 2 - changed[:, part.start :]  # swaps 0 and 2, which are of one cluster
+        torch.testing.assert_close(stage.logits(changed, LABELS)[:, : part.stop], logits[:, : part.stop])
+
+
+@pytest.mark.parametrize("scale", [0, 1])
+@torch.no_grad()
+def test_a_given_label_counts_at_its_own_scale(scale):
+    stage = make((1, 2), **TASKS["fine, full"])
+    tokens = torch.zeros(1, 5, dtype=torch.int64)
+    changed, part = tokens.clone(), stage.layout.slices[scale]
+    changed[:, part] = 1
+    moved = (stage.logits(changed, LABELS[:1]) - stage.logits(tokens, LABELS[:1])).abs().amax(-1)[0]
+    assert moved[part].min() > 1e-4
+    assert moved[: part.start].eq(0).all()
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("task", [{}, {"predicts": MANY}, {"given": MANY}, {"given": MANY, "support": "full"}], ids=str)
+@torch.inference_mode()
+def test_an_image_is_the_same_alone_and_in_a_batch(task):
+    stage = make((1, 2, 3), codebook_size=60, dim=64, **task).pack(Compute("float32"))
+    labels, tokens = torch.arange(16) % 4, torch.randint(60, (16, 14), generator=torch.Generator().manual_seed(1))
+    _, given = stage.levels(tokens)
+    sampling = Sampling(cfg_scale=3, cfg_schedule="steps", top_k=20)
+
+    def results(size):
+        for part in torch.arange(16).split(size):
+            own = None if given is None else given[part]
+            drawn = stage.generate(labels[part], Random(part.tolist()), sampling, own)
+            yield drawn, stage.logits(tokens[part], labels[part])
+
+    alone = [torch.cat(parts) for parts in zip(*results(1), strict=True)]
+    for size in (2, 3, 16):
+        batch = [torch.cat(parts) for parts in zip(*results(size), strict=True)]
+        assert all(map(torch.equal, batch, alone)), size
+
+
+def test_kept_labels_are_taken_when_their_scale_comes():
+    """Keeping labels that would be drawn changes nothing."""
+    stage, random = make((1, 2, 3)), Random(range(8))
+    labels = torch.arange(8) % 4
+    drawn = stage.generate(labels, random)
+    kept = torch.zeros(14, dtype=torch.bool)
+    kept[[0, 2, 5, 13]] = True
+    kept[6:9] = True
+    assert torch.equal(stage.generate(labels, random, known=drawn.where(kept, -1)), drawn)
+
+
+def test_kept_labels_that_differ_stay():
+    stage, labels = make((1, 2, 3)), torch.arange(8) % 4
+    known = torch.full((8, 14), -1)
+    known[:, [0, 3, 9]] = torch.tensor([2, 0, 1])
+    tokens = stage.generate(labels, Random(range(8)), known=known)
+    assert torch.equal(tokens[:, [0, 3, 9]], known[:, [0, 3, 9]])
+    assert tokens.min() >= 0
+
+
+def test_no_likelihood_with_kept_labels():
+    stage, tokens = make(), torch.zeros(2, 5, dtype=torch.int64)
+    kept = torch.tensor([False, True, False, False, False])
+    with pytest.raises(InputError, match="likelihood given all of them is not known"):
+        stage.log_prob(tokens, LABELS, kept=kept)
+
+
+def test_guidance_grows_from_none_to_all():
+    sampling = Sampling(cfg_scale=2.5, cfg_schedule="steps")
+    assert [sampling.cfg_scale_at(k, 10, 0.0) for k in range(10)] == pytest.approx([1 + 1.5 * k / 9 for k in range(10)])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_file_holds_the_stage(tmp_path, task):
+    stage = make(**TASKS[task])
+    stage.save(tmp_path / "stage.safetensors", torch.bfloat16)
+    loaded = load_stage(tmp_path / "stage.safetensors")
+    assert loaded.config == stage.config
+    assert loaded.fingerprint == stage.fingerprint
+    assert torch.equal(loaded.transformer.head.weight, stage.transformer.head.weight.bfloat16().float())
+
+
+def test_a_stage_that_is_given_labels_is_none_of_vars():
+    with pytest.raises(InputError, match="VAR has no model with given_vocab=2"):
+        var_state(make(given=PAIRS))
+
+
+def test_drop_path_leaves_out_whole_images():
+    stage = make()
+    block = stage.transformer.blocks[1]
+    block.drop_path = 0.5
+    x, modulation = torch.randn(200, 5, 16), torch.randn(200, 1, 6, 16)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with torch.no_grad():
+        full = block.eval()(x, modulation, attend)
+        torch.manual_seed(0)
+        dropped = block.train()(x, modulation, attend)
+    kinds = (dropped - x).flatten(1).abs().amax(1) == 0
+    assert 20 < kinds.sum() < 80  # a quarter of the images lose both branches
+    assert not torch.equal(dropped, full)
+
+
+def test_initial_values():
+    config = NextScaleConfig.of_size("nano", output_vocab=64, layout=Layout.square(1, 2), num_classes=4, codeword_dim=8)
+    torch.manual_seed(0)
+    network = NextScale(config, name="stage").transformer
+    std = (1 / (3 * config.dim)) ** 0.5
+
+    def close(tensor, expected):
+        assert tensor.std().item() == pytest.approx(expected, rel=0.1)
+
+    close(network.vector_embedding.weight, std)
+    close(network.position_embedding, std)
+    close(network.head.weight, 0.02 * std)
+    close(network.head_modulation.weight, 0.5 * std)
+    for block in network.blocks:
+        close(block.attention.qkv.weight, std)
+        close(block.attention.out.weight, std / 8**0.5)
+        close(block.ffn.down.weight, std / 8**0.5)
+        close(block.modulation.weight[: 2 * config.dim], 1e-3 * std)
+        close(block.modulation.weight[2 * config.dim :], 0.5 * std)
+        assert block.attention.scale.exp().eq(4).all() or block.attention.scale.exp().allclose(torch.tensor(4.0))
