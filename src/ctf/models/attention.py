@@ -74,7 +74,9 @@ def group_attention(sizes: tuple[int, ...], device: torch.device) -> Callable[[T
 @lru_cache
 def scale_attention(sizes: tuple[int, ...], device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Attention (q, k, v → as q) over scales of these sizes: a position sees its own and those before (VAR)."""
-    scale = torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))
+    scale = torch.arange(len(sizes), device=device).repeat_interleave(
+        torch.tensor(sizes, device=device), output_size=sum(sizes)
+    )
 
     def sees(batch: Any, head: Any, row: Tensor, column: Tensor) -> Tensor:
         return scale[column] <= scale[row]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class NextScale(CachedStage):
     Network, Packed = NextScaleTransformer, PackedNextScale
     config: NextScaleConfig  # type: ignore[assignment]
     float32 = ("vectors", "residual.")
-    rows_of = {
+    rows_of: ClassVar[dict[str, str]] = {
         "transformer.label_embedding.weight": "classes",
         "transformer.given_embedding.weight": "given",
         "transformer.head.weight": "predicts",

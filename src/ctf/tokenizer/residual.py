@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -61,16 +62,19 @@ class ResidualSum(nn.Module):
     def contribution(self, vectors: Tensor, scale: int, layout: Layout) -> Tensor:
         """What vectors (B, n, d) of one scale add to f̂: (B, d, H, W).
 
-        The same for an image whatever its batch, also on a CPU, where a convolution in channels-last format rounds as
-        it does for one image.
+        Without gradients an image's is the same whatever its batch: a CPU, which rounds a convolution of another batch
+        otherwise, takes one image at a time.
         """
         convolution = self.convolutions[self.convolution_of_scale(layout)[scale]]
-        with torch.autocast(vectors.device.type, enabled=False):
+        kind = vectors.device.type
+        with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
             h = to_map(vectors.float(), layout[scale])
             if scale < len(layout) - 1:
                 h = F.interpolate(h, size=layout.finest, mode="bicubic")
             h = h.contiguous(memory_format=torch.channels_last)  # of a 1 × 1 grid interpolation cannot tell the format
-            return 0.5 * h + 0.5 * convolution(h)
+            alone = kind == "cpu" and not torch.is_grad_enabled()
+            added = torch.cat([convolution(image) for image in h.split(1)]) if alone else convolution(h)
+            return 0.5 * h + 0.5 * added
 
     def partial_sums(self, vectors: Tensor, layout: Layout) -> Iterator[Tensor]:
         """f̂ (B, d, H, W) after each scale of vectors (B, n, d).
