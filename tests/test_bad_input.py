@@ -786,6 +786,7 @@ SAYS = [
     ("train coarse", "", "integer label per token", map_of(torch.rand(24))),
     ("train fine", "--coarse_map other_map.safetensors", "belong to different codebooks"),
     ("train coarse", "--rounds any", "autoregressive have no setting rounds"),
+    ("train fine", "--rounds scales", "has one scale: choose one or any"),
     ("train baseline", "--cluster_loss_weight 1", "belong together"),
     ("train iar", "--coarse_map other_map.safetensors", "another codebook"),
     ("train stage", "--predicts reseeded_map.safetensors", "no coarsening"),

@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ctf.experiments.swap import swap_generated, swap_images
 from ctf.images import open_images
 from ctf.model_folder import Pipeline
+from ctf.tokenizer.config import MultiScaleConfig
+from ctf.tokenizer.multi_scale import MultiScaleTokenizer
 from ctf.tokenizer.registry import load_tokenizer
 
 
@@ -37,3 +40,14 @@ def test_the_seed_fixes_the_swaps(images, make_tokenizer):
     assert results[0].psnr == results[1].psnr
     assert results[0].figure.tobytes() == results[1].figure.tobytes()
     assert results[0].psnr != results[2].psnr
+
+
+def test_one_scale_alone_is_swapped(images):
+    """Swapping a scale alone changes its tokens only, so it changes less than swapping all."""
+    torch.manual_seed(0)
+    sizes = {"base_channels": 32, "channel_multipliers": (1,), "z_channels": 8, "patch_size": 8}
+    config = MultiScaleConfig(**sizes, codebook_size=32, codebook_dim=8, scales=(1, 4, 8))
+    (by_name,) = swap_images(MultiScaleTokenizer(config).eval(), images, (4,)).psnr.values()
+    scales = ("1 × 1", "4 × 4", "8 × 8")
+    assert list(by_name) == [f"{m}{end}" for m in ("kmeans", "random") for end in ("", *(f", {s}" for s in scales))]
+    assert all(by_name[f"random, {scale}"] > by_name["random"] for scale in scales)

@@ -25,7 +25,10 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class SwapResult:
-    """`psnr[M][method]` in dB between the decoded image and its decoded swap, mean over images; and the sheet."""
+    """`psnr[M][method]` in dB between the decoded image and its decoded swap, mean over images; and the sheet.
+
+    A method is "kmeans" or "random"; with several scales also "kmeans, 4 × 4", where that scale alone is swapped.
+    """
 
     psnr: dict[int, dict[str, float]]
     figure: Image.Image
@@ -33,7 +36,10 @@ class SwapResult:
 
 def swap_lines(psnr: Mapping[Any, Mapping[str, float]]) -> list[str]:
     """The figures in words, a line for each M."""
-    return [f"M = {m}: k-means {by['kmeans']:.2f} dB, random {by['random']:.2f} dB" for m, by in psnr.items()]
+    return [
+        f"M = {m}: " + ", ".join(f"{name.replace('kmeans', 'k-means')} {dB:.2f} dB" for name, dB in by.items())
+        for m, by in psnr.items()
+    ]
 
 
 def swap_images(
@@ -41,7 +47,8 @@ def swap_images(
 ) -> SwapResult:
     """Swap the tokens of images, within k-means clusters and within random clusters of the same count.
 
-    Every token becomes another one of its cluster; one that is alone in it stays.
+    Every token becomes another one of its cluster; one that is alone in it stays. Of several scales, all are swapped
+    together, and each alone.
 
     Args:
         tokenizer: makes and decodes the tokens.
@@ -94,17 +101,32 @@ def _swap(
     }
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[np.ndarray]] = {}
-    values: dict[tuple[int, str], list[Tensor]] = {key: [] for key in maps}
+    values: dict[tuple[int, str], list[Tensor]] = {}
     for tokens, kept, images in batches:
         decoded = to_bytes(tokenizer.decode(tokens, layout))
         if images is not None:
             rows.setdefault("image", []).extend(images[kept])
         rows.setdefault("generated" if images is None else "reconstruction", []).extend(decoded[kept])
         for (count, method), coarse_map in maps.items():
-            swapped = to_bytes(tokenizer.decode(coarse_map.swap_within_cluster(tokens, generator), layout))
-            values[count, method].append(psnr(torch.from_numpy(decoded), torch.from_numpy(swapped)))
-            rows.setdefault(f"{method} swap, M = {count}", []).extend(swapped[kept])
+            swapped = coarse_map.swap_within_cluster(tokens, generator)
+            for name, mixed in {method: swapped, **_each_scale(method, tokens, swapped, layout)}.items():
+                changed = to_bytes(tokenizer.decode(mixed, layout))
+                values.setdefault((count, name), []).append(psnr(torch.from_numpy(decoded), torch.from_numpy(changed)))
+                if name == method:
+                    rows.setdefault(f"{method} swap, M = {count}", []).extend(changed[kept])
     result: dict[int, dict[str, float]] = {}
-    for (count, method), parts in values.items():
-        result.setdefault(count, {})[method] = torch.cat(parts).mean().item()
+    for (count, name), parts in values.items():
+        result.setdefault(count, {})[name] = torch.cat(parts).mean().item()
     return SwapResult(result, contact_sheet(list(rows.values()), list(rows), scale=2))
+
+
+def _each_scale(method: str, tokens: Tensor, swapped: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Tokens (b, N) of which one scale alone is swapped, by what to call it; empty where there is one scale."""
+    if len(layout) == 1:
+        return {}
+    mixed = {}
+    for (rows, columns), part in zip(layout, layout.slices, strict=True):
+        name = f"{method}, {rows} × {columns}"
+        mixed[name] = tokens.clone()
+        mixed[name][:, part] = swapped[:, part]
+    return mixed

@@ -36,7 +36,8 @@ class TransformerConfig:
 
     Attributes:
         input_vocab: number of different tokens that the model reads; 0 for none. Where a full model reads one more than
-            it predicts, that one stands for hidden tokens: its vector is turned by its position.
+            it predicts, that one stands for hidden tokens: its vector is turned by its position. As many more as the
+            layout has scales stand for hidden tokens of each scale.
         output_vocab: number of different tokens that it predicts.
         layout: where the N tokens of an image lie.
         num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
@@ -86,9 +87,10 @@ class TransformerConfig:
             )
         if self.heads % self.num_kv_heads:
             raise InputError(f"model: {self.heads} heads are not a multiple of {self.num_kv_heads} kv_heads")
-        if self.attention == "full" and self.input_vocab > self.output_vocab + 1:
+        if self.attention == "full" and self.input_vocab - self.output_vocab > 1 and not self.hidden_by_scale:
             raise InputError(
-                f"model: it reads {self.input_vocab} tokens and predicts {self.output_vocab}: one more at most"
+                f"model: it reads {self.input_vocab} tokens and predicts {self.output_vocab}: one more at most, or one "
+                "for each of several scales"
             )
         if self.attention != "full" and self.input_vocab != self.output_vocab:
             raise InputError(
@@ -107,6 +109,11 @@ class TransformerConfig:
             raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(MODEL_SIZES)}")
         layers, heads, dim = MODEL_SIZES[size]
         return cls(layers=layers, heads=heads, dim=dim, **settings)
+
+    @property
+    def hidden_by_scale(self) -> bool:
+        """Whether it has a word for hidden tokens of each scale."""
+        return self.input_vocab - self.output_vocab == len(self.layout) > 1
 
     @property
     def num_tokens(self) -> int:

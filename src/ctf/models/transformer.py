@@ -155,6 +155,7 @@ class Transformer(nn.Module):
     """
 
     rotary: Tensor
+    scales: Tensor  # (N,), of each position
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -166,6 +167,10 @@ class Transformer(nn.Module):
             self.given_embedding = nn.Embedding(config.given_vocab, config.dim)
         if config.attention == "groups":
             self.query_embedding = nn.Embedding(1, config.dim)
+        if config.attention == "full" and len(config.layout) > 1:  # cells of several scales have one centre
+            self.scale_embedding = nn.Embedding(len(config.layout), config.dim)
+            scales = torch.tensor([scale for scale, _, _ in config.layout.coordinates])
+            self.register_buffer("scales", scales, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -232,8 +237,9 @@ class Transformer(nn.Module):
         return queries if given is None else queries + self.given_embedding(given)
 
     def _turned(self, vector: Tensor, table: Tensor) -> Tensor:
-        """A vector (1, dim) that says where it stands: (1, n, dim), or (B, n, dim) with a table for each image."""
-        return rotate(vector.view(1, 1, self.config.heads, -1), table).flatten(-2)
+        """A vector (1, dim), or one for each position (n, dim), that says where it stands: (1, n, dim), or (B, n, dim)
+        with a table for each image."""
+        return rotate(vector.view(1, len(vector), self.config.heads, -1), table).flatten(-2)
 
     def _run(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
         x = self.dropout(x)
@@ -251,18 +257,26 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens: Tensor | None, labels: Tensor, given: Tensor | None) -> Tensor:
         """(B, N, dim) for a causal model, whose last token predicts nothing; (B, 1 + N, dim) for a full one."""
-        first = self._first(labels)
-        if self.config.attention == "causal":
+        c, first = self.config, self._first(labels)
+        if c.attention == "causal":
             assert tokens is not None
             x = torch.cat([first, self.token_embedding(tokens[:, :-1])], dim=1)
             return x if given is None else x + self.given_embedding(given)
-        if tokens is None:
-            return torch.cat([first, self.given_embedding(given)], dim=1)
-        x = self.token_embedding(tokens)
-        if (words := self.config.output_vocab) < self.config.input_vocab:  # one more, for hidden labels
-            hidden = self._turned(self.token_embedding.weight[words:], self.rotary[1:])
-            x = x.where((tokens < words)[..., None], hidden)
-        return torch.cat([first, x if given is None else x + self.given_embedding(given)], dim=1)
+        x = self.given_embedding(given) if tokens is None else self._known_or_hidden(tokens)
+        if tokens is not None and given is not None:
+            x = x + self.given_embedding(given)
+        if len(c.layout) > 1:
+            x = x + self.scale_embedding(self.scales)
+        return torch.cat([first, x], dim=1)
+
+    def _known_or_hidden(self, tokens: Tensor) -> Tensor:
+        """(B, N) → (B, N, dim); tokens from `output_vocab` on are words for hidden ones."""
+        x, words = self.token_embedding(tokens), self.config.output_vocab
+        if (more := self.config.input_vocab - words) < 1:
+            return x
+        vectors = self.token_embedding.weight[words:]  # one for all positions, or one for each scale
+        hidden = self._turned(vectors if more == 1 else vectors[self.scales], self.rotary[1:])
+        return x.where((tokens < words)[..., None], hidden)
 
     def step(self, x: Tensor, cache: KeyValueCache, position: int) -> Tensor:
         """One position of a causal model: embeddings (rows, dim) → normalised states (rows, dim).

@@ -82,6 +82,11 @@ class DrawPlan:
                 f"stage {stage}: the order confidence depends on what is drawn, so the likelihood of an image is "
                 "not known: choose another"
             )
+        if any(group.count < group.size for group in self.groups):
+            raise InputError(
+                f"stage {stage} takes kept labels when their scale comes, so the likelihood given all of them is not "
+                "known: leave them out"
+            )
         return self.groups
 
 
@@ -139,6 +144,15 @@ def _groups(sampling: Sampling, layout: Layout, device: torch.device, kept: Tens
 
 
 _cached_groups = lru_cache(_groups)
+
+
+def scale_groups(layout: Layout, kept: Tensor | None = None) -> tuple[Group, ...]:
+    """A group for each scale; labels of `kept`, bool (N,), are taken when their scale comes."""
+    free = torch.ones(layout.num_tokens) if kept is None else (~kept).cpu()
+    return tuple(
+        Group(at, at.stop - at.start, int(free[at].sum()), scale, at.start, kept=False)
+        for scale, at in enumerate(layout.slices)
+    )
 
 
 def _index(positions: Tensor, device: torch.device) -> Tensor | slice:

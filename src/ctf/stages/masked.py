@@ -14,8 +14,8 @@ from ctf.device import send
 from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.models.config import TransformerConfig
-from ctf.sampling.settings import Order
-from ctf.stages.drawing import DrawPlan, Group
+from ctf.sampling.settings import Order, Sampling
+from ctf.stages.drawing import DrawPlan, Group, scale_groups
 from ctf.stages.transformer_stage import TransformerStage
 
 #: Rows that go through the network together: enough to keep any device busy, few enough that their activations stay
@@ -36,7 +36,8 @@ class Masked(TransformerStage):
     """Full attention over known and hidden labels: all hidden ones are predicted, and each round keeps some.
 
     What it was trained for is in its vocabulary of inputs. For one round, in which every label is hidden, it reads
-    none; for any number of rounds it reads the labels of its level and, as one more, the word for a hidden one.
+    none; for any number of rounds it reads the labels of its level and, as one more, the word for a hidden one; for a
+    round for each scale, one such word for each scale.
     """
 
     kind, attention = "masked", "full"
@@ -51,16 +52,18 @@ class Masked(TransformerStage):
         given: int,
         layout: Layout,
         num_classes: int,
-        rounds: Literal["one", "any"] | None = None,
+        rounds: Literal["one", "any", "scales"] | None = None,
         **settings: Any,
     ) -> TransformerConfig:
         """As `Stage.configure`; `rounds` is what it is trained for: one where labels are given (the paper's stage 2),
         else any."""
-        if rounds not in (None, "one", "any"):
-            raise InputError(f"rounds {rounds!r} does not exist: choose one or any")
+        if rounds not in (None, "one", "any", "scales"):
+            raise InputError(f"rounds {rounds!r} does not exist: choose one, any or scales")
+        if rounds == "scales" and len(layout) == 1:
+            raise InputError(f"rounds scales: a layout of {layout} has one scale: choose one or any")
         once = rounds == "one" or (rounds is None and given > 0)
         # Hidden labels are all alike: where nothing else is read, one vector stands for them.
-        inputs = (0 if given else 1) if once else vocabulary + 1
+        inputs = (0 if given else 1) if once else vocabulary + (len(layout) if rounds == "scales" else 1)
         facts = {"layout": layout, "num_classes": num_classes, "input_vocab": inputs, **settings}
         return super().configure(size, vocabulary=vocabulary, given=given, **facts)
 
@@ -70,23 +73,47 @@ class Masked(TransformerStage):
         return self.config.input_vocab <= 1
 
     @property
+    def by_scales(self) -> bool:
+        """Whether it was trained for a round for each scale."""
+        return self.config.hidden_by_scale
+
+    @property
+    def possible_orders(self) -> tuple[Order, ...]:
+        return ("scales",) if self.by_scales else super().possible_orders
+
+    @property
     def possible_steps(self) -> range:
+        if self.by_scales:
+            return range(len(self.layout), len(self.layout) + 1)
         return range(1, 2 if self.once else self.num_tokens + 1)
+
+    def plan(self, sampling: Sampling | None = None, kept: Tensor | None = None) -> DrawPlan:
+        if not self.by_scales:
+            return super().plan(sampling, kept)
+        return DrawPlan(self.resolved(sampling), scale_groups(self.layout, kept))
 
     def training_states(
         self, targets: Tensor, labels: Tensor, given: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.once:
             return self._hidden(torch.full_like(targets, -1), labels, given), targets, given
-        # MaskGIT's share of hidden labels, cos(πu / 2), 2/π of them on average; on the host, which then knows how many.
-        share = torch.cos(math.pi / 2 * torch.rand(len(targets), 1))
-        counts = (share * self.num_tokens).ceil().clamp(min=1)
-        rank = torch.rand(targets.shape, device=targets.device).argsort(1).argsort(1)
-        hide = rank < send(counts, targets.device)
-        where = torch.nonzero_static(hide.flatten(), size=int(counts.numpy().sum())).squeeze(1)
+        hide, count = self._hiding(targets)
+        where = torch.nonzero_static(hide.flatten(), size=count).squeeze(1)
         states = self._hidden(targets.masked_fill(hide, -1), labels, given)
         hidden, targets = states.flatten(0, 1).index_select(0, where), targets.flatten()[where]
         return hidden, targets, None if given is None else given.flatten()[where]
+
+    def _hiding(self, targets: Tensor) -> tuple[Tensor, int]:
+        """Which labels (B, N) a training step hides, and how many; chosen on the host, which then knows the number."""
+        if self.by_scales:  # a scale, each as often as the others, and those behind it
+            first = torch.randint(len(self.layout), (len(targets), 1))
+            hide = torch.tensor([scale for scale, _, _ in self.layout.coordinates]) >= first
+            return send(hide, targets.device), int(hide.sum())
+        # MaskGIT's share of hidden labels, cos(πu / 2), 2/π of them on average.
+        share = torch.cos(math.pi / 2 * torch.rand(len(targets), 1))
+        counts = (share * self.num_tokens).ceil().clamp(min=1)
+        rank = torch.rand(targets.shape, device=targets.device).argsort(1).argsort(1)
+        return rank < send(counts, targets.device), int(counts.numpy().sum())
 
     def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
         targets, given = self.levels(tokens)

@@ -20,7 +20,7 @@ from ctf.models.next_scale_config import NextScaleConfig
 from ctf.models.packed import PackedConvolution, PackedNextScale
 from ctf.sampling.settings import Sampling
 from ctf.stages.cached import CachedStage
-from ctf.stages.drawing import DrawPlan, Group
+from ctf.stages.drawing import DrawPlan, Group, scale_groups
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.multi_scale import MultiScaleTokenizer
 from ctf.tokenizer.residual import ResidualSum
@@ -126,14 +126,7 @@ class NextScale(CachedStage):
         return range(len(self.layout), len(self.layout) + 1)
 
     def plan(self, sampling: Sampling | None = None, kept: Tensor | None = None) -> DrawPlan:
-        """A group for each scale; a label of `kept` is taken when its scale comes."""
-        kept = torch.zeros(self.num_tokens, dtype=torch.bool) if kept is None else kept.cpu()
-        groups, before = [], 0
-        for scale, at in enumerate(self.layout.slices):
-            free = int((~kept[at]).sum())
-            groups.append(Group(at, at.stop - at.start, free, scale, before, kept=False))
-            before = at.stop
-        return DrawPlan(self.resolved(sampling), tuple(groups))
+        return DrawPlan(self.resolved(sampling), scale_groups(self.layout, kept))
 
     def inputs(self, targets: Tensor) -> Tensor:
         """What the network reads of the scales behind the first: labels (B, N) → float32 (B, N − p₀², d)."""
@@ -146,11 +139,8 @@ class NextScale(CachedStage):
         return self.transformer.hidden(self.inputs(targets), labels, given), targets, given
 
     def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
-        if plan is not None and any(group.count < group.size for group in plan.groups):
-            raise InputError(
-                f"stage {self.name} takes kept labels when their scale comes, so the likelihood given all of them is "
-                "not known: leave them out"
-            )
+        if plan is not None:
+            plan.fixed_groups(self.name)
         targets, given = self.levels(tokens)
         hidden, _, _ = self.training_states(targets, labels, given)
         return self.head(hidden, given)

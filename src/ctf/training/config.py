@@ -224,8 +224,8 @@ class TokenTraining:
             "any_order", groups of positions in any order and number of steps; "next_scale", scale after scale of a
             multi-scale tokenizer, which it needs; or a kind of yours, "file.py:Class".
         rounds: of kind masked, what to train for: "one" round, in which all labels are hidden, as in the paper's
-            stage 2, or "any" number of them, hiding a random share (MaskGIT); null is one where labels are given,
-            else any.
+            stage 2, "any" number of them, hiding a random share (MaskGIT), or a round for each of several "scales",
+            hiding a random scale and those behind it; null is one where labels are given, else any.
         size: a named size, see `ctf info sizes`.
         dropout: on embeddings, attention output and feed-forward output; VAR's next_scale has none.
         class_dropout: how often the label is dropped, for classifier-free guidance.
@@ -242,7 +242,7 @@ class TokenTraining:
     tokens: str
     held_out: str | None = None
     kind: str = "autoregressive"
-    rounds: Literal["one", "any"] | None = None
+    rounds: Literal["one", "any", "scales"] | None = None
     size: str = "B"
     dropout: float = 0.1
     class_dropout: float = 0.1

@@ -1,0 +1,156 @@
+"""Kind masked over several scales: in one round, and in a round for each scale."""
+
+import itertools
+
+import pytest
+import torch
+from scipy import stats
+
+from ctf.codebook import CoarseMap
+from ctf.errors import InputError
+from ctf.layout import Layout
+from ctf.models import Compute
+from ctf.sampling import Random, Sampling
+from ctf.stages import Masked, load_stage
+
+K, LAYOUT, N, LABELS = 3, Layout.square(1, 2), 5, torch.tensor([0, 2])
+PAIRS = CoarseMap(torch.tensor([0, 1, 0]), "test", 0, "none")
+TASKS = {"tokens": {}, "coarse": {"predicts": PAIRS}, "fine": {"given": PAIRS}}
+EVERY = pytest.mark.parametrize(("rounds", "task"), [*itertools.product(["one", "scales"], TASKS)])
+
+
+@pytest.fixture
+def make(make_stage):
+    def make(rounds, task, **settings):
+        facts = {"layout": LAYOUT, "codebook_size": K, "layers": 1, **TASKS[task], **settings}
+        return make_stage("masked", rounds=rounds, **facts)
+
+    return make
+
+
+def every_sequence(labels, positions=N):
+    return torch.cartesian_prod(*[torch.arange(labels)] * positions)
+
+
+def log_prob(stage, tokens):
+    with torch.no_grad():
+        return stage.log_prob(tokens, torch.full((len(tokens),), 1)).double().sum(1)
+
+
+@EVERY
+def test_probabilities_sum_to_one(make, rounds, task):
+    """Of all sequences, or of the tokens of each sequence of clusters."""
+    tokens = every_sequence(2 if task == "coarse" else K)  # tokens 0 and 1 are of the clusters 0 and 1
+    _, group = PAIRS.to_coarse(tokens).unique(dim=0, return_inverse=True)
+    group = group if task == "fine" else torch.zeros_like(group)
+    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64)
+    sums.index_add_(0, group, log_prob(make(rounds, task), tokens).exp())
+    torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-5, rtol=0)
+
+
+@EVERY
+def test_frequencies_of_samples_are_the_probabilities(make, rounds, task):
+    stage, count = make(rounds, task), 20_000
+    given = torch.tensor([0, 1, 0, 0, 1]).expand(count, -1) if task == "fine" else None
+    drawn = stage.pack(Compute("float32")).generate(
+        torch.ones(count, dtype=torch.int64), Random(range(count)), None, given
+    )
+    outcomes = every_sequence(stage.vocabulary)
+    if given is not None:
+        outcomes = outcomes[(PAIRS.to_coarse(outcomes) == given[0]).all(1)]
+    numbers = stage.vocabulary ** torch.arange(N)
+    observed = (drawn * numbers).sum(1).bincount(minlength=stage.vocabulary**N)[(outcomes * numbers).sum(1)]
+    assert observed.sum() == count
+    expected = log_prob(stage, outcomes).exp()
+    often = expected * count >= 5
+    pooled = [torch.cat([x[often], x[~often].sum()[None]]) for x in (observed, expected / expected.sum() * count)]
+    pooled = [x[: len(x) - bool(often.all())].numpy() for x in pooled]
+    assert stats.chisquare(*pooled).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("task", TASKS)
+@torch.no_grad()
+def test_a_scale_sees_the_labels_before_and_all_that_are_given(make, task):
+    stage = make("scales", task)
+    tokens = torch.randint(K, (2, N), generator=torch.Generator().manual_seed(1))
+    logits = stage.logits(tokens, LABELS)
+    for part in stage.layout.slices:
+        changed = tokens.clone()
+        changed[:, part.start :] = 2 - changed[:, part.start :]  # swaps 0 and 2, which are of one cluster
+        torch.testing.assert_close(stage.logits(changed, LABELS)[:, : part.stop], logits[:, : part.stop])
+    if task == "fine":
+        logits = make("scales", "fine", support="full").logits
+        tokens[:, 4] = 0
+        changed = tokens.clone()
+        changed[:, 4] = 1
+        assert (logits(changed, LABELS) - logits(tokens, LABELS))[:, 0].abs().amax(-1).min() > 1e-4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_training_hides_a_scale_and_those_behind_it(make, task):
+    """So the loss is one of two: that of everything, or that of the second scale given the first."""
+    stage, tokens, label = make("scales", task), torch.tensor([[2, 1, 0, 2, 0]]), torch.tensor([1])
+    targets, given = stage.levels(tokens)
+    words = torch.tensor([K, K + 1, K + 1, K + 1, K + 1]) - K + stage.vocabulary
+    possible = {}
+    for first in (0, 1):
+        inputs = torch.cat([targets[0, :first], words[first:]])[None]
+        logits = stage.transformer(inputs, label, given)[0]
+        if given is not None:
+            logits = logits.masked_fill(PAIRS.fine_to_coarse != given[0, :, None], -torch.inf)
+        possible[N - first] = -logits.log_softmax(-1).gather(1, targets[0, :, None])[first:, 0].detach()
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        losses = stage(tokens, label)
+        torch.testing.assert_close(losses.detach(), possible[len(losses)])
+        seen.add(len(losses))
+    assert seen == {5, 4}
+
+
+@EVERY
+def test_training_reaches_every_weight(make, rounds, task):
+    stage = make(rounds, task, class_dropout=0.5).train()
+    torch.manual_seed(0)
+    stage(every_sequence(K), torch.arange(K**N) % 4).mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in stage.parameters())
+
+
+def test_kept_labels_are_taken_when_their_scale_comes(make):
+    """Keeping labels that would be drawn changes nothing."""
+    stage, random, labels = make("scales", "tokens"), Random(range(8)), torch.arange(8) % 4
+    drawn = stage.generate(labels, random)
+    kept = torch.tensor([False, True, False, False, True])
+    assert torch.equal(stage.generate(labels, random, known=drawn.where(kept, -1)), drawn)
+    with pytest.raises(InputError, match="likelihood given all of them is not known"):
+        stage.log_prob(drawn, labels, kept=kept)
+
+
+@EVERY
+def test_a_file_holds_the_stage(tmp_path, make, rounds, task):
+    stage = make(rounds, task)
+    stage.save(tmp_path / "stage.safetensors")
+    loaded = load_stage(tmp_path / "stage.safetensors")
+    assert loaded.possible_steps == stage.possible_steps == (range(1, 2) if rounds == "one" else range(2, 3))
+    assert torch.equal(log_prob(loaded, every_sequence(K)), log_prob(stage, every_sequence(K)))
+
+
+def test_one_scale_has_no_embedding_of_scales(make):
+    names = {name for name, _ in make("one", "fine", layout=Layout.square(2)).named_parameters()}
+    assert {name for name, _ in make("one", "fine").named_parameters()} - names == {
+        "transformer.scale_embedding.weight"
+    }
+
+
+def test_rounds_and_ways_that_make_no_sense(make):
+    sizes = {"vocabulary": K, "given": 2, "num_classes": 4}
+    with pytest.raises(InputError, match="a layout of 4x4 has one scale: choose one or any"):
+        Masked.configure("nano", layout=Layout.square(4), rounds="scales", **sizes)
+    stage = make("scales", "fine")
+    assert stage.resolved() == Sampling(steps=2, order="scales")
+    with pytest.raises(InputError, match="cannot draw in 1 steps: it is masked and takes 2"):
+        stage.resolved(Sampling(steps=1))
+    with pytest.raises(InputError, match="cannot draw in the order raster: it is masked and takes scales"):
+        stage.resolved(Sampling(order="raster"))
+    with pytest.raises(InputError, match="cannot draw in 2 steps: it is masked and takes 1"):
+        make("one", "fine").resolved(Sampling(order="scales"))
