@@ -32,7 +32,7 @@ from ctf.run_folder import RUN_CHECKPOINTS, RUN_MODEL, last_entries, latest_chec
 from ctf.sampling.settings import Sampling
 from ctf.stages.registry import load_stage
 from ctf.stages.stage import Stage
-from ctf.tokenizer.registry import ASSETS, load_tokenizer
+from ctf.tokenizer.registry import BUNDLED, load_tokenizer
 from ctf.tokens.token_set import TokenIndex, TokenSet
 
 FORMAT = 2
@@ -148,12 +148,12 @@ def publish(model: str | Path, name: str, private: bool = False, about: About | 
     Raises:
         InputError: not a model folder, or the bundled one with `about`; those of `ctf.hub.push`.
     """
-    if not Path(model).exists() and model != "emoji":
+    if not Path(model).exists() and model not in BUNDLED:
         raise InputError(f"{model}: no such model folder")
     folder = find_model(str(model))
     if about is None:
         Pipeline.from_pretrained(folder)
-    elif model == "emoji":
+    elif model in BUNDLED:
         raise InputError("the card of the bundled model is complete: leave out what would be added")
     else:
         complete_card(folder, about)
@@ -269,7 +269,7 @@ def describe(source: str) -> dict[str, Any]:
     if source == "sizes":
         sizes = MODEL_SIZES | NEXT_SCALE_SIZES
         return {name: dict(zip(("layers", "heads", "dim"), size, strict=True)) for name, size in sizes.items()}
-    if source == "emoji" or is_model(Path(source)):
+    if source in BUNDLED or is_model(Path(source)):
         return describe_pipeline(Pipeline.from_pretrained(source))
     path = existing(source)
     if (settings := run_settings(path)) is not None:
@@ -350,8 +350,8 @@ def is_model(folder: Path) -> bool:
 
 def find_model(source: str, revision: str | None = None) -> Path:
     """The model folder of "emoji", a folder, or a Hub id, of that `revision`. Raises InputError if there is none."""
-    if source == "emoji":
-        return ASSETS / "emoji"
+    if source in BUNDLED and is_model(BUNDLED[source]):
+        return BUNDLED[source]
     if Path(source).exists() or source.count("/") != 1:
         folder = existing(source, "model folder")
     else:

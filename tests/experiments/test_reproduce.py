@@ -16,7 +16,7 @@ from ctf.experiments.experiment import Claim, Experiment, Measured, Row, judge
 from ctf.experiments.measurements import RESULT, Likelihood, Samples, Speed, Swap, drawing_operations
 from ctf.experiments.page import write_report
 from ctf.experiments.paper import EXPERIMENTS
-from ctf.experiments.presets import EMOJI, IMAGENET, Lab, Preset
+from ctf.experiments.presets import EMOJI, IMAGENET, TINY_IMAGENET, Lab, Preset
 from ctf.experiments.reproduce import find, plan, reproduce
 from ctf.experiments.store import Store, in_order
 from ctf.files import read_json
@@ -312,6 +312,13 @@ def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path, monkeypatch):
     write_report(tmp_path / "again", experiment, tiny, Store(tmp_path), "ctf")
     again = (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
     assert again == text.replace("![tokens swapped](figure-0.png)\n\n", "")
+
+
+def test_photographs_are_named_by_the_user_and_are_their_own_reference():
+    with pytest.raises(InputError, match="--images"):
+        TINY_IMAGENET.changed(steps=2)
+    assert TINY_IMAGENET.changed("tiny-imagenet-200").reference == "tiny-imagenet-200"
+    assert TINY_IMAGENET.changed("tiny-imagenet-200", reference="set.npz").reference == "set.npz"
 
 
 def test_settings_replace_the_presets():

@@ -9,7 +9,7 @@ from tiny_runs import make_token_objective, run
 from torch import nn
 
 from ctf.files import load_tensors
-from ctf.run_folder import latest_checkpoint
+from ctf.run_folder import RUN_MODEL, latest_checkpoint, step_of
 from ctf.training.interrupt import interruptible
 from ctf.training.token_objective import TokenObjective
 
@@ -70,3 +70,40 @@ def test_ctrl_c_ends_a_process_with_a_checkpoint(tmp_path):
     assert "KeyboardInterrupt" in messages
     assert process.returncode == -signal.SIGINT
     assert load_tensors(latest_checkpoint(tmp_path / "run"))[1]["ctf"] == "checkpoint"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_signal_during_an_evaluation_ends_it_with_a_checkpoint(number, step, tokens, tmp_path):
+    """Of six steps; before, one that came in the last evaluation was swallowed, and the next command went on."""
+    finished = []
+
+    class Interrupted(TokenObjective):
+        def evaluate(self, module, processes):
+            signal.raise_signal(number)
+            finished.append(True)
+            return super().evaluate(module, processes)
+
+    objective = make_token_objective(tokens, held_out=tokens)
+    objective.__class__ = Interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run(objective, tmp_path, evaluate_every=step % 6)
+    assert not finished
+    assert step_of(latest_checkpoint(tmp_path)) == step
+    assert not (tmp_path / RUN_MODEL).exists()
+    run(make_token_objective(tokens, held_out=tokens), tmp_path, resume=True, evaluate_every=step % 6)
+    assert (tmp_path / RUN_MODEL).exists()
+
+
+def test_a_signal_in_the_last_step_is_not_swallowed(tokens, tmp_path):
+    class Interrupted(TokenObjective):
+        def after_step(self, ema, step):
+            if step == 5:
+                signal.raise_signal(signal.SIGTERM)
+            return {}
+
+    objective = make_token_objective(tokens)
+    objective.__class__ = Interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run(objective, tmp_path)
+    assert step_of(latest_checkpoint(tmp_path)) == 6

@@ -7,7 +7,7 @@ from typing import Literal
 
 def reproduce(
     name: str,
-    preset: Literal["emoji", "imagenet"] = "emoji",
+    preset: Literal["emoji", "tiny-imagenet", "imagenet"] = "emoji",
     out: str = "runs/reproduce",
     dry_run: bool = False,
     look: bool = False,
@@ -27,7 +27,8 @@ def reproduce(
     Args:
         name: of the paper: table1, table2, table3a, table3b, table3c, table3d, table3e, table3f, fig1b, fig2, fig3,
             accuracy. Beyond it: kinds, orders, rounds, clusterings, support, guidance, levels.
-        preset: emoji, the bundled images, with small models for two CPU cores; or imagenet, the paper's settings.
+        preset: emoji, the bundled images, and tiny-imagenet, photographs that --images names, with small models for two
+            CPU cores; or imagenet, the paper's settings.
         out: trained stages, sample sets and metrics, each made once and shared by all experiments; and a folder with
             report.md for each experiment. An interrupted command goes on where it stopped.
         dry_run: print what would be made, with operations and time.

@@ -13,7 +13,7 @@ import torch
 from ctf.codebook.clustering import Method, cluster_codebook
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import usable_device
-from ctf.experiments.store import Artifact, Store
+from ctf.experiments.store import Artifact, Store, decisive_settings
 from ctf.images.image_set import open_images
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.layout import Layout
@@ -155,8 +155,7 @@ class Training(Artifact):
 
     def decisive(self) -> dict[str, Any]:
         loop = {name: getattr(self.config.loop, name) for name in LOOP}
-        config = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
-        settings = tuple(sorted((config | {"loop": tuple(sorted(loop.items()))}).items()))
+        settings = tuple(sorted((decisive_settings(self.config) | {"loop": tuple(sorted(loop.items()))}).items()))
         return super().decisive() | {"config": (type(self.config).__name__, *settings)}
 
     def make(self, folder: Path, store: Store) -> None:

@@ -72,13 +72,18 @@ class Artifact(ABC):
         return list(_artifacts(self.decisive().values()))
 
 
+def decisive_settings(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, without those that are younger than published results and at their default."""
+    settings = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+    young = [field for field, own in settings.items() if field.metadata.get("young") and own == field.default]
+    return {field.name: own for field, own in settings.items() if field not in young}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Artifact):
         return value.name
     if dataclasses.is_dataclass(value):
-        settings = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
-        young = [field for field, own in settings.items() if field.metadata.get("young") and own == field.default]
-        return {field.name: _plain(own) for field, own in settings.items() if field not in young}
+        return {name: _plain(own) for name, own in decisive_settings(value).items()}
     if isinstance(value, (tuple, list)):
         return [_plain(part) for part in value]
     return value

@@ -15,6 +15,8 @@ from ctf.tokenizer.multi_scale import MultiScaleTokenizer
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
 ASSETS = Path(__file__).parent.parent / "assets"
+#: The folders of what comes with the package, by name: a tokenizer each, with stages where it is a model.
+BUNDLED = {path.parent.name: path.parent for path in sorted(ASSETS.glob("*/tokenizer.safetensors"))}
 
 #: The class of each family, by its tag in a file.
 TOKENIZERS: dict[str, type[Tokenizer]] = {}
@@ -51,7 +53,7 @@ def new_tokenizer(family: str, model: TokenizerConfig, **own: Any) -> Convolutio
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """A tokenizer in evaluation mode: "emoji" (bundled), a safetensors file, or a folder that holds one.
+    """A tokenizer in evaluation mode: one of `BUNDLED`, a safetensors file, or a folder that holds one.
 
     Raises:
         InputError: nothing there, not a tokenizer, or one of a family that is not registered.
@@ -67,14 +69,14 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def is_ours(source: str | Path) -> bool:
-    """Whether `load_tokenizer` is the one to open `source`: "emoji", a folder, or any file that ctf wrote."""
-    if str(source) == "emoji" or Path(source).is_dir():
+    """Whether `load_tokenizer` is the one to open `source`: a bundled one, a folder, or any file that ctf wrote."""
+    if str(source) in BUNDLED or Path(source).is_dir():
         return True
     return is_safetensors(source) and "ctf" in read_metadata(source)
 
 
 def _path(source: str | Path) -> Path:
-    path = ASSETS / "emoji" if str(source) == "emoji" else Path(source)
+    path = BUNDLED.get(str(source)) or Path(source)
     if not path.is_dir():
         return path
     names = [path / name for name in ("tokenizer.safetensors", "model.safetensors")]

@@ -199,7 +199,7 @@ class TokenizerTraining:
     adaptive_weight: bool = True
     perceptual_weight: float = 0.0
     perceptual_source: str | None = None
-    start_from: str | None = None
+    start_from: str | None = field(default=None, metadata=YOUNG)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(final_learning_rate=1e-4))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(batch_size=128, epochs=40))
 
@@ -248,7 +248,7 @@ class TokenTraining:
     class_dropout: float = 0.1
     sampling: Sampling = field(default_factory=Sampling)
     tokenizer: str | None = None
-    start_from: str | None = None
+    start_from: str | None = field(default=None, metadata=YOUNG)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 

@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from ctf.training.batches import on_device
 from ctf.training.changes import changed_settings, write_settings
 from ctf.training.checkpoint import Checkpoints, Part, not_finite, resume
 from ctf.training.config import LoopConfig, OptimizerConfig
-from ctf.training.interrupt import interruptible
+from ctf.training.interrupt import Interrupts, interruptible
 from ctf.training.log import Log, Meter
 from ctf.training.objective import Batch, Objective
 from ctf.training.optimizer import build_optimizers, set_rates
@@ -199,11 +199,21 @@ class _Trainer:
                     self._save(now)
                 if now in c.milestones:
                     self._keep(now)
-                if stop and not finished:
+                if stop:  # after the last step too: what is left would take minutes
                     self._stop(now)
                 if not finished and _due(now, c.evaluate_every):
-                    self._report(now, log)
-            return self._report(max(self.done, self.steps), log)
+                    self._report_or_stop(now, log, interrupted)
+            return self._report_or_stop(max(self.done, self.steps), log, interrupted)
+
+    def _report_or_stop(self, step: int, log: Log, interrupted: Interrupts) -> dict[str, float]:
+        """Evaluate; a process that trains alone stops in the middle of it, for it can take minutes."""
+        try:
+            with interrupted.at_once() if self.processes.world == 1 else nullcontext():
+                return self._report(step, log)
+        except KeyboardInterrupt:
+            if (last := latest_checkpoint(self.run)) is None or step_of(last) < step:
+                self._save(step)
+            self._stop(step)
 
     def _step(self, batch: Batch, step: int) -> float:
         """One optimizer step, number `step` from 0; returns its learning rate."""
@@ -303,7 +313,7 @@ class _Trainer:
         # A GPU is asked for the answer of two steps ago, which it has.
         return len(self.flags) > (0 if self.processes.device.type == "cpu" else 2) and bool(self.flags.popleft())
 
-    def _stop(self, step: int) -> None:
+    def _stop(self, step: int) -> NoReturn:
         self.checkpoints.wait()
         self.processes.wait()  # else torchrun would end those that still write
         if self.processes.is_first:
