@@ -62,9 +62,8 @@ class Ordered:
 
 
 def simulate(monkeypatch):
-    """Record loops on a CPU from now on."""
+    """Let loops be recorded on a CPU from now on."""
     here = Ordered()
-    monkeypatch.setattr("ctf.stages.drawing.RECORDED_ON", "cpu")
     stand_ins = {"CUDAGraph": SimulatedGraph, "graph": capture, "Stream": Ordered, "Event": Ordered}
     stand_ins |= {"stream": nullcontext, "device": nullcontext, "empty_cache": lambda: None}
     for name, stand_in in {**stand_ins, "current_stream": lambda *_: here}.items():

@@ -804,7 +804,7 @@ SAYS = [
      folder("run/checkpoints"), copy_as("map.safetensors", "run/checkpoints/step-00000001.safetensors")),
     ("train tokenizer", "--model.base_channels 20", "not a multiple of 32"),
     ("train tokenizer", "--model.channel_multipliers []", "channel_multipliers"),
-    ("train tokenizer", "--image_size 9", "9 is not a multiple"),
+    ("train tokenizer", "--image_size 9", "multiples of 4"),
     ("train tokenizer", "--perceptual_weight 1", "perceptual_weight needs"),
     ("train tokenizer", "--perceptual_weight 1 --perceptual_source map.safetensors", "map.safetensors"),
     ("train tokenizer", "--perceptual_weight 1 --perceptual_source no/where/at/all.pt", "no/where/at/all.pt"),

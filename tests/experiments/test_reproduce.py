@@ -13,7 +13,7 @@ from ctf.evaluation.likelihood import bits_per_token
 from ctf.experiments.artifacts import Clusters, Training
 from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Claim, Experiment, Measured, Row, judge
-from ctf.experiments.measurements import RESULT, Likelihood, Samples, Speed, Swap
+from ctf.experiments.measurements import RESULT, Likelihood, Samples, Speed, Swap, drawing_operations
 from ctf.experiments.page import write_report
 from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import EMOJI, IMAGENET, TINY_IMAGENET, Lab, Preset
@@ -22,7 +22,8 @@ from ctf.experiments.store import Store, in_order
 from ctf.files import read_json
 from ctf.images import open_images
 from ctf.model_folder import open_stage
-from ctf.stages.cost import forward_operations
+from ctf.models.config import Compute
+from ctf.stages.cost import drawing_work, forward_operations
 from ctf.tokens import TokenSet
 
 ALL = EXPERIMENTS | BEYOND
@@ -179,6 +180,17 @@ def test_operations_of_a_training_are_those_of_the_stage(tiny, out):
         stage = open_stage(Store(out, "cpu").get(training))
         assert training.stage().num_parameters() == stage.num_parameters()
         assert math.isclose(training.operations(), 3 * forward_operations(stage) * 2 * 4, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("make", ["baseline", "coarse", "fine", "any_order"])
+def test_operations_of_drawing_are_those_of_all_blocks(make):
+    """They are counted with one block and with two."""
+    lab = Lab(dataclasses.replace(EMOJI, sizes=dict.fromkeys(("B", "L"), "micro")), 0)
+    training = lab.coarse(kind="any_order") if make == "any_order" else getattr(lab, make)()
+    stage = training.stage()
+    assert stage.config.layers == 6
+    work = sum(step.operations for step in drawing_work(stage, 1, stage.sampling, Compute("float32")))
+    assert math.isclose(drawing_operations(training, stage.sampling), work, rel_tol=1e-9)
 
 
 # Made for real

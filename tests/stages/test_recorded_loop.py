@@ -16,6 +16,7 @@ from ctf.models.attention import attend_all
 from ctf.models.cluster_head import multiply_tiles
 from ctf.models.linear import Linear
 from ctf.sampling import Random, Sampling
+from ctf.sampling.cuda_graph import RecordedLoops
 from ctf.stages.drawing import draw_steps
 
 LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
@@ -124,6 +125,13 @@ def device(request, monkeypatch):
     return "cpu"
 
 
+def recording(stage):
+    """The stage packed, with loops that are recorded on a CPU too."""
+    packed = stage.pack(Compute("float32"))
+    packed.recorded = packed.recorded or RecordedLoops()
+    return packed
+
+
 def drawn(packed, sampling, coarse, count, seed=0):
     """Recorded, and by steps: (count, 8) both."""
     labels, seeds = LABELS[:count], [seed + s for s in (3, 0, 2**40, 7, 3)[:count]]
@@ -137,21 +145,21 @@ def drawn(packed, sampling, coarse, count, seed=0):
 @TASKS
 def test_a_recorded_loop_draws_what_the_steps_draw(device, make, coarse, kind, way, task, sampling):
     """Batches of all sizes, smaller ones in recordings of their own."""
-    packed = make(kind, task).to(device).pack(Compute("float32"))
+    packed = recording(make(kind, task).to(device))
     for seed, count in enumerate((5, 2, 5, 1, 3, 4)):
         assert torch.equal(*drawn(packed, dataclasses.replace(sampling, **way), coarse, count, seed))
 
 
 @WAYS
 def test_recordings_with_other_settings_and_batches(device, make, coarse, kind, way):
-    packed = make(kind).to(device).pack(Compute("float32"))
+    packed = recording(make(kind).to(device))
     for scale, count in ((2.0, 2), (3.0, 2), (3.0, 5), (1.0, 5), (2.0, 1)):
         assert torch.equal(*drawn(packed, Sampling(scale, **way), coarse, count))
 
 
 def test_two_recorded_models_alive_take_turns(device, make, coarse):
     models = [make("autoregressive", task, seed=seed).to(device) for seed, task in enumerate(("all tokens", "fine"))]
-    packed = [model.pack(Compute("float32")) for model in models]
+    packed = [recording(model) for model in models]
     for seed in range(3):
         for model in packed:
             assert torch.equal(*drawn(model, Sampling(2.0), coarse, 5, seed))
@@ -160,7 +168,7 @@ def test_two_recorded_models_alive_take_turns(device, make, coarse):
 def test_a_loop_is_recorded_once(make, coarse, monkeypatch):
     simulate(monkeypatch)
     monkeypatch.setattr(SimulatedGraph, "captures", 0)
-    packed = make("autoregressive").pack(Compute("float32"))
+    packed = recording(make("autoregressive"))
     for seed in range(3):
         assert torch.equal(*drawn(packed, Sampling(2.0), coarse, 5, seed))
     assert SimulatedGraph.captures == 1

@@ -160,7 +160,7 @@ def decoder_work(tokenizer: Tokenizer, layout: Layout, batch: int) -> Work:
     """
     with torch.device("meta"):
         bare = type(tokenizer)(tokenizer.config)
-        vectors = torch.empty(1, layout.num_tokens, tokenizer.codebook.shape[1])
+        vectors = bare.embed(torch.zeros(1, layout.num_tokens, dtype=torch.int64))
     counted = operations(lambda: bare.decode_embeddings(vectors, layout))
     weights = sum(p.nbytes for part in tokenizer.decoder_parts() for p in part.parameters())
     return Work(weights, batch * counted)

@@ -22,7 +22,7 @@ from ctf.stages import Stage, new_stage
 from ctf.stages.cost import forward_operations
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import Augmentation, tokenize_images
-from ctf.training.config import StageTask, TokenTraining
+from ctf.training.config import LoopConfig, StageTask, TokenTraining
 from ctf.training.runs import train_stage
 
 MAP = "map.safetensors"
@@ -171,7 +171,7 @@ class Training(Artifact):
     def operations(self) -> float:
         """Three forward passes for each image seen: the backward pass multiplies twice for each product."""
         loop, images = self.config.loop, self.tokens.data.num_images
-        return 3 * _forward_operations(self) * loop.total_steps(images) * loop.batch_size
+        return 3 * _forward_operations(self.architecture()) * loop.total_steps(images) * loop.batch_size
 
     @property
     def task(self) -> StageTask:
@@ -181,7 +181,11 @@ class Training(Artifact):
 
     def stage(self) -> Stage:
         """The stage without values, for counting its parameters and operations."""
-        return _stage_without_values(self)
+        return _stage_without_values(self.architecture())
+
+    def architecture(self) -> Training:
+        """The same for all lengths and seeds of training: what is counted once for them."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, loop=LoopConfig()))
 
 
 @lru_cache

@@ -8,6 +8,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from ctf.bench.machine import measure_machine, seconds_in_turns
 from ctf.bench.sampling import decoder_work
 from ctf.device import usable_device
@@ -28,6 +30,7 @@ from ctf.run_folder import milestone_path
 from ctf.samples.generate import sample_to
 from ctf.samples.sample_set import SampleSet
 from ctf.sampling.settings import Sampling, overridden
+from ctf.stages import Stage
 from ctf.stages.cost import drawing_work
 from ctf.tokenizer.config import TOKENIZER_PRESETS
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
@@ -84,18 +87,28 @@ class System:
         """Of sampling: every step of every stage, and the decoder."""
         stages = [weights.training.stage() for weights in self.stages]
         settings = overridden([(s.name, s.sampling) for s in stages], dict(self.settings))
-        drawn = [_drawing_operations(w.training, settings[s.name]) for w, s in zip(self.stages, stages, strict=True)]
+        drawn = [
+            drawing_operations(weights.training.architecture(), settings[stage.name])
+            for weights, stage in zip(self.stages, stages, strict=True)
+        ]
         return sum(drawn) + _decoder_operations(self.data)
 
 
-def _drawing_operations(training: Training, sampling: Sampling) -> float:
-    loop = dataclasses.replace(training.config.loop, seed=0)  # counted once for all seeds
-    return _counted(dataclasses.replace(training, config=dataclasses.replace(training.config, loop=loop)), sampling)
-
-
 @lru_cache
-def _counted(training: Training, sampling: Sampling) -> float:
-    return sum(work.operations for work in drawing_work(training.stage(), 1, sampling, Compute("float32")))
+def drawing_operations(training: Training, sampling: Sampling) -> float:
+    """Counted with one block and with two: each further block of these networks adds what the second one adds."""
+    stage = training.stage()
+    one, two = (
+        sum(work.operations for work in drawing_work(_with_layers(stage, layers), 1, sampling, Compute("float32")))
+        for layers in (1, 2)
+    )
+    return one + (stage.config.layers - 1) * (two - one)
+
+
+def _with_layers(stage: Stage, layers: int) -> Stage:
+    config = dataclasses.replace(stage.config, layers=layers)
+    with torch.device("meta"):
+        return type(stage)(config, name=stage.name, predicts=stage.predicts, given=stage.given, support=stage.support)
 
 
 @lru_cache
@@ -103,7 +116,8 @@ def _decoder_operations(data: Data) -> float:
     if data.architecture is None:
         tokenizer = open_tokenizer(data.tokenizer)
     else:
-        tokenizer = VQTokenizer(TOKENIZER_PRESETS[data.architecture])
+        with torch.device("meta"):
+            tokenizer = VQTokenizer(TOKENIZER_PRESETS[data.architecture])
     return decoder_work(tokenizer, data.layout, 1).operations
 
 

@@ -81,7 +81,8 @@ class ScaleBlock(Block):
         return self.training and max(self.dropout.p, self.drop_path) > 0
 
     def _run(self, x: Tensor, modulation: Tensor, attend: Callable[..., Tensor]) -> Tensor:
-        return self.after(x, attend(*self.before(x, modulation)), modulation)
+        before, after = self.compiled or (type(self).before, type(self).after)
+        return after(self, x, attend(*before(self, x, modulation)), modulation)
 
     def before(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What attention takes, of the input (B, n, dim) and its modulation (B, 1, 6, dim)."""

@@ -44,8 +44,7 @@ class PackedTransformer(Transformer):
         pack = partial(self._pack, compute=compute)
         blocks: Any = self.blocks
         for block in blocks:
-            for half in ("before", "after"):  # of a model that trains compiled
-                vars(block).pop(half, None)
+            block.compiled = None  # the model may train compiled
             block.attention.qkv, block.attention.out = pack(block.attention.qkv), pack(block.attention.out)
             block.ffn = PackedFeedForward(block.ffn, pack)
             return_freed_memory()
@@ -115,8 +114,7 @@ class PackedNextScale(NextScaleTransformer):
                 setattr(self, name, PackedAffine(getattr(self, name), self.dtype))
         blocks: Any = self.blocks
         for block in blocks:
-            for half in ("before", "after"):  # of a model that trains compiled
-                vars(block).pop(half, None)
+            block.compiled = None  # the model may train compiled
             for part, name in (
                 (block.attention, "qkv"),
                 (block.attention, "out"),

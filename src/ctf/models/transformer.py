@@ -73,9 +73,12 @@ class Block(nn.Module):
 
     Attributes:
         recomputed: keep the input alone for the backward pass, which runs the block again (activation checkpointing).
+        compiled: `before` and `after` as `compile_blocks` made them. They take the block as their first argument, so
+            that a block which is dropped is freed at once: a bound method here would be a cycle.
     """
 
     recomputed = False
+    compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -99,7 +102,8 @@ class Block(nn.Module):
         return self.training and self.dropout.p > 0
 
     def _run(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor]) -> Tensor:
-        return self.after(x, attend(*self.before(x, rotary)))  # q, k and v are freed before the feed-forward layer
+        before, after = self.compiled or (type(self).before, type(self).after)
+        return after(self, x, attend(*before(self, x, rotary)))  # q, k and v are freed before the feed-forward layer
 
     def before(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What attention takes."""
@@ -122,9 +126,9 @@ def compile_blocks(module: nn.Module) -> None:
     number = next(_COMPILED)
     blocks = [block for block in module.modules() if isinstance(block, Block)]
     kind = type(blocks[0])
-    before, after = torch.compile(_copied(kind.before, number)), torch.compile(_copied(kind.after, number))
+    compiled = torch.compile(_copied(kind.before, number)), torch.compile(_copied(kind.after, number))
     for block in blocks:
-        block.before, block.after = partial(before, block), partial(after, block)  # type: ignore[method-assign]
+        block.compiled = compiled
 
 
 _COMPILED = itertools.count()

@@ -28,8 +28,6 @@ from ctf.sampling.settings import Sampling
 OnStep = Callable[[int, Tensor], None]
 #: Logits that are drawn from at once: those of a whole batch would be the largest tensor by far.
 LOGITS = 1 << 22
-#: The type of device that records loops.
-RECORDED_ON = "cuda"
 
 
 @dataclass(frozen=True)
@@ -246,7 +244,7 @@ def draw_all(
 ) -> Tensor:
     """The labels after the last step, (B, N); on a GPU by a recorded graph, where the stage has one."""
     recorded: Any = stage.recorded if known is None and on_step is None else None
-    if recorded is not None and labels.device.type == RECORDED_ON and type(find_sampler(plan.sampling)) is Independent:
+    if recorded is not None and type(find_sampler(plan.sampling)) is Independent:
         inputs = [labels, send(random.uniform(stage.num_tokens), labels.device), *([] if given is None else [given])]
 
         def run(labels: Tensor, uniform: Tensor, given: Tensor | None = None) -> Tensor:

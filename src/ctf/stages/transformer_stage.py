@@ -98,7 +98,8 @@ class TransformerStage(Stage):
             head = packed.transformer.head
             head.weight = nn.Parameter(self.members.sorted_weight(head.weight.detach()), requires_grad=False)
             packed.members = self.members.of_sorted_weight()
-        packed.packed, packed.recorded = True, RecordedLoops() if self.cached else None
+        packed.packed = True
+        packed.recorded = RecordedLoops() if self.cached and self.device.type == "cuda" else None
         return packed.eval()
 
     def without_values(self, padded: bool = True) -> Stage:
