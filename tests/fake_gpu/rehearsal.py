@@ -6,9 +6,11 @@ A part ends with an error, or with what the host would wait for and what runs wi
 import contextlib
 import dataclasses
 import json
+import os
 import time
 import traceback
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import ctf.stages.drawing as drawing
 from ctf.codebook.coarse_map import CoarseMap
+from ctf.device import usable_device
 from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.models import config as sizes
@@ -155,7 +158,16 @@ def train_tokenizer(**settings):
     return objective.module
 
 
+def own_device_of_a_process():
+    """The third of torchrun's."""
+    with patch.dict(os.environ, LOCAL_RANK="2"), patch.object(torch.cuda, "set_device") as set_device:
+        usable_device()
+    set_device.assert_called_once_with(torch.device("cuda:2"))
+
+
 def main():
+    with part("the GPU of a process"):
+        own_device_of_a_process()
     for kind, task, way in (
         ("autoregressive", "coarse", {}),
         ("any_order", "coarse", {"steps": 2}),
