@@ -1,10 +1,11 @@
-"""All that needs a GPU, in under ten minutes on an H200: the tests, then the benchmarks, then a table.
+"""All that needs a GPU, in under ten minutes on an H200: benchmarks and tests, then a table of one screen.
 
-    make gpu
+    make gpu                                                  # benchmarks/gpu.sh does without an installation
+    python benchmarks/gpu.py rehearse                         # every part at a tiny size, on a CPU
 
-Each part has a time limit of its own, and what it had measured by then stays. `benchmarks/gpu/` gets a page and a JSON
-file, named after the GPU, and `runs/gpu/` what the parts printed. Where there is no GPU, one line says so, and the exit
-code is 2.
+Each part has a time limit of its own, and what it had measured by then stays. The folder $OUT, by default
+`benchmarks/gpu/`, gets a page and a JSON file, named after the GPU, and what the parts printed. Where there is no GPU,
+one line says so, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -40,26 +41,46 @@ class Part:
         name: in the table.
         command: `pytest …`, or `ctf bench …`, which is asked for its rows.
         limit: seconds.
+        rehearsal: settings that make it small enough for a CPU.
     """
 
     name: str
     command: str
     limit: int
+    rehearsal: str = ""
 
 
+#: pytest's exit code where no test is to be run, as of those for a GPU on a CPU.
+NOTHING_COLLECTED = 5
 #: What Python runs for a command, where it is called something else.
 MODULES = {"ctf": "ctf.cli"}
 
+SCALES = ",".join(f"{side}x{side}" for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
+TINY = "--device cpu --sizes '[nano]' --vocabulary 64 --clusters 8"
+FAST = f"{TINY} --fine_size nano --batch_sizes '[2]' --runs 1 --layout"
+
 #: In the order in which they matter.
 PARTS = [
-    Part("tests", "pytest -m gpu --maxfail 5", 150),
-    Part("sampling", f"ctf bench sampling {PAPERS} --sizes '[XL, L, B]'", 200),
+    Part("sampling", f"ctf bench sampling {PAPERS} --sizes '[XL]'", 160, f"{FAST} 4x4"),
+    Part("tests", "pytest -m gpu -n 8 --maxfail 5", 150, "--collect-only -n 0"),
     Part(
         "training",
-        "ctf bench training --sizes '[L]' --stages '[coarse, fine-cluster]' --batch_size 128 --compile true",
-        120,
+        "ctf bench training --sizes '[L]' --stages '[coarse]' --batch_size 128 --compile true",
+        75,
+        f"{TINY} --layout 4x4 --batch_size 2 --steps 1 --compile false",
     ),
-    Part("any order", f"ctf bench sampling {PAPERS} --sizes '[XL]' --kinds '[any_order]' --steps '[20]'", 100),
+    Part(
+        "any order",
+        f"ctf bench sampling {PAPERS} --sizes '[XL]' --kinds '[any_order]' --steps '[20]'",
+        90,
+        f"{FAST} 4x4 --steps '[4]'",
+    ),
+    Part(
+        "next scale",
+        f"ctf bench sampling {PAPERS} --methods '[baseline]' --sizes '[d16]' --kinds '[next_scale]' --layout {SCALES}",
+        90,
+        f"{FAST} 1x1,2x2,4x4",
+    ),
 ]
 
 #: The least that is aimed at on an H200, by part, size, and stage or kind.
@@ -77,9 +98,9 @@ class Outcome:
     rows: list[dict[str, Any]]
 
 
-def run_part(part: Part, log: Path) -> Outcome:
+def run_part(part: Part, log: Path, rehearse: bool = False) -> Outcome:
     """Run one part; what it prints goes to `log`."""
-    program, *words = shlex.split(part.command)
+    program, *words = shlex.split(f"{part.command} {part.rehearsal if rehearse else ''}")
     with tempfile.TemporaryDirectory() as folder, log.open("w") as output:
         results = Path(folder) / "rows.json"
         asked = ["--json", str(results)] if program == "ctf" else []
@@ -93,7 +114,7 @@ def run_part(part: Part, log: Path) -> Outcome:
             start_new_session=True,
         )
         try:
-            outcome = "done" if process.wait(part.limit) == 0 else "failed"
+            outcome = "done" if process.wait(part.limit) in (0, NOTHING_COLLECTED if rehearse else 0) else "failed"
         except subprocess.TimeoutExpired:
             outcome = "out of time"
             os.killpg(process.pid, signal.SIGKILL)  # with all that it started
@@ -107,7 +128,7 @@ def run_part(part: Part, log: Path) -> Outcome:
 def page(gpu: str, date: str, outcomes: list[Outcome]) -> str:
     """Markdown: how each part ended, then every figure beside what is aimed at."""
     software = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
-    lines = [f"# On one {gpu}", "", f"{date}, {software}. All of it: `make gpu`.", ""]
+    lines = [f"# On one {gpu}", "", f"{date}, {software}. All of it: `benchmarks/gpu.sh`.", ""]
     lines += table_head(["part", "seconds", "limit", "outcome", "last line"])
     for one in outcomes:
         last = one.last_line[:100].replace("|", "·")
@@ -128,24 +149,24 @@ def figures(row: dict[str, Any] | None) -> str:
     if "utilisation" in row:
         return f"{row['tokens_per_second']:,.0f} tokens/s, MFU {row['utilisation']:.0%}"
     share = row["roofline_seconds"]["all"] / row["seconds"]["all"]
+    decoded = row["batch_size"] / row["seconds"]["decoding"]
     return (
-        f"{row['images_per_second']:.3g} images/s, {share:.0%} of the roofline, first call "
-        f"{row['first_call_seconds']:.0f} s"
+        f"{row['images_per_second']:.3g} images/s, {share:.0%} of the roofline, decoder alone {decoded:.3g} images/s, "
+        f"first call {row['first_call_seconds']:.0f} s"
     )
 
 
-def main(out: Path = ROOT / "benchmarks" / "gpu") -> int:
-    if not torch.cuda.is_available():
+def main(out: Path, rehearse: bool = False) -> int:
+    if not (rehearse or torch.cuda.is_available()):
         print("make gpu: there is no GPU here: run it on a machine with one", file=sys.stderr)
         return 2
-    gpu, date, logs = device_name(torch.device("cuda")), time.strftime("%Y-%m-%d"), ROOT / "runs" / "gpu"
+    gpu, date = device_name(torch.device("cpu" if rehearse else "cuda")), time.strftime("%Y-%m-%d")
     name = re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-")
-    for folder in (out, logs):
-        folder.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for part in PARTS:
         print(f"{part.name}: at most {part.limit} s", file=sys.stderr, flush=True)
-        outcomes.append(run_part(part, logs / f"{part.name.replace(' ', '-')}.log"))
+        outcomes.append(run_part(part, out / f"{part.name.replace(' ', '-')}.log", rehearse))
         write_json(out / f"{name}.json", {"gpu": gpu, "date": date, "parts": [asdict(one) for one in outcomes]})
         write_text(out / f"{name}.md", page(gpu, date, outcomes))
     print(page(gpu, date, outcomes))
@@ -153,4 +174,4 @@ def main(out: Path = ROOT / "benchmarks" / "gpu") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Path(os.environ.get("OUT", ROOT / "benchmarks" / "gpu")), sys.argv[1:] == ["rehearse"]))

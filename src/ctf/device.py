@@ -16,18 +16,22 @@ from ctf.errors import InputError
 def usable_device(name: str | torch.device = "auto") -> torch.device:
     """The device called `name`: "auto" (a GPU where there is one, else the CPU), "cpu", "cuda", "cuda:1", …
 
-    Under torchrun "auto" and "cuda" are this process's own GPU.
+    Under torchrun "auto" and "cuda" are this process's own GPU, which becomes its current one: what names no device,
+    as graphs, streams and Triton's kernels may, would else use the first GPU.
 
     Raises:
         InputError: no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and (rank := os.environ.get("LOCAL_RANK")) is not None:
+    rank = os.environ.get("LOCAL_RANK")
+    if name == "cuda" and rank is not None:
         name = f"cuda:{rank}"
     try:
         device = torch.empty(0, device=name).device
         torch.empty(0, device=device).cpu()  # "meta" computes nothing that could be read
+        if device.type == "cuda" and rank is not None:
+            torch.cuda.set_device(device)
         return device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

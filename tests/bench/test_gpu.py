@@ -52,28 +52,29 @@ def test_a_benchmark_gives_its_rows_also_when_its_time_is_up(gpu, tmp_path, monk
 
 
 def test_the_page_has_every_row_and_what_was_not_measured(gpu):
-    speed = {"images_per_second": 81.234, "seconds": {"all": 2.0}, "roofline_seconds": {"all": 0.5}}
-    row = {"size": "L", "kind": "autoregressive", "first_call_seconds": 12.0, **speed}
+    speed = {"images_per_second": 81.234, "seconds": {"decoding": 0.5, "all": 2.0}, "roofline_seconds": {"all": 0.5}}
+    row = {"size": "L", "kind": "autoregressive", "batch_size": 64, "first_call_seconds": 12.0, **speed}
     trained = {"size": "L", "stage": "coarse", "kind": "autoregressive", "tokens_per_second": 1e6, "utilisation": 0.431}
     outcomes = [
-        gpu.Outcome(gpu.PARTS[0], 61.0, "failed", "2 failed | 3 passed", []),
-        gpu.Outcome(gpu.PARTS[1], 200.0, "out of time", "", [row]),
+        gpu.Outcome(gpu.PARTS[0], 160.0, "out of time", "", [row]),
+        gpu.Outcome(gpu.PARTS[1], 61.0, "failed", "2 failed | 3 passed", []),
         gpu.Outcome(gpu.PARTS[2], 50.0, "done", "", [trained]),
     ]
     text = gpu.page("NVIDIA H200", "2026-11-25", outcomes)
     assert "| tests | 61 | 150 | failed | 2 failed · 3 passed |" in text
-    assert "| sampling: L, autoregressive | 81.2 images/s, 25% of the roofline, first call 12 s |  |" in text
+    assert "| sampling: L, autoregressive | 81.2 images/s, 25% of the roofline, decoder alone 128 images/s, " in text
     assert "| sampling: XL, autoregressive | not measured | 100 images/s |" in text
     assert "| training: L, coarse | 1,000,000 tokens/s, MFU 43% | MFU 45% |" in text
     assert all(f"    {part.command}\n" in text for part in gpu.PARTS[:3])
 
 
 def test_all_parts_fit_into_ten_minutes_and_are_commands(gpu):
-    """Each benchmark's settings are read by the command itself."""
+    """Each benchmark's settings, and those of its rehearsal, are read by the command itself."""
     from ctf.cli import main
 
     assert sum(part.limit for part in gpu.PARTS) < 600
-    for part in gpu.PARTS[1:]:
-        program, *words = gpu.shlex.split(part.command)
-        assert program == "ctf"
-        assert main([*words, "--print_config"]) == 0
+    commands = [part for part in gpu.PARTS if part.command.startswith("ctf ")]
+    assert len(commands) == len(gpu.PARTS) - 1  # beside the tests
+    for part in commands:
+        for command in (part.command, f"{part.command} {part.rehearsal}"):
+            assert main([*gpu.shlex.split(command)[1:], "--print_config"]) == 0

@@ -68,7 +68,7 @@ def test_steps_of_stages(monkeypatch, tokens, tmp_path, name, optimizer):
 
 def test_steps_of_a_tokenizer(tmp_path):
     """Between restarts, which look for dead codewords every 20 steps."""
-    settings = tokenizer_training(warmup_without_codebook=0, discriminator_weight=0.0)
+    settings = tokenizer_training(warmup_without_codebook=0, discriminator_start=1)
     objective = watched(make_tokenizer_objective(make_image_set(), settings), 2)
     run(objective, tmp_path, steps=5, batch_size=4, ema=0.9, log_every=8)
     assert objective.found == []

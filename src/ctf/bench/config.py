@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.models.config import MODEL_SIZES, Dtype, Quantize
+from ctf.models.next_scale_config import NEXT_SCALE_SIZES
 from ctf.sampling.settings import Order
 
 Method = Literal["baseline", "coarse-to-fine", "coarse"]
@@ -42,12 +43,12 @@ class SamplingBenchmark(Benchmark):
     Attributes:
         methods: the paper's two systems, one stage (baseline), or a coarse and a fine one (coarse-to-fine); or the
             coarse one alone, without pixels (coarse).
-        kinds: of the first stage: autoregressive, any_order, masked.
+        kinds: of the first stage: autoregressive, any_order, masked, next_scale.
         steps: in how many a first stage draws, if its kind can choose; the kind's own choice without it.
         order: in which order, if its kind can choose; the kind's own choice without it.
         batch_sizes: images at a time.
         fine_size: of the second stage.
-        tokenizer: vq16 or vq8 with random weights, or what `ctf tokenize` takes.
+        tokenizer: vq16 or vq8 with random weights, over the scales of the layout, or what `ctf tokenize` takes.
         cfg_scale: classifier-free guidance of the first stage; 1 is none.
         dtype: to compute the stages in; auto is float32 on a CPU and bfloat16 on a GPU.
         quantize: int8 weights in all stages, on a CPU.
@@ -102,8 +103,8 @@ class TrainingBenchmark(Benchmark):
 def check_settings(sizes: tuple[str, ...], **counts: tuple[int, ...]) -> None:
     """Refuse at once what would fail after the first rows have taken their time."""
     for size in sizes:
-        if size not in MODEL_SIZES:
-            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(MODEL_SIZES)}")
+        if size not in (known := MODEL_SIZES | NEXT_SCALE_SIZES):
+            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(known)}")
     for name, values in counts.items():
         if min(values, default=1) < 1:
             raise InputError(f"{name} {', '.join(map(str, values))} must be at least 1")

@@ -36,6 +36,7 @@ from ctf.stages import Stage
 from ctf.stages.cost import Work, drawing_work, operations, sampling_memory
 from ctf.tokenizer.config import TOKENIZER_PRESETS
 from ctf.tokenizer.interface import Tokenizer
+from ctf.tokenizer.multi_scale import MultiScaleTokenizer
 from ctf.tokenizer.registry import ASSETS
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
@@ -166,6 +167,14 @@ def decoder_work(tokenizer: Tokenizer, layout: Layout, batch: int) -> Work:
     return Work(weights, batch * counted)
 
 
+def _random_tokenizer(config: SamplingBenchmark) -> Tokenizer:
+    """Of a named preset; for a layout of several scales with VAR's quantiser."""
+    settings = dataclasses.replace(TOKENIZER_PRESETS[config.tokenizer], codebook_size=config.vocabulary)
+    if len(config.layout) == 1:
+        return VQTokenizer(settings)
+    return MultiScaleTokenizer.new(settings, scales=tuple(rows for rows, _ in config.layout))
+
+
 def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     """Measure, and give the page line by line, as Markdown; the file `config.json` is rewritten after each row.
 
@@ -177,14 +186,13 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     device, published = usable_device(config.device), read_json(ASSETS / "paper_table2.json")
     compute = Compute(config.dtype, config.quantize, config.compile, config.decoder_dtype).on(device)
     if config.tokenizer in TOKENIZER_PRESETS:
-        settings = dataclasses.replace(TOKENIZER_PRESETS[config.tokenizer], codebook_size=config.vocabulary)
-        tokenizer: Tokenizer = VQTokenizer(settings).eval()
+        tokenizer: Tokenizer = _random_tokenizer(config).eval()
     else:
         tokenizer = open_tokenizer(config.tokenizer)
     if (size := tokenizer.codebook_size) != config.vocabulary:
         raise InputError(f"tokenizer {config.tokenizer} has a codebook of {size}: set vocabulary to that")
     coarse_map = cluster_codebook(tokenizer.codebook, config.clusters, "random")
-    firsts = first_stages(config, coarse_map)
+    firsts = first_stages(config, coarse_map, tokenizer)
     products = ((compute.dtype, compute.quantize), (compute.decoder_dtype, None))
     machines = {product: measure_machine(device, *product) for product in dict.fromkeys(products)}
     places = [machines[product] for product in products]
@@ -194,7 +202,7 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     ) -> tuple[dict[str, Any], list[str]]:
         kind, sampling = first
         if method == "coarse":
-            stage = random_stage("coarse", size, coarse_map, config.layout, sampling, kind).to(device)
+            stage = random_stage("coarse", size, coarse_map, config.layout, sampling, kind, tokenizer).to(device)
             speed = measure_stage(stage, batch_size, config.runs, compute, places[0])
         else:
             sizes = (size, config.fine_size)

@@ -8,18 +8,12 @@ bfloat16 copy keys and values to float32 (`sdp_utils.cpp` of PyTorch 2.13). So e
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-#: Flash attention comes first of these. cuDNN's, which Hopper prefers, would build a plan for each number of keys. The
-#: choice is the whole process's while it holds, so the others stay allowed for other threads.
-WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
@@ -42,10 +36,21 @@ def attend_all(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
     Query heads that share keys are rows of one head, which reads them once and suits every kernel.
     """
+    if q.device.type == "cuda":
+        leave_out_cudnn()
     rows = q.reshape(*keys.shape[:2], -1, q.shape[-1])  # (B, kv_heads, group · n, head_dim)
-    with sdpa_kernel(WITHOUT_CUDNN) if q.device.type == "cuda" else nullcontext():
-        # No view: in memory, the memory-efficient kernel's result has positions before heads.
-        return F.scaled_dot_product_attention(rows, keys, values).reshape(q.shape)
+    # No view: in memory, the memory-efficient kernel's result has positions before heads.
+    return F.scaled_dot_product_attention(rows, keys, values).reshape(q.shape)
+
+
+@lru_cache
+def leave_out_cudnn() -> None:
+    """Take no attention of cuDNN from now on, in the whole process.
+
+    Hopper prefers it to flash attention, and it builds a plan for each number of keys. `sdpa_kernel` sets the same
+    flag of the process around a call, so threads would undo each other's choice.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @lru_cache

@@ -77,7 +77,7 @@ class Quantizer(nn.Module):
     def _mark_used(self, tokens: Tensor) -> None:
         if self.training:
             self.age += 1
-            self.age[tokens.flatten()] = 0
+            self.age.index_fill_(0, tokens.flatten(), 0)  # `self.age[…] = 0` would copy the 0 to a GPU, and wait
 
     def _zero(self) -> Tensor:
         """0 with a gradient for every parameter, as DDP asks."""
@@ -118,7 +118,7 @@ class Quantizer(nn.Module):
         dead = (self.age > dead_after).nonzero().squeeze(1)[: len(features)]
         chosen = torch.randperm(len(features), generator=generator)[: len(dead)]
         self.weight[dead] = self.project(features[chosen.to(features.device)].to(self.weight))
-        self.age[dead] = 0
+        self.age.index_fill_(0, dead, 0)
         return dead
 
 

@@ -147,6 +147,9 @@ class _Trainer:
         if config.recompute:
             for unit in objective.units(model):
                 unit.recomputed = True  # type: ignore[assignment]
+        if config.compile and world > 1:
+            # DDP's buckets end within blocks, and Dynamo would cut their graphs there.
+            torch._dynamo.config.optimize_ddp = False
         trained = objective.compiled() if config.compile else model
         self.is_sharded = config.shard and world > 1
         if self.is_sharded:

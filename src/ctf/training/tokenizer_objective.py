@@ -115,7 +115,7 @@ class TokenizerObjective(Objective):
             total = total + c.commitment_weight * quantized.commitment_loss
         if self._is_adversarial(step):
             adversarial = generator_loss(self.discriminator(decoded))
-            weight = torch.tensor(c.discriminator_weight, device=images.device)
+            weight = torch.full((), c.discriminator_weight, device=images.device)  # `tensor` would copy, and wait
             if c.adaptive_weight:
                 weight = weight * adaptive_weight(reconstruction, adversarial, self.module.decoder.last_layer)
             total = total + weight * adversarial

@@ -1,0 +1,216 @@
+"""What a GPU is given to do, on fake tensors: a line of JSON for each part.
+
+A part ends with an error, or with what the host would wait for and what runs without a fused kernel.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+import traceback
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from fake_cuda import FAKE, UNFUSED, WAITS, Host, to_fake_cuda
+from tiny_runs import make_image_set, make_tokenizer_objective, tokenizer_training
+from torch.utils._python_dispatch import _disable_current_modes
+
+import ctf.stages.drawing as drawing
+from ctf.codebook.coarse_map import CoarseMap
+from ctf.device import usable_device
+from ctf.layout import Layout
+from ctf.models import Compute
+from ctf.models import config as sizes
+from ctf.models.loss import ClusterLoss
+from ctf.sampling import Random, Sampling
+from ctf.stages import NextScale, new_stage
+from ctf.tokenizer import MultiScaleTokenizer
+from ctf.tokenizer.decode import decode_images
+from ctf.training.config import LoopConfig, OptimizerConfig
+from ctf.training.loop import _Trainer
+from ctf.training.optimizer import build_adamw
+from ctf.training.token_objective import TokenObjective
+
+IMAGES, K = 64, 1024
+MAP = CoarseMap(torch.arange(K) % 32, "test", 0, "none")
+SQUARE, SCALES = Layout.square(2), Layout.square(1, 2)
+TASKS = {
+    "coarse": {"predicts": MAP},
+    "fine": {"given": MAP},
+    "fine, full": {"given": MAP, "support": "full"},
+    "all tokens": {},
+}
+MULTI_SCALE = MultiScaleTokenizer.new(dataclasses.replace(tokenizer_training().model, codebook_size=K), scales=(1, 2))
+sizes.MODEL_SIZES["one block"] = (1, 4, 256)
+
+
+def groups_with_values(*args):
+    """Positions are numbers of the host: not fake until they are sent."""
+    with _disable_current_modes():
+        return _groups(*args)
+
+
+def send_fake(tensor, device):
+    with FAKE:
+        return _send(tensor, device)
+
+
+def plan_with_values(*args):
+    with _disable_current_modes():
+        return _plan(*args)
+
+
+_groups, _send, _plan = drawing._groups, drawing.send, NextScale.plan
+drawing._cached_groups, drawing.send, NextScale.plan = groups_with_values, send_fake, plan_with_values
+
+
+@contextlib.contextmanager
+def part(name):
+    WAITS.clear(), UNFUSED.clear()
+    start, error = time.monotonic(), None
+    try:
+        with FAKE, Host():
+            yield
+    except Exception as raised:
+        frames = [frame for frame in traceback.extract_tb(raised.__traceback__) if "/ctf/" in frame.filename]
+        at = f"{frames[-1].filename.split('/ctf/')[-1]}:{frames[-1].lineno}: " if frames else ""
+        error = f"{at}{type(raised).__name__}: {raised}"[:600]
+    found = sorted({f"{at}: {what}" for what, at in [*WAITS, *UNFUSED]})
+    seconds = round(time.monotonic() - start, 1)
+    print(json.dumps({"part": name, "error": error, "found": found, "seconds": seconds}), flush=True)
+
+
+def stage_of(kind, task, **settings):
+    with _disable_current_modes():
+        layout = SCALES if kind == "next_scale" else SQUARE
+        own = {"tokenizer": MULTI_SCALE} if kind == "next_scale" else {}
+        facts = {"layout": layout, "num_classes": 1000, "codebook_size": K, **TASKS[task]}
+        return to_fake_cuda(new_stage(kind, "one block", name="stage", **facts, **own, **settings))
+
+
+def sample(kind, task, dtype, way, **settings):
+    stage = stage_of(kind, task, **settings).eval()
+    given = None if stage.given is None else torch.zeros(IMAGES, stage.num_tokens, dtype=torch.int64, device="cuda")
+    packed, labels = stage.pack(Compute(dtype)), torch.zeros(IMAGES, dtype=torch.int64)
+    filters = {"top_k": 50, "top_p": 0.9} if dtype == "float32" else {}
+    tokens = packed.generate(labels, Random(range(IMAGES)), Sampling(2.0, 1.1, **filters, **way), given)
+    assert (tokens.shape, tokens.device.type) == ((IMAGES, stage.num_tokens), "cuda")
+
+
+class Tokens:
+    """A token set as far as a training reads it."""
+
+    folder, codebook_size, num_classes, class_names, fingerprint_of_codebook = "tokens", K, 1000, [], None
+
+    def __init__(self, layout):
+        self.layout, self.num_tokens, self.labels = layout, layout.num_tokens, np.zeros(128, np.int64)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def gather(self, images):
+        return torch.zeros(len(images), self.num_tokens, dtype=torch.int64)
+
+    def in_classes(self, names, whose):
+        return self
+
+
+def train(objective, batch, evaluate=False, optimizer="adamw", **loop):
+    """Two steps, the second one watched: the first one makes the optimizer's state, and masks."""
+    settings = {"batch_size": IMAGES, "steps": 2, "device": "cuda", "ema": 0.9, "precision": "bfloat16", **loop}
+    trainer = _Trainer(objective, Path("none"), OptimizerConfig(name=optimizer), LoopConfig(**settings))
+    trainer.module.train()
+    for step in range(2):
+        WAITS.clear()
+        trainer._step(batch, step)
+    if evaluate:
+        waits = [*WAITS]
+        with torch.no_grad(), trainer.accelerator.autocast():
+            objective.evaluate(trainer.best.eval())
+        WAITS[:] = waits  # an evaluation may wait
+
+
+def train_stage(kind, task, clusters=False, optimizer="adamw", loop=None, **settings):
+    stage = stage_of(kind, task, **settings)
+    with _disable_current_modes():
+        loss = to_fake_cuda(ClusterLoss(MAP)) if clusters else None
+    tokens = Tokens(stage.layout)
+    batch = (
+        torch.zeros(IMAGES, stage.num_tokens, dtype=torch.int64, device="cuda"),
+        torch.zeros(IMAGES, dtype=torch.int64, device="cuda"),
+    )
+    train(TokenObjective(stage, tokens, tokens, cluster_loss=loss), batch, True, optimizer, **(loop or {}))
+
+
+def train_tokenizer(**settings):
+    with _disable_current_modes():
+        config = tokenizer_training(
+            discriminator_start=1, warmup_without_codebook=0, kmeans_start=False, restart_after=0, **settings
+        )
+        objective = make_tokenizer_objective(make_image_set(), config)
+    to_fake_cuda(objective.module), to_fake_cuda(objective.discriminator)
+    optimizer = build_adamw(objective.discriminator.parameters(), config.optimizer)
+    objective.discriminator_optimizer = objective.extra["discriminator_optimizer"] = optimizer
+    train(objective, (torch.zeros(4, 3, 32, 32, device="cuda"),), batch_size=4)
+    return objective.module
+
+
+def own_device_of_a_process():
+    """The third of torchrun's."""
+    with patch.dict(os.environ, LOCAL_RANK="2"), patch.object(torch.cuda, "set_device") as set_device:
+        usable_device()
+    set_device.assert_called_once_with(torch.device("cuda:2"))
+
+
+def main():
+    with part("the GPU of a process"):
+        own_device_of_a_process()
+    for kind, task, way in (
+        ("autoregressive", "coarse", {}),
+        ("any_order", "coarse", {"steps": 2}),
+        ("any_order", "fine", {"steps": 2}),
+        ("masked", "coarse", {"steps": 2}),
+        ("masked", "coarse", {"steps": 2, "order": "confidence"}),
+        ("masked", "fine", {}),
+        ("masked", "fine, full", {}),
+        ("next_scale", "coarse", {}),
+        ("next_scale", "fine", {}),
+    ):
+        for dtype, heads in (("bfloat16", {}), ("float32", {"kv_heads": 2})):
+            own = {} if kind == "next_scale" else heads
+            with part(f"sample {kind}, {task}, {way}, {dtype}, {own}"):
+                sample(kind, task, dtype, way, **own)
+    for kind, task, settings in (
+        ("autoregressive", "coarse", {"kv_heads": 2}),
+        ("autoregressive", "all tokens", {"clusters": True}),
+        ("autoregressive", "coarse", {"optimizer": "muon"}),
+        ("autoregressive", "coarse", {"loop": {"recompute": True, "accumulate": 2}}),
+        ("masked", "fine", {}),
+        ("masked", "fine", {"loop": {"compile": True}}),
+        ("masked", "fine, full", {}),
+        ("masked", "coarse", {"rounds": "any"}),
+        ("any_order", "coarse", {}),
+        ("any_order", "fine", {"kv_heads": 2}),
+        ("next_scale", "coarse", {}),
+        ("next_scale", "fine", {}),
+    ):
+        with part(f"train {kind}, {task}, {settings}"):
+            train_stage(kind, task, **settings)
+    for family, settings in (("vq", {}), ("multi-scale", {"family": "multi-scale", "scales": (1, 2, 4)})):
+        with part(f"train tokenizer, {family}"):
+            tokenizer = train_tokenizer(**settings)
+        with part(f"decode, {family}"):
+            layout = tokenizer.layout((32, 32))
+            decode_images(
+                tokenizer.eval(),
+                torch.zeros(70, layout.num_tokens, dtype=torch.int64, device="cuda"),
+                layout,
+                torch.bfloat16,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Sampling and training as a GPU would be given them, rehearsed on fake CUDA tensors.
+
+It sees shapes, dtypes, strides, devices, and what the host would wait for; not values, memory, streams, or kernels.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+PINS = (HERE.parents[1] / "constraints.txt").read_text().split()
+#: The stand-ins replace private parts of PyTorch, which other releases may not have.
+TESTED = next(pin.removeprefix("torch==") for pin in PINS if pin.startswith("torch=="))
+COMPILER = shutil.which("c++")
+#: Functions that check what a user gives, and say that they wait.
+CHECKS = ("_check_given", "check_tokens", "usable_device")
+
+pytestmark = [
+    pytest.mark.fake_gpu,
+    pytest.mark.skipif(torch.__version__.split("+")[0] != TESTED, reason=f"needs torch {TESTED}"),
+    pytest.mark.skipif(torch.version.cuda is not None, reason="is for CPU builds of torch"),
+    pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler"),
+]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """What each part ended with."""
+    guard, root = tmp_path_factory.mktemp("fake_gpu") / "guard.so", Path(torch.__file__).parent
+    libraries = [f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
+    own = ["-w", "-shared", "-fPIC", "-std=c++20", f"-I{root / 'include'}"]
+    command = [COMPILER, *own, HERE / "guard.cpp", "-o", guard, *libraries]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    path = os.pathsep.join([str(HERE.parent), str(HERE.parent / "training"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "LD_PRELOAD": str(guard), "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, HERE / "rehearsal.py"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_part_runs(parts):
+    assert [f"{one['part']}: {one['error']}" for one in parts if one["error"]] == []
+    assert len(parts) > 30
+
+
+def test_nothing_waits_for_the_gpu_and_attention_is_fused(parts):
+    found = {line for one in parts for line in one["found"] if not any(name in line for name in CHECKS)}
+    assert sorted(found) == []
+
+
+def test_waits_are_seen(parts):
+    """Those of the checks."""
+    assert {name for one in parts for line in one["found"] for name in CHECKS if name in line} == {*CHECKS}
