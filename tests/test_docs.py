@@ -170,7 +170,7 @@ def shown(cell):
 
 def test_notebook(tmp_path):
     """It runs, and what is stored in it is no larger than a page may be."""
-    nbclient = pytest.importorskip("nbclient", reason="pip install 'ctf[docs]'")
+    nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[docs]'")
     nbformat = pytest.importorskip("nbformat")
     path = ROOT / "docs" / "tour.ipynb"
     assert path.stat().st_size < 500_000

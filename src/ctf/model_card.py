@@ -7,7 +7,6 @@ import json
 import math
 import platform
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import ctf
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.files import atomic_path, joint_fingerprint, read_json, write_json, write_text
@@ -99,7 +99,7 @@ def part_fingerprint(part: nn.Module, dtype: torch.dtype | None = None) -> str:
 def versions() -> dict[str, str]:
     """Of ctf, torch, numpy and Python, as they run here."""
     return {
-        "ctf": version("ctf"),
+        "ctf": ctf.__version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),

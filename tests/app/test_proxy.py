@@ -8,7 +8,7 @@ import pytest
 from ctf.app.server import application, checked_root_path
 from ctf.errors import InputError
 
-testclient = pytest.importorskip("starlette.testclient", reason="pip install 'ctf[app]'")
+testclient = pytest.importorskip("starlette.testclient", reason="pip install -e '.[app]'")
 
 #: As nginx sends them with the settings in docs/index.md.
 FORWARDED = {"x-forwarded-host": "example.org", "x-forwarded-proto": "https"}

@@ -191,5 +191,5 @@ def test_without_gradio_it_says_what_to_install(place):
     command = [sys.executable, "-c", code, "app", "--model", str(place / "tiny"), "--device", "cpu", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.endswith("pip install 'ctf[app]'\n")
+    assert done.stderr.endswith("pip install -e '.[app]' in a checkout of ctf\n")
     assert done.stderr.count("\n") == 1

@@ -108,7 +108,7 @@ def test_unknown_name_lists_the_known_ones():
 )
 def test_missing_package_is_named(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
-    assert "pip install 'ctf[eval]'" in refused(lambda: open_features(name))
+    assert "pip install -e '.[eval]'" in refused(lambda: open_features(name))
 
 
 def test_missing_inception_weights(tmp_path):

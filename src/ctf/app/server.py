@@ -140,7 +140,7 @@ def application(studio: Studio, loopback: bool, root_path: str = "") -> Gate:
         import fastapi
         import gradio
     except ImportError as error:
-        raise InputError(f"the web app needs Gradio ({error}): pip install 'ctf[app]'") from None
+        raise InputError(f"the web app needs Gradio ({error}): pip install -e '.[app]' in a checkout of ctf") from None
     from ctf.app.page import CSS, LONGEST_QUEUE, build
 
     page = build(studio)

@@ -7,10 +7,10 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import torch
 
+import ctf
 from ctf.device import device_name, synchronize
 from ctf.models.config import Quantize
 from ctf.models.linear import pack_linear
@@ -80,7 +80,7 @@ def measure_machine(
     x, weight = (torch.randn(n, side, device=device).to(getattr(torch, dtype)) for n in (rows, side))
     product = pack_linear(weight, quantize)
     rate = 2 * rows * side * side / min(seconds(lambda: product(x), device) for _ in range(REPEATS))
-    software = f"torch {torch.__version__}, ctf {version('ctf')}, Python {platform.python_version()}"
+    software = f"torch {torch.__version__}, ctf {ctf.__version__}, Python {platform.python_version()}"
     date = datetime.date.today().isoformat()
     return Machine(device_name(device), torch.get_num_threads(), bandwidth, rate, quantize or dtype, software, date)
 

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, TypeVar, get_args, get_origin
 
+import ctf
 from ctf.classes import is_number
 from ctf.errors import InputError
 from ctf.layout import Layout, with_layout
@@ -53,9 +54,7 @@ def dispatch(verbs: Verbs, arguments: list[str]) -> None:
             return
         word, *arguments = arguments
         if word == "--version" and not words:
-            from importlib.metadata import version
-
-            print(f"ctf {version('ctf')}")
+            print(f"ctf {ctf.__version__}")
             return
         if word not in choices:
             nearest = _nearest(word, choices) or f": choose one of {', '.join(choices)}"

@@ -37,7 +37,9 @@ class Log:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise InputError("TensorBoard is not installed: pip install 'ctf[track]'") from None
+                raise InputError(
+                    "TensorBoard is not installed: pip install -e '.[track]' in a checkout of ctf"
+                ) from None
             self._events = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         path = run / RUN_LOG
         kept = [line for line in read_json_lines(path) if line["step"] <= start] if start and path.exists() else []

@@ -78,4 +78,6 @@ def import_optional(package: str) -> ModuleType:
         return import_module(package)
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{package} does not import ({reason}): pip install 'ctf[eval]'") from None
+        raise InputError(
+            f"{package} does not import ({reason}): pip install -e '.[eval]' in a checkout of ctf"
+        ) from None
