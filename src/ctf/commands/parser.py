@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -95,23 +96,8 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
     """
     import jsonargparse
 
-    class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-        pass
-
-    summary = (inspect.getdoc(verb) or "").splitlines()[0]
-    parser = _new_parser(prog=prog, description=summary, epilog=_example(verb), formatter_class=Formatter)
-    parser.add_argument("--config", action="config", help="Settings from a YAML file; later options override it.")
+    parser, config = _parser_of(prog, verb)
     parameters = inspect.signature(verb, eval_str=True).parameters
-    config = parameters["config"].annotation if "config" in parameters else None
-    if config is None:
-        parser.add_function_arguments(verb, as_positional=not POSITIONAL.isdisjoint(parameters))
-    else:
-        parser.add_class_arguments(config)
-    for action in parser._actions:
-        if _is_flag(action):  # for the help: [--quick [QUICK]]
-            action.nargs = "?"
-        elif _items(action):
-            action.metavar = f"{action.dest.split('.')[-1].upper()} ..."
     arguments = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in arguments]
     arguments = _options_as_words(parser, arguments)
     arguments = _checked_options(parser, arguments, SETTINGS if OPEN in parameters else ())
@@ -133,6 +119,31 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
         verb(**vars(values))
     else:
         verb(config(**{field.name: values[field.name] for field in fields(config)}))
+
+
+@lru_cache  # building one takes most of the time of a short command, and a process may run many
+def _parser_of(prog: str, verb: Verb) -> tuple[Any, type | None]:
+    """The parser of a verb, and the dataclass that the verb takes, if it takes one."""
+    import jsonargparse
+
+    class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+        pass
+
+    summary = (inspect.getdoc(verb) or "").splitlines()[0]
+    parser = _new_parser(prog=prog, description=summary, epilog=_example(verb), formatter_class=Formatter)
+    parser.add_argument("--config", action="config", help="Settings from a YAML file; later options override it.")
+    parameters = inspect.signature(verb, eval_str=True).parameters
+    config = parameters["config"].annotation if "config" in parameters else None
+    if config is None:
+        parser.add_function_arguments(verb, as_positional=not POSITIONAL.isdisjoint(parameters))
+    else:
+        parser.add_class_arguments(config)
+    for action in parser._actions:
+        if _is_flag(action):  # for the help: [--quick [QUICK]]
+            action.nargs = "?"
+        elif _items(action):
+            action.metavar = f"{action.dest.split('.')[-1].upper()} ..."
+    return parser, config
 
 
 def read_settings(config: type[Settings], path: str, **absent: Any) -> Settings:
