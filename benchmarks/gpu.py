@@ -55,6 +55,10 @@ NOTHING_COLLECTED = 5
 #: What Python runs for a command, where it is called something else.
 MODULES = {"ctf": "ctf.cli"}
 
+#: Files with tests for a GPU; a bare machine could not import all others.
+TESTS = " ".join(
+    sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/**/test_*.py") if "mark.gpu" in path.read_text())
+)
 SCALES = ",".join(f"{side}x{side}" for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 TINY = "--device cpu --sizes '[nano]' --vocabulary 64 --clusters 8"
 FAST = f"{TINY} --fine_size nano --batch_sizes '[2]' --runs 1 --layout"
@@ -62,7 +66,7 @@ FAST = f"{TINY} --fine_size nano --batch_sizes '[2]' --runs 1 --layout"
 #: In the order in which they matter.
 PARTS = [
     Part("sampling", f"ctf bench sampling {PAPERS} --sizes '[XL]'", 160, f"{FAST} 4x4"),
-    Part("tests", "pytest -m gpu -n 8 --maxfail 5", 150, "--collect-only -n 0"),
+    Part("tests", f"pytest -m gpu -n 8 --maxfail 5 {TESTS}", 150, "--collect-only -n 0"),
     Part(
         "training",
         "ctf bench training --sizes '[L]' --stages '[coarse]' --batch_size 128 --compile true",
