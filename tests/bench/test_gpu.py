@@ -62,7 +62,10 @@ def test_the_page_has_every_row_and_what_was_not_measured(gpu):
     ]
     text = gpu.page("NVIDIA H200", "2026-11-25", outcomes)
     assert "| tests | 61 | 150 | failed | 2 failed · 3 passed |" in text
-    assert "| sampling: L, autoregressive | 81.2 images/s, 25% of the roofline, decoder alone 128 images/s, " in text
+    assert (
+        "| sampling: L, autoregressive | 81.2 images/s, 25% of the roofline, decoder 128 images/s, first call 12 s |"
+        in text
+    )
     assert "| sampling: XL, autoregressive | not measured | 100 images/s |" in text
     assert "| training: L, coarse | 1,000,000 tokens/s, MFU 43% | MFU 45% |" in text
     assert all(f"    {part.command}\n" in text for part in gpu.PARTS[:3])

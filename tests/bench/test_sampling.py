@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctf.bench import Machine, measure_sampling, measure_stage
-from ctf.bench.sampling import batch_parts, decoder_work, time_parts
+from ctf.bench.sampling import batch_parts, decoder_work, overlapped_speed, time_parts
 from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Sampling
@@ -52,6 +52,18 @@ def test_each_part_gets_its_own_seconds():
     assert seconds["b"] >= 0.06
     assert seconds["a"] + seconds["b"] + seconds["c"] == pytest.approx(seconds["all"])
     assert seconds["all"] <= wall
+
+
+def test_overlapped_speed_is_that_of_all_batches(monkeypatch, make_pipeline):
+    pipeline, sizes = make_pipeline("cluster"), []
+    decode = pipeline.decode
+    monkeypatch.setattr(
+        pipeline, "decode", lambda tokens: sizes.append(len(tokens)) or time.sleep(0.2) or decode(tokens)
+    )
+    start = time.monotonic()
+    speed = overlapped_speed(pipeline, 3, 2)
+    assert sizes == [3, 3]
+    assert 6 / (time.monotonic() - start) <= speed <= 6 / 0.4
 
 
 @pytest.mark.parametrize("kind", ["baseline", "cluster"])

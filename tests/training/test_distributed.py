@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import make_token_objective, make_token_set, mean_over_masks, run
+from tiny_runs import make_image_set, make_token_objective, make_token_set, mean_over_masks, run
 
 from ctf.errors import InputError
-from ctf.files import read_json_lines
+from ctf.files import read_json, read_json_lines
 from ctf.run_folder import (
     RUN_CHECKPOINTS,
     checkpoint_files,
@@ -19,6 +19,8 @@ from ctf.run_folder import (
     milestone_path,
 )
 from ctf.stages import load_stage
+from ctf.tokenizer import VQTokenizer
+from ctf.tokenizer.measure import measure_tokenizer
 from ctf.training.checkpoint import resume
 from ctf.training.config import OptimizerConfig
 from ctf.training.processes import Processes
@@ -111,6 +113,20 @@ def test_one_process_goes_on_from_the_parts_of_two(folder, tokens, tmp_path):
 
 def test_codebook_ages_and_discriminator_are_the_same_in_both(folder):
     assert (folder / "rank-0.txt").read_text() == (folder / "rank-1.txt").read_text()
+
+
+def test_processes_share_the_images_that_a_tokenizer_is_measured_on(folder):
+    """Three and two of them, one of which is unreadable."""
+    shared = [read_json(folder / f"tokenizer-{rank}.json") for rank in (0, 1)]
+    alone = measure_tokenizer(
+        VQTokenizer.load(folder / "tokenizer" / "model.safetensors").eval(),
+        make_image_set(5, corrupt=(3,)),
+        progress=False,
+    )
+    assert alone["images"] == 4
+    for metrics in shared:
+        found = {name: value for name, value in metrics.items() if name.startswith("held_out/")}
+        assert found == pytest.approx({f"held_out/{name}": alone[name] for name in alone if name != "standard_error"})
 
 
 def damage_a_part(checkpoint):

@@ -14,7 +14,7 @@ from tiny_runs import (
     with_masks_by_number,
 )
 
-from ctf.files import fingerprint
+from ctf.files import fingerprint, write_json
 from ctf.tokens.token_set import TokenSet
 from ctf.training.config import OptimizerConfig
 
@@ -39,7 +39,9 @@ def work(folder):
         run(objective, folder / name, steps=1, shard=name == "masks-cut")
 
     objective = make_tokenizer_objective(make_image_set(), tokenizer_training())
-    run(objective, folder / "tokenizer", steps=20)
+    objective.held_out = make_image_set(5, corrupt=(3,))
+    metrics = run(objective, folder / "tokenizer", steps=20)
+    write_json(folder / f"tokenizer-{rank}.json", metrics)
     state = [*objective.module.parameters(), objective.module.quantizer.age, *objective.discriminator.parameters()]
     (folder / f"rank-{rank}.txt").write_text("\n".join(map(fingerprint, state)))
 

@@ -56,6 +56,8 @@ class SamplingSpeed:
         roofline_seconds: the least that the same parts take, see `ctf.bench.sampling`.
         first_call_seconds: packing, compilation, graph capture, and the first batch.
         predicted_bytes: peak of what a batch adds to the memory of the loaded model, see `Pipeline.memory`.
+        overlapped_images_per_second: of a pipeline on a GPU as it is called, where the first stage of a batch runs
+            beside the rest of the batch before. None elsewhere: the parts follow each other.
     """
 
     parameters: list[int]
@@ -65,6 +67,7 @@ class SamplingSpeed:
     roofline_seconds: dict[str, float]
     first_call_seconds: float
     predicted_bytes: int
+    overlapped_images_per_second: float | None = None
 
 
 def measure_sampling(
@@ -85,7 +88,19 @@ def measure_sampling(
 
     least = _rooflines(pipeline.stages, batch_size, pipeline.compute, machine)
     least["decoding"] = decoder_machine.roofline([decoder_work(pipeline.tokenizer, pipeline.layout, batch_size)])
-    return _measure(pipeline.stages, batch_size, runs, prepare, least, pipeline.memory(batch_size))
+    speed = _measure(pipeline.stages, batch_size, runs, prepare, least, pipeline.memory(batch_size))
+    if pipeline.device.type != "cuda":
+        return speed
+    return dataclasses.replace(speed, overlapped_images_per_second=overlapped_speed(pipeline, batch_size, 1 + runs))
+
+
+def overlapped_speed(pipeline: StagePipeline, batch_size: int, batches: int) -> float:
+    """Images per second of one call that makes so many batches."""
+    classes = len(pipeline.class_names)
+    labels = [image % classes for image in range(batch_size * batches)]
+    start = time.perf_counter()
+    made = sum(len(batch) for batch in pipeline.generate(labels, batch_size=batch_size))
+    return made / (time.perf_counter() - start)
 
 
 def measure_stage(stage: Stage, batch_size: int, runs: int, compute: Compute, machine: Machine) -> SamplingSpeed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,8 @@ def measure_tokenizer(
     batch_size: int = 128,
     progress: bool = True,
     perceptual: LPIPS | None = None,
+    part: range | None = None,
+    total: Callable[[Tensor], Tensor] = torch.clone,
 ) -> dict[str, Any]:
     """Encode and decode every image, in 8 bits as a viewer sees it.
 
@@ -87,6 +90,8 @@ def measure_tokenizer(
         batch_size: images at once.
         progress: show a bar.
         perceptual: adds the mean LPIPS; on the tokenizer's device.
+        part: indices of the images that this process measures, where several share them; all by default.
+        total: the sum of a tensor over these processes.
 
     Returns:
         psnr: mean over images of each image's PSNR, in dB.
@@ -101,19 +106,22 @@ def measure_tokenizer(
     device = next(tokenizer.parameters()).device
     layout = tokenizer.layout((images.size, images.size))
     counts = torch.zeros(len(layout), tokenizer.codebook_size, dtype=torch.int64)
-    found: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", *(["lpips"] if perceptual else []))}
+    types = {"psnr": torch.float64, "ssim": torch.float64, **({"lpips": torch.float32} if perceptual else {})}
+    each = {name: torch.zeros(len(images), dtype=dtype) for name, dtype in types.items()}
+    readable = torch.zeros(len(images), dtype=torch.int64)
     with progress_bar(len(images), "measure", "image", hidden=not progress) as bar:
-        for _, batch, _ in images.batches(batch_size):
+        for indices, batch, _ in images.batches(batch_size, part):
             tokens = tokenizer.encode(to_tensor(batch).to(device))
             decoded = to_bytes(tokenizer.decode(tokens, layout))
             count_tokens(counts, tokens.cpu(), layout)
             pair = torch.from_numpy(batch), torch.from_numpy(decoded)
-            found["psnr"].append(psnr(*pair))
-            found["ssim"].append(ssim(*pair))
+            readable[indices] = 1
+            each["psnr"][indices], each["ssim"][indices] = psnr(*pair), ssim(*pair)
             if perceptual:
-                found["lpips"].append(perceptual(*(to_tensor(each).to(device) for each in (batch, decoded))).cpu())
+                each["lpips"][indices] = perceptual(*(to_tensor(x).to(device) for x in (batch, decoded))).cpu()
             bar.update(len(batch))
-    each = {name: torch.cat(values) for name, values in found.items()}
+    counts, there = total(counts).cpu(), total(readable).cpu() > 0
+    each = {name: total(values).cpu()[there] for name, values in each.items()}
     mean_error = (10 ** (-each["psnr"] / 10)).mean()
     return {
         **{name: values.mean().item() for name, values in each.items()},

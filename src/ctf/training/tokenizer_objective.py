@@ -188,11 +188,10 @@ class TokenizerObjective(Objective):
             ema.quantizer.weight.copy_(quantizer.weight)
 
     def evaluate(self, module: nn.Module, processes: Processes = ALONE) -> dict[str, float]:
-        """Codebook health over the first process's tokens since the last evaluation, PSNR on held-out images."""
-        if not processes.is_first:
-            return {}
+        """Codebook health over the first process's tokens since the last evaluation, PSNR on held-out images, which
+        processes share."""
         metrics = {}
-        if self.counts.any():
+        if processes.is_first and self.counts.any():
             metrics = {f"train/{name}": value for name, value in codebook_use(self.counts).items()}
             self.counts.zero_()
         if self.held_out is not None:
@@ -201,6 +200,8 @@ class TokenizerObjective(Objective):
                 self.held_out,
                 progress=False,
                 perceptual=self.perceptual,
+                part=range(processes.rank, len(self.held_out), processes.world),
+                total=processes.sum,
             )
             metrics |= {f"held_out/{name}": value for name, value in measured.items() if name != "standard_error"}
         return metrics
