@@ -182,5 +182,5 @@ class NextScale(CachedStage):
         if packed is not self and self.device.type == "cpu":
             packed.residual = copy.deepcopy(self.residual)
             layers: Any = self.residual.convolutions
-            packed.residual.convolutions = nn.ModuleList(PackedConvolution(layer, torch.float32) for layer in layers)
+            packed.residual.convolutions = nn.ModuleList(PackedConvolution(layer) for layer in layers)
         return packed
