@@ -14,6 +14,7 @@ from ctf.layout import Layout
 from ctf.pipeline import StagePipeline
 from ctf.sampling.settings import Sampling
 from ctf.stages import Stage, new_stage
+from ctf.stages.registry import find_kind
 from ctf.tokenizer.interface import Tokenizer
 
 CLASS_NAMES = [str(label) for label in range(1000)]
@@ -32,14 +33,17 @@ def random_stage(
     layout: Layout,
     sampling: Sampling | None = None,
     kind: str | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Stage:
-    """A stage of the paper, or of another `kind`, in evaluation mode, for the codebook and clusters of `coarse_map`."""
+    """A stage of the paper, or of another `kind`, in evaluation mode, for the codebook and clusters of `coarse_map`;
+    `tokenizer` is for kinds that read it, which take random numbers without it."""
     settings: dict[Preset, dict[str, Any]] = {
         "baseline": {"kind": "autoregressive"},
         "coarse": {"kind": "autoregressive", "predicts": coarse_map},
         "fine-cluster": {"kind": "masked", "given": coarse_map, "support": "cluster"},
         "fine-full": {"kind": "masked", "given": coarse_map, "support": "full"},
     }
+    facts = settings[preset] | ({"kind": kind} if kind else {})
     stage = new_stage(
         size=size,
         name=preset.split("-")[0],
@@ -47,7 +51,8 @@ def random_stage(
         num_classes=len(CLASS_NAMES),
         codebook_size=coarse_map.num_fine,
         sampling=sampling,
-        **settings[preset] | ({"kind": kind} if kind else {}),
+        tokenizer=tokenizer or find_kind(facts["kind"]).usual_tokenizer(),
+        **facts,
     ).eval()
     for weight in stage.parameters():
         if not weight.any():  # the head starts at zero, and a GPU multiplies zeros faster
@@ -67,13 +72,13 @@ def random_pipeline(
     """A system of the paper; `sizes` are those of its stages, `sampling` and `kind` are of the first."""
     coarse_map, (first, *later) = cluster_codebook(tokenizer.codebook, clusters, "random"), METHODS[method]
     sampling = sampling or Sampling(2.0, TEMPERATURE)
-    stages = [random_stage(first, sizes[0], coarse_map, layout, sampling, kind)]
+    stages = [random_stage(first, sizes[0], coarse_map, layout, sampling, kind, tokenizer)]
     for preset, size in zip(later, sizes[1:], strict=False):
         stages.append(random_stage(preset, size, coarse_map, layout, Sampling(temperature=TEMPERATURE)))
     return StagePipeline(tokenizer, CLASS_NAMES, stages)
 
 
-def first_stages(config: SamplingBenchmark, coarse_map: CoarseMap) -> list[tuple[str, Sampling]]:
+def first_stages(config: SamplingBenchmark, coarse_map: CoarseMap, tokenizer: Tokenizer) -> list[tuple[str, Sampling]]:
     """Each kind of first stage, in each number of steps if it can choose, with all that it samples with.
 
     Raises:
@@ -81,7 +86,7 @@ def first_stages(config: SamplingBenchmark, coarse_map: CoarseMap) -> list[tuple
     """
     found = []
     for kind in config.kinds:
-        stage = random_stage("coarse", "nano", coarse_map, config.layout, kind=kind)
+        stage = random_stage("coarse", "nano", coarse_map, config.layout, kind=kind, tokenizer=tokenizer)
         chooses = len(stage.possible_steps) > 1
         for steps in config.steps if chooses and config.steps else (None,):
             order = config.order if chooses else None

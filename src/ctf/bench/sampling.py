@@ -184,7 +184,7 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     if (size := tokenizer.codebook_size) != config.vocabulary:
         raise InputError(f"tokenizer {config.tokenizer} has a codebook of {size}: set vocabulary to that")
     coarse_map = cluster_codebook(tokenizer.codebook, config.clusters, "random")
-    firsts = first_stages(config, coarse_map)
+    firsts = first_stages(config, coarse_map, tokenizer)
     products = ((compute.dtype, compute.quantize), (compute.decoder_dtype, None))
     machines = {product: measure_machine(device, *product) for product in dict.fromkeys(products)}
     places = [machines[product] for product in products]
@@ -194,7 +194,7 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     ) -> tuple[dict[str, Any], list[str]]:
         kind, sampling = first
         if method == "coarse":
-            stage = random_stage("coarse", size, coarse_map, config.layout, sampling, kind).to(device)
+            stage = random_stage("coarse", size, coarse_map, config.layout, sampling, kind, tokenizer).to(device)
             speed = measure_stage(stage, batch_size, config.runs, compute, places[0])
         else:
             sizes = (size, config.fine_size)
