@@ -31,7 +31,7 @@ FID = {"top_k": 900, "top_p": 0.96}
 
 
 def reference_of(depth: int) -> torch.nn.Module:
-    """VAR of random weights that lead to distinct tokens, and its tokenizer with few channels, which counts for nothing."""
+    """VAR of random weights that lead to distinct tokens, and a tokenizer whose few channels are not timed."""
     from models.var import VAR
     from models.vqvae import VQVAE
 

@@ -88,7 +88,7 @@ class PackedLinear(nn.Module):
         weight = weight.to(self.layout).contiguous()
         self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
         self.bias = None if bias is None else bias.to(self.layout)
-        self.then = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        self.then: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if x.dtype == self.dtype else x.to(self.dtype)
