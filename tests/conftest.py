@@ -22,8 +22,8 @@ from ctf.images.sources import Records, emoji_records
 from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.models.config import MODEL_SIZES
-from ctf.stages import KINDS
-from ctf.tokenizer import TokenizerConfig, VQTokenizer
+from ctf.stages import KINDS, new_stage
+from ctf.tokenizer import MultiScaleConfig, MultiScaleTokenizer, TokenizerConfig, VQTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what tests share
 from hub_stand_in import HubStandIn
@@ -159,6 +159,21 @@ def make_pipeline(make_parts):
         return Pipeline(**make_parts(kind, **sizes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def scales_pipeline():
+    """Coarse and fine stage of kind next_scale over tokens on 1 × 1, 2 × 2 and 4 × 4, of 16 × 16 pixels."""
+    torch.manual_seed(0)
+    sizes = {"z_channels": 32, "patch_size": 4, "codebook_size": 24, "codebook_dim": 4, "scales": (1, 2, 4)}
+    tokenizer = MultiScaleTokenizer(MultiScaleConfig(32, (1,), 1, 1, **sizes)).eval()
+    coarse_map = cluster_codebook(tokenizer.codebook, 5)
+    facts = {"layout": tokenizer.quantizer.scales, "num_classes": 4, "codebook_size": 24, "tokenizer": tokenizer}
+    levels = {"coarse": {"predicts": coarse_map}, "fine": {"given": coarse_map}}
+    stages = [new_stage("next_scale", "nano", name=name, **facts, **level).eval() for name, level in levels.items()]
+    for stage in stages:
+        torch.nn.init.normal_(stage.transformer.head.weight, std=0.3)
+    return Pipeline(tokenizer, CLASS_NAMES, stages)
 
 
 @pytest.fixture

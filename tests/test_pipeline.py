@@ -3,6 +3,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ctf.codebook import cluster_codebook
 from ctf.completion import touched
@@ -151,6 +152,32 @@ def test_what_a_stage_does_not_know_yet_is_shown_as_it_is_given(make_stage, make
     vectors[:, place] = tokenizer.codebook[generate_tokens(fine, torch.tensor([2]), [4], given, 1, steps=6)[:, place]]
     expected = to_bytes(tokenizer.decode_embeddings(vectors, fine.layout))
     assert np.abs(np.asarray(first.images[0]).astype(int) - expected[0]).max() <= 1
+
+
+def test_a_scale_that_is_not_known_yet_is_left_out_of_a_preview(scales_pipeline):
+    """The sum of what the first scales contribute, means in the place of coarse labels; then what was given."""
+    tokenizer, (coarse, _) = scales_pipeline.tokenizer, scales_pipeline.stages
+    *previews, last = scales_pipeline.stream([2], seed=4)
+    labels = generate_tokens(coarse, torch.tensor([2]), [4])
+    means = coarse.predicts.means(tokenizer.codebook)[labels]
+    for end, preview in zip([1, 5, 21], previews, strict=False):
+        *_, f_hat = tokenizer.quantizer.residual.partial_sums(means[:, :end], coarse.layout)
+        expected = to_bytes(tokenizer.decode_features(f_hat.flatten(2).transpose(1, 2), (4, 4)))
+        assert np.abs(np.asarray(preview.images[0]).astype(int) - expected[0]).max() <= 1
+    assert [(p.stage, p.step) for p in previews] == [(name, k) for name in ("coarse", "fine") for k in (1, 2, 3)][:-1]
+    assert equal(last.images, scales_pipeline([2], [4]))
+
+
+def test_completion_keeps_the_cells_of_every_scale(scales_pipeline):
+    """The right half stays: nothing of one position, half of four, half of sixteen."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8))
+    mask = np.zeros((16, 16), bool)
+    mask[:, :8] = True
+    known = scales_pipeline.known_tokens(image, mask)
+    assert [int((known[at] >= 0).sum()) for at in scales_pipeline.layout.slices] == [0, 2, 8]
+    tokens = scales_pipeline.generate_tokens(torch.tensor([1, 2]), [0, 1], known)
+    assert torch.equal(tokens[:, known >= 0], known[known >= 0].expand(2, -1))
+    assert scales_pipeline.complete(image, mask, [1])[0].size == (16, 16)
 
 
 def test_a_preview_that_is_left_changes_nothing(make_pipeline):

@@ -26,7 +26,8 @@ class Preview:
         step: its number, from 1, of `steps`.
         steps: how many the stage takes.
         images: one per label. Labels of a coarse level are shown by the mean codeword of their cluster, positions that
-            are not known yet by what the stage is given there, or the mean of all codewords.
+            are not known yet by what the stage is given there, or the mean of all codewords. Of several scales those
+            behind the first one that is not known in full are left out, unless the stage is given labels of them.
     """
 
     stage: str
@@ -46,6 +47,7 @@ def preview_of(
         stage: which predicts the labels.
         given: what it is given (B, N).
     """
+    ends = [part.stop for part in layout.slices]
     known = level_embeddings(tokenizer, stage.predicts)
     unknown = tokenizer.project(tokenizer.codebook.mean(0, keepdim=True))
     if given is not None:
@@ -53,6 +55,9 @@ def preview_of(
 
     @torch.no_grad()
     def show(tokens: Tensor) -> np.ndarray:
+        if given is None:  # scales are added up, and the mean codeword of a scale would add something
+            end = max([ends[0], *(end for end in ends if bool((tokens[:, :end] >= 0).all()))])
+            tokens = tokens[:, :end]
         vectors = known[tokens.clamp(min=0)].where(tokens[..., None] >= 0, unknown)
         return to_bytes(tokenizer.decode_embeddings(vectors, layout))
 

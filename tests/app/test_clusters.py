@@ -89,3 +89,16 @@ def test_clusters_alone_show_their_means(clusters, tokens):
     other = coarse_map.swap_within_cluster(tokens, torch.Generator().manual_seed(0))
     assert np.array_equal(image, clusters.means(coarse_map.to_coarse(other), coarse_map))
     assert Image.fromarray(image).size == (16, 16)
+
+
+def test_a_tile_of_several_scales_is_of_the_first_alone(scales_pipeline):
+    """The middle of a field that every position of the feature map sees alike, but for its border."""
+    clusters, tokenizer = Clusters(scales_pipeline), scales_pipeline.tokenizer
+    vectors = tokenizer.codebook[:3]
+    tiles = clusters.tiles(vectors)
+    assert tiles.shape == (3, 4, 4, 3)
+    with torch.no_grad():
+        found = tokenizer.decode_embeddings(vectors[:, None], Layout.square(1, AROUND))
+    expected = to_bytes(found)[:, 4 * (AROUND // 2) :][:, :4, 4 * (AROUND // 2) :][:, :, :4]
+    assert np.array_equal(tiles, expected)
+    assert len({tile.tobytes() for tile in tiles}) == 3

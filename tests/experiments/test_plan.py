@@ -82,14 +82,16 @@ def test_every_size_has_a_config():
 def test_the_page(tmp_path):
     tokens = np.random.default_rng(0).integers(0, 24, (12, 1, 6))
     write_token_set(tmp_path / "tokens", tokens, np.arange(12) % 4, 24, Layout((2, 3)), list("abcd"))
-    data, where = data_of(str(tmp_path / "tokens"))
+    data, where = data_of(str(tmp_path / "tokens"), "masked")
     assert (data.num_images, data.layout, data.codebook_size, where) == (
         12,
         Layout((2, 3)),
         24,
         str(tmp_path / "tokens"),
     )
-    assert data_of(str(tmp_path / "nowhere")) == data_of("") == (IMAGENET.data, data_of("")[1])
+    nowhere = data_of("", "masked")
+    assert data_of(str(tmp_path / "nowhere"), "masked") == nowhere == (IMAGENET.data, nowhere[1])
+
     path = tmp_path / "c.yaml"
     path.write_text(f"tokens: {tmp_path}/tokens\nsize: nano\nloop:\n  batch_size: 4\n  steps: 9\n")
     page = page_of(path, ["coarse", "fine"], 6, dataclasses.replace(ONE, price=1.0))
@@ -115,3 +117,12 @@ def test_bad_input(tmp_path):
             dataclasses.replace(ONE, **change)
     with pytest.raises(InputError, match="100 images is not a multiple of 8 GPUs × 1"):
         plan_stage(settings("coarse", loop=LoopConfig(100)), DATA, 6, dataclasses.replace(ONE, count=8))
+
+
+def test_vars_d16_before_there_are_tokens():
+    """Parameters as VAR counts them, and of the tokens of its tokenizer for 256 pixels."""
+    config = read_settings(SETTINGS_OF["baseline"], str(CONFIGS[0].parent / "var-d16.yaml"), out="", tokens="")
+    page = plan_page("d16", {"baseline": config}, 128, Cluster(find_gpu("A100"), 8, 0.4))
+    assert "images of 1 × 1, 2 × 2, 3 × 3," in page
+    assert "4,096 codewords" in page
+    assert "310" in next(line for line in page.splitlines() if line.startswith("parameters"))

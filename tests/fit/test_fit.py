@@ -231,3 +231,28 @@ def test_times(text, seconds):
 def test_what_is_no_time(text):
     with pytest.raises(InputError, match="give seconds, minutes or hours"):
         parse_time(text)
+
+
+def test_a_family_of_several_scales(photos, tmp_path):
+    """Plan, trainings and report follow from the family; a continued run and another family are told apart."""
+    chosen = chosen_for(photos, "30s", image_size=32, batch_size=4, num_clusters=8, family="multi-scale", baseline=True)
+    assert (chosen.family, chosen.scales) == ("multi-scale", (1, 2, 3, 4))
+    assert "1 × 1, 2 × 2, 3 × 3, 4 × 4 tokens an image, of the family multi-scale" in chosen.table()
+    assert "coarse next_scale, fine next_scale, baseline next_scale" in chosen.table()
+    plan = dataclasses.replace(chosen, steps=dict.fromkeys(chosen.steps, 4), tokenizer_batch=4)
+    run_fit(plan, tmp_path / "run", "cpu")
+    model = Pipeline.from_pretrained(tmp_path / "run" / "model")
+    assert [(stage.name, stage.kind) for stage in model.stages] == [("coarse", "next_scale"), ("fine", "next_scale")]
+    assert model.stages[0].sampling.cfg_schedule == "steps"
+    assert model.tokenizer.family == "multi-scale"
+    assert "coarse next_scale, fine next_scale" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert Plan.load(tmp_path / "run" / "plan.json") == plan
+    with pytest.raises(InputError, match="says family 'multi-scale', not 'vq'"):
+        plan.check_asked(tmp_path / "run" / "plan.json", FitConfig(photos, "", family="vq"))
+
+
+def test_families_that_fit_cannot_train(photos):
+    with pytest.raises(InputError, match="family 'vae': choose one of vq, multi-scale, or give a tokenizer"):
+        chosen_for(photos, family="vae")
+    with pytest.raises(InputError, match="tokenizer emoji is of the family vq: leave family out"):
+        chosen_for(photos, family="multi-scale", tokenizer="emoji")

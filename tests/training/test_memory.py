@@ -8,6 +8,7 @@ import torch
 from ctf.codebook import cluster_codebook
 from ctf.layout import Layout
 from ctf.stages import new_stage
+from ctf.tokenizer import MultiScaleConfig, MultiScaleTokenizer
 from ctf.training.config import OptimizerConfig
 from ctf.training.memory import RESERVED, activations, training_memory
 from ctf.training.optimizer import build_optimizers
@@ -23,7 +24,7 @@ IMAGES = 3
 
 def stage_of(kind="autoregressive", size="micro", dropout=0.0, **settings):
     task = {"name": "a", "layout": Layout((4, 6)), "num_classes": 5, "codebook_size": 24}
-    return new_stage(kind, size, dropout=dropout, **task, **settings).train()
+    return new_stage(kind, size, dropout=dropout, **task | settings).train()
 
 
 def saved_bytes(stage, call):
@@ -53,6 +54,17 @@ def test_activations_are_what_autograd_saves(kind, settings):
     unfused = IMAGES * c.positions * 2 * 4 * (c.dim + 1)
     each = (all_blocks - one_block) / (c.layers - 1)
     assert IMAGES * activations(stage, 4) / c.layers == pytest.approx(each - unfused, rel=0.02)
+
+
+def test_activations_of_vars_block():
+    layout = Layout.square(1, 2, 3)
+    small = MultiScaleConfig(32, (1,), 1, 1, z_channels=32, codebook_size=24, scales=(1, 2, 3))
+    stage = stage_of("next_scale", "nano", layout=layout, tokenizer=MultiScaleTokenizer(small))
+    tokens, labels = torch.zeros(IMAGES, 14, dtype=torch.int64), torch.zeros(IMAGES, dtype=torch.int64)
+    shallow = type(stage)(dataclasses.replace(stage.config, layers=1), name="a").train()
+    all_blocks, one_block = (saved_bytes(each, lambda each=each: each(tokens, labels)) for each in (stage, shallow))
+    each = (all_blocks - one_block) / (stage.config.layers - 1)
+    assert IMAGES * activations(stage, 4) / stage.config.layers == pytest.approx(each, rel=0.03)
 
 
 @pytest.mark.parametrize(("kind", "settings"), [*KINDS.values(), ("any_order", {})], ids=[*KINDS, "groups"])

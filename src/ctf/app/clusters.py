@@ -17,6 +17,7 @@ from ctf.codebook.clustering import cluster_codebook
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.images.pixels import to_bytes, to_tensor
+from ctf.layout import Layout
 from ctf.pipeline import StagePipeline
 from ctf.preview import level_embeddings
 from ctf.tokenizer.measure import psnr
@@ -102,11 +103,15 @@ class Clusters:
 
     @torch.inference_mode()
     def tiles(self, vectors: Tensor) -> np.ndarray:
-        """Vectors (n, d) in the space of the codebook → a tile of each: uint8 (n, f, f, 3)."""
+        """Vectors (n, d) in the space of the codebook → a tile of each: uint8 (n, f, f, 3).
+
+        It is cut from a field of equal vectors. Of several scales the field is the first one's, alone.
+        """
         side, found = self.tokenizer.downsampling, []
-        layout = self.tokenizer.layout((AROUND * side, AROUND * side))
+        several = len(self.pipeline.layout) > 1
+        layout = Layout.square(1, AROUND) if several else self.tokenizer.layout((AROUND * side, AROUND * side))
         for part in vectors.split(TILES_AT_ONCE):
-            square = part[:, None].expand(-1, layout.num_tokens, -1)
+            square = part[:, None].expand(-1, layout.sizes[0], -1)
             found.append(to_bytes(self.tokenizer.decode_embeddings(square, layout)))
         middle = slice(AROUND // 2 * side, (AROUND // 2 + 1) * side)
         return np.concatenate(found)[:, middle, middle]

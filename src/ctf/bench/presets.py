@@ -14,6 +14,7 @@ from ctf.layout import Layout
 from ctf.pipeline import StagePipeline
 from ctf.sampling.settings import Sampling
 from ctf.stages import Stage, new_stage
+from ctf.stages.registry import find_kind
 from ctf.tokenizer.interface import Tokenizer
 
 CLASS_NAMES = [str(label) for label in range(1000)]
@@ -36,7 +37,7 @@ def random_stage(
 ) -> Stage:
     """A stage of the paper, or of another `kind`, in evaluation mode, for the codebook and clusters of `coarse_map`.
 
-    Some kinds read the codewords of the `tokenizer`.
+    `tokenizer` is for kinds that read it, which take random numbers without it.
     """
     settings: dict[Preset, dict[str, Any]] = {
         "baseline": {"kind": "autoregressive"},
@@ -44,6 +45,7 @@ def random_stage(
         "fine-cluster": {"kind": "masked", "given": coarse_map, "support": "cluster"},
         "fine-full": {"kind": "masked", "given": coarse_map, "support": "full"},
     }
+    facts = settings[preset] | ({"kind": kind} if kind else {})
     stage = new_stage(
         size=size,
         name=preset.split("-")[0],
@@ -51,8 +53,8 @@ def random_stage(
         num_classes=len(CLASS_NAMES),
         codebook_size=coarse_map.num_fine,
         sampling=sampling,
-        tokenizer=tokenizer,
-        **settings[preset] | ({"kind": kind} if kind else {}),
+        tokenizer=tokenizer or find_kind(facts["kind"]).usual_tokenizer(),
+        **facts,
     ).eval()
     for weight in stage.parameters():
         if not weight.any():  # the head starts at zero, and a GPU multiplies zeros faster

@@ -20,6 +20,7 @@ from ctf.layout import Layout
 from ctf.run_folder import RUN_MODEL
 from ctf.stages import Stage, new_stage
 from ctf.stages.cost import forward_operations
+from ctf.stages.registry import find_kind
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import Augmentation, tokenize_images
 from ctf.training.config import LoopConfig, StageTask, TokenTraining
@@ -203,4 +204,5 @@ def _stage_without_values(training: Training) -> Stage:
         facts["rounds"] = config.rounds
     facts |= {"layout": data.layout, "num_classes": data.num_classes, "codebook_size": data.codebook_size}
     with torch.device("meta"):
+        facts["tokenizer"] = find_kind(config.kind).usual_tokenizer()
         return new_stage(config.kind, config.size, name=task.name, support=task.support, **facts)

@@ -14,6 +14,7 @@ from ctf.errors import InputError
 from ctf.experiments.artifacts import Clusters, Data, Tokens, Training
 from ctf.experiments.presets import IMAGENET
 from ctf.experiments.reproduce import duration
+from ctf.stages.registry import find_kind
 from ctf.stages.transformer_stage import TransformerStage
 from ctf.tokens.token_set import TokenSet
 from ctf.training.config import BaselineTraining, CoarseTraining, FineTraining, TokenTraining
@@ -130,10 +131,15 @@ def plan_stage(config: TokenTraining, data: Data, num_clusters: int, cluster: Cl
     )
 
 
-def data_of(tokens: str) -> tuple[Data, str]:
-    """What a token set holds, and where that is known from; ImageNet's figures for one that is not there yet."""
+def data_of(tokens: str, kind: str) -> tuple[Data, str]:
+    """What a token set holds, and where that is known from; ImageNet's figures for one that is not there yet, of the
+    tokenizer that stages of this kind read."""
     if not tokens or not Path(tokens).exists():
-        return IMAGENET.data, "ImageNet's figures, since its tokens are not there yet"
+        data, usual = IMAGENET.data, find_kind(kind).usual_tokenizer()
+        if usual is not None:
+            layout = usual.layout((data.image_size, data.image_size))
+            data = dataclasses.replace(data, layout=layout, codebook_size=usual.codebook_size)
+        return data, "ImageNet's figures, since its tokens are not there yet"
     found = TokenSet.open(tokens)
     data = dataclasses.replace(
         IMAGENET.data,
@@ -172,7 +178,7 @@ def plan_page(
         for name, config in configs.items()
     }
     first = next(iter(configs.values()))
-    data, where = data_of(first.tokens)
+    data, where = data_of(first.tokens, first.kind)
     coarse_map = next((m for c in configs.values() if (m := getattr(c, "coarse_map", None)) and Path(m).exists()), None)
     if coarse_map:
         num_clusters = CoarseMap.load(coarse_map).num_coarse

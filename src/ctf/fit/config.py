@@ -20,6 +20,7 @@ class FitConfig:
             is kept.
         image_size: pixels per side: 64 on a CPU and 256 on a GPU without it.
         tokenizer: use this one, as for `ctf tokenize`, instead of training one.
+        family: of the tokenizer to train: "vq", the default, or "multi-scale", whose stages predict scale after scale.
         num_clusters: one for every 32 codewords without it.
         size: of both stages, see `ctf info sizes`; without it B on a GPU, nano or from half an hour on micro on a CPU.
         batch_size: of the stages: 32 on a CPU and 256 on a GPU without it.
@@ -36,6 +37,7 @@ class FitConfig:
     held_out: str | None = None
     image_size: int | None = None
     tokenizer: str | None = None
+    family: str | None = None
     num_clusters: int | None = None
     size: str | None = None
     batch_size: int | None = None

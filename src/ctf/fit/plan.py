@@ -24,9 +24,9 @@ from ctf.interop.tokenizers import open_tokenizer
 from ctf.layout import Layout
 from ctf.sampling.settings import Sampling
 from ctf.stages.registry import new_stage
-from ctf.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
+from ctf.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig, scales_up_to
 from ctf.tokenizer.interface import Tokenizer
-from ctf.tokenizer.vq_tokenizer import VQTokenizer
+from ctf.tokenizer.registry import new_tokenizer
 from ctf.tokens.tokenize import Augmentation
 from ctf.tokens.writer import shorten, write_token_set
 from ctf.training.config import (
@@ -57,6 +57,35 @@ TIMED_STEPS, TIMED_IMAGES = 3, 16
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What a family of tokenizers is trained with.
+
+    Attributes:
+        architecture: settings of a tokenizer to train that differ from those of the family vq.
+        several: whether it has several scales.
+        kinds: of stages that are not of their training's own kind, by name.
+        sampling: settings of all stages but the fine one, beside guidance.
+    """
+
+    architecture: dict[str, Any]
+    several: bool
+    kinds: dict[str, str]
+    sampling: dict[str, Any]
+
+
+#: By family; of others the tokenizer is given, and their stages are those of vq.
+RECIPES = {
+    "vq": Recipe({}, False, {}, {}),
+    "multi-scale": Recipe(
+        {"codebook_dim": 32, "z_channels": 32, "l2_normalize": False},
+        True,
+        dict.fromkeys(("coarse", "fine", "baseline"), "next_scale"),
+        {"cfg_schedule": "steps"},
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides the model: written to plan.json first, so that a continued run is the same.
 
@@ -76,6 +105,8 @@ class Plan:
         seed: of everything.
         seconds: that the steps take, as measured, and all else as estimated; empty where nothing was timed.
         files: a fingerprint of the images' files, see `open`; None if not known.
+        family: of the tokenizer.
+        scales: of the tokenizer to train, if it has several.
     """
 
     images: str
@@ -94,6 +125,12 @@ class Plan:
     seed: int
     seconds: dict[str, float]
     files: str | None = None
+    family: str = "vq"
+    scales: tuple[int, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES.get(self.family, RECIPES["vq"])
 
     @property
     def stages(self) -> list[str]:
@@ -136,6 +173,8 @@ class Plan:
             held_out=self.images,
             held_out_split=test,
             image_size=self.image_size,
+            family=self.family,
+            scales=self.scales,
             model=self.architecture,
             warmup_without_codebook=steps // 10,
             restart_after=max(10, steps // 30),
@@ -153,10 +192,12 @@ class Plan:
             "tokenizer": self.tokenizer or str(run / "tokenizer"),
             "size": self.size,
             # The paper's guidance; its temperature of 1.1 is for models that are trained for long.
-            "sampling": Sampling() if name == "fine" else Sampling(cfg_scale=2.0),
+            "sampling": Sampling() if name == "fine" else Sampling(cfg_scale=2.0, **self.recipe.sampling),
             "optimizer": OptimizerConfig(3e-3, 3e-5, steps // 20, weight_decay=0.1, name="muon"),
             "loop": self._loop(steps, self.batch_size, device),
         }
+        if name in self.recipe.kinds:
+            common["kind"] = self.recipe.kinds[name]
         if name == "baseline":
             return BaselineTraining(**common)
         kind_of = {"coarse": CoarseTraining, "fine": FineTraining}[name]
@@ -185,11 +226,13 @@ class Plan:
             held = "none held out, " + (f"of the split {self.split}" if self.split else "since no class has ten")
         lines = [f"{self.num_images:,} images of {self.image_size} × {self.image_size} pixels, {held}"]
         if self.architecture is not None:
-            layout = Layout.square(self.image_size // self.architecture.downsampling)
-            lines.append(f"tokenizer: {self.architecture.codebook_size:,} codewords, {layout.words} tokens an image")
+            layout = Layout.square(*(self.scales or [self.image_size // self.architecture.downsampling]))
+            words = f"{self.architecture.codebook_size:,} codewords, {layout.words} tokens an image"
+            lines.append(f"tokenizer: {words}, of the family {self.family}")
         else:
-            lines.append(f"tokenizer: {self.tokenizer}, as it is")
-        lines.append(f"stages: size {self.size}, {self.num_clusters:,} clusters")
+            lines.append(f"tokenizer: {self.tokenizer}, as it is, of the family {self.family}")
+        kinds = ", ".join(f"{name} {kind}" for name, kind in self.recipe.kinds.items() if name in self.stages)
+        lines.append(f"stages: size {self.size}, {self.num_clusters:,} clusters" + (f"; {kinds}" if kinds else ""))
         for name, steps in self.steps.items():
             batch = self.tokenizer_batch if name == "tokenizer" else self.batch_size
             if steps:
@@ -208,7 +251,8 @@ class Plan:
         values = read_json(path)
         try:
             architecture = values["architecture"] and TokenizerConfig(**values["architecture"])
-            return cls(**values | {"architecture": architecture})
+            scales = tuple(values.get("scales", ()))
+            return cls(**values | {"architecture": architecture, "scales": scales})
         except (TypeError, KeyError):
             raise InputError(f"{path} is no plan of this version of ctf: choose another --out") from None
 
@@ -258,13 +302,21 @@ def choose(config: FitConfig, device: torch.device) -> Plan:
             raise InputError(f"held_out {held_out}: name another split to train on, such as --split train")
         test = open_images(images, held_out, image_size)
         check_classes(opened, test, held_out)
-    given = None if tokenizer is None else open_tokenizer(tokenizer)
-    architecture = _architecture(image_size, count, on_gpu)
-    if given is None:
-        layout = Layout.square(image_size // architecture.downsampling)
-        codebook_size = architecture.codebook_size
+    architecture: TokenizerConfig | None = None
+    scales: tuple[int, ...] = ()
+    if tokenizer is not None:
+        used = open_tokenizer(tokenizer)
+        if config.family not in (None, used.family):
+            raise InputError(f"tokenizer {tokenizer} is of the family {used.family}: leave family out")
     else:
-        layout, codebook_size = given.layout((image_size, image_size)), given.codebook_size
+        family = config.family or "vq"
+        if family not in RECIPES:
+            raise InputError(f"family {family!r}: choose one of {', '.join(RECIPES)}, or give a tokenizer")
+        architecture = replace(_architecture(image_size, count, on_gpu), **RECIPES[family].architecture)
+        if RECIPES[family].several:
+            scales = scales_up_to(image_size // architecture.downsampling)
+        used = new_tokenizer(family, architecture, **({"scales": scales} if scales else {}))
+    layout, codebook_size = used.layout((image_size, image_size)), used.codebook_size
     batch_size = config.batch_size or (256 if on_gpu else 32)
     batch_size, tokenizer_batch = (min(batch, max(2, count)) for batch in (batch_size, 64 if on_gpu else 32))
     plan = Plan(
@@ -275,7 +327,7 @@ def choose(config: FitConfig, device: torch.device) -> Plan:
         num_images=len(opened),
         augmentation="ten-shift",
         tokenizer=tokenizer,
-        architecture=architecture if given is None else None,
+        architecture=architecture,
         num_clusters=config.num_clusters or max(2, codebook_size // TOKENS_PER_CLUSTER),
         size=config.size or ("B" if on_gpu else "micro" if time >= 1800 else "nano"),
         batch_size=batch_size,
@@ -284,9 +336,11 @@ def choose(config: FitConfig, device: torch.device) -> Plan:
         seed=config.seed or 0,
         seconds={},
         files=files_of(opened, test),
+        family=used.family,
+        scales=scales,
     )
-    each = _measure(plan, opened, layout, codebook_size, device)
-    one_view = count * _seconds_to_encode(given or VQTokenizer(architecture), opened, device)
+    each = _measure(plan, opened, used, layout, device)
+    one_view = count * _seconds_to_encode(used, opened, device)
     shifts = 10 * one_view <= SHIFTS_SHARE * time
     seconds = {"else": OTHERS + OTHERS_SHARE * time + (10 if shifts else 2) * one_view}
     left, steps = time - seconds["else"], dict.fromkeys(plan.steps, 0)
@@ -332,10 +386,10 @@ def _seconds_to_encode(tokenizer: Tokenizer, images: ImageSet, device: torch.dev
 
 
 def _measure(
-    plan: Plan, images: ImageSet, layout: Layout, codebook_size: int, device: torch.device
+    plan: Plan, images: ImageSet, tokenizer: Tokenizer, layout: Layout, device: torch.device
 ) -> dict[str, float]:
     """Seconds of a step of each training, with models, tokens and clusters as they will be, but random."""
-    each, name = {}, str(device)
+    each, name, codebook_size = {}, str(device), tokenizer.codebook_size
     with temporary_folder() as folder:
         if plan.tokenizer is None:
             config = plan.tokenizer_training(folder, name)
@@ -344,7 +398,7 @@ def _measure(
         drawn = torch.randint(codebook_size, (plan.batch_size, layout.num_tokens))
         labels = torch.arange(plan.batch_size) % len(images.class_names)
         tokens = write_token_set(folder / "tokens", drawn, labels, codebook_size, layout, images.class_names)
-        clusters = cluster_codebook(torch.randn(codebook_size, 2), plan.num_clusters, "random")
+        clusters = cluster_codebook(tokenizer.codebook, plan.num_clusters, "random")
         levels: dict[str, dict[str, Any]] = {"coarse": {"predicts": clusters}, "fine": {"given": clusters}}
         for name_of in plan.stages:
             config_of = plan.stage_training(name_of, folder, name)
@@ -355,6 +409,7 @@ def _measure(
                 layout=layout,
                 num_classes=tokens.num_classes,
                 codebook_size=codebook_size,
+                tokenizer=tokenizer,
                 **levels.get(name_of, {}),
             )
             each[name_of] = step_seconds(

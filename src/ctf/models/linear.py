@@ -21,19 +21,28 @@ from ctf.models.config import Compute, Quantize
 ROWS = 8
 
 
-def pack_linear(weight: Tensor, quantize: Quantize | None = None) -> nn.Module:
+def pack_linear(
+    weight: Tensor, quantize: Quantize | None = None, bias: Tensor | None = None, gelu: bool = False
+) -> nn.Module:
     """The fastest product with `weight` (outputs, inputs) on its device: a module (…, inputs) → (…, outputs).
 
     Args:
         weight: in the dtype to compute in, float32 or bfloat16; inputs are converted to it.
         quantize: "int8", or None for the exact product.
+        bias: (outputs,), added.
+        gelu: whether GELU in its tanh form follows.
 
     Raises:
         InputError: int8 on a device or build without it.
     """
     packs = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if quantize is None:
-        return PackedLinear(weight) if packs else Linear(weight)
+    if packs and quantize is None:
+        return PackedLinear(weight, bias, gelu)
+    product = Linear(weight) if quantize is None else _int8(weight, packs)
+    return product if bias is None and not gelu else WithBias(product, bias, gelu)
+
+
+def _int8(weight: Tensor, packs: bool) -> nn.Module:
     if not packs:
         raise InputError("quantize int8 needs a CPU and a PyTorch with oneDNN: leave it out, or take dtype bfloat16")
     return Int8Linear(weight)
@@ -52,26 +61,41 @@ class Linear(nn.Module):
         return F.linear(x.to(self.weight.dtype), self.weight)
 
 
+class WithBias(nn.Module):
+    """Bias and GELU behind a product that has neither."""
+
+    def __init__(self, product: nn.Module, bias: Tensor | None, gelu: bool) -> None:
+        super().__init__()
+        self.product, self.bias, self.gelu = product, bias, gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.product(x)
+        y = y if self.bias is None else y + self.bias
+        return F.gelu(y, approximate="tanh") if self.gelu else y
+
+
 class PackedLinear(nn.Module):
-    """The weight in oneDNN's blocked layout.
+    """The weight in oneDNN's blocked layout, which adds the bias and computes GELU as it writes.
 
     Where a CPU has no instructions for bfloat16 the layout holds its values in float32, and the products are as fast as
     float32 ones: PyTorch's own would be hundreds of times slower.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> None:
         super().__init__()
         self.dtype = weight.dtype
         self.layout = torch.float32 if weight.dtype == torch.bfloat16 and not multiplies_bfloat16() else weight.dtype
         weight = weight.to(self.layout).contiguous()
         self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
+        self.bias = None if bias is None else bias.to(self.layout)
+        self.then: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if x.dtype == self.dtype else x.to(self.dtype)
         x = x if self.layout == self.dtype else x.to(self.layout)
         if single := x.numel() == x.shape[-1]:  # oneDNN sums a single row of over 1,024 inputs in another order
             x = torch.cat([x, x])
-        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.then)
         y = y[:1] if single else y
         return y if self.layout == self.dtype else y.to(self.dtype)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.models.attention import scale_attention
-from ctf.models.cache import KeyValueCache, attend_cached
+from ctf.models.cache import KeyValueCache, attend_cached_scale
 from ctf.models.next_scale_config import NextScaleConfig
 from ctf.models.transformer import Block
 
@@ -212,7 +212,7 @@ class NextScaleTransformer(nn.Module):
             position: of the scale's first token.
         """
         stored = zip(cache.keys, cache.values, strict=True)
-        attend = [partial(attend_cached, keys=keys, values=values, position=position) for keys, values in stored]
+        attend = [partial(attend_cached_scale, keys=keys, values=values, position=position) for keys, values in stored]
         return self._run(inputs, y, modulations, attend)
 
     def _run(self, x: Tensor, y: Tensor, modulations: list[Tensor], attend: Sequence[Callable[..., Tensor]]) -> Tensor:

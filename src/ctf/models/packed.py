@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ctf.device import return_freed_memory
 from ctf.errors import InputError
 from ctf.models.cache import KeyValueCache, attend_opaque
-from ctf.models.config import Compute, Quantize
+from ctf.models.config import Compute
 from ctf.models.linear import pack_linear
 from ctf.models.next_scale import NextScaleTransformer
 from ctf.models.transformer import FeedForward, Transformer, compile_blocks
@@ -109,45 +109,40 @@ class PackedNextScale(NextScaleTransformer):
         self.__dict__.update(copy.deepcopy(model, shared).__dict__)
         self.eval()
         self.dtype = compute.torch_dtype
+        pack = partial(pack_affine, dtype=self.dtype)
         for name in ("vector_embedding", "head_modulation", "modulation"):
             if hasattr(self, name):
-                setattr(self, name, PackedAffine(getattr(self, name), self.dtype))
+                setattr(self, name, pack(getattr(self, name)))
         blocks: Any = self.blocks
         for block in blocks:
             block.compiled = None  # the model may train compiled
-            for part, name in (
-                (block.attention, "qkv"),
-                (block.attention, "out"),
-                (block.ffn, "up"),
-                (block.ffn, "down"),
-            ):
-                setattr(part, name, PackedAffine(getattr(part, name), self.dtype, compute.quantize))
+            of_positions = partial(pack, quantize=compute.quantize)
+            for name in ("qkv", "out"):
+                setattr(block.attention, name, of_positions(getattr(block.attention, name)))
+            block.ffn = nn.Sequential(of_positions(block.ffn.up, gelu=True), of_positions(block.ffn.down))
             if hasattr(block, "modulation"):
-                block.modulation = PackedAffine(block.modulation, self.dtype)
+                block.modulation = pack(block.modulation)
             return_freed_memory()
         if head:
-            self.head = PackedAffine(self.head, torch.float32)  # type: ignore[assignment]
+            self.head = pack_affine(self.head, torch.float32)  # type: ignore[assignment]
         if model.head.weight.device.type == "cuda":
             compile_blocks(self)
 
 
-class PackedAffine(nn.Module):
-    """A packed product, plus the bias of the layer, if it has one."""
-
-    def __init__(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype, quantize: Quantize | None = None) -> None:
-        super().__init__()
-        self.product = pack_linear(layer.weight.detach().flatten(1).to(dtype), quantize)
-        self.bias = None if layer.bias is None else layer.bias.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.product(x)
-        return y if self.bias is None else y + self.bias
+def pack_affine(layer: nn.Linear | nn.Conv2d, dtype: torch.dtype, **how: Any) -> nn.Module:
+    """`pack_linear` of a layer's weight and bias in `dtype`."""
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    return pack_linear(layer.weight.detach().flatten(1).to(dtype), bias=bias, **how)
 
 
-class PackedConvolution(PackedAffine):
+class PackedConvolution(nn.Module):
     """A 3 × 3 convolution as a product over patches, for a CPU: oneDNN's convolution rounds by the batch."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.product = pack_affine(layer, torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, d, H, W) → the same."""
         patches = F.unfold(x, 3, padding=1).transpose(1, 2)  # (B, H·W, 9·d)
-        return super().forward(patches).transpose(1, 2).unflatten(2, x.shape[2:])
+        return self.product(patches).transpose(1, 2).unflatten(2, x.shape[2:])

@@ -21,6 +21,7 @@ from ctf.models.packed import PackedConvolution, PackedNextScale
 from ctf.sampling.settings import Sampling
 from ctf.stages.cached import CachedStage
 from ctf.stages.drawing import DrawPlan, Group, scale_groups
+from ctf.tokenizer.config import MultiScaleConfig
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.multi_scale import MultiScaleTokenizer
 from ctf.tokenizer.residual import ResidualSum
@@ -81,7 +82,7 @@ class NextScale(CachedStage):
                 + ("give the one that made the tokens" if tokenizer is None else "this tokenizer has one scale")
             )
         convolutions = len(tokenizer.quantizer.residual.convolutions)
-        return {"codeword_dim": tokenizer.codebook.shape[1], "convolutions": convolutions}
+        return {"codeword_dim": tokenizer.quantizer.weight.shape[1], "convolutions": convolutions}
 
     @classmethod
     def configure(  # type: ignore[override]
@@ -92,8 +93,15 @@ class NextScale(CachedStage):
         facts: dict[str, Any] = {"output_vocab": vocabulary, "given_vocab": given, "num_classes": num_classes}
         return NextScaleConfig.of_size(size, layout=layout, **facts, **settings)
 
+    @classmethod
+    def usual_tokenizer(cls) -> Tokenizer:
+        with torch.device("meta"):
+            return MultiScaleTokenizer(MultiScaleConfig())
+
     def take_from(self, tokenizer: Tokenizer | None) -> None:
         assert isinstance(tokenizer, MultiScaleTokenizer)
+        if tokenizer.quantizer.weight.is_meta:
+            return  # `usual_tokenizer`
         self.codebook = self.codebook or codebook_fingerprint(tokenizer.codebook)
         theirs = {name: tensor.cpu().clone() for name, tensor in tokenizer.quantizer.residual.state_dict().items()}
         self.residual.load_state_dict(theirs, assign=True)
@@ -172,5 +180,5 @@ class NextScale(CachedStage):
         if packed is not self and self.device.type == "cpu":
             packed.residual = copy.deepcopy(self.residual)
             layers: Any = self.residual.convolutions
-            packed.residual.convolutions = nn.ModuleList(PackedConvolution(layer, torch.float32) for layer in layers)
+            packed.residual.convolutions = nn.ModuleList(PackedConvolution(layer) for layer in layers)
         return packed

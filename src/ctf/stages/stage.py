@@ -131,6 +131,11 @@ class Stage(nn.Module, ABC):
         """
         return {}
 
+    @classmethod
+    def usual_tokenizer(cls) -> Tokenizer | None:
+        """One without values, on "meta", to plan with; None where the kind reads nothing of its tokenizer."""
+        return None
+
     def take_from(self, tokenizer: Tokenizer | None) -> None:
         """Copy what the stage reads of this tokenizer beside its tokens; here nothing."""
 

@@ -85,6 +85,11 @@ class MultiScaleConfig(TokenizerConfig):
             raise InputError("tokenizer: a multi-scale tokenizer searches by distance: leave out l2_normalize")
 
 
+def scales_up_to(side: int) -> tuple[int, ...]:
+    """Sides of scales for a grid of so many tokens a side: VAR's for 256 × 256 pixels, as far as they are smaller."""
+    return (*(scale for scale in MultiScaleConfig.scales if scale < side), side)
+
+
 #: Named settings. `vq16` and `vq8` are LlamaGen's; their checkpoints load through `ctf.interop.llamagen`.
 TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     "vq16": TokenizerConfig(),

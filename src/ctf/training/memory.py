@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import singledispatch
+from typing import Any, ClassVar
 
+from ctf.models.config import TransformerConfig
 from ctf.models.loss import CHUNK
+from ctf.models.next_scale_config import NextScaleConfig
 from ctf.stages.transformer_stage import TransformerStage
 from ctf.training.config import OptimizerConfig
 
@@ -72,6 +75,7 @@ def training_memory(
     matrices = config.block_weights  # Muon keeps one number for each of these, AdamW two for each of all
     states = 2 * whole - (4 * matrices if optimizer.name == "muon" else 0)
     products = matrices + (config.dim * stage.vocabulary if stage.members is None else 0)
+    products += getattr(config, "modulation_weights", 0)
     two_blocks = 2 * size * matrices / config.layers  # sharded: the one at work, and the next one
     return TrainingMemory(
         weights=whole / parts,
@@ -85,18 +89,42 @@ def training_memory(
 
 
 def activations(stage: TransformerStage, size: int, recompute: bool = False) -> float:
-    """Bytes that the blocks keep of one image, with fused attention and norms; `size` is that of a product's elements.
+    """Bytes that the blocks keep of one image, with fused attention and norms; `size` is of products' elements."""
+    c = stage.config
+    block = kept_of_position(c, size)
+    return c.positions * (c.layers * 4 * c.dim + block if recompute else c.layers * block)
 
-    Of each position a block keeps two states of the residual stream (float32), its norms' outputs (the second one twice
-    in bfloat16: autocast casts it for either product), queries and keys once rotated and once with the values as they
+
+@singledispatch
+def kept_of_position(config: Any, size: int) -> int:
+    """Bytes that a block of these settings keeps of one position for the backward pass."""
+    raise NotImplementedError(f"no block of {type(config).__name__}")
+
+
+@kept_of_position.register
+def _(c: TransformerConfig, size: int) -> int:
+    """LlamaGen's block: two states of the residual stream (float32), its norms' outputs (the second one twice in
+    bfloat16: autocast casts it for either product), queries and keys once rotated and once with the values as they
     came, attention's output and its normaliser, four of the feed-forward layer's width, and two masks of dropout.
     """
-    c = stage.config
     attention = c.dim + 3 * c.num_kv_heads * c.head_dim + 2 * c.dim  # rotated q, k; q, k and v; output
     norms = c.dim + (c.dim if size == 4 else 2 * c.dim)
     masks = 2 * c.dim if c.dropout else 0
-    block = 8 * c.dim + size * (attention + norms + 4 * c.ffn_dim) + 4 * c.heads + masks
-    return c.positions * (c.layers * 4 * c.dim + block if recompute else c.layers * block)
+    return 8 * c.dim + size * (attention + norms + 4 * c.ffn_dim) + 4 * c.heads + masks
+
+
+@kept_of_position.register
+def _(c: NextScaleConfig, size: int) -> int:
+    """VAR's block. In float32: two states of the residual stream, two norms' outputs before modulation, queries with
+    their bias and once normalised, and keys (in float32 products within one tensor with the other two). As products'
+    elements: two modulated states, normalised queries and keys, values, attention's output, both branches before their
+    factor, and two of the feed-forward layer's width. Norms of queries and keys, as found and clamped, and attention's
+    normaliser are a number for each head.
+    """
+    keys = (3 if size == 4 else 1) * c.dim
+    in_float32 = 6 * c.dim + keys + 5 * c.heads
+    masks = 2 * c.dim if c.dropout else 0
+    return 4 * in_float32 + size * (8 * c.dim + 2 * c.ffn_dim) + masks
 
 
 def head_bytes(stage: TransformerStage, images: int, size: int) -> float:
