@@ -218,7 +218,7 @@ def test_what_cannot_be_planned(plan, photos, tmp_path):
     (tmp_path / "plan.json").write_text('{"images": "x"}')
     with pytest.raises(InputError, match="is no plan of this version"):
         Plan.load(tmp_path / "plan.json")
-    with pytest.raises(InputError, match="multiple of the tokenizer's downsampling 8"):
+    with pytest.raises(InputError, match="takes multiples of 8"):
         chosen_for(photos, image_size=36)
 
 
