@@ -343,6 +343,11 @@ def test_describe_sizes():
     assert describe("sizes")["B"] == {"layers": 12, "heads": 12, "dim": 768}
 
 
+def test_a_bundled_tokenizer_without_stages_is_described():
+    facts = describe("photos")
+    assert (facts["kind"], facts["family"], facts["config"]["codebook_size"]) == ("tokenizer", "vq", 16_384)
+
+
 def test_describe_the_embedded_model():
     facts = describe("emoji")
     assert (facts["kind"], facts["image_size"]) == ("pipeline", [64, 64])

@@ -269,6 +269,8 @@ def describe(source: str) -> dict[str, Any]:
     if source == "sizes":
         sizes = MODEL_SIZES | NEXT_SCALE_SIZES
         return {name: dict(zip(("layers", "heads", "dim"), size, strict=True)) for name, size in sizes.items()}
+    if source in BUNDLED and not is_model(BUNDLED[source]):
+        return _describe_file(_part(BUNDLED[source], "tokenizer"))
     if source in BUNDLED or is_model(Path(source)):
         return describe_pipeline(Pipeline.from_pretrained(source))
     path = existing(source)

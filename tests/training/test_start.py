@@ -12,7 +12,7 @@ from ctf.errors import InputError
 from ctf.interop.llamagen import export_gpt
 from ctf.tokenizer import VQTokenizer
 from ctf.training.config import OptimizerConfig
-from ctf.training.start import start_stage, start_tokenizer
+from ctf.training.start import copy_rows, start_stage, start_tokenizer
 from ctf.training.tokenizer_objective import TokenizerObjective
 
 TOKENS, HEAD, GIVEN, CLASSES = (
@@ -179,3 +179,13 @@ def test_a_tokenizer_of_other_shapes(tmp_path):
     VQTokenizer(model).save(tmp_path / "tokenizer.safetensors")
     other = VQTokenizer(dataclasses.replace(model, codebook_size=64))
     assert start_tokenizer(other, str(tmp_path / "tokenizer.safetensors"))["left"] == ["quantizer.weight"]
+
+
+def test_frozen_parameters_are_not_taken():
+    """A next-scale stage holds its tokenizer's convolutions: those of another tokenizer would be wrong in it."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).requires_grad_(False))
+    before = module[1].weight.clone()
+    report = copy_rows(module, lambda name: (torch.zeros_like(dict(module.named_parameters())[name]), "as it is"))
+    assert sorted(report["taken"]) == ["0.bias", "0.weight"]
+    assert report["left"] == []
+    assert torch.equal(module[1].weight, before)

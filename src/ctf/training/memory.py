@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, ClassVar
 
+from ctf.errors import InputError
 from ctf.models.config import TransformerConfig
 from ctf.models.loss import CHUNK
 from ctf.models.next_scale_config import NextScaleConfig
@@ -98,7 +99,7 @@ def activations(stage: TransformerStage, size: int, recompute: bool = False) -> 
 @singledispatch
 def kept_of_position(config: Any, size: int) -> int:
     """Bytes that a block of these settings keeps of one position for the backward pass."""
-    raise NotImplementedError(f"no block of {type(config).__name__}")
+    raise InputError(f"what a block of {type(config).__name__} keeps is not known: register it in kept_of_position")
 
 
 @kept_of_position.register

@@ -86,6 +86,8 @@ def copy_rows(module: nn.Module, rows_for: Callable[[str], Rows]) -> dict[str, A
     """Fill the parameters that `rows_for` has something for: {"taken": how, by name; "left": names}."""
     taken, left = {}, []
     for name, ours in module.named_parameters():
+        if not ours.requires_grad:  # frozen ones are the tokenizer's, and belong to this stage's own
+            continue
         rows, how = rows_for(name)
         spare = 0 if how == AS_IT_IS else 1  # a masked stage has a row more than labels, for hidden ones
         if rows is None or rows.shape[1:] != ours.shape[1:] or abs(len(ours) - len(rows)) > spare:
@@ -117,8 +119,9 @@ def open_start(source: str, stage: Stage) -> tuple[Stage, list[str] | None]:
 
 def class_rows(rows: Tensor, names: Sequence[str] | None, wanted: Sequence[str]) -> Rows:
     """Rows of classes (C + 1, dim), the last one of no class, for the `wanted` classes; of unknown names by number."""
-    if names is None:
-        names = wanted if len(wanted) == len(rows) - 1 else []
+    if names is None and len(wanted) == len(rows) - 1:
+        return rows, f"{len(wanted)} classes by number, since the source has no names"
+    names = names or []
     places = {name: place for place, name in enumerate(names)}
     mean = rows[:-1].mean(0)
     found = [rows[places[name]] if name in places else mean for name in wanted]
