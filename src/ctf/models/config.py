@@ -11,6 +11,7 @@ from ctf.layout import Layout
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
 #: name: (layers, heads, dim). B to 3B are LlamaGen's; the rest are for small grids and CPUs.
 MODEL_SIZES: dict[str, tuple[int, int, int]] = {
@@ -30,8 +31,42 @@ Dtype = Literal["float32", "bfloat16"]
 Quantize = Literal["int8"]
 
 
+class NetworkConfig:
+    """Sizes that follow from the settings of either architecture."""
+
+    layout: Layout
+    heads: int
+    dim: int
+
+    @classmethod
+    def sizes(cls) -> dict[str, tuple[int, int, int]]:
+        """(layers, heads, dim) of each named size."""
+        return MODEL_SIZES
+
+    @classmethod
+    def of_size(cls, size: str, **settings: Any) -> Self:
+        """A named size, with the remaining settings by keyword. Raises InputError: no such size."""
+        if size not in (sizes := cls.sizes()):
+            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(sizes)}")
+        layers, heads, dim = sizes[size]
+        return cls(layers=layers, heads=heads, dim=dim, **settings)  # type: ignore[call-arg]
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens per image."""
+        return self.layout.num_tokens
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.heads
+
+
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(NetworkConfig):
     """One architecture for every kind of stage that is a Transformer.
 
     Attributes:
@@ -98,31 +133,10 @@ class TransformerConfig:
                 "must be equal"
             )
 
-    @classmethod
-    def of_size(cls, size: str, **settings: Any) -> TransformerConfig:
-        """A named size from `MODEL_SIZES` with the remaining settings given by keyword.
-
-        Raises:
-            InputError: no such size.
-        """
-        if size not in MODEL_SIZES:
-            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(MODEL_SIZES)}")
-        layers, heads, dim = MODEL_SIZES[size]
-        return cls(layers=layers, heads=heads, dim=dim, **settings)
-
     @property
     def hidden_by_scale(self) -> bool:
-        """Whether it has a word for hidden tokens of each scale."""
+        """Whether hidden tokens of each scale have an embedding of their own."""
         return self.input_vocab - self.output_vocab == len(self.layout) > 1
-
-    @property
-    def num_tokens(self) -> int:
-        """N, tokens per image."""
-        return self.layout.num_tokens
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
 
     @property
     def num_kv_heads(self) -> int:
@@ -135,8 +149,8 @@ class TransformerConfig:
 
     @property
     def positions(self) -> int:
-        """Of an image in training: N under causal attention, where the label takes the place of the last token, N + 1
-        under full attention, up to 2·N where each position has a query."""
+        """Length of a sequence in training: N under causal attention, where the label takes the place of the last
+        token, N + 1 under full attention, up to 2·N where each position has a query."""
         return {"causal": self.num_tokens, "full": self.num_tokens + 1, "groups": 2 * self.num_tokens}[self.attention]
 
     @property

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctf.errors import InputError
 from ctf.layout import Layout
-from ctf.models.config import MODEL_SIZES
+from ctf.models.config import MODEL_SIZES, NetworkConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: name: (layers, heads, dim), VAR's published models with a vocabulary of 4,096; others are those of `MODEL_SIZES`.
 NEXT_SCALE_SIZES: dict[str, tuple[int, int, int]] = {
@@ -23,7 +26,7 @@ GAMMA_START = {20: 1e-3, 24: 1e-4, 30: 1e-5}
 
 
 @dataclass(frozen=True)
-class NextScaleConfig:
+class NextScaleConfig(NetworkConfig):
     """One architecture of VAR's.
 
     Attributes:
@@ -73,26 +76,12 @@ class NextScaleConfig:
             raise InputError(f"model: dim {self.dim} must be a multiple of {self.heads} heads")
 
     @classmethod
-    def of_size(cls, size: str, **settings: Any) -> NextScaleConfig:
-        """A named size with the remaining settings given by keyword. Raises InputError: no such size."""
-        sizes = {**MODEL_SIZES, **NEXT_SCALE_SIZES}
-        if size not in sizes:
-            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(sizes)}")
-        layers, heads, dim = sizes[size]
-        return cls(layers=layers, heads=heads, dim=dim, **{"shared_modulation": size == "d36-s", **settings})
+    def sizes(cls) -> dict[str, tuple[int, int, int]]:
+        return {**MODEL_SIZES, **NEXT_SCALE_SIZES}
 
-    @property
-    def num_tokens(self) -> int:
-        """N, tokens per image."""
-        return self.layout.num_tokens
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.heads
+    @classmethod
+    def of_size(cls, size: str, **settings: Any) -> Self:
+        return super().of_size(size, **{"shared_modulation": size == "d36-s", **settings})
 
     @property
     def ffn_dim(self) -> int:
@@ -100,7 +89,7 @@ class NextScaleConfig:
 
     @property
     def positions(self) -> int:
-        """Of an image in training."""
+        """Length of a sequence in training."""
         return self.num_tokens
 
     @property

@@ -69,12 +69,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """The block of training and of sampling: the latter replaces its products by packed ones and brings a cache.
+    """The block of training and of sampling: sampling packs its products and passes attention over a cache.
 
     Attributes:
-        recomputed: keep the input alone for the backward pass, which runs the block again (activation checkpointing).
-        compiled: `before` and `after` as `compile_blocks` made them. They take the block as their first argument, so
-            that a block which is dropped is freed at once: a bound method here would be a cycle.
+        recomputed: set by `recompute`.
+        compiled: `before` and `after`, compiled by `compile_blocks`; they take the block as first argument.
     """
 
     recomputed = False
@@ -96,9 +95,13 @@ class Block(nn.Module):
             return checkpoint(self._run, x, rotary, attend, use_reentrant=False, preserve_rng_state=self.random)
         return self._run(x, rotary, attend)
 
+    def recompute(self) -> None:
+        """Keep only the input for the backward pass, which then runs the block again (activation checkpointing)."""
+        self.recomputed = True
+
     @property
     def random(self) -> bool:
-        """Whether it draws random numbers now."""
+        """Whether a forward pass draws random numbers now."""
         return self.training and self.dropout.p > 0
 
     def _run(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor]) -> Tensor:
@@ -118,29 +121,30 @@ class Block(nn.Module):
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile what each block does before and after attention, in place.
+    """Compile `before` and `after` of all blocks, in place.
 
-    One compilation of either serves all blocks, whose weights are inputs of the compiled graph. Attention, whose kernel
-    and mask depend on the caller, stays outside.
+    Both are compiled once for all blocks, whose weights are inputs of the graph. Attention stays outside, because its
+    kernel and its mask depend on the caller.
     """
-    number = next(_COMPILED)
     blocks = [block for block in module.modules() if isinstance(block, Block)]
-    kind = type(blocks[0])
-    compiled = torch.compile(_copied(kind.before, number)), torch.compile(_copied(kind.after, number))
+    compiled = compile_copy(type(blocks[0]).before), compile_copy(type(blocks[0]).after)
     for block in blocks:
         block.compiled = compiled
 
 
-_COMPILED = itertools.count()
+_COPIES = itertools.count()
 
 
-def _copied(function: Any, number: int) -> Any:
-    """A function of another name: for each Dynamo keeps eight graphs, and knows which sizes vary.
+def compile_copy(method: Any, **settings: Any) -> Any:
+    """`torch.compile` of a copy of an unbound method, with Dynamo's cache for itself.
 
-    All models would share those of one: the fourth would run uncompiled, and sizes of the second would be dynamic.
+    Dynamo keeps eight graphs for each code object, and remembers which sizes varied. Without the copy all models would
+    share them: the fourth model would run uncompiled, and the second one with dynamic sizes. The method is unbound
+    because a bound one, kept by its object, would be a reference cycle: weights would stay until garbage collection.
     """
-    code = function.__code__.replace(co_name=f"{function.__name__}_{number}")
-    return types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+    code = method.__code__.replace(co_name=f"{method.__name__}_{next(_COPIES)}")
+    copied = types.FunctionType(code, method.__globals__, code.co_name, method.__defaults__, method.__closure__)
+    return torch.compile(copied, **settings)
 
 
 def take(x: Tensor, positions: Tensor) -> Tensor:

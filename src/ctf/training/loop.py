@@ -145,8 +145,8 @@ class _Trainer:
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if config.ema else None
         self.best = model if self.ema is None else self.ema
         if config.recompute:
-            for unit in objective.units(model):
-                unit.recomputed = True  # type: ignore[assignment]
+            for block in objective.blocks(model):
+                block.recompute()
         if config.compile and world > 1:
             # DDP's buckets end within blocks, and Dynamo would cut their graphs there.
             torch._dynamo.config.optimize_ddp = False
@@ -157,7 +157,7 @@ class _Trainer:
                 raise InputError("optimizer.name muon needs whole matrices: choose adamw, or leave out loop.shard")
             self.meta = meta_copy(self.best)
             for module in (model, *([] if self.ema is None else [self.ema])):
-                shard(module, objective.units(module), device, self.accelerator.mixed_precision == "bf16")
+                shard(module, objective.blocks(module), device, self.accelerator.mixed_precision == "bf16")
         optimizers = build_optimizers(model, optimizer_config)
         # "Evaluation" leaves out DDP, which sharded weights do without.
         self.module = self.accelerator.prepare_model(trained, evaluation_mode=self.is_sharded)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ctf.errors import InputError
+from ctf.models.transformer import Block
 from ctf.training.processes import ALONE, Processes
 
 Batch = tuple[Tensor, ...]
@@ -39,12 +40,12 @@ class Objective(ABC):
         """The module, to be trained through torch.compile; it may be compiled in place."""
         return torch.compile(self.module)  # type: ignore[return-value]
 
-    def units(self, module: nn.Module) -> list[nn.Module]:
-        """The parts of the module, or of its copy, that are gathered one at a time where weights are sharded over
-        processes, and run again in the backward pass for `loop.recompute`.
+    def blocks(self, module: nn.Module) -> list[Block]:
+        """The Transformer blocks of the module, or of its copy: `loop.shard` gathers them one at a time, and
+        `loop.recompute` runs them again in the backward pass.
 
         Raises:
-            InputError: for the setting `loop.shard` or `loop.recompute`, where a module has no such parts.
+            InputError: the module has none.
         """
         raise InputError("loop.shard and loop.recompute are for stages that are Transformers: leave them out")
 

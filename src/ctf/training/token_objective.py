@@ -14,7 +14,7 @@ from ctf.errors import InputError
 from ctf.images.pixels import to_bytes
 from ctf.images.sheet import contact_sheet
 from ctf.models.loss import ClusterLoss
-from ctf.models.transformer import compile_blocks
+from ctf.models.transformer import Block, compile_blocks
 from ctf.preview import level_embeddings
 from ctf.sampling.random import Random
 from ctf.stages.stage import Stage, bits
@@ -92,8 +92,8 @@ class TokenObjective(Objective):
         compile_blocks(self.module)
         return self.module
 
-    def units(self, module: nn.Module) -> list[nn.Module]:
-        return list(module.transformer.blocks) if isinstance(module, TransformerStage) else super().units(module)
+    def blocks(self, module: nn.Module) -> list[Block]:
+        return list(module.transformer.blocks) if isinstance(module, TransformerStage) else super().blocks(module)
 
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
         batches = TokenBatches(self.tokens, batch_size, seed, rank, world)
