@@ -30,7 +30,7 @@ from ctf.stages import NextScale, new_stage
 from ctf.tokenizer import MultiScaleTokenizer
 from ctf.tokenizer.decode import decode_images
 from ctf.training.config import LoopConfig, OptimizerConfig
-from ctf.training.loop import _Trainer
+from ctf.training.loop import Trainer
 from ctf.training.optimizer import build_adamw
 from ctf.training.token_objective import TokenObjective
 
@@ -121,11 +121,11 @@ class Tokens:
 def train(objective, batch, evaluate=False, optimizer="adamw", **loop):
     """Two steps, the second one watched: the first one makes the optimizer's state, and masks."""
     settings = {"batch_size": IMAGES, "steps": 2, "device": "cuda", "ema": 0.9, "precision": "bfloat16", **loop}
-    trainer = _Trainer(objective, Path("none"), OptimizerConfig(name=optimizer), LoopConfig(**settings))
+    trainer = Trainer(objective, Path("none"), OptimizerConfig(name=optimizer), LoopConfig(**settings))
     trainer.module.train()
     for step in range(2):
         WAITS.clear()
-        trainer._step(batch, step)
+        trainer.step(batch, step)
     if evaluate:
         waits = [*WAITS]
         with torch.no_grad(), trainer.accelerator.autocast():

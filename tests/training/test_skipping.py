@@ -51,12 +51,12 @@ def test_counts_and_rows():
     skipped = SkippedSteps([], CPU)
     norms = [1.0, math.inf, math.nan, 2.0, *[math.inf] * (IN_A_ROW - 1)]
     assert [float(skipped.judge(torch.tensor(norm))) for norm in norms] == [1, 0, 0, 1, *[0] * (IN_A_ROW - 1)]
-    assert skipped.culprit() is None
+    assert skipped.too_many() is None
     assert skipped.take() == 2 + IN_A_ROW - 1
     assert skipped.take() == 0
     skipped.judge(torch.tensor(math.inf))  # the row goes on over lines of the log
     skipped.judge(torch.tensor(1.0))
-    assert skipped.culprit() == f"gradient_norm of {IN_A_ROW} steps in a row"
+    assert skipped.too_many() == f"gradient_norm of {IN_A_ROW} steps in a row"
 
 
 def with_bad_gradients(objective, steps):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +25,9 @@ from ctf.stages.registry import find_kind
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.writer import write_token_set
 from ctf.training.accelerator import build_accelerator, native_precision
-from ctf.training.batches import on_device
 from ctf.training.config import LoopConfig, OptimizerConfig
+from ctf.training.loop import Trainer
 from ctf.training.objective import Objective
-from ctf.training.optimizer import build_optimizers
 from ctf.training.token_objective import TokenObjective
 
 #: The first steps make the optimizer's state and let libraries allocate.
@@ -59,7 +60,7 @@ class TrainingSpeed:
 
 
 def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: int, machine: Machine) -> TrainingSpeed:
-    """Time steps as the training loop takes them, with the paper's optimizer."""
+    """Time steps of the training loop with the paper's optimizer."""
     operations = 3 * forward_operations(stage) / stage.num_tokens  # before its blocks are compiled
     median = step_seconds(TokenObjective(stage, tokens), loop, OptimizerConfig(), steps)
     rate = loop.batch_size * stage.num_tokens / median
@@ -75,24 +76,17 @@ def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: in
 
 
 def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig, steps: int) -> float:
-    """The median of so many steps, as the loop takes them."""
-    accelerator = build_accelerator(loop)
-    model: Any = objective.module.to(accelerator.device)
-    trained = objective.compiled() if loop.compile else model
-    module, *optimizers = accelerator.prepare(trained, *build_optimizers(model, config).values())
-    module.train()
-    endless = objective.batches(loop.batch_size, seed=0, rank=0, world=1, start=0)
-    batches = on_device(endless, accelerator.device)
+    """The median time of so many steps of the training loop, with reading, averaging and metrics, from step 0 on."""
+    with temporary_folder() as folder:
+        trainer = Trainer(objective, folder, config, loop)
+        trainer.module.train()
+        with closing(trainer.batches()) as batches:
 
-    def step() -> None:
-        loss, _ = objective.loss(module, next(batches), 0)
-        accelerator.backward(loss.mean())
-        accelerator.clip_grad_norm_(module.parameters(), config.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+            def step(number: int) -> None:
+                trainer.step(next(batches), number)
 
-    return statistics.median([seconds(step, accelerator.device) for _ in range(WARM_UP + steps)][WARM_UP:])
+            times = [seconds(partial(step, n), trainer.processes.device) for n in range(WARM_UP + steps)]
+    return statistics.median(times[WARM_UP:])
 
 
 def training_report(config: TrainingBenchmark) -> Iterator[str]:
@@ -127,7 +121,7 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
 
     task = (
         f"Random tokens of {config.vocabulary:,}, {config.clusters:,} clusters, {config.layout.words} tokens an image, "
-        f"{config.batch_size} images a step: loss, backward pass, clipping and AdamW, "
+        f"{config.batch_size} images a step of the training loop with AdamW, "
         f"{'compiled' if config.compile else 'not compiled'}. Median of {config.steps} steps after {WARM_UP}. MFU: "
         "operations of the model, recomputation not counted and causal "
         "attention counted in full (PaLM, appendix B), over the rate of large products as measured, and over the "
