@@ -70,9 +70,9 @@ class TransformerConfig(NetworkConfig):
     """One architecture for every kind of stage that is a Transformer.
 
     Attributes:
-        input_vocab: number of different tokens that the model reads; 0 for none. Where a full model reads one more than
-            it predicts, that one stands for hidden tokens: its vector is turned by its position. As many more as the
-            layout has scales stand for hidden tokens of each scale.
+        input_vocab: number of different tokens that the model reads; 0 for none. A full model may read one more than
+            it predicts, the mask token, whose embedding is rotated by its position; or one more for each of several
+            scales.
         output_vocab: number of different tokens that it predicts.
         layout: where the N tokens of an image lie.
         num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
@@ -81,7 +81,7 @@ class TransformerConfig(NetworkConfig):
         dim: width of the residual stream.
         kv_heads: key and value heads for grouped-query attention; None means as many as `heads`.
         attention: "causal" predicts token i from the label and tokens < i; "full" sees all positions; "groups" predicts
-            groups of positions, in any order, from the label and the groups before.
+            a group of positions from the label and earlier groups, in any order.
         rope_base: base of the 2-D rotary embedding.
         norm_eps: epsilon of RMSNorm.
         ffn_multiple: the feed-forward width is ⌊8/3 · dim⌋ rounded up to a multiple of this.
@@ -162,15 +162,15 @@ class TransformerConfig(NetworkConfig):
 
 @dataclass(frozen=True)
 class Compute:
-    """How to compute samples. The weights of a model stay as they are; sampling converts them.
+    """Precision and compilation of sampling, which converts copies of the weights.
 
     Attributes:
         dtype: of the stages' products and caches: "float32", "bfloat16", or "auto", which is bfloat16 on a GPU and
-            float32 on a CPU. Norms, guidance and draws are always float32.
+            float32 on a CPU. Norms, guidance and sampling are always float32.
         quantize: "int8" weights in every stage, on a CPU.
         compile: on a CPU, compile a decoding step: about 30 s of warm-up and a C++ compiler; saves a few % (float32),
             20 % (int8). A GPU always compiles stages and decoder.
-        decoder_dtype: of the tokenizer's convolutions: published figures are those of a float32 decoder.
+        decoder_dtype: of the tokenizer's convolutions; published results use a float32 decoder.
 
     Raises:
         InputError: no such choice.
@@ -188,14 +188,14 @@ class Compute:
                 raise InputError(f"{name} {value!r} does not exist: choose one of {', '.join(map(str, allowed))}")
 
     def on(self, device: torch.device) -> Compute:
-        """The same with a dtype in place of "auto"."""
+        """A copy with a dtype in place of "auto"."""
         if self.dtype != "auto":
             return self
         return dataclasses.replace(self, dtype="bfloat16" if device.type == "cuda" else "float32")
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Of the stages; "auto" must have been resolved by `on`."""
+        """`dtype` as PyTorch's; "auto" must have been resolved by `on`."""
         import torch
 
         return getattr(torch, self.dtype)

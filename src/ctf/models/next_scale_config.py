@@ -21,28 +21,28 @@ NEXT_SCALE_SIZES: dict[str, tuple[int, int, int]] = {
     "d30": (30, 30, 1920),  #   2.0 B
     "d36-s": (36, 36, 2304),  # 2.4 B, with one modulation for all blocks
 }
-#: Where the factors γ of attention and feed-forward layers start: the first of these whose depth is not exceeded.
+#: Largest depth: factor on the initial weights of γ, as in VAR.
 GAMMA_START = {20: 1e-3, 24: 1e-4, 30: 1e-5}
 
 
 @dataclass(frozen=True)
 class NextScaleConfig(NetworkConfig):
-    """One architecture of VAR's.
+    """Settings of VAR's network.
 
     Attributes:
         output_vocab: number of different labels that it predicts.
-        layout: grids of the scales, of which a group each is predicted.
+        layout: grids of the scales, one of which is predicted in each step.
         num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
         layers: Transformer blocks.
         heads: attention heads.
         dim: width of the residual stream.
-        codeword_dim: d, of the vectors that it reads.
-        convolutions: ψ of the tokenizer, which the scales share.
+        codeword_dim: d, width of the vectors that it reads.
+        convolutions: number of ψ, the tokenizer's convolutions that the scales share.
         given_vocab: number of different labels of a coarser level that the model is given; 0 for none.
-        shared_modulation: one product makes the modulation of all blocks, to which each adds vectors of its own.
+        shared_modulation: one product makes a modulation for all blocks, and each block adds its own offset.
         dropout: probability on attention output and feed-forward output, in training.
-        drop_path: probability of leaving out a branch of the last block for an image, in training; blocks before it
-            have less, the first none. None is VAR's, 1/10 at a depth of 24 and in proportion.
+        drop_path: probability of skipping a branch of the last block for an image, in training. It falls linearly to 0
+            at the first block. None is VAR's: depth / 240.
         class_dropout: probability of replacing the label by the unconditional one, in training.
     """
 
@@ -103,11 +103,11 @@ class NextScaleConfig(NetworkConfig):
         return (6 * (1 if self.shared_modulation else self.layers) + 2) * self.dim**2
 
     def drop_path_of(self, block: int) -> float:
-        """Probability of leaving out a branch of block number `block`."""
+        """Probability of skipping a branch of block number `block`."""
         last = self.layers / 240 if self.drop_path is None else self.drop_path
         return last * block / max(1, self.layers - 1)
 
     @property
     def gamma_start(self) -> float:
-        """Factor on the initial weights of γ, the smaller the deeper the model."""
+        """Factor on the initial weights of γ: deeper models start with smaller branches."""
         return next((factor for depth, factor in GAMMA_START.items() if self.layers <= depth), 5e-6)

@@ -27,10 +27,8 @@ def _share_weights(packed: Any, model: Any) -> None:
     nn.Module.__init__(packed)
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     copied = copy.deepcopy(model, shared | {id(buffer): buffer for buffer in model.buffers()})
-    for name, child in copied.named_children():
-        packed.add_module(name, child)
-    for name, parameter in copied.named_parameters(recurse=False):
-        packed.register_parameter(name, parameter)
+    for name, part in (*copied.named_children(), *copied.named_parameters(recurse=False)):
+        setattr(packed, name, part)
     for name, buffer in copied.named_buffers(recurse=False):
         packed.register_buffer(name, buffer, persistent=False)
     packed.config = model.config
