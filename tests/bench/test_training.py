@@ -116,7 +116,7 @@ def test_the_datasheets_rate_is_that_of_a_known_gpu_in_bfloat16(measure, name, p
     assert speed.datasheet_utilisation == (None if rate is None else pytest.approx(sustained / rate))
 
 
-def test_operations_are_palms(measure):
+def test_operations_equal_palms(measure):
     """6 per parameter that multiplies, and 12 · layers · dim · N."""
     stage, speed = measure("baseline")
     multiply = sum(p.numel() for name, p in stage.named_parameters() if p.ndim == 2 and "embedding" not in name)
@@ -181,6 +181,6 @@ def test_stages_of_another_kind(tmp_path, kind):
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         list(training_report(TrainingBenchmark(**SMALL | change)))

@@ -1,4 +1,4 @@
-"""Tokens per second of training steps, and model-FLOPs utilisation."""
+"""Tokens per second of training steps, and model-FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from ctf.training.loop import Trainer
 from ctf.training.objective import Objective
 from ctf.training.token_objective import TokenObjective
 
-#: The first steps make the optimizer's state and let libraries allocate.
+#: Steps that are not timed, which make the optimizer's state and let libraries allocate.
 WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """One stage.
+    """Speed of training one stage.
 
     Attributes:
         parameters: of the model.
         step_seconds: median of the steps.
-        tokens_per_second: image tokens, the label not counted.
-        operations_per_token: of a step: three times `forward_operations`, since the backward pass multiplies
-            twice for each product of the forward pass. For an autoregressive stage that is PaLM's 6·P +
-            12·layers·dim·N, where P are the parameters of blocks and head; embeddings do not multiply. The head counts
-            for every position, also where a kind trains on some of them only.
-        utilisation: MFU, the share of the machine's matrix rate that these operations make up.
-        datasheet_utilisation: MFU as papers give it, the share of the datasheet's bfloat16 rate. None on a CPU, on a
-            GPU that is not in `ctf.bench.gpus`, and in another precision.
+        tokens_per_second: image tokens, without the label.
+        operations_per_token: of a step: three times `forward_operations`, since the backward pass has two products for
+            each of the forward pass. For an autoregressive stage that is PaLM's 6·P + 12·layers·dim·N, where P are the
+            parameters of blocks and head (embeddings do not multiply). The head counts for every position, also if a
+            kind trains on some of them only.
+        utilisation: MFU: these operations per second over the machine's measured matrix rate.
+        datasheet_utilisation: MFU as in papers, over the datasheet's bfloat16 rate. None on a CPU, on a GPU that is not
+            in `ctf.bench.gpus`, and in another precision.
     """
 
     parameters: int
@@ -61,7 +61,8 @@ class TrainingSpeed:
 
 def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: int, machine: Machine) -> TrainingSpeed:
     """Time steps of the training loop with the paper's optimizer."""
-    operations = 3 * forward_operations(stage) / stage.num_tokens  # before its blocks are compiled
+    # The backward pass has two products for each of the forward pass.
+    operations = 3 * forward_operations(stage) / stage.num_tokens  # counted before blocks are compiled in place
     median = step_seconds(TokenObjective(stage, tokens), loop, OptimizerConfig(), steps)
     rate = loop.batch_size * stage.num_tokens / median
     sustained, gpu = operations * rate, gpu_of_device(machine.name)
@@ -90,7 +91,7 @@ def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig
 
 
 def training_report(config: TrainingBenchmark) -> Iterator[str]:
-    """Measure, and give the page line by line, as Markdown; the file `config.json` is rewritten after each row.
+    """Measure, and yield the report as lines of Markdown. The file `config.json` is rewritten after each row.
 
     Raises:
         InputError: no such device, or one that cannot train in the precision.
@@ -130,7 +131,7 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
     titles = ["model", "parameters", "step (s)", "tokens/s", "MFLOP/token", "MFU", "datasheet's MFU"]
     cases = [*itertools.product(config.sizes, config.stages)]
     with temporary_folder() as folder:
-        drawn = torch.randint(config.vocabulary, (config.batch_size, config.layout.num_tokens))
+        random_tokens = torch.randint(config.vocabulary, (config.batch_size, config.layout.num_tokens))
         labels = torch.arange(config.batch_size) % len(CLASS_NAMES)
-        tokens = write_token_set(folder, drawn, labels, config.vocabulary, config.layout, CLASS_NAMES)
+        tokens = write_token_set(folder, random_tokens, labels, config.vocabulary, config.layout, CLASS_NAMES)
         yield from report("bench training", config, [machine], task, titles, cases, measure)

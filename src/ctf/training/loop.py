@@ -100,7 +100,7 @@ def train(
         if trainer.done and changed:
             changes = ", ".join(f"{name} {now} (was {before})" for name, (before, now) in changed.items())
             print(f"{run} goes on after step {trainer.done} with {changes}", file=sys.stderr)
-    with Log(run, trainer.done, config.tensorboard, silent=not first) as log:
+    with closing(Log(run, trainer.done, config.tensorboard, silent=not first)) as log:
         metrics = trainer.run_steps(log)
         best = trainer.full(trainer.best)
         if first:
