@@ -8,13 +8,13 @@ from ctf.device import available_memory, device_name, usable_device
 from ctf.errors import InputError
 
 
-def test_auto_is_a_gpu_where_there_is_one():
+def test_auto_is_a_gpu_if_there_is_one():
     assert usable_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert usable_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["abacus", "cuda:77", "meta"])
-def test_devices_that_cannot_compute_here(name):
+def test_unusable_devices_are_refused(name):
     with pytest.raises(InputError, match=f"device '{name}' cannot be used here"):
         usable_device(name)
 
@@ -25,7 +25,7 @@ def test_torchrun_gives_each_process_its_own_gpu(monkeypatch):
     assert usable_device("cuda") == usable_device("auto") == torch.device("cuda:0")
 
 
-def test_name_is_what_the_system_calls_the_processor():
+def test_name_is_that_of_the_system():
     cpuinfo = Path("/proc/cpuinfo")
     said = cpuinfo.read_text() if cpuinfo.exists() else " ".join(platform.uname())
     assert device_name(torch.device("cpu")) in said

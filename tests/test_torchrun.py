@@ -15,14 +15,14 @@ def test_rank_and_world(monkeypatch):
     assert rank_and_world() == (3, 8)
 
 
-def test_it_waits_until_the_others_are_done(monkeypatch):
+def test_waiting_ends_when_the_work_is_done(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     answers = iter([False, False, True])
     wait_until(lambda: next(answers), os.getppid())
     assert list(answers) == []
 
 
-def test_a_process_whose_torchrun_was_killed_ends(monkeypatch):
+def test_waiting_ends_when_torchrun_was_killed(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(InputError, match="torchrun was ended: run the same command again"):
         wait_until(lambda: False, launcher=os.getpid())

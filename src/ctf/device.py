@@ -1,4 +1,4 @@
-"""Where to compute: devices, their memory, and waiting for them."""
+"""Devices, their memory, and waiting for them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ctf.errors import InputError
 
 
 def usable_device(name: str | torch.device = "auto") -> torch.device:
-    """The device called `name`: "auto" (a GPU where there is one, else the CPU), "cpu", "cuda", "cuda:1", …
+    """The device called `name`: "auto" (a GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", …
 
-    Under torchrun "auto" and "cuda" are this process's own GPU, which becomes its current one: what names no device,
-    as graphs, streams and Triton's kernels may, would else use the first GPU.
+    Under torchrun "auto" and "cuda" are the GPU of this process, which becomes the current one: graphs, streams and
+    Triton's kernels use the current GPU if they name none.
 
     Raises:
-        InputError: no such device here.
+        InputError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,7 +29,7 @@ def usable_device(name: str | torch.device = "auto") -> torch.device:
         name = f"cuda:{rank}"
     try:
         device = torch.empty(0, device=name).device
-        torch.empty(0, device=device).cpu()  # "meta" computes nothing that could be read
+        torch.empty(0, device=device).cpu()  # fails on "meta", which has no values
         if device.type == "cuda" and rank is not None:
             torch.cuda.set_device(device)
         return device
@@ -39,7 +39,7 @@ def usable_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What its maker calls the GPU or the processor."""
+    """The product name of the GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -49,20 +49,21 @@ def device_name(device: torch.device) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done what it was given."""
+    """Wait until `device` has finished all its work."""
     getattr(torch, device.type).synchronize()
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on `device`: from the host to a GPU out of pinned memory, so that the host does not wait."""
+    """The tensor on `device`. A copy from the host to a GPU goes through pinned memory, so that the host does not
+    wait."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    with torch.cuda.device(device):  # or a new thread would begin to use the first GPU
+    with torch.cuda.device(device):  # a new thread would make a context on the first GPU
         return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a new batch may use on `device`, now."""
+    """Bytes that are free on `device` now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil
@@ -71,6 +72,6 @@ def available_memory(device: torch.device) -> int:
 
 
 def return_freed_memory() -> None:
-    """Give memory that was freed back to the system: glibc keeps the holes that converted weights leave."""
+    """Return freed memory to the system: glibc keeps the holes that converted weights leave."""
     with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)

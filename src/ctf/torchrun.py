@@ -1,4 +1,4 @@
-"""The processes of torchrun, where they share work by the files that they find done."""
+"""Processes of torchrun that share work through files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def wait_until(done: Callable[[], bool], launcher: int) -> None:
-    """Wait for what other processes do.
+    """Wait for the work of other processes.
 
     Args:
-        done: whether it is there; asked every 0.2 seconds.
+        done: whether it is finished; called every 0.2 seconds.
         launcher: `os.getppid()` from before the work began: torchrun ends this process if another failed, but not
             when it is killed itself.
 

@@ -19,7 +19,7 @@ FLOAT32 = Compute("float32")
 
 
 def a_machine(bandwidth):
-    """Of which only the memory takes time."""
+    """A machine of which only the memory takes time."""
     return Machine("", 1, bandwidth, matrix_rate=float("inf"), products="", software="", date="")
 
 

@@ -33,12 +33,15 @@ SMALL = {
 pytestmark = pytest.mark.usefixtures("quick_machine")
 
 
+def report(folder, **settings):
+    """The lines and the metrics of a small benchmark."""
+    lines = list(sampling_report(SamplingBenchmark(**SMALL | settings, json=str(folder / "metrics.json"))))
+    return lines, json.loads((folder / "metrics.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The lines and the metrics of a small benchmark."""
-    path = tmp_path_factory.mktemp("bench") / "metrics.json"
-    lines = list(sampling_report(SamplingBenchmark(**SMALL, json=str(path))))
-    return lines, json.loads(path.read_text())
+    return report(tmp_path_factory.mktemp("bench"))
 
 
 def test_a_row_for_every_size_method_and_batch(page):
@@ -57,11 +60,9 @@ FIRST = [("autoregressive", 4), ("any_order", 3), ("any_order", 1), ("masked", 3
 
 @pytest.fixture(scope="module")
 def first_stages(tmp_path_factory):
-    """The same of first stages of all kinds, alone and in a pipeline."""
-    path = tmp_path_factory.mktemp("bench") / "metrics.json"
-    settings = {**SMALL, **KINDS, "methods": ("coarse", "coarse-to-fine"), "batch_sizes": (2,)}
-    lines = list(sampling_report(SamplingBenchmark(**settings, json=str(path))))
-    return lines, json.loads(path.read_text())
+    """First stages of all kinds, alone and in a pipeline."""
+    methods = ("coarse", "coarse-to-fine")
+    return report(tmp_path_factory.mktemp("bench"), **KINDS, methods=methods, batch_sizes=(2,))
 
 
 def test_a_row_for_every_kind_in_every_number_of_steps_that_it_can_take(first_stages):
@@ -148,6 +149,6 @@ def test_stages_and_decoder_have_the_roofline_of_their_own_products(change, prod
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         list(sampling_report(SamplingBenchmark(**SMALL | change)))

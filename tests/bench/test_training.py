@@ -11,14 +11,15 @@ from ctf.bench.config import Preset
 from ctf.bench.gpus import GPUS, gpu_of_device
 from ctf.bench.presets import CLASS_NAMES, random_stage
 from ctf.bench.report import command_line
-from ctf.bench.training import WARM_UP
+from ctf.bench.training import WARM_UP, step_seconds
 from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.stages import new_stage
 from ctf.stages.cost import forward_operations
 from ctf.tokens import write_token_set
-from ctf.training.config import LoopConfig
+from ctf.training.config import LoopConfig, OptimizerConfig
+from ctf.training.token_objective import TokenObjective
 
 PRESETS = Preset.__args__
 SMALL = {
@@ -64,6 +65,26 @@ def test_speed_is_tokens_over_the_seconds_of_a_step(measure, preset):
     assert speed.utilisation == pytest.approx(speed.operations_per_token * speed.tokens_per_second / 1e9)
 
 
+def test_a_timed_step_is_a_step_of_the_training_loop(tmp_path):
+    """It averages the weights, and calls the objective before and after the optimizer's step."""
+
+    class Slow(TokenObjective):
+        def before_step(self, ema, step):
+            averages.append([p.clone() for p in ema.parameters()])
+
+        def after_step(self, ema, step):
+            time.sleep(0.05)
+            return {}
+
+    averages = []
+    tokens = write_token_set(tmp_path, torch.randint(24, (2, 4)), torch.arange(2), 24, (2, 2), CLASS_NAMES)
+    objective = Slow(random_stage("baseline", "nano", MAP, (2, 2)), tokens)
+    loop = LoopConfig(batch_size=2, precision="float32", device="cpu", ema=0.9)
+    assert step_seconds(objective, loop, OptimizerConfig(), 1) >= 0.05
+    assert len(averages) == WARM_UP + 1
+    assert not torch.equal(averages[0][0], averages[-1][0])
+
+
 @pytest.mark.parametrize(
     ("name", "gpu"),
     [
@@ -95,7 +116,7 @@ def test_the_datasheets_rate_is_that_of_a_known_gpu_in_bfloat16(measure, name, p
     assert speed.datasheet_utilisation == (None if rate is None else pytest.approx(sustained / rate))
 
 
-def test_operations_are_palms(measure):
+def test_operations_equal_palms(measure):
     """6 per parameter that multiplies, and 12 · layers · dim · N."""
     stage, speed = measure("baseline")
     multiply = sum(p.numel() for name, p in stage.named_parameters() if p.ndim == 2 and "embedding" not in name)
@@ -160,6 +181,6 @@ def test_stages_of_another_kind(tmp_path, kind):
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         list(training_report(TrainingBenchmark(**SMALL | change)))

@@ -1,4 +1,4 @@
-"""What a GPU is given to do, on fake tensors: a line of JSON for each part.
+"""Work of a GPU on fake tensors: a line of JSON for each part.
 
 A part ends with an error, or with what the host would wait for and what runs without a fused kernel.
 """
@@ -30,7 +30,7 @@ from ctf.stages import NextScale, new_stage
 from ctf.tokenizer import MultiScaleTokenizer
 from ctf.tokenizer.decode import decode_images
 from ctf.training.config import LoopConfig, OptimizerConfig
-from ctf.training.loop import _Trainer
+from ctf.training.loop import Trainer
 from ctf.training.optimizer import build_adamw
 from ctf.training.token_objective import TokenObjective
 
@@ -86,17 +86,17 @@ def part(name):
 def stage_of(kind, task, **settings):
     with _disable_current_modes():
         layout = SCALES if kind == "next_scale" else SQUARE
-        own = {"tokenizer": MULTI_SCALE} if kind == "next_scale" else {}
+        extra = {"tokenizer": MULTI_SCALE} if kind == "next_scale" else {}
         facts = {"layout": layout, "num_classes": 1000, "codebook_size": K, **TASKS[task]}
-        return to_fake_cuda(new_stage(kind, "one block", name="stage", **facts, **own, **settings))
+        return to_fake_cuda(new_stage(kind, "one block", name="stage", **facts, **extra, **settings))
 
 
-def sample(kind, task, dtype, way, **settings):
+def sample(kind, task, dtype, order, **settings):
     stage = stage_of(kind, task, **settings).eval()
     given = None if stage.given is None else torch.zeros(IMAGES, stage.num_tokens, dtype=torch.int64, device="cuda")
     packed, labels = stage.pack(Compute(dtype)), torch.zeros(IMAGES, dtype=torch.int64)
     filters = {"top_k": 50, "top_p": 0.9} if dtype == "float32" else {}
-    tokens = packed.generate(labels, Random(range(IMAGES)), Sampling(2.0, 1.1, **filters, **way), given)
+    tokens = packed.generate(labels, Random(range(IMAGES)), Sampling(2.0, 1.1, **filters, **order), given)
     assert (tokens.shape, tokens.device.type) == ((IMAGES, stage.num_tokens), "cuda")
 
 
@@ -121,11 +121,11 @@ class Tokens:
 def train(objective, batch, evaluate=False, optimizer="adamw", **loop):
     """Two steps, the second one watched: the first one makes the optimizer's state, and masks."""
     settings = {"batch_size": IMAGES, "steps": 2, "device": "cuda", "ema": 0.9, "precision": "bfloat16", **loop}
-    trainer = _Trainer(objective, Path("none"), OptimizerConfig(name=optimizer), LoopConfig(**settings))
+    trainer = Trainer(objective, Path("none"), OptimizerConfig(name=optimizer), LoopConfig(**settings))
     trainer.module.train()
     for step in range(2):
         WAITS.clear()
-        trainer._step(batch, step)
+        trainer.step(batch, step)
     if evaluate:
         waits = [*WAITS]
         with torch.no_grad(), trainer.accelerator.autocast():
@@ -168,7 +168,7 @@ def own_device_of_a_process():
 def main():
     with part("the GPU of a process"):
         own_device_of_a_process()
-    for kind, task, way in (
+    for kind, task, order in (
         ("autoregressive", "coarse", {}),
         ("any_order", "coarse", {"steps": 2}),
         ("any_order", "fine", {"steps": 2}),
@@ -180,9 +180,9 @@ def main():
         ("next_scale", "fine", {}),
     ):
         for dtype, heads in (("bfloat16", {}), ("float32", {"kv_heads": 2})):
-            own = {} if kind == "next_scale" else heads
-            with part(f"sample {kind}, {task}, {way}, {dtype}, {own}"):
-                sample(kind, task, dtype, way, **own)
+            extra = {} if kind == "next_scale" else heads
+            with part(f"sample {kind}, {task}, {order}, {dtype}, {extra}"):
+                sample(kind, task, dtype, order, **extra)
     for kind, task, settings in (
         ("autoregressive", "coarse", {"kv_heads": 2}),
         ("autoregressive", "all tokens", {"clusters": True}),

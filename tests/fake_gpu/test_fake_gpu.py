@@ -31,11 +31,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """What each part ended with."""
+    """Results of all parts."""
     guard, root = tmp_path_factory.mktemp("fake_gpu") / "guard.so", Path(torch.__file__).parent
     libraries = [f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
-    own = ["-w", "-shared", "-fPIC", "-std=c++20", f"-I{root / 'include'}"]
-    command = [COMPILER, *own, HERE / "guard.cpp", "-o", guard, *libraries]
+    flags = ["-w", "-shared", "-fPIC", "-std=c++20", f"-I{root / 'include'}"]
+    command = [COMPILER, *flags, HERE / "guard.cpp", "-o", guard, *libraries]
     subprocess.run(command, check=True, capture_output=True, text=True)
     path = os.pathsep.join([str(HERE.parent), str(HERE.parent / "training"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "LD_PRELOAD": str(guard), "PYTHONPATH": path}

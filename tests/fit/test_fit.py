@@ -118,7 +118,7 @@ def test_killed_and_started_again_it_gives_the_same_model(run, plan, tmp_path, m
     class Killed(BaseException):
         pass
 
-    take = loop._Trainer._step
+    take = loop.Trainer.step
     for name, last in {"tokenizer": 12, "coarse": 1, "fine": 3}.items():
 
         def step(self, batch, number, name=name, last=last):
@@ -126,10 +126,10 @@ def test_killed_and_started_again_it_gives_the_same_model(run, plan, tmp_path, m
                 raise Killed
             return take(self, batch, number)
 
-        monkeypatch.setattr(loop._Trainer, "_step", step)
+        monkeypatch.setattr(loop.Trainer, "step", step)
         with pytest.raises(Killed):
             run_fit(plan, tmp_path / "run", "cpu")
-    monkeypatch.setattr(loop._Trainer, "_step", take)
+    monkeypatch.setattr(loop.Trainer, "step", take)
     run_fit(plan, tmp_path / "run", "cpu")
     assert weights(tmp_path / "run") == weights(run)
     trained = []

@@ -50,6 +50,18 @@ def stepwise():
 
 
 @pytest.fixture
+def tokens():
+    """(3, 6), of 11."""
+    return torch.randint(11, (3, 6), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def given():
+    """Labels of a coarser level: (3, 6), of 4."""
+    return torch.randint(4, (3, 6), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
 def make_map():
     def make(*labels):
         return CoarseMap(torch.tensor(labels), method="test", seed=0, codebook_fingerprint="none")

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 
 from ctf.models import linear_cross_entropy
 
-way, (n, dim, vocabulary) = sys.argv[1], map(int, sys.argv[2:])
+method, (n, dim, vocabulary) = sys.argv[1], map(int, sys.argv[2:])
 hidden, weight = torch.randn(n, dim).requires_grad_(), torch.randn(vocabulary, dim).mul_(0.02).requires_grad_()
 targets = torch.randint(vocabulary, (n,))
 linear_cross_entropy(hidden[:64], weight, targets[:64]).mean().backward()  # libraries make their threads
 hidden.grad = weight.grad = None
 
 before = psutil.Process().memory_info().rss
-if way == "parts":
+if method == "parts":
     loss = linear_cross_entropy(hidden, weight, targets).mean()
 else:
     loss = F.cross_entropy(hidden @ weight.T, targets)

@@ -1,4 +1,4 @@
-"""Who sees what where groups of positions are predicted in turn: against loops over rows and columns."""
+"""Attention and its masks against loops over rows and columns."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def sequence(sizes):
-    """What stands at each place: ("label", −1), ("token", group) or ("query", group)."""
+    """The input at each place: ("label", −1), ("token", group) or ("query", group)."""
     tokens = [("token", g) for g, size in enumerate(sizes[:-1]) for _ in range(size)]
     return [("label", -1), *tokens, *(("query", g) for g, size in enumerate(sizes) for _ in range(size))]
 
@@ -51,7 +51,7 @@ def written_out(q, k, v, mask):
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_who_sees_what(sizes):
+def test_group_mask_equals_a_loop(sizes):
     """Equal scores, and of each column a value of its own: the output says which columns were seen."""
     mask = expected_mask(sizes)
     n = len(mask)
@@ -61,14 +61,14 @@ def test_who_sees_what(sizes):
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_group_attention_against_rows_written_out(sizes, kv_heads):
+def test_group_attention_equals_rows_written_out(sizes, kv_heads):
     mask = expected_mask(sizes)
     q, k, v = qkv(len(mask), kv_heads=kv_heads)
     found = group_attention(tuple(sizes), CPU)(q, k, v)
     torch.testing.assert_close(found.double(), written_out(q, k, v, mask), rtol=1e-4, atol=1e-5)
 
 
-def test_a_mask_first_made_while_sampling_serves_training():
+def test_a_mask_made_in_inference_mode_serves_training():
     group_attention.cache_clear()
     with torch.inference_mode():
         made = group_attention((1, 3), CPU)
@@ -89,7 +89,7 @@ class OnTheCpu(TorchFunctionMode):
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_the_gpus_block_mask_is_the_cpus_mask(monkeypatch, sizes, kv_heads):
-    """What a GPU runs, with FlexAttention uncompiled."""
+    """FlexAttention, uncompiled."""
     monkeypatch.setattr("ctf.models.attention._compiled_flex_attention", lambda: flex_attention)
     with OnTheCpu():
         of_gpu = group_attention(tuple(sizes), torch.device("cuda"))
@@ -121,12 +121,12 @@ def test_fused_attention_on_a_gpu(sizes, dtype):
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("way", [attend_all, attend_by_products])
-def test_every_query_sees_every_key_of_the_filled_part(way, kv_heads):
+@pytest.mark.parametrize("attention", [attend_all, attend_by_products])
+def test_every_query_sees_every_key_of_the_filled_part(attention, kv_heads):
     (q, _, _), (_, k, v) = qkv(3), qkv(9, kv_heads=kv_heads)
     k, v = k[:, :, :5], v[:, :, :5]
     expected = written_out(q, k, v, torch.ones(3, 5, dtype=torch.bool))
-    torch.testing.assert_close(way(q, k, v).double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention(q, k, v).double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu
@@ -174,8 +174,8 @@ def test_training_in_bfloat16_rounds_the_result_only(masked):
         torch.testing.assert_close(gradient.double(), right, rtol=0.02, atol=0.02)
 
 
-def test_a_kernel_whose_result_has_positions_before_heads(monkeypatch):
-    """As the memory-efficient one of a GPU, in float32 with grouped heads."""
+def test_results_with_positions_before_heads_are_reshaped(monkeypatch):
+    """The memory-efficient kernel of a GPU returns such, in float32 with grouped heads."""
     q, k, v = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
     expected, attention = attend_all(q, k, v), torch.nn.functional.scaled_dot_product_attention
 

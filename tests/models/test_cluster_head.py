@@ -9,7 +9,7 @@ from ctf.codebook import CoarseMap
 from ctf.models import ClusterMembers, member_logits
 from ctf.models.cluster_head import TILE, multiply_clusters, multiply_tiles
 
-WAYS = pytest.mark.parametrize("multiply", [multiply_clusters, multiply_tiles])
+PRODUCTS = pytest.mark.parametrize("multiply", [multiply_clusters, multiply_tiles])
 
 
 def masked_log_probabilities(hidden, weight, coarse, coarse_map):
@@ -40,7 +40,7 @@ def logits_of(multiply, hidden, weight, coarse, members):
     return multiply(hidden.flatten(0, -2), weight, coarse.flatten(), members).view(*coarse.shape, -1)
 
 
-@WAYS
+@PRODUCTS
 @given(case=cases(), tile=st.sampled_from([1, 2, 3, 64]))
 @settings(max_examples=40)
 def test_members_are_the_masked_full_head(multiply, case, tile):
@@ -53,15 +53,15 @@ def test_members_are_the_masked_full_head(multiply, case, tile):
     assert logits.shape == (*coarse.shape, int(coarse_map.sizes.max()))
     for m, row, right in zip(coarse.flatten(), logits.flatten(0, -2), expected.flatten(0, -2), strict=True):
         of_cluster = coarse_map.members(int(m))
-        own = row.log_softmax(-1)
-        torch.testing.assert_close(own[: len(of_cluster)], right[of_cluster], rtol=1e-5, atol=1e-5)
+        found = row.log_softmax(-1)
+        torch.testing.assert_close(found[: len(of_cluster)], right[of_cluster], rtol=1e-5, atol=1e-5)
         assert (row[len(of_cluster) :] == -torch.inf).all()
 
     # Gradients of a loss in which every target counts differently.
     factors = torch.linspace(1, 2, fine.numel()).view(fine.shape)
-    own = logits.log_softmax(-1).gather(-1, members.index[fine][..., None]).squeeze(-1)
+    by_members = logits.log_softmax(-1).gather(-1, members.index[fine][..., None]).squeeze(-1)
     full = expected.gather(-1, fine[..., None]).squeeze(-1)
-    found = torch.autograd.grad((factors * own).sum(), (hidden, weight))
+    found = torch.autograd.grad((factors * by_members).sum(), (hidden, weight))
     wanted = torch.autograd.grad((factors * full).sum(), (hidden, weight))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
@@ -77,7 +77,7 @@ def test_labels_of_choices(case):
         assert torch.equal(members.labels(torch.full_like(choices, m), choices), coarse_map.members(m))
 
 
-@WAYS
+@PRODUCTS
 def test_absent_clusters_get_no_gradient(make_map, multiply):
     members = ClusterMembers(make_map(0, 1, 2, 1, 0))
     weight = torch.ones(5, 4, requires_grad=True)
@@ -105,13 +105,13 @@ def batches(members, count, n=300):
 
 
 def loss_and_gradients(multiply, hidden, weight, coarse, members):
-    """Of the first member of each position's cluster."""
+    """The loss −log P of the first member of each position's cluster, and its gradients."""
     loss = -multiply(hidden, weight, coarse, members).log_softmax(-1)[:, 0].mean()
     return loss, *torch.autograd.grad(loss, (hidden, weight))
 
 
 def test_tiles_are_the_products_of_clusters(many_clusters):
-    """With clusters of several tiles, and of none."""
+    """Clusters have several tiles, or none."""
     for hidden, weight, coarse in batches(many_clusters, 4):
         assert len(hidden) > 2 * TILE
         found, expected = (
@@ -157,7 +157,6 @@ def test_tiles_are_compiled_once_for_all_batches(many_clusters):
 @pytest.mark.gpu
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_gpu_computes_what_a_cpu_does(many_clusters, autocast):
-    """In float32, also under autocast."""
     members = ClusterMembers(CoarseMap(torch.arange(400) % 37, "test", 0, "none"))
     for hidden, weight, coarse in batches(members, 4):
         expected = loss_and_gradients(member_logits, hidden, weight, coarse, members.cpu())

@@ -72,11 +72,11 @@ def test_a_weight_of_zeros_in_int8():
     assert torch.equal(Int8Linear(torch.zeros(3, 8))(torch.randn(2, 8)), torch.zeros(2, 3))
 
 
-def test_int8_elsewhere_than_on_a_cpu():
+def test_int8_needs_a_cpu():
     with pytest.raises(InputError, match="needs a CPU"):
         pack_linear(torch.empty(4, 4, device="meta"), "int8")
 
 
-def test_elsewhere_than_on_a_cpu_the_weight_stays_as_it_is():
+def test_weights_are_packed_on_a_cpu_only():
     weight = torch.empty(4, 4, device="meta")
     assert pack_linear(weight).weight is weight

@@ -43,7 +43,7 @@ def at_once(hidden, weight, targets, coarse_map=None, factor=1.0):
 
 
 def gradients(losses, *leaves):
-    """Of a sum in which every position counts differently."""
+    """Gradients of a sum with another factor for every position."""
     return torch.autograd.grad((losses * torch.linspace(1, 2, losses.numel()).view(losses.shape)).sum(), leaves)
 
 
@@ -106,8 +106,8 @@ def test_clusters_of_one_label_double_the_loss_and_one_cluster_of_all_adds_nothi
 def test_parts_take_less_than_half_of_the_memory_of_all_logits():
     """Measured: gradients of states and weight, and for all logits three tensors of 64 MiB."""
 
-    def peak(way):
-        command = [sys.executable, Path(__file__).with_name("peak_memory_of_loss.py"), way, "1024", "64", "16384"]
+    def peak(method):
+        command = [sys.executable, Path(__file__).with_name("peak_memory_of_loss.py"), method, "1024", "64", "16384"]
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}  # or freed memory would stay in the heap
         return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
@@ -125,7 +125,7 @@ def test_losses_never_wait_for_the_device(clusters, factor):
     assert watched.found == []
 
 
-def test_the_maps_of_a_loss_are_no_weights(clusters):
+def test_cluster_loss_has_no_weights(clusters):
     added = ClusterLoss(clusters)
     assert [*added.parameters()] == []
     assert added.state_dict() == {}

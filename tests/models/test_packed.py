@@ -21,16 +21,6 @@ HEIGHTS = [(3, 1), (2, 1), (3, 2), (2, 2)]
 HEADS = pytest.mark.parametrize("kv_heads", [None, 2])
 
 
-@pytest.fixture
-def tokens():
-    return torch.randint(11, (3, 6), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def given():
-    return torch.randint(4, (3, 6), generator=torch.Generator().manual_seed(2))
-
-
 @torch.no_grad()
 @HEADS
 @pytest.mark.parametrize("rows", [1, 3, 64])
@@ -66,7 +56,7 @@ def test_without_its_head_a_packed_model_keeps_the_heads_weight(make_model, toke
     [(Compute("bfloat16"), 0.03), (Compute("float32", "int8"), 0.05), (Compute("bfloat16", "int8"), 0.06)],
     ids=str,
 )
-def test_cheaper_weights_are_close(make_model, stepwise, tokens, compute, tolerance):
+def test_converted_weights_are_close(make_model, stepwise, tokens, compute, tolerance):
     model = make_model()
     packed, exact = PackedTransformer(model, compute), model(tokens, LABELS)
     for logits in (stepwise(packed, tokens, LABELS), packed(tokens, LABELS).float()):
@@ -106,7 +96,7 @@ def test_weights_that_are_not_converted_are_shared_and_none_change(make_model, t
 
 
 @torch.no_grad()
-def test_a_packed_model_holds_the_weights_of_its_moment(make_model, tokens):
+def test_packed_weights_do_not_follow_the_model(make_model, tokens):
     model = make_model()
     packed = PackedTransformer(model, FLOAT32)
     before = packed(tokens, LABELS)
@@ -142,7 +132,7 @@ def test_compiled_steps_are_the_same_steps(make_model, stepwise, tokens, quantiz
         torch.testing.assert_close(logits, stepwise(eager, tokens[:rows], LABELS[:rows]), rtol=1e-4, atol=1e-4)
 
 
-def test_nothing_to_compile_with(make_model, stepwise, tokens, monkeypatch):
+def test_compiling_without_a_compiler_is_refused(make_model, stepwise, tokens, monkeypatch):
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     torch.compiler.reset()
     with pytest.raises(InputError, match="install a C"):
@@ -169,17 +159,20 @@ def test_blocks_share_one_compilation(monkeypatch, make_model, stepwise, tokens)
 
 
 @torch.no_grad()
-def test_a_compiled_model_is_freed_when_it_is_dropped(monkeypatch, make_model, stepwise, tokens):
-    """At once: what waits for the garbage collector keeps its memory on a GPU."""
+@pytest.mark.parametrize("compiled", ["blocks", "steps"])
+def test_a_compiled_model_has_no_reference_cycle(monkeypatch, make_model, stepwise, tokens, compiled):
+    """Memory on a GPU is free at once, not at the next garbage collection."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    packed = PackedTransformer(make_model(layers=2), FLOAT32)
-    compile_blocks(packed)
+    packed = PackedTransformer(make_model(layers=2), Compute("float32", compile=compiled == "steps"))
+    if compiled == "blocks":
+        compile_blocks(packed)
     stepwise(packed, tokens, LABELS)
-    parts = [weakref.ref(packed), *map(weakref.ref, packed.parameters())]
+    weights = packed.parameters() if compiled == "blocks" else []  # Dynamo keeps the frozen ones of a step
+    parts = [weakref.ref(packed), *map(weakref.ref, weights)]
     gc.disable()
     try:
         del packed
-        assert not any(part() for part in parts)
+        assert [part for part in parts if part() is not None] == []
     finally:
         gc.enable()
 
@@ -191,11 +184,11 @@ def test_many_models_are_compiled_in_one_process(monkeypatch, make_model, tokens
     monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True, backend=counter))
     torch.compiler.reset()
     counts = []
-    for width in range(1, 5):
+    for width in (1, 2):
         model = make_model(dim=16 * width, layers=1)
         expected = [model(tokens[:rows], LABELS[:rows]) for rows in (3, 2, 1)]
         compile_blocks(model)
         for rows, right in zip((3, 2, 1), expected, strict=True):
             torch.testing.assert_close(model(tokens[:rows], LABELS[:rows]), right, rtol=1e-4, atol=1e-4)
         counts.append(counter.frame_count)
-    assert counts == [6 * number for number in range(1, 5)]  # two halves: some rows, any number of rows, one row
+    assert counts == [6, 12]  # two halves: some rows, any number of rows, one row

@@ -16,7 +16,7 @@ from ctf.models.rotary import rotary_table, rotate
     base=st.sampled_from([100.0, 10_000.0]),
 )
 @settings(max_examples=30)
-def test_table_against_a_loop(rows, columns, quarter, base):
+def test_table_equals_a_loop(rows, columns, quarter, base):
     table = rotary_table(Layout((rows, columns)), 4 * quarter, base)
     assert table.shape == (1 + rows * columns, 2, 4 * quarter)
     for row in range(rows):
@@ -31,7 +31,7 @@ def test_table_against_a_loop(rows, columns, quarter, base):
                     assert math.isclose(sines[1], sin, abs_tol=1e-6)
 
 
-def test_a_coarse_token_is_turned_by_the_centre_of_its_cell():
+def test_a_coarse_token_is_rotated_by_the_centre_of_its_cell():
     coarse, fine = rotary_table(Layout.square(1, 3), 8, 10_000.0), rotary_table(Layout.square(3), 8, 10_000.0)
     assert torch.equal(coarse[1], fine[1 + 4])  # 1 × 1 lies on the middle of 3 × 3
     assert torch.equal(coarse[2:], fine[1:])
@@ -52,7 +52,7 @@ def test_rotation_is_complex_multiplication():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("per_image", [False, True])
 def test_compiled_rotation_is_the_same(monkeypatch, dtype, per_image):
-    """Of a part of wider rows, as queries and keys are; values and gradients."""
+    """Values and gradients, for a slice of wider rows, as queries and keys are."""
     table = rotary_table(Layout((3, 4)), 8, 10_000.0)
     table = torch.stack([table, table.flip(0)]) if per_image else table
     wide = torch.randn(2, 13, 7, 8, generator=torch.Generator().manual_seed(0)).to(dtype)

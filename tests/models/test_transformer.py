@@ -11,16 +11,6 @@ BOTH = pytest.mark.parametrize("attention", ["causal", "full"])
 
 
 @pytest.fixture
-def tokens():
-    return torch.randint(11, (3, 6), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def given():
-    return torch.randint(4, (3, 6), generator=torch.Generator().manual_seed(2))
-
-
-@pytest.fixture
 def labels():
     return torch.tensor([0, 5, 2])  # 5 is unconditional
 
@@ -76,14 +66,14 @@ def naive_logits(model, tokens, label, given=None):
 
 @BOTH
 @pytest.mark.parametrize("kv_heads", [None, 2, 1])
-def test_logits_against_a_naive_network(make_model, tokens, labels, attention, kv_heads):
+def test_logits_equal_a_naive_networks(make_model, tokens, labels, attention, kv_heads):
     model = make_model(attention=attention, kv_heads=kv_heads)
     expected = torch.stack([naive_logits(model, t, int(y)) for t, y in zip(tokens, labels, strict=True)])
     torch.testing.assert_close(model(tokens, labels).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("attention", "reads"), [("causal", True), ("full", True), ("full", False)])
-def test_logits_given_labels_against_a_naive_network(make_model, tokens, labels, given, attention, reads):
+def test_logits_with_given_labels_equal_a_naive_networks(make_model, tokens, labels, given, attention, reads):
     model = make_model(attention=attention, given_vocab=4, input_vocab=11 if reads else 0)
     shown = tokens if reads else [None] * 3
     images = zip(shown, labels, given, strict=True)
@@ -96,9 +86,9 @@ def test_logits_given_labels_against_a_naive_network(make_model, tokens, labels,
 def test_steps_with_a_cache_equal_whole_sequences(make_model, stepwise, tokens, labels, given, kv_heads):
     plain = make_model(kv_heads=kv_heads)
     torch.testing.assert_close(stepwise(plain, tokens, labels), plain(tokens, labels), rtol=1e-4, atol=1e-5)
-    told = make_model(kv_heads=kv_heads, given_vocab=4)
-    steps = stepwise(told, tokens, labels, given)
-    torch.testing.assert_close(steps, told(tokens, labels, given), rtol=1e-4, atol=1e-5)
+    conditional = make_model(kv_heads=kv_heads, given_vocab=4)
+    steps = stepwise(conditional, tokens, labels, given)
+    torch.testing.assert_close(steps, conditional(tokens, labels, given), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("j", range(6))
@@ -194,21 +184,21 @@ POSITIONS, SIZES = torch.tensor([4, 0, 5, 2, 3, 1]), [1, 2, 3]
 
 
 @pytest.mark.parametrize("given_vocab", [0, 4])
-def test_images_may_have_orders_of_their_own(make_model, tokens, labels, given, given_vocab):
+def test_images_may_have_different_orders(make_model, tokens, labels, given, given_vocab):
     model = make_model(attention="groups", given_vocab=given_vocab)
     given = given if given_vocab else None
     orders = torch.stack([POSITIONS, POSITIONS.flip(0), POSITIONS.sort().values])
     together = model.hidden_in_groups(tokens, labels, given, orders, SIZES)
     for i in range(3):
         one = slice(i, i + 1)
-        here = None if given is None else given[one]
-        alone = model.hidden_in_groups(tokens[one], labels[one], here, orders[i], SIZES)
+        its_labels = None if given is None else given[one]
+        alone = model.hidden_in_groups(tokens[one], labels[one], its_labels, orders[i], SIZES)
         torch.testing.assert_close(together[one], alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("changed", range(6))
 def test_a_query_ignores_tokens_of_its_own_group_and_later_ones(make_model, tokens, labels, given, changed):
-    """But sees given labels of the positions of its group."""
+    """It sees the given labels of its group."""
     model = make_model(attention="groups", given_vocab=4)
     group = [0, 1, 1, 2, 2, 2]
     position = POSITIONS[changed]
@@ -234,7 +224,7 @@ def test_class_dropout_in_groups(make_model, tokens, labels):
     torch.testing.assert_close(found, expected)
 
 
-def test_hidden_tokens_know_where_they_are(make_model):
+def test_mask_tokens_are_rotated_by_position(make_model):
     """Without it a full model would tell positions apart by the edges of the image alone."""
     model = make_model(attention="full", input_vocab=6, output_vocab=5)
     tokens = torch.full((1, model.config.num_tokens), 5)

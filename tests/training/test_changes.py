@@ -1,4 +1,4 @@
-"""What a resumed run may change, what config.json and changes.jsonl then say, and finished runs."""
+"""Settings that a resumed run may change, their record, and finished runs."""
 
 import dataclasses
 import json
@@ -25,9 +25,9 @@ class Settings:
 
 def start(tokens, out, optimizer=None, **settings):
     """Train for four steps, or as `settings` say: fields of `Settings`, or of its loop."""
-    own = {name: settings.pop(name) for name in ("dropout", "coarse_map") if name in settings}
+    fields = {name: settings.pop(name) for name in ("dropout", "coarse_map") if name in settings}
     optimizer = optimizer or OptimizerConfig(learning_rate=1e-3)
-    made = Settings(make_loop(**{"steps": 4, "batch_size": 8, **settings}), optimizer, **own)
+    made = Settings(make_loop(**{"steps": 4, "batch_size": 8, **settings}), optimizer, **fields)
     return train(make_token_objective(tokens, held_out=tokens), out, made.optimizer, made.loop, made)
 
 
@@ -42,7 +42,7 @@ def finished(tokens, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "trained"),
     [
         ({"batch_size": 4}, "loop.batch_size 8, not 4"),
         ({"seed": 7}, "loop.seed 0, not 7"),
@@ -52,10 +52,12 @@ def finished(tokens, tmp_path):
         ({"batch_size": 4, "seed": 7, "steps": 2}, "loop.batch_size 8, not 4, loop.seed 0, not 7"),
     ],
 )
-def test_settings_that_stay(changed, said, tokens, finished):
+def test_changed_fixed_settings_are_refused(changed, trained, tokens, finished):
     before = contents(finished)
     for steps in (2, 4, 8):  # fewer than are done, as many, and more
-        with pytest.raises(InputError, match=f"was trained with {said}: resume with the settings in its config.json"):
+        with pytest.raises(
+            InputError, match=f"was trained with {trained}: resume with the settings in its config.json"
+        ):
             start(tokens, finished, resume=True, **{"steps": steps, **changed})
     assert contents(finished) == before
 
@@ -94,7 +96,7 @@ def test_a_finished_run_goes_on_for_more_steps(tokens, finished, capsys):
 
 
 def test_a_longer_run_has_no_model_before_its_end(tokens, finished):
-    """Else its settings and log would be told of the shorter one's weights."""
+    """Else its settings and log would describe the weights of the shorter run."""
 
     class Stopped(type(make_token_objective(tokens))):
         def loss(self, *arguments):
@@ -108,7 +110,7 @@ def test_a_longer_run_has_no_model_before_its_end(tokens, finished):
         open_stage(finished)
 
 
-def test_an_unfinished_run_cannot_end_before_it_stands(tokens, finished):
+def test_an_unfinished_run_needs_at_least_the_steps_done(tokens, finished):
     (finished / "model.safetensors").unlink()
     before = contents(finished)
     with pytest.raises(InputError, match=r"has done 4 steps: loop\.steps, or epochs, must be at least that, not 3"):
@@ -116,7 +118,7 @@ def test_an_unfinished_run_cannot_end_before_it_stands(tokens, finished):
     assert contents(finished) == before
 
 
-def test_a_model_without_a_checkpoint_is_not_trained_anew(tokens, finished):
+def test_a_model_without_a_checkpoint_is_refused(tokens, finished):
     for path in (finished / "checkpoints").iterdir():
         path.unlink()
     before = contents(finished)
@@ -125,12 +127,12 @@ def test_a_model_without_a_checkpoint_is_not_trained_anew(tokens, finished):
     assert contents(finished) == before
 
 
-def test_other_images(tokens, finished, tmp_path):
+def test_resuming_with_other_images_is_refused(tokens, finished, tmp_path):
     with pytest.raises(InputError, match="is of a run over 16 images, and here are 20"):
         start(make_token_set(tmp_path / "more", images=20), finished, steps=8, resume=True)
 
 
-def test_a_change_holds_from_the_checkpoint_on_that_is_left(tokens, tmp_path):
+def test_changes_are_recorded_at_the_restored_step(tokens, tmp_path):
     often = {"checkpoint_every": 1, "keep_checkpoints": 9}
     start(tokens, tmp_path, **often)
     start(tokens, tmp_path, steps=5, resume=True, **often)
@@ -141,7 +143,7 @@ def test_a_change_holds_from_the_checkpoint_on_that_is_left(tokens, tmp_path):
     assert read_json_lines(tmp_path / "changes.jsonl") == [{"step": 2, "loop.steps": [4, 5]}]
 
 
-def test_what_an_older_version_did_not_write_is_not_compared(tokens, finished):
+def test_settings_of_other_versions_are_not_compared(tokens, finished):
     config = read_json(finished / "config.json")
     del config["loop"]["ema"]
     config["colours"] = 3

@@ -39,19 +39,19 @@ def step(parts, seed):
     parts["optimizer"].zero_grad()
 
 
-def test_training_goes_on_exactly_where_weights_lie_channels_last(tmp_path):
-    whole, resumed = make_parts(), make_parts(seed=1)
-    step(whole, 1)
-    path = save_checkpoint(tmp_path, 1, whole, keep=1)
+def test_resuming_channels_last_weights_is_exact(tmp_path):
+    original, resumed = make_parts(), make_parts(seed=1)
+    step(original, 1)
+    path = save_checkpoint(tmp_path, 1, original, keep=1)
     assert load_checkpoint(path, resumed, IMAGES) == 1
     for seed in (2, 3):
-        step(whole, seed)
+        step(original, seed)
         step(resumed, seed)
-    for key, tensor in whole["model"].state_dict().items():
+    for key, tensor in original["model"].state_dict().items():
         assert torch.equal(tensor, resumed["model"].state_dict()[key]), key
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     for done in (1, 20, 300):
         save_checkpoint(tmp_path, done, make_parts(), keep=2)
@@ -66,7 +66,7 @@ def test_only_the_newest_are_kept(tmp_path):
         ({"layers": 2}, "only in one of the two"),
     ],
 )
-def test_a_checkpoint_of_another_model(other, reason, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(other, reason, tmp_path):
     path = save_checkpoint(tmp_path, 1, make_parts(), keep=1)
     with pytest.raises(InputError, match=rf"does not fit this run's settings \(model: .*{reason}") as error:
         load_checkpoint(path, make_parts(**other), IMAGES)
@@ -79,14 +79,14 @@ def test_a_shape_that_would_broadcast_is_refused(tmp_path):
         load_checkpoint(path, {"model": nn.Linear(3, 5)}, IMAGES)
 
 
-def test_a_part_that_the_checkpoint_lacks(tmp_path):
+def test_a_checkpoint_without_a_part_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"model": nn.Linear(3, 1)}, keep=1)
     with pytest.raises(InputError, match=r"\(ema: "):
         load_checkpoint(path, {"model": nn.Linear(3, 1), "ema": nn.Linear(3, 1)}, IMAGES)
 
 
 @pytest.mark.parametrize("length", [0, 5, 400, -1])
-def test_a_truncated_checkpoint(length, tmp_path):
+def test_a_truncated_checkpoint_is_refused(length, tmp_path):
     path = save_checkpoint(tmp_path, 1, make_parts(), keep=1)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(InputError, match=f"{path.name} is truncated or not a safetensors file") as error:
@@ -101,31 +101,32 @@ def flip_a_bit(path, place):
 
 
 @pytest.mark.parametrize("place", [-1, -200, -400])
-def test_a_flipped_bit(place, tmp_path):
+def test_a_flipped_bit_is_detected(place, tmp_path):
     path = save_checkpoint(tmp_path, 1, make_parts(), keep=1)
     flip_a_bit(path, place)
     with pytest.raises(InputError, match=f"{path.name} is damaged, its checksum does not fit its content"):
         verify(path)
 
 
-def damaged_runs():
-    yield "flipped", lambda path: flip_a_bit(path, -7)
-    yield "truncated", lambda path: path.write_bytes(path.read_bytes()[:-9])
-    yield "empty", lambda path: path.write_bytes(b"")
+DAMAGES = {
+    "flipped": lambda path: flip_a_bit(path, -7),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "empty": lambda path: path.write_bytes(b""),
+}
 
 
-@pytest.mark.parametrize("damage", [damage for _, damage in damaged_runs()], ids=[name for name, _ in damaged_runs()])
-def test_the_checkpoint_before_a_damaged_one_is_taken(damage, tmp_path, capsys):
-    whole = make_parts()
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_resuming_falls_back_to_the_checkpoint_before_a_damaged_one(damage, tmp_path, capsys):
+    original = make_parts()
     for seed in (1, 2):
-        step(whole, seed)
-        last = save_checkpoint(tmp_path, seed, whole, keep=2)
+        step(original, seed)
+        last = save_checkpoint(tmp_path, seed, original, keep=2)
     damage(last)
     resumed = make_parts(seed=1)
     assert resume(tmp_path, resumed, IMAGES) == 1
     assert f"Going on from {checkpoint_path(tmp_path, 1)}" in capsys.readouterr().err
     step(resumed, 2)
-    for key, tensor in whole["model"].state_dict().items():
+    for key, tensor in original["model"].state_dict().items():
         assert torch.equal(tensor, resumed["model"].state_dict()[key]), key
     damage(checkpoint_path(tmp_path, 1))
     with pytest.raises(InputError, match=r"step-00000001\.safetensors is"):
@@ -133,7 +134,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(damage, tmp_path, capsys):
     assert resume(tmp_path / "elsewhere", resumed, IMAGES) == 0
 
 
-def test_a_checkpoint_of_other_images(tmp_path):
+def test_a_checkpoint_of_other_images_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, 1, make_parts(), keep=1)
     with pytest.raises(InputError, match=r"step-00000001\.safetensors is of a run over 16 images, and here are 1,000"):
         load_checkpoint(path, make_parts(), 1000)
@@ -143,7 +144,7 @@ def test_a_checkpoint_of_other_images(tmp_path):
     assert load_checkpoint(path, make_parts(), 1000) == 1
 
 
-def test_another_safetensors_file(tmp_path):
+def test_another_safetensors_file_is_refused(tmp_path):
     save_tensors(tmp_path / "codes.safetensors", {"a": torch.zeros(1)})
     with pytest.raises(InputError, match="is not a checkpoint"):
         verify(tmp_path / "codes.safetensors")
@@ -163,7 +164,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     assert load_checkpoint(checkpoint_path(tmp_path, 1), parts, IMAGES) == 1
 
 
-def test_a_checkpoint_that_cannot_be_written_is_noticed_before_the_next(tmp_path):
+def test_a_failed_write_is_raised_before_the_next_save(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     checkpoints = Checkpoints(tmp_path, make_parts(), 1, IMAGES)
     checkpoints.check()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import make_image_set, make_token_objective, make_token_set, mean_over_masks, run
+from tiny_runs import logged, make_image_set, make_token_objective, make_token_set, mean_over_masks, run
 
 from ctf.errors import InputError
 from ctf.files import read_json, read_json_lines
@@ -27,7 +27,7 @@ from ctf.training.processes import Processes
 
 HERE = Path(__file__).parent
 NO_GPUS = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-RUNS = ["copies", "cut", "cut-recomputed", "grown"]
+RUNS = ["copies", "sharded", "sharded-recomputed", "grown"]
 
 
 def start(script, *arguments):
@@ -47,35 +47,31 @@ def folder(tmp_path_factory):
     """A run of one process, and all runs of `two_processes.py`, done."""
     folder = tmp_path_factory.mktemp("distributed")
     tokens = make_token_set(folder / "tokens")
-    settings = {"steps": 20, "ema": 0.9, "milestones": (12,), "checkpoint_every": 8}
+    settings = {"steps": 12, "ema": 0.9, "milestones": (7,), "checkpoint_every": 5}
     metrics = run(objective(tokens), folder / "alone", OptimizerConfig(3e-3), **settings, keep_checkpoints=9)
     (folder / "alone.txt").write_text(str(metrics["held_out/loss"]))
-    shutil.copytree(folder / "alone", folder / "grown", ignore=shutil.ignore_patterns("*16*", "*20*", "model*"))
+    shutil.copytree(folder / "alone", folder / "grown", ignore=shutil.ignore_patterns("*10*", "*12*", "model*"))
     start("two_processes.py", folder)
     return folder
 
 
-def losses(run):
-    return [line["loss"] for line in read_json_lines(run / "log.jsonl") if "loss" in line]
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_of_two_processes_are_those_of_one(name, folder):
-    assert len(losses(folder / name)) == 20
-    assert losses(folder / name) == pytest.approx(losses(folder / "alone"), abs=1e-5)
-    assert losses(folder / name)[-1] < 0.95 * losses(folder / name)[0]
+    assert len(logged(folder / name)) == 12
+    assert logged(folder / name) == pytest.approx(logged(folder / "alone"), abs=1e-5)
+    assert logged(folder / name)[-1] < 0.95 * logged(folder / name)[0]
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_weights_of_two_processes_are_those_of_one(name, folder):
     """The averaged ones, which are the model, and both kinds of a milestone."""
-    for path in [Path("model.safetensors"), *(milestone_path(Path(), 12, kind) for kind in ("", "-without-ema"))]:
+    for path in [Path("model.safetensors"), *(milestone_path(Path(), 7, kind) for kind in ("", "-without-ema"))]:
         shared, alone = (load_stage(folder / run / path) for run in (name, "alone"))
         for p, q in zip(shared.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
 
 
-@pytest.mark.parametrize("name", ["masks", "masks-cut"])
+@pytest.mark.parametrize("name", ["masks", "masks-sharded"])
 def test_masks_of_unequal_sizes_count_by_their_positions(name, folder, tokens):
     stage = make_token_objective(tokens, "fine", rounds="any").module
     mean = mean_over_masks(stage, tokens, 2)
@@ -87,28 +83,30 @@ def test_masks_of_unequal_sizes_count_by_their_positions(name, folder, tokens):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_all_processes_evaluate_together(name, folder):
+def test_evaluation_is_shared_by_processes(name, folder):
     found = [float((folder / f"{name}-{rank}.txt").read_text()) for rank in (0, 1)]
     assert found[0] == found[1] == pytest.approx(float((folder / "alone.txt").read_text()), abs=1e-5)
 
 
-def test_each_process_writes_its_part(folder):
-    files, folders = ([path.name for path in checkpoints(folder / name)] for name in ("copies", "cut"))
-    assert folders == ["step-00000016", "step-00000020"]
+def test_each_process_writes_its_shard(folder):
+    files, folders = ([path.name for path in checkpoints(folder / name)] for name in ("copies", "sharded"))
+    assert folders == ["step-00000010", "step-00000012"]
     assert files == [f"{name}.safetensors" for name in folders]
-    parts = checkpoint_files(latest_checkpoint(folder / "cut"))
-    assert [part.name for part in parts] == ["00000-of-00002.safetensors", "00001-of-00002.safetensors"]
-    sizes = [part.stat().st_size for part in parts]
-    whole = latest_checkpoint(folder / "alone").stat().st_size
-    assert sum(sizes) == pytest.approx(whole, rel=0.1)
-    assert max(sizes) < 0.6 * whole
+    shards = checkpoint_files(latest_checkpoint(folder / "sharded"))
+    assert [part.name for part in shards] == ["00000-of-00002.safetensors", "00001-of-00002.safetensors"]
+    sizes = [part.stat().st_size for part in shards]
+    full = latest_checkpoint(folder / "alone").stat().st_size
+    assert sum(sizes) == pytest.approx(full, rel=0.1)
+    assert max(sizes) < 0.6 * full
 
 
-def test_one_process_goes_on_from_the_parts_of_two(folder, tokens, tmp_path):
-    shutil.copytree(folder / "cut" / RUN_CHECKPOINTS / "step-00000016", checkpoint_path(tmp_path, 16).with_suffix(""))
-    run(objective(tokens), tmp_path, OptimizerConfig(3e-3), steps=20, ema=0.9, resume=True)
-    assert losses(tmp_path) == pytest.approx(losses(folder / "alone")[16:], abs=1e-5)
-    assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 20)
+def test_one_process_resumes_from_shards_of_two(folder, tokens, tmp_path):
+    shutil.copytree(
+        folder / "sharded" / RUN_CHECKPOINTS / "step-00000010", checkpoint_path(tmp_path, 10).with_suffix("")
+    )
+    run(objective(tokens), tmp_path, OptimizerConfig(3e-3), steps=12, ema=0.9, resume=True)
+    assert logged(tmp_path) == pytest.approx(logged(folder / "alone")[10:], abs=1e-5)
+    assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 12)
 
 
 def test_codebook_ages_and_discriminator_are_the_same_in_both(folder):
@@ -129,31 +127,31 @@ def test_processes_share_the_images_that_a_tokenizer_is_measured_on(folder):
         assert found == pytest.approx({f"held_out/{name}": alone[name] for name in alone if name != "standard_error"})
 
 
-def damage_a_part(checkpoint):
-    part = checkpoint_files(checkpoint)[1]
-    content = bytearray(part.read_bytes())
+def damage_a_shard(checkpoint):
+    shard = checkpoint_files(checkpoint)[1]
+    content = bytearray(shard.read_bytes())
     content[-9] ^= 1
-    part.write_bytes(content)
-    return f"{part} is damaged, its checksum does not fit its content"
+    shard.write_bytes(content)
+    return f"{shard} is damaged, its checksum does not fit its content"
 
 
-def remove_a_part(checkpoint):
+def remove_a_shard(checkpoint):
     checkpoint_files(checkpoint)[0].unlink()
     return ""
 
 
-@pytest.mark.parametrize("damage", [damage_a_part, remove_a_part])
-def test_the_checkpoint_before_one_with_a_bad_part_is_taken(damage, folder, tokens, tmp_path, capsys):
-    shutil.copytree(folder / "cut" / RUN_CHECKPOINTS, tmp_path / RUN_CHECKPOINTS)
-    (tmp_path / RUN_CHECKPOINTS / "step-00000020" / ".00000-of-00002.safetensors.abcd.tmp").touch()
-    said = damage(latest_checkpoint(tmp_path))
+@pytest.mark.parametrize("damage", [damage_a_shard, remove_a_shard])
+def test_the_checkpoint_before_one_with_a_bad_shard_is_taken(damage, folder, tokens, tmp_path, capsys):
+    shutil.copytree(folder / "sharded" / RUN_CHECKPOINTS, tmp_path / RUN_CHECKPOINTS)
+    (tmp_path / RUN_CHECKPOINTS / "step-00000012" / ".00000-of-00002.safetensors.abcd.tmp").touch()
+    message = damage(latest_checkpoint(tmp_path))
     stage = objective(tokens).module
-    assert resume(tmp_path, {"model": stage}, 16) == 16
-    assert said in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / RUN_CHECKPOINTS).iterdir()] == ["step-00000016"]
+    assert resume(tmp_path, {"model": stage}, 16) == 10
+    assert message in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / RUN_CHECKPOINTS).iterdir()] == ["step-00000010"]
 
 
-def test_processes_that_see_other_checkpoints(tmp_path, monkeypatch):
+def test_processes_must_see_the_same_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(Processes, "gather", lambda self, value: [500, value])
     with pytest.raises(InputError, match=r"process 1 sees step 0 as the last checkpoint of .* process 0 sees 500"):
         resume(tmp_path, {}, 16, Processes(1, 2))

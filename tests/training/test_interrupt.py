@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import make_token_objective, run
+from tiny_runs import interrupted, make_token_objective, run
 from torch import nn
 
 from ctf.files import load_tensors
@@ -21,7 +21,7 @@ run(make_token_objective(make_token_set(sys.argv[1] + "/tokens")), sys.argv[1] +
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_wait_for_a_question_and_handlers_come_back(number):
+def test_signals_are_noted_and_handlers_restored(number):
     before = signal.getsignal(number)
     with interruptible() as interrupted:
         assert not interrupted()
@@ -31,7 +31,7 @@ def test_signals_wait_for_a_question_and_handlers_come_back(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_while_the_checkpoint_is_written_does_not_harm_it(number, tokens, tmp_path, capsys):
+def test_an_interrupt_during_a_save_leaves_the_checkpoint_whole(number, tokens, tmp_path, capsys):
     class Impatient(nn.Module):
         """Interrupts again, whenever its state is collected."""
 
@@ -39,14 +39,7 @@ def test_an_interrupt_while_the_checkpoint_is_written_does_not_harm_it(number, t
             signal.raise_signal(number)
             return super().named_buffers(*args, **settings)
 
-    class Interrupted(TokenObjective):
-        def after_step(self, ema, step):
-            if step == 1:
-                signal.raise_signal(number)
-            return {}
-
-    objective = make_token_objective(tokens)
-    objective.__class__ = Interrupted
+    objective = interrupted(make_token_objective(tokens), 1, number)
     objective.extra = {"impatient": Impatient()}
     with pytest.raises(KeyboardInterrupt):
         run(objective, tmp_path)
@@ -75,7 +68,7 @@ def test_ctrl_c_ends_a_process_with_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [3, 6])
 def test_a_signal_during_an_evaluation_ends_it_with_a_checkpoint(number, step, tokens, tmp_path):
-    """Of six steps; before, one that came in the last evaluation was swallowed, and the next command went on."""
+    """Also during the last evaluation, of step 6."""
     finished = []
 
     class Interrupted(TokenObjective):
@@ -96,14 +89,6 @@ def test_a_signal_during_an_evaluation_ends_it_with_a_checkpoint(number, step, t
 
 
 def test_a_signal_in_the_last_step_is_not_swallowed(tokens, tmp_path):
-    class Interrupted(TokenObjective):
-        def after_step(self, ema, step):
-            if step == 5:
-                signal.raise_signal(signal.SIGTERM)
-            return {}
-
-    objective = make_token_objective(tokens)
-    objective.__class__ = Interrupted
     with pytest.raises(KeyboardInterrupt):
-        run(objective, tmp_path)
+        run(interrupted(make_token_objective(tokens), 5, signal.SIGTERM), tmp_path)
     assert step_of(latest_checkpoint(tmp_path)) == 6

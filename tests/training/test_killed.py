@@ -13,7 +13,7 @@ from ctf.files import load_tensors
 from ctf.run_folder import RUN_CHECKPOINTS, checkpoint_path
 from ctf.tokens.token_set import TokenSet
 
-STEPS, KILLS = 50, 10
+STEPS, KILLS = 30, 6
 
 
 def train(tokens, out, written):
@@ -31,7 +31,7 @@ def train(tokens, out, written):
     run(objective, out, steps=STEPS, ema=0.9, checkpoint_every=1, resume=True)
 
 
-def test_ten_kills_change_nothing(tokens, tmp_path):
+def test_a_run_killed_six_times_equals_an_uninterrupted_one(tokens, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["torch._dynamo", "accelerate", "ctf.training.loop", "ctf.training.tokenizer_objective"]

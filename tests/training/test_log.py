@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import closing
 
 import pytest
 import torch
@@ -9,16 +10,16 @@ from ctf.training.log import Log, Meter
 
 
 def test_lines_are_rounded_and_read_back(tmp_path):
-    with Log(tmp_path, 0) as log:
+    with closing(Log(tmp_path, 0)) as log:
         log.write(1, {"loss": math.pi * 1000, "count": 3.0})
     assert read_json_lines(tmp_path / "log.jsonl") == [{"step": 1, "loss": 3141.59, "count": 3.0}]
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 4, "lo'])
-def test_resuming_drops_what_lies_beyond_and_what_a_kill_cut_off(tail, tmp_path):
+def test_resuming_drops_later_and_truncated_lines(tail, tmp_path):
     lines = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3))
     (tmp_path / "log.jsonl").write_text(lines + tail)
-    with Log(tmp_path, 2) as log:
+    with closing(Log(tmp_path, 2)) as log:
         log.write(3, {"loss": 0.5})
     lines = read_json_lines(tmp_path / "log.jsonl")
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 0.5)]
@@ -26,10 +27,10 @@ def test_resuming_drops_what_lies_beyond_and_what_a_kill_cut_off(tail, tmp_path)
 
 def test_a_new_run_begins_a_new_log_and_a_silent_one_writes_nothing(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n')
-    with Log(tmp_path, 0, tensorboard=True, silent=True) as log:
+    with closing(Log(tmp_path, 0, tensorboard=True, silent=True)) as log:
         log.write(1, {"loss": 1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
-    with Log(tmp_path, 0):
+    with closing(Log(tmp_path, 0)):
         assert read_json_lines(tmp_path / "log.jsonl") == []
 
 

@@ -1,7 +1,6 @@
 import copy
 import json
 import math
-import signal
 from functools import partial
 
 import pytest
@@ -10,6 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny_runs import (
     COARSE_MAP,
+    interrupted,
+    logged,
     make_image_set,
     make_token_objective,
     make_tokenizer_objective,
@@ -22,7 +23,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ctf.errors import InputError
-from ctf.files import load_tensors, read_json_lines
+from ctf.files import load_tensors
 from ctf.model_folder import open_stage
 from ctf.models.config import MODEL_SIZES
 from ctf.run_folder import checkpoint_path, latest_checkpoint
@@ -37,42 +38,20 @@ def assert_same_checkpoints(path, other):
     assert [key for key in tensors if not torch.equal(tensors[key], others[key])] == []
 
 
-def interrupted(objective, at):
-    """The same objective, with Ctrl-C during step `at`."""
-
-    class Interrupted(type(objective)):
-        def after_step(self, ema, step):
-            if step == at:
-                signal.raise_signal(signal.SIGINT)
-            return super().after_step(ema, step)
-
-    objective.__class__ = Interrupted
-    return objective
-
-
-@pytest.mark.parametrize("name", ["baseline", "fine"])
-def test_resuming_a_token_run_is_exact(name, tokens, tmp_path):
+@pytest.mark.parametrize(("name", "optimizer"), [("baseline", "adamw"), ("baseline", "muon"), ("fine", "adamw")])
+def test_resuming_a_token_run_is_exact(name, optimizer, tokens, tmp_path):
     def objective():
         return make_token_objective(tokens, name, dropout=0.2, class_dropout=0.3)
 
-    run(objective(), tmp_path / "whole", ema=0.9)
+    optimizer = OptimizerConfig(name=optimizer, learning_rate=1e-2)
+    run(objective(), tmp_path / "whole", optimizer, ema=0.9)
     with pytest.raises(KeyboardInterrupt):
-        run(interrupted(objective(), at=2), tmp_path / "parts", ema=0.9)
+        run(interrupted(objective(), at=2), tmp_path / "parts", optimizer, ema=0.9)
     assert latest_checkpoint(tmp_path / "parts") == checkpoint_path(tmp_path / "parts", 3)
-    run(objective(), tmp_path / "parts", ema=0.9, resume=True)
+    run(objective(), tmp_path / "parts", optimizer, ema=0.9, resume=True)
     assert_same_checkpoints(checkpoint_path(tmp_path / "whole", 6), checkpoint_path(tmp_path / "parts", 6))
-    logs = [read_json_lines(tmp_path / folder / "log.jsonl") for folder in ("whole", "parts")]
     for key in ("step", "loss", "learning_rate"):
-        assert [line[key] for line in logs[0]] == [line[key] for line in logs[1]]
-
-
-def test_resuming_with_muon_is_exact(tokens, tmp_path):
-    optimizer = OptimizerConfig(name="muon", learning_rate=1e-2)
-    run(make_token_objective(tokens), tmp_path / "whole", optimizer)
-    with pytest.raises(KeyboardInterrupt):
-        run(interrupted(make_token_objective(tokens), at=2), tmp_path / "parts", optimizer)
-    run(make_token_objective(tokens), tmp_path / "parts", optimizer, resume=True)
-    assert_same_checkpoints(checkpoint_path(tmp_path / "whole", 6), checkpoint_path(tmp_path / "parts", 6))
+        assert logged(tmp_path / "whole", key) == logged(tmp_path / "parts", key)
 
 
 def test_milestones_are_the_models_of_shorter_runs(tokens, tmp_path):
@@ -88,40 +67,35 @@ def test_milestones_are_the_models_of_shorter_runs(tokens, tmp_path):
         assert [key for key in weights if not torch.equal(weights[key], milestone[key])] == []
 
 
-def test_a_milestone_beyond_the_end(tokens, tmp_path):
+def test_a_milestone_beyond_the_end_is_refused(tokens, tmp_path):
     with pytest.raises(InputError, match=r"loop\.milestones: step 7 is never reached, the run has 6"):
         run(make_token_objective(tokens), tmp_path, milestones=(2, 7))
 
 
-def test_a_warm_up_that_leaves_no_step(tokens, tmp_path):
+def test_a_warm_up_as_long_as_the_run_is_refused(tokens, tmp_path):
     with pytest.raises(InputError, match=r"optimizer\.warmup_steps is 6: it must be below the 6 steps of the run"):
         run(make_token_objective(tokens), tmp_path, OptimizerConfig(warmup_steps=6))
     assert list(tmp_path.iterdir()) == []
 
 
-TOKENIZER_LOOP = {"ema": 0.9, "steps": 22, "batch_size": 4}
+def test_resuming_a_tokenizer_run_is_exact(tmp_path):
+    """Interrupted before the codebook and the discriminator start, and in the step that restarts codewords."""
+
+    def train(folder, at=None):
+        objective = make_tokenizer_objective(make_image_set(), tokenizer_training())
+        loop = {"ema": 0.9, "steps": 22, "batch_size": 4, "resume": True}
+        run(objective if at is None else interrupted(objective, at), folder, **loop)
+
+    train(tmp_path / "whole")
+    assert sum(logged(tmp_path / "whole", "restarts")) > 0
+    for at in (1, 19):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", at)
+    train(tmp_path / "parts")
+    assert_same_checkpoints(checkpoint_path(tmp_path / "whole", 22), checkpoint_path(tmp_path / "parts", 22))
 
 
-@pytest.fixture(scope="module")
-def whole_tokenizer_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    run(make_tokenizer_objective(make_image_set(), tokenizer_training()), folder, **TOKENIZER_LOOP)
-    assert sum(line.get("restarts", 0) for line in read_json_lines(folder / "log.jsonl")) > 0
-    return folder
-
-
-@pytest.mark.parametrize("at", [1, 19])  # before codebook and discriminator start, with the restart of codewords
-def test_resuming_a_tokenizer_run_is_exact(at, whole_tokenizer_run, tmp_path):
-    def objective():
-        return make_tokenizer_objective(make_image_set(), tokenizer_training())
-
-    with pytest.raises(KeyboardInterrupt):
-        run(interrupted(objective(), at), tmp_path, **TOKENIZER_LOOP)
-    run(objective(), tmp_path, resume=True, **TOKENIZER_LOOP)
-    assert_same_checkpoints(checkpoint_path(whole_tokenizer_run, 22), checkpoint_path(tmp_path, 22))
-
-
-def test_steps_against_adamw_written_out(tokens, tmp_path):
+def test_steps_equal_adamw_written_out(tokens, tmp_path):
     optimizer = OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, weight_decay=0.3, clip=0.05)
     objective = make_token_objective(tokens, "coarse")
     hand = copy.deepcopy(objective.module)
@@ -161,12 +135,11 @@ def test_two_half_batches_are_one_batch(tokens, tmp_path):
     run(two, tmp_path / "2", optimizer, steps=3, accumulate=2)
     for p, q in zip(one.module.parameters(), two.module.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=3e-5)
-    losses = [[line["loss"] for line in read_json_lines(tmp_path / name / "log.jsonl")] for name in "12"]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert logged(tmp_path / "1") == pytest.approx(logged(tmp_path / "2"), rel=1e-4)
 
 
 def gradients_of_a_step(objective, out, **loop):
-    """What the optimizer gets in a run of one step: of matrices, then of norms and biases."""
+    """Gradients in a run of one step: of matrices, then of norms and biases."""
     found = []
 
     def keep(optimizer, *arguments):
@@ -188,7 +161,7 @@ def test_masks_of_unequal_sizes_count_by_their_positions(tokens, tmp_path):
     parameters = sorted(stage.parameters(), key=lambda p: p.ndim < 2)
     for gradient, p in zip(found, parameters, strict=True):
         torch.testing.assert_close(gradient, p.grad, rtol=1e-5, atol=1e-6)
-    assert read_json_lines(tmp_path / "log.jsonl")[0]["loss"] == pytest.approx(mean.item(), rel=1e-5)
+    assert logged(tmp_path)[0] == pytest.approx(mean.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["coarse", "fine"])
@@ -203,13 +176,12 @@ def test_blocks_are_compiled_once(monkeypatch, name, tokens, tmp_path):
     objective = make_token_objective(tokens, name, held_out=tokens, **small)
     run(objective, tmp_path / "compiled", steps=20, compile=True, ema=0.5)
     assert counter.frame_count == 2  # what is before attention, and what is after it
-    lines = [read_json_lines(tmp_path / folder / "log.jsonl") for folder in ("plain", "compiled")]
-    losses = [[line["loss"] for line in log if "loss" in line] for log in lines]
+    losses = [logged(tmp_path / folder) for folder in ("plain", "compiled")]
     assert len(losses[0]) == 20
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_a_run_that_diverges_stops_before_it_writes_what_is_not_finite(tokens, tmp_path):
+def test_a_diverged_run_stops_before_it_saves(tokens, tmp_path):
     with pytest.raises(
         InputError, match=r"is not finite at step \d; the last good checkpoint is .*step-0000000\d"
     ) as error:
@@ -221,7 +193,7 @@ def test_a_run_that_diverges_stops_before_it_writes_what_is_not_finite(tokens, t
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_weights_that_are_not_finite_are_not_written_although_the_loss_was(tokens, tmp_path):
+def test_nonfinite_weights_are_not_saved(tokens, tmp_path):
     class Damaged(type(make_token_objective(tokens))):
         def after_step(self, ema, step):
             if step == 3:
@@ -233,15 +205,15 @@ def test_weights_that_are_not_finite_are_not_written_although_the_loss_was(token
     with pytest.raises(InputError, match=r"model/transformer.head.weight is not finite at step 4; .*step-00000003"):
         run(objective, tmp_path, OptimizerConfig(clip=0), checkpoint_every=1, log_every=100)
     run(make_token_objective(tokens), tmp_path, resume=True)  # goes on from step 3
-    assert [line["step"] for line in read_json_lines(tmp_path / "log.jsonl")][-1] == 6
+    assert logged(tmp_path, "step")[-1] == 6
 
 
-def test_no_checkpoint_yet(tokens, tmp_path):
+def test_divergence_before_the_first_checkpoint_is_reported(tokens, tmp_path):
     with pytest.raises(InputError, match="there is no checkpoint yet"):
         run(make_token_objective(tokens), tmp_path, OptimizerConfig(learning_rate=1e38))
 
 
-def test_a_folder_with_a_run_is_left_alone(tokens, tmp_path):
+def test_a_folder_with_a_run_is_not_overwritten(tokens, tmp_path):
     run(make_token_objective(tokens), tmp_path, steps=1)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"already holds a run.*--loop.resume"):
@@ -249,7 +221,7 @@ def test_a_folder_with_a_run_is_left_alone(tokens, tmp_path):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_a_batch_that_cannot_be_split(tokens, tmp_path):
+def test_an_indivisible_batch_is_refused(tokens, tmp_path):
     with pytest.raises(InputError, match="batch_size 8 is not a multiple of accumulate × processes = 3 × 1"):
         run(make_token_objective(tokens), tmp_path, accumulate=3)
 
@@ -262,7 +234,7 @@ def test_resuming_a_finished_run_evaluates_and_saves(tokens, tmp_path):
     assert (tmp_path / "model.safetensors").exists()
 
 
-def test_what_a_run_folder_holds(tmp_path):
+def test_a_run_folder_holds_log_sheets_and_events(tmp_path):
     images = make_image_set()
     run(make_tokenizer_objective(images, tokenizer_training()), tmp_path, steps=4, evaluate_every=2, tensorboard=True)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -281,7 +253,7 @@ def test_half_precision_trains_nearly_as_float32_does(tokens, tmp_path):
     names = ("float32", "bfloat16")
     for name in names:
         run(make_token_objective(tokens), tmp_path / name, precision=name, steps=3)
-    losses = [[line["loss"] for line in read_json_lines(tmp_path / name / "log.jsonl")] for name in names]
+    losses = [logged(tmp_path / name) for name in names]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
@@ -291,6 +263,6 @@ def test_float16_needs_a_gpu(tokens, tmp_path):
         run(make_token_objective(tokens), tmp_path, precision="float16", steps=3)
 
 
-def test_a_device_that_is_not_there(tokens, tmp_path):
+def test_a_missing_device_is_refused(tokens, tmp_path):
     with pytest.raises(InputError, match=r"loop.device 'tpu' does not exist here: choose one of auto, cpu"):
         run(make_token_objective(tokens), tmp_path, device="tpu")

@@ -1,4 +1,4 @@
-"""What a training step keeps, beside what autograd saves in one."""
+"""Predicted memory of a training step against the tensors that autograd saves."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def stage_of(kind="autoregressive", size="micro", dropout=0.0, **settings):
 
 
 def saved_bytes(stage, call):
-    """Of all storages that a call saves for its backward pass, weights and constants left out."""
+    """Bytes that a call saves for its backward pass, without weights and constants."""
     known = {t.untyped_storage().data_ptr() for t in (*stage.parameters(), *stage.buffers())}
     saved = {}
 
@@ -45,7 +45,7 @@ def saved_bytes(stage, call):
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS.values(), ids=KINDS)
 def test_activations_are_what_autograd_saves(kind, settings):
-    """In float32, where a CPU's norms keep one state more than fused ones do. Of a block: embeddings are the same."""
+    """One block in float32, where norms of a CPU keep one state more than fused ones."""
     stage = stage_of(kind, "nano", **settings)
     tokens, labels = torch.zeros(IMAGES, 24, dtype=torch.int64), torch.zeros(IMAGES, dtype=torch.int64)
     all_blocks = saved_bytes(stage, lambda: stage(tokens, labels))
@@ -71,12 +71,12 @@ def test_activations_of_vars_block():
 def test_recomputed_blocks_keep_their_inputs_and_have_the_same_gradients(kind, settings):
     """Bit for bit, under dropout too."""
     gradients = []
-    for recomputed in (False, True):
+    for recompute in (False, True):
         torch.manual_seed(0)
         stage = stage_of(kind, "nano", dropout=0.2, **settings)
         torch.nn.init.normal_(stage.transformer.head.weight)
-        for block in stage.transformer.blocks:
-            block.recomputed = recomputed
+        for block in stage.transformer.blocks if recompute else ():
+            block.recompute()
         torch.manual_seed(1)
         stage(torch.arange(24).expand(IMAGES, 24), torch.arange(IMAGES)).sum().backward()
         gradients.append([p.grad for p in stage.parameters()])
@@ -96,8 +96,8 @@ def test_recomputed_blocks_keep_their_inputs_and_have_the_same_gradients(kind, s
 def test_checkpointing_keeps_inputs_and_one_block():
     stage = stage_of()
     c = stage.config
-    whole, inputs = activations(stage, 2), activations(stage, 2, recompute=True)
-    assert inputs == c.layers * 4 * c.dim * c.positions + whole / c.layers
+    full, inputs = activations(stage, 2), activations(stage, 2, recompute=True)
+    assert inputs == c.layers * 4 * c.dim * c.positions + full / c.layers
 
 
 def test_dropout_adds_two_masks():
@@ -106,7 +106,7 @@ def test_dropout_adds_two_masks():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_what_stays_after_a_step(name):
+def test_memory_between_steps_is_exact(name):
     """Weights, gradients and the optimizer's state, to the byte but for its step counters."""
     stage, config = stage_of(), OptimizerConfig(name=name)
     optimizers = build_optimizers(stage, config).values()
@@ -120,16 +120,16 @@ def test_what_stays_after_a_step(name):
     assert [memory.weights, memory.gradients, memory.optimizer] == held
 
 
-def test_gpus_share_what_is_sharded():
+def test_sharding_divides_memory_by_the_gpus():
     stage, config = stage_of(), OptimizerConfig()
-    one, whole, cut = (
+    one, replicated, sharded = (
         training_memory(stage, 2, config, average=True, gpus=gpus, shard=shard)
         for gpus, shard in ((1, False), (4, False), (4, True))
     )
-    assert whole.gradients == 2 * one.gradients  # and DDP's buckets
-    assert dataclasses.replace(whole, gradients=one.gradients) == one
+    assert replicated.gradients == 2 * one.gradients  # and DDP's buckets
+    assert dataclasses.replace(replicated, gradients=one.gradients) == one
     for part in ("weights", "gradients", "optimizer", "average"):
-        assert getattr(cut, part) == getattr(one, part) / 4
-    assert cut.activations == one.activations
+        assert getattr(sharded, part) == getattr(one, part) / 4
+    assert sharded.activations == one.activations
     parts = [value for field, value in dataclasses.asdict(one).items()]
     assert one.peak == RESERVED + sum(parts)

@@ -11,7 +11,7 @@ def matrices(*shape, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (3, 5, 12), (3, 12, 5)])
-def test_orthogonalized_against_singular_values(shape):
+def test_orthogonalized_equals_the_iteration_of_singular_values(shape):
     x = matrices(*shape).double()
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
     expected = s / s.norm(dim=-1, keepdim=True)
@@ -24,7 +24,7 @@ def test_a_matrix_of_zeros_stays():
     assert torch.equal(orthogonalized(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
 
 
-def test_steps_against_muon_written_out():
+def test_steps_equal_muon_written_out():
     rate, decay = 0.1, 0.3
     p = torch.nn.Parameter(matrices(4, 6))
     other = torch.nn.Parameter(matrices(6, 4, seed=9))
@@ -41,7 +41,7 @@ def test_steps_against_muon_written_out():
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has a Muon since 2.9")
-def test_steps_against_pytorchs_in_bfloat16():
+def test_steps_are_near_pytorchs_in_bfloat16():
     ours, theirs = (torch.nn.Parameter(matrices(24, 8)) for _ in range(2))
     optimizers = (
         Muon([ours], 0.02, weight_decay=0.1),

@@ -19,7 +19,7 @@ from ctf.training.optimizer import build_adamw, build_optimizers, learning_rate,
 GOLDEN = Path(__file__).parents[1] / "golden" / "var"
 
 
-def test_schedule_against_a_hand_computation():
+def test_schedule_equals_a_hand_computation():
     config = OptimizerConfig(learning_rate=1.0, final_learning_rate=0.2, warmup_steps=4)
     # Warm-up over 4 steps, then half a cosine from 1 to 0.2 over the steps 4, …, 8.
     turn = math.sqrt(0.5)
@@ -42,15 +42,10 @@ def test_the_rate_rises_to_the_peak_and_falls_to_the_final_rate(data):
     assert not warmup or rates[warmup - 1] == pytest.approx(peak)
 
 
-def test_a_final_rate_above_the_peak():
+def test_a_final_rate_above_the_peak_is_refused():
     message = r"optimizer\.final_learning_rate is 1e-05: it must be at most the peak, optimizer\.learning_rate 1e-06"
     with pytest.raises(InputError, match=message):
         OptimizerConfig(learning_rate=1e-6)
-
-
-def test_a_rate_that_ends_where_it_begins_is_constant():
-    config = OptimizerConfig(learning_rate=1e-4, final_learning_rate=1e-4)
-    assert {learning_rate(config, step, 1000) for step in range(1000)} == {1e-4}
 
 
 def test_only_matrices_decay_and_frozen_weights_stay_out():
@@ -96,31 +91,8 @@ def test_muon_needs_blocks():
         build_optimizers(nn.Linear(3, 4), OptimizerConfig(name="muon"))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("learning_rate", -1),
-        ("learning_rate", math.nan),
-        ("learning_rate", math.inf),
-        ("final_learning_rate", -1e-9),
-        ("warmup_steps", -1),
-        ("weight_decay", -0.1),
-        ("clip", -1.0),
-        ("clip", math.nan),
-        ("betas", (0.9, 1.0)),
-        ("betas", (-0.1, 0.9)),
-        ("betas", (math.nan, 0.9)),
-    ],
-)
-def test_settings_without_meaning(name, value):
-    with pytest.raises(InputError) as error:
-        OptimizerConfig(**{name: value})
-    assert str(error.value).startswith(f"optimizer.{name} is {value}: it must be at least 0")
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("case", json.loads((GOLDEN / "schedule.json").read_text()), ids=lambda c: f"{c['iteration']}")
-def test_schedules_of_var(case):
+def test_schedules_equal_vars(case):
     config = OptimizerConfig(
         learning_rate=case["peak"],
         final_learning_rate=case["peak"] * case["final_fraction"],
@@ -138,7 +110,7 @@ def test_schedules_of_var(case):
 
 
 @pytest.mark.parametrize("shared_modulation", [False, True])
-def test_what_does_not_decay_in_a_next_scale_stage(shared_modulation):
+def test_next_scale_stages_decay_as_in_var(shared_modulation):
     """VAR's list: vectors, biases, pos_start, pos_1LC, lvl_embed, ada_gss and scale_mul."""
     config = NextScaleConfig.of_size(
         "nano",

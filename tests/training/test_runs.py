@@ -59,7 +59,7 @@ def test_the_seed_fixes_everything_and_config_json_repeats_the_run(paths, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("training", "own", "kind", "levels", "sampling"),
+    ("training", "settings", "kind", "levels", "sampling"),
     [
         (BaselineTraining, {}, "autoregressive", (None, None), Sampling(cfg_scale=2.0)),
         (CoarseTraining, {"coarse_map": "map"}, "autoregressive", (4, None), Sampling(cfg_scale=2.0, temperature=1.1)),
@@ -70,14 +70,14 @@ def test_the_seed_fixes_everything_and_config_json_repeats_the_run(paths, tmp_pa
         (StageTraining, {"sampling": Sampling(top_k=3)}, "autoregressive", (None, None), Sampling(top_k=3)),
     ],
 )
-def test_what_a_run_saves(paths, tmp_path, training, own, kind, levels, sampling):
-    own = {key: paths.get(value, value) if isinstance(value, str) else value for key, value in own.items()}
+def test_a_run_saves_kind_levels_and_sampling(paths, tmp_path, training, settings, kind, levels, sampling):
+    settings = {key: paths.get(value, value) if isinstance(value, str) else value for key, value in settings.items()}
     out = str(tmp_path / "run")
-    train_stage(training(out=out, tokens=paths["tokens"], size="nano", loop=make_loop(steps=1), **own))
+    train_stage(training(out=out, tokens=paths["tokens"], size="nano", loop=make_loop(steps=1), **settings))
     stage = load_stage(tmp_path / "run" / "model.safetensors")
     assert stage.kind == kind
     assert tuple(level and level.num_coarse for level in (stage.predicts, stage.given)) == levels
-    assert stage.support == own.get("support", "cluster")
+    assert stage.support == settings.get("support", "cluster")
     assert sampling is None or stage.sampling == sampling
     assert stage.config.dropout == stage.config.class_dropout == 0.1
 
@@ -98,6 +98,6 @@ def test_classes_without_images_are_named(paths, tmp_path):
 
 
 @pytest.mark.parametrize(("training", "name"), [(CoarseTraining, "coarse"), (FineTraining, "fine")])
-def test_stages_that_need_a_map_say_so(paths, tmp_path, training, name):
+def test_a_missing_coarse_map_is_refused(paths, tmp_path, training, name):
     with pytest.raises(InputError, match=f"ctf train {name} needs --coarse_map"):
         train_stage(training(out=str(tmp_path), tokens=paths["tokens"], size="nano"))

@@ -47,16 +47,16 @@ def test_a_skipped_step_leaves_weights_and_state_as_they_are(build, bad):
     assert all(torch.equal(p, q) for p, q in zip(weights, others, strict=True))
 
 
-def test_counts_and_rows():
+def test_skipped_steps_are_counted():
     skipped = SkippedSteps([], CPU)
     norms = [1.0, math.inf, math.nan, 2.0, *[math.inf] * (IN_A_ROW - 1)]
     assert [float(skipped.judge(torch.tensor(norm))) for norm in norms] == [1, 0, 0, 1, *[0] * (IN_A_ROW - 1)]
-    assert skipped.culprit() is None
+    assert skipped.too_many() is None
     assert skipped.take() == 2 + IN_A_ROW - 1
     assert skipped.take() == 0
     skipped.judge(torch.tensor(math.inf))  # the row goes on over lines of the log
     skipped.judge(torch.tensor(1.0))
-    assert skipped.culprit() == f"gradient_norm of {IN_A_ROW} steps in a row"
+    assert skipped.too_many() == f"gradient_norm of {IN_A_ROW} steps in a row"
 
 
 def with_bad_gradients(objective, steps):
@@ -94,7 +94,7 @@ def test_a_run_goes_on_after_a_skipped_step(tokens, tmp_path, clip):
     ]
 
 
-def test_many_in_a_row_end_a_run_in_one_line(tokens, tmp_path):
+def test_many_skipped_steps_in_a_row_end_a_run(tokens, tmp_path):
     objective = with_bad_gradients(make_token_objective(tokens), range(2, 100))
     match = (
         rf"^gradient_norm of {IN_A_ROW} steps in a row is not finite at step 7; the last good checkpoint is .*step-0*6"

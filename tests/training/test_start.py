@@ -20,9 +20,9 @@ TOKENS, HEAD, GIVEN, CLASSES = (
 )
 
 
-def random_stage(tokens, name="baseline", **own):
+def random_stage(tokens, name="baseline", **settings):
     """A stage in which no two weights are equal."""
-    stage = make_token_objective(tokens, name, **own).module
+    stage = make_token_objective(tokens, name, **settings).module
     for number, parameter in enumerate(stage.parameters()):
         torch.nn.init.normal_(parameter.data, generator=torch.Generator().manual_seed(number + 100 * len(name)))
     return stage
@@ -76,7 +76,7 @@ def test_a_baseline_starts_from_a_coarse_stage(tokens, tmp_path):
         assert torch.equal(dict(baseline.named_parameters())[name], expected)
 
 
-def test_a_stage_of_the_same_level_is_taken_whole(tokens, tmp_path):
+def test_a_stage_of_the_same_level_is_copied(tokens, tmp_path):
     stage, other = random_stage(tokens, "coarse"), make_token_objective(tokens, "coarse").module
     start_stage(other, saved(stage, tmp_path), tokens)
     assert all(torch.equal(a, b) for a, b in zip(stage.parameters(), other.parameters(), strict=True))
@@ -115,7 +115,7 @@ def test_a_coarse_stage_starts_from_llamagens_file(tokens, tmp_path):
     torch.testing.assert_close(ours[HEAD], mean_of_members(theirs[HEAD].detach(), tokens))
 
 
-def test_fewer_blocks_and_another_codebook(tokens, tmp_path):
+def test_blocks_are_taken_and_rows_of_another_codebook_are_not(tokens, tmp_path):
     codebook = torch.randn(16, 4)
     elsewhere = make_token_set(tmp_path / "elsewhere", codebook=codebook)
     other = random_stage(elsewhere, size=(1, 2, 32))
@@ -128,7 +128,7 @@ def test_fewer_blocks_and_another_codebook(tokens, tmp_path):
     )
 
 
-def test_nothing_fits(tokens, tmp_path):
+def test_weights_without_a_fitting_block_are_refused(tokens, tmp_path):
     source = saved(random_stage(tokens, size=(2, 2, 48)), tmp_path)
     with pytest.raises(InputError, match=r"baseline\.safetensors: no block of it fits.*--size"):
         start_stage(random_stage(tokens), source, tokens)
@@ -150,8 +150,8 @@ def test_a_run_starts_from_weights_once_and_says_so_in_its_config(tokens, tmp_pa
     first = objective()
     run(first, tmp_path / "run", still, steps=2, **steps)
     assert torch.equal(dict(first.module.named_parameters())[CLASSES], dict(baseline.named_parameters())[CLASSES])
-    assert "not taken" not in (said := capsys.readouterr().err)
-    assert said.count("starts from") == 1
+    assert "not taken" not in (message := capsys.readouterr().err)
+    assert message.count("starts from") == 1
     started = json.loads((tmp_path / "run" / "config.json").read_text())["started"]
     assert started["source"] == source
     (tmp_path / "baseline.safetensors").unlink()
@@ -174,7 +174,7 @@ def test_a_tokenizer_keeps_the_codebook_that_it_starts_from(tmp_path):
     assert torch.equal(objective.module.quantizer.weight, trained.quantizer.weight)
 
 
-def test_a_tokenizer_of_other_shapes(tmp_path):
+def test_a_codebook_of_another_size_is_not_taken(tmp_path):
     model = tokenizer_training().model
     VQTokenizer(model).save(tmp_path / "tokenizer.safetensors")
     other = VQTokenizer(dataclasses.replace(model, codebook_size=64))

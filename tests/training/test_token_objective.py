@@ -3,11 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_runs import COARSE_MAP, make_token_objective, make_token_set, run
+from tiny_runs import COARSE_MAP, logged, make_token_objective, make_token_set, run
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
-from ctf.files import read_json_lines
 from ctf.images.pixels import to_bytes
 from ctf.layout import Layout
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
@@ -23,7 +22,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize(
-    ("name", "own", "choices"),
+    ("name", "settings", "choices"),
     [
         ("baseline", {}, 16),
         ("coarse", {}, 4),
@@ -32,12 +31,12 @@ def tokenizer():
         ("fine", {"predicts": FINER_MAP}, 2),
     ],
 )
-def test_the_loss_begins_at_chance_and_tokens_are_memorised(name, own, choices, tmp_path):
+def test_the_loss_begins_at_chance_and_tokens_are_memorised(name, settings, choices, tmp_path):
     tokens = make_token_set(tmp_path / "tokens", images=4)
-    objective = make_token_objective(tokens, name, held_out=tokens, **own)
+    objective = make_token_objective(tokens, name, held_out=tokens, **settings)
     optimizer = OptimizerConfig(learning_rate=1e-2, weight_decay=0)
     metrics = run(objective, tmp_path / "run", optimizer, steps=60, batch_size=4, log_every=1)
-    assert read_json_lines(tmp_path / "run" / "log.jsonl")[0]["loss"] == pytest.approx(math.log(choices), rel=1e-4)
+    assert logged(tmp_path / "run")[0] == pytest.approx(math.log(choices), rel=1e-4)
     # Two images of a class begin alike, so that a causal model keeps log 2 in 4 for the first token.
     assert metrics["held_out/loss"] < 0.35 * math.log(choices)
     assert metrics["held_out/bits_per_token"] == pytest.approx(metrics["held_out/loss"] / math.log(2))
@@ -66,7 +65,7 @@ def test_coarse_and_fine_add_up_to_the_likelihood_of_the_same_tokens(support, to
 
 
 @NAMES
-def test_without_held_out_tokens_there_is_nothing_to_measure_and_without_a_tokenizer_nothing_to_show(name, tokens):
+def test_evaluation_needs_held_out_tokens_and_a_sheet_a_tokenizer(name, tokens):
     objective = make_token_objective(tokens, name)
     assert objective.evaluate(objective.module) == {}
     assert objective.sheet(objective.module) is None
@@ -74,17 +73,17 @@ def test_without_held_out_tokens_there_is_nothing_to_measure_and_without_a_token
 
 @NAMES
 @torch.no_grad()
-def test_sheets(name, tokens, tokenizer):
+def test_every_stage_makes_a_sheet(name, tokens, tokenizer):
     objective = make_token_objective(tokens, name, tokenizer=tokenizer)
     sheet = objective.sheet(objective.module.eval())
     assert sheet.width > 2 * 16
     assert sheet.height > 16
 
 
-@pytest.mark.parametrize(("own", "level"), [({}, None), ({"predicts": FINER_MAP}, FINER_MAP)])
+@pytest.mark.parametrize(("settings", "level"), [({}, None), ({"predicts": FINER_MAP}, FINER_MAP)])
 @torch.no_grad()
-def test_a_stage_that_is_given_labels_is_shown_below_the_images_that_they_are_of(own, level, tokens, tokenizer):
-    objective = make_token_objective(tokens, "fine", tokenizer=tokenizer, **own)
+def test_a_sheet_shows_the_images_of_given_labels(settings, level, tokens, tokenizer):
+    objective = make_token_objective(tokens, "fine", tokenizer=tokenizer, **settings)
     sheet = objective.sheet(objective.module.eval())
     vectors = tokenizer.codebook[tokens.gather([0])]
     if level is not None:  # coarse labels look like the mean codeword of their cluster
@@ -104,7 +103,7 @@ def test_held_out_labels_are_matched_by_name(tokens, tmp_path):
     assert make_token_objective(tokens, held_out=fewer).held_out.labels.tolist() == [1]
 
 
-def test_parts_that_do_not_belong_together(tokens, tokenizer, tmp_path):
+def test_mismatched_parts_are_refused(tokens, tokenizer, tmp_path):
     with pytest.raises(InputError, match=r"has images of the class 'new', which is none of .*'s classes"):
         make_token_objective(tokens, held_out=make_token_set(tmp_path / "new", class_names=["0", "new"]))
     known, other = (make_token_set(tmp_path / str(i), codebook=torch.randn(16, 4)) for i in range(2))
@@ -118,6 +117,6 @@ def test_parts_that_do_not_belong_together(tokens, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("size", [{"codebook_size": 32}, {"layout": Layout((1, 4))}, {"num_classes": 3}])
-def test_a_stage_of_other_sizes_than_the_tokens(size, tokens):
+def test_a_stage_of_other_sizes_is_refused(size, tokens):
     with pytest.raises(InputError, match="differs from what the stage is for in codebook size, layout or classes"):
         make_token_objective(tokens, **size)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_runs import (
     COARSE_MAP,
+    logged,
     make_image_set,
     make_token_objective,
     make_tokenizer_objective,
@@ -12,7 +13,6 @@ from tiny_runs import (
 )
 from watched import Watched
 
-from ctf.files import read_json_lines
 from ctf.models.cluster_head import multiply_tiles
 from ctf.models.loss import ClusterLoss
 from ctf.stages import new_stage
@@ -20,18 +20,18 @@ from ctf.training.config import OptimizerConfig
 from ctf.training.token_objective import TokenObjective
 
 
-def watched(objective, whole):
-    """Collects what would wait within steps of the loop; `whole` is the number of the first step to watch."""
+def watched(objective, first):
+    """Collects what would wait within steps of the loop; `first` is the number of the first step to watch."""
 
     class Seen(type(objective)):
         def before_step(self, ema, step):
             super().before_step(ema, step)
-            if step >= whole:
+            if step >= first:
                 self.mode = Watched()
                 self.mode.__enter__()
 
         def after_step(self, ema, step):
-            if step >= whole:
+            if step >= first:
                 self.mode.__exit__(None, None, None)
                 self.found += self.mode.found
                 self.operations += self.mode.operations
@@ -50,14 +50,14 @@ def objective_of(tokens, name):
         return objective
     sizes = {"layout": tokens.layout, "num_classes": tokens.num_classes, "codebook_size": tokens.codebook_size}
     kind, _, rounds = name.partition(", ")
-    own = {"rounds": rounds} if rounds else {}
-    return TokenObjective(new_stage(kind, "nano", name="stage", **sizes, **own), tokens)
+    rounds = {"rounds": rounds} if rounds else {}
+    return TokenObjective(new_stage(kind, "nano", name="stage", **sizes, **rounds), tokens)
 
 
 @pytest.mark.parametrize("name", ["autoregressive", "fine", "baseline, clusters", "masked, any", "any_order"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_steps_of_stages(monkeypatch, tokens, tmp_path, name, optimizer):
-    """With the head of a GPU; after steps in which masks of groups are made and the optimizer's state."""
+def test_stage_steps_never_wait_for_the_device(monkeypatch, tokens, tmp_path, name, optimizer):
+    """Uses the head of a GPU, after the steps that make masks of groups and the optimizer's state."""
     monkeypatch.setattr("ctf.models.cluster_head.multiply_clusters", multiply_tiles)
     monkeypatch.setattr("ctf.stages.any_order.GROUPS", (1, 1 / 2))
     objective = watched(objective_of(tokens, name), 4)
@@ -66,8 +66,8 @@ def test_steps_of_stages(monkeypatch, tokens, tmp_path, name, optimizer):
     assert objective.operations > 4 * 2 * 100
 
 
-def test_steps_of_a_tokenizer(tmp_path):
-    """Between restarts, which look for dead codewords every 20 steps."""
+def test_tokenizer_steps_never_wait_for_the_device(tmp_path):
+    """Restarts, every 20 steps, do wait."""
     settings = tokenizer_training(warmup_without_codebook=0, discriminator_start=1)
     objective = watched(make_tokenizer_objective(make_image_set(), settings), 2)
     run(objective, tmp_path, steps=5, batch_size=4, ema=0.9, log_every=8)
@@ -80,7 +80,7 @@ def test_steps_of_a_tokenizer(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["autoregressive", "fine", "masked, any", "any_order"])
 def test_a_gpu_trains_as_a_cpu_does(tokens, tmp_path, name):
-    """In float32, without dropout; where positions are drawn on the device, the draws differ and the losses nearly."""
+    """Float32, no dropout. If a kind samples positions on the device, losses are only near."""
     losses = {}
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
@@ -89,7 +89,7 @@ def test_a_gpu_trains_as_a_cpu_does(tokens, tmp_path, name):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         run(objective, tmp_path / device, steps=6, device=device)
-        losses[device] = [line["loss"] for line in read_json_lines(tmp_path / device / "log.jsonl") if "loss" in line]
+        losses[device] = logged(tmp_path / device)
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3 if name == "fine" else 0.05)
 
 
@@ -100,8 +100,7 @@ def test_a_gpu_run_resumes(tokens, tmp_path):
     run(make_token_objective(tokens), tmp_path / "whole", constant, device="cuda", ema=0.5)
     run(make_token_objective(tokens), tmp_path / "parts", constant, device="cuda", ema=0.5, steps=3)
     run(make_token_objective(tokens), tmp_path / "parts", constant, device="cuda", ema=0.5, resume=True)
-    logs = [read_json_lines(tmp_path / folder / "log.jsonl") for folder in ("whole", "parts")]
-    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
+    losses = [logged(tmp_path / folder) for folder in ("whole", "parts")]
     assert len(losses[1]) == 6
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
@@ -121,6 +120,5 @@ def test_a_gpu_trains_compiled(tokens, tmp_path):
     losses = {}
     for compiled in (False, True):
         run(make_token_objective(tokens, "fine"), tmp_path / str(compiled), device="cuda", compile=compiled)
-        lines = read_json_lines(tmp_path / str(compiled) / "log.jsonl")
-        losses[compiled] = [line["loss"] for line in lines if "loss" in line]
+        losses[compiled] = logged(tmp_path / str(compiled))
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)

@@ -17,30 +17,30 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_process_that_hangs_ends_the_run_with_its_number(folder):
-    found = re.search(r"^ctf: error: all others wait for process 1 of 2.*$", said(folder, "stderr"), re.MULTILINE)
+def test_a_hanging_process_ends_the_run_and_is_named(folder):
+    found = re.search(r"^ctf: error: all others wait for process 1 of 2.*$", output(folder, "stderr"), re.MULTILINE)
     assert "in step 3 (reading a batch), for 3 s and more" in found[0]
-    assert re.search(r"rank\s*: 0 .*\n.*exitcode\s*: 1", said(folder, "hanging"))
+    assert re.search(r"rank\s*: 0 .*\n.*exitcode\s*: 1", output(folder, "hanging"))
 
 
 def test_a_process_that_dies_ends_the_run(folder):
-    assert "FAILED" in said(folder, "killed")
+    assert "FAILED" in output(folder, "killed")
 
 
 def test_all_stop_with_a_checkpoint_when_one_is_terminated(folder):
-    """After the same step, and before torchrun ends them."""
-    assert re.search(r"exitcode\s*: 130", said(folder, "terminated"))
+    """Both stop after the same step, before torchrun ends them."""
+    assert re.search(r"exitcode\s*: 130", output(folder, "terminated"))
     checkpoint = latest_checkpoint(folder / "terminated")
     assert checkpoint == folder / "terminated" / RUN_CHECKPOINTS / "step-00000004"
-    assert f"Stopped after step 4; continue with --loop.resume true ({checkpoint})" in said(folder, "stderr")
+    assert f"Stopped after step 4; continue with --loop.resume true ({checkpoint})" in output(folder, "stderr")
 
 
-def said(folder, name):
+def output(folder, name):
     return (folder / f"{name}.txt").read_text()
 
 
 @pytest.mark.parametrize(
-    ("now", "said"),
+    ("now", "message"),
     [
         ([(7, 1, 9), (7, 0, 9), (7, 1, 9)], "all others wait for process 1 of 3, in step 7 (reading a batch)"),
         ([(7, 1, 9), (6, 3, 9), (6, 3, 9)], "all others wait for processes 1, 2 of 3, in step 6 (evaluating)"),
@@ -48,6 +48,6 @@ def said(folder, name):
         ([(7, 2, 9), (7, 2, 9), (7, 2, 9)], "no progress of processes 0, 1, 2 of 3, in step 7 (saving)"),
     ],
 )
-def test_who_is_blamed(now, said):
+def test_blame_names_the_late_process(now, message):
     before = [(0, 0, 5)] * 3
-    assert blame(before, now, 3).startswith(said)
+    assert blame(before, now, 3).startswith(message)

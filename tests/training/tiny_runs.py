@@ -1,6 +1,7 @@
 """Training runs that take seconds, for the tests of this folder and the processes that they start."""
 
 import io
+import signal
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from ctf.codebook.coarse_map import CoarseMap
+from ctf.files import read_json_lines
 from ctf.images.image_set import ImageSet
 from ctf.images.sources import Records
 from ctf.models.config import MODEL_SIZES
@@ -32,12 +34,12 @@ def make_token_set(folder, images=16, codebook=None, class_names=None):
     return write_token_set(folder, tokens, labels, VOCABULARY, class_names=class_names, codebook=codebook)
 
 
-def make_token_objective(tokens, name="baseline", held_out=None, tokenizer=None, size=SIZE, **own):
-    """Train the paper's stage of this name; `own` are other arguments of `new_stage`."""
+def make_token_objective(tokens, name="baseline", held_out=None, tokenizer=None, size=SIZE, **settings):
+    """Objective of the paper's stage of this name; `settings` are other arguments of `new_stage`."""
     torch.manual_seed(0)
     task = {"baseline": {}, "coarse": {"predicts": COARSE_MAP}, "fine": {"given": COARSE_MAP}}[name]
     task |= {"layout": tokens.layout, "num_classes": tokens.num_classes, "codebook_size": tokens.codebook_size}
-    task |= {"codebook": tokens.fingerprint_of_codebook, "dropout": 0.0, "class_dropout": 0.0, **own}
+    task |= {"codebook": tokens.fingerprint_of_codebook, "dropout": 0.0, "class_dropout": 0.0, **settings}
     with patch.dict(MODEL_SIZES, nano=size):
         stage = new_stage("masked" if name == "fine" else "autoregressive", "nano", name=name, **task)
     return TokenObjective(stage, tokens, held_out, tokenizer)
@@ -108,9 +110,27 @@ def tokenizer_training(**settings):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run folder keeps."""
+    """Settings that a run folder stores."""
 
     loop: LoopConfig
+
+
+def interrupted(objective, at, number=signal.SIGINT):
+    """The objective, with a signal during step `at`."""
+
+    class Interrupted(type(objective)):
+        def after_step(self, ema, step):
+            if step == at:
+                signal.raise_signal(number)
+            return super().after_step(ema, step)
+
+    objective.__class__ = Interrupted
+    return objective
+
+
+def logged(folder, name="loss"):
+    """The values of a metric in a run's log."""
+    return [line[name] for line in read_json_lines(folder / "log.jsonl") if name in line]
 
 
 def make_loop(**settings):

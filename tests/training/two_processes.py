@@ -1,4 +1,4 @@
-"""What `test_distributed.py` starts: token runs and a tokenizer run, shared by two processes."""
+"""Token runs and a tokenizer run of two processes, which `test_distributed.py` starts."""
 
 import os
 import sys
@@ -23,24 +23,24 @@ def work(folder):
     rank, tokens = os.environ["RANK"], TokenSet.open(folder / "tokens")
 
     def train(name, **loop):
-        """As `alone` is trained by one process."""
-        settings = {"steps": 20, "ema": 0.9, "checkpoint_every": 8, "milestones": (12,)}
+        """Train as the run `alone` of one process."""
+        settings = {"steps": 12, "ema": 0.9, "checkpoint_every": 5, "milestones": (7,)}
         objective = make_token_objective(tokens, "fine", held_out=tokens)
         metrics = run(objective, folder / name, OptimizerConfig(3e-3), **{**settings, **loop})
         (folder / f"{name}-{rank}.txt").write_text(str(metrics["held_out/loss"]))
 
     train("copies", device="auto")
-    train("cut", shard=True)
-    train("cut-recomputed", shard=True, recompute=True, accumulate=2)
+    train("sharded", shard=True)
+    train("sharded-recomputed", shard=True, recompute=True, accumulate=2)
     train("grown", shard=True, resume=True)
 
-    for name in ("masks", "masks-cut"):
+    for name in ("masks", "masks-sharded"):
         objective = with_masks_by_number(make_token_objective(tokens, "fine", rounds="any"), int(rank))
-        run(objective, folder / name, steps=1, shard=name == "masks-cut")
+        run(objective, folder / name, steps=1, shard=name == "masks-sharded")
 
     objective = make_tokenizer_objective(make_image_set(), tokenizer_training())
     objective.held_out = make_image_set(5, corrupt=(3,))
-    metrics = run(objective, folder / "tokenizer", steps=20)
+    metrics = run(objective, folder / "tokenizer", steps=20, batch_size=4)
     write_json(folder / f"tokenizer-{rank}.json", metrics)
     state = [*objective.module.parameters(), objective.module.quantizer.age, *objective.discriminator.parameters()]
     (folder / f"rank-{rank}.txt").write_text("\n".join(map(fingerprint, state)))

@@ -1,4 +1,4 @@
-"""What `test_watch.py` starts: runs of two processes, where something happens to the second one in step 3."""
+"""Runs of two processes, the second of which fails in step 3. `test_watch.py` starts them."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""How fast sampling and training are, beside what the machine gives."""
+"""Speed of sampling and training, beside the limits of the machine."""
 
 import lazy_loader
 

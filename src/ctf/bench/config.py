@@ -1,4 +1,4 @@
-"""Options of the benchmarks, free of heavy imports so that `--help` stays fast."""
+"""Settings of the benchmarks, free of heavy imports so that `--help` stays fast."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Preset = Literal["baseline", "coarse", "fine-cluster", "fine-full"]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What both benchmarks share.
+    """Settings of both benchmarks.
 
     Attributes:
         sizes: of the (first) stage, see `ctf info sizes`.
-        layout: rows x columns of tokens, such as 16x16; of several scales 1x1,2x2,4x4.
+        layout: rows x columns of tokens, such as 16x16; for several scales 1x1,2x2,4x4.
         vocabulary: K, tokens of the codebook.
         clusters: M.
-        device: where to run; auto is a GPU where there is one.
+        device: auto is a GPU if there is one, else the CPU.
         json: a file for all metrics.
     """
 
@@ -43,18 +43,14 @@ class SamplingBenchmark(Benchmark):
     Attributes:
         methods: the paper's two systems, one stage (baseline), or a coarse and a fine one (coarse-to-fine); or the
             coarse one alone, without pixels (coarse).
-        kinds: of the first stage: autoregressive, any_order, masked, next_scale.
-        steps: in how many a first stage draws, if its kind can choose; the kind's own choice without it.
-        order: in which order, if its kind can choose; the kind's own choice without it.
-        batch_sizes: images at a time.
-        fine_size: of the second stage.
-        tokenizer: vq16 or vq8 with random weights, over the scales of the layout, or what `ctf tokenize` takes.
-        cfg_scale: classifier-free guidance of the first stage; 1 is none.
-        dtype: to compute the stages in; auto is float32 on a CPU and bfloat16 on a GPU.
-        quantize: int8 weights in all stages, on a CPU.
-        compile: as for `ctf sample`; the first call shows what it takes.
-        decoder_dtype: to decode pixels in.
-        runs: batches that each median is of, after a first one.
+        kinds: types of the first stage: autoregressive, any_order, masked, next_scale. steps: number of steps of a
+        first stage, if its kind can choose; the kind's default without it. order: order of a first stage, if its kind
+        can choose; the kind's default without it. batch_sizes: images at a time. fine_size: of the second stage.
+        tokenizer: vq16 or vq8 with random weights, over the scales of the layout; or a tokenizer, as for `ctf
+        tokenize`. cfg_scale: classifier-free guidance of the first stage; off at 1. dtype: of the stages; auto is
+        float32 on a CPU and bfloat16 on a GPU. quantize: int8 weights in all stages, on a CPU. compile: as for `ctf
+        sample`; the first call includes compilation. decoder_dtype: of the decoder. runs: number of timed batches,
+        after a first one.
     """
 
     methods: tuple[Method, ...] = ("baseline", "coarse-to-fine")
@@ -82,9 +78,9 @@ class TrainingBenchmark(Benchmark):
 
     Attributes:
         stages: of the paper; fine-cluster and fine-full are the two supports of the fine one.
-        kind: of all stages; the paper's without it.
+        kind: type of all stages; the paper's without it.
         batch_size: images per step.
-        steps: that each median is of, after two.
+        steps: number of timed steps, after two.
         compile: the stage, block by block, as `--loop.compile` does.
         precision: auto is bfloat16 where the device computes it natively, else float32.
     """
@@ -101,7 +97,7 @@ class TrainingBenchmark(Benchmark):
 
 
 def check_settings(sizes: tuple[str, ...], **counts: tuple[int, ...]) -> None:
-    """Refuse at once what would fail after the first rows have taken their time."""
+    """Raise InputError for sizes and counts with which a later row would fail."""
     for size in sizes:
         if size not in (known := MODEL_SIZES | NEXT_SCALE_SIZES):
             raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""GPUs as their datasheets describe them: to plan trainings that nobody has paid for yet, and to compare with."""
+"""Datasheets of GPUs, for `ctf plan` and for comparison with measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ctf.errors import InputError
 
-#: Share of the rate of large products that training and sampling sustain, roughly (MFU).
+#: Model-FLOPs utilisation (MFU) that a plan assumes: the share of the rate of large products that is sustained.
 UTILISATION = 0.4
 
 
@@ -42,7 +42,7 @@ GPUS = {
     )
 }
 
-#: What CUDA calls them, less "NVIDIA ", by all of the name: H100 PCIe, H200 NVL, laptops and MIG slices are slower.
+#: CUDA's names without "NVIDIA ". The whole name must fit: H100 PCIe, H200 NVL, laptops and MIG slices are slower.
 DEVICES = {
     "A100-SXM4-40GB": "A100-40GB",
     "A100-PCIE-40GB": "A100-40GB",
@@ -63,6 +63,6 @@ def find_gpu(name: str) -> Gpu:
 
 
 def gpu_of_device(name: str) -> Gpu | None:
-    """The GPU that `torch.cuda.get_device_name` calls `name`, or None: not in the list, or no GPU."""
+    """The GPU that `torch.cuda.get_device_name` calls `name`; None for others and for CPUs."""
     known = DEVICES.get(name.removeprefix("NVIDIA "))
     return None if known is None else GPUS[known]

@@ -1,4 +1,4 @@
-"""What a machine gives: how fast it reads memory and multiplies matrices, measured on the spot."""
+"""Measurement of a machine's memory bandwidth and its rate of matrix products."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine as a result must name it.
+    """A machine and its software, which every result names.
 
     Attributes:
         name: of the processor or GPU.
         threads: of PyTorch, on the CPU.
         memory_bandwidth: bytes per second, reading.
         matrix_rate: operations per second in large products, two per multiply-add.
-        products: what they were measured in: a dtype, or "int8".
+        products: dtype of those products, or "int8".
         software: versions.
         date: of the measurement, YYYY-MM-DD.
     """
@@ -50,7 +50,7 @@ class Machine:
         )
 
     def roofline(self, steps: Iterable[Work]) -> float:
-        """Seconds that the steps take at least: Σ max(bytes / bandwidth, operations / rate)."""
+        """The least seconds that the steps take: Σ max(bytes / bandwidth, operations / rate)."""
         return sum(max(step.bytes / self.memory_bandwidth, step.operations / self.matrix_rate) for step in steps)
 
 
@@ -60,10 +60,10 @@ def measure_machine(
     """Measure `device` in about a second, best of five.
 
     Bandwidth: the maximum of a tensor that no cache holds, 512 MiB on a CPU and 4 GiB on a GPU. Matrix rate: one
-    product, 1024 × 2048 × 2048 on a CPU and 8192 × 8192 × 8192 on a GPU, by what sampling multiplies with.
+    product, 1024 × 2048 × 2048 on a CPU and 8192 × 8192 × 8192 on a GPU, with the kernels of sampling.
 
     Args:
-        device: which.
+        device: the one to measure.
         dtype: of the product: "float32" or "bfloat16".
         quantize: "int8" weights in the product, on a CPU.
 
@@ -72,13 +72,15 @@ def measure_machine(
     """
     device = torch.device(device)
     on_gpu = device.type == "cuda"
-    # Filled, since pages that were never written are all the same page of zeros.
+    # `full`, since pages that were never written are all mapped to one page of zeros, which a cache holds.
     memory = torch.full((2**30 if on_gpu else 2**27,), 1.0, device=device)
     bandwidth = memory.nbytes / min(seconds(memory.amax, device) for _ in range(REPEATS))
     del memory
     rows, side = (8192, 8192) if on_gpu else (1024, 2048)
+    # Random values, since a GPU multiplies zeros faster: its clock is higher.
     x, weight = (torch.randn(n, side, device=device).to(getattr(torch, dtype)) for n in (rows, side))
     product = pack_linear(weight, quantize)
+    # The least time: other work on the machine can only slow a call. Two operations per multiply-add.
     rate = 2 * rows * side * side / min(seconds(lambda: product(x), device) for _ in range(REPEATS))
     software = f"torch {torch.__version__}, ctf {ctf.__version__}, Python {platform.python_version()}"
     date = datetime.date.today().isoformat()
@@ -86,7 +88,7 @@ def measure_machine(
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of one call, until `device` has done its work."""
+    """Wall-clock seconds of one call, until `device` has finished."""
     start = time.perf_counter()
     call()
     synchronize(device)
@@ -96,9 +98,9 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 def seconds_in_turns(
     calls: Sequence[Callable[[], object]], device: torch.device, repeats: int = REPEATS
 ) -> list[list[float]]:
-    """Seconds of each call, `repeats` times. What packs weights or compiles does so in a first round, not counted.
+    """Seconds of each call, `repeats` times, after a first round for packing and compilation.
 
-    The calls take turns, so that what else the machine does slows all of them alike.
+    The calls take turns, so that other work on the machine slows all of them alike.
     """
     rounds = [[seconds(call, device) for call in calls] for _ in range(1 + repeats)]
     return [list(taken) for taken in zip(*rounds[1:], strict=True)]

@@ -1,4 +1,4 @@
-"""The paper's stages and systems, with random weights; the first stage may be of any kind."""
+"""The paper's stages and systems with random weights; the first stage may be of any type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASS_NAMES = [str(label) for label in range(1000)]
 #: The stages of each system, in turn.
 METHODS: dict[Method, list[Preset]] = {"baseline": ["baseline"], "coarse-to-fine": ["coarse", "fine-cluster"]}
 
-#: Of all stages of a pipeline, as in the paper; their draws filter nothing.
+#: Temperature of all stages, the paper's; there are no filters.
 TEMPERATURE = 1.1
 
 
@@ -37,7 +37,7 @@ def random_stage(
 ) -> Stage:
     """A stage of the paper, or of another `kind`, in evaluation mode, for the codebook and clusters of `coarse_map`.
 
-    `tokenizer` is for kinds that read it, which take random numbers without it.
+    `tokenizer` is for kinds that read one; without it they get random numbers in its place.
     """
     settings: dict[Preset, dict[str, Any]] = {
         "baseline": {"kind": "autoregressive"},
@@ -45,7 +45,7 @@ def random_stage(
         "fine-cluster": {"kind": "masked", "given": coarse_map, "support": "cluster"},
         "fine-full": {"kind": "masked", "given": coarse_map, "support": "full"},
     }
-    facts = settings[preset] | ({"kind": kind} if kind else {})
+    chosen = settings[preset] | ({"kind": kind} if kind else {})
     stage = new_stage(
         size=size,
         name=preset.split("-")[0],
@@ -53,8 +53,8 @@ def random_stage(
         num_classes=len(CLASS_NAMES),
         codebook_size=coarse_map.num_fine,
         sampling=sampling,
-        tokenizer=tokenizer or find_kind(facts["kind"]).usual_tokenizer(),
-        **facts,
+        tokenizer=tokenizer or find_kind(chosen["kind"]).usual_tokenizer(),
+        **chosen,
     ).eval()
     for weight in stage.parameters():
         if not weight.any():  # the head starts at zero, and a GPU multiplies zeros faster
@@ -81,16 +81,16 @@ def random_pipeline(
 
 
 def first_stages(config: SamplingBenchmark, coarse_map: CoarseMap, tokenizer: Tokenizer) -> list[tuple[str, Sampling]]:
-    """Each kind of first stage, in each number of steps if it can choose, with all that it samples with.
+    """The kinds of first stages with their sampling settings, one for each number of steps if the kind can choose.
 
     Raises:
-        InputError: no such kind, steps or an order that it cannot take, or guidance without meaning.
+        InputError: no such kind, or steps, an order or guidance that it cannot take.
     """
-    found = []
+    stages = []
     for kind in config.kinds:
         stage = random_stage("coarse", "nano", coarse_map, config.layout, kind=kind, tokenizer=tokenizer)
         chooses = len(stage.possible_steps) > 1
         for steps in config.steps if chooses and config.steps else (None,):
             order = config.order if chooses else None
-            found.append((kind, stage.resolved(Sampling(config.cfg_scale, TEMPERATURE, steps=steps, order=order))))
-    return found
+            stages.append((kind, stage.resolved(Sampling(config.cfg_scale, TEMPERATURE, steps=steps, order=order))))
+    return stages

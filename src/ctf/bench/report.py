@@ -1,4 +1,4 @@
-"""What every benchmark prints: the command that repeats it, the machine, and a Markdown table row by row."""
+"""Output of the benchmarks: the command that repeats it, the machine, and a Markdown table row by row."""
 
 from __future__ import annotations
 
@@ -25,10 +25,17 @@ def report(
     measure: Callable[..., tuple[dict[str, Any], list[str]]],
     **more: Any,
 ) -> Iterator[str]:
-    """A page, line by line; the file `config.json` is rewritten after each row.
+    """The lines of the report. The file `config.json` is rewritten after each row.
 
-    `machines` are what the rows are compared with, `task` says what the `columns` do not. `measure` turns each case
-    into metrics for the file, which also gets `more`, and cells for the table.
+    Args:
+        verb: the command.
+        config: its settings.
+        machines: with which the rows are compared.
+        task: a paragraph above the table.
+        columns: titles of the table.
+        cases: arguments of `measure`, one tuple for each row.
+        measure: returns metrics for the file, and cells of the table.
+        more: further entries of the file.
     """
     machines, rows = list(machines), list[dict[str, Any]]()
     yield from (f"    {command_line(verb, asdict(config))}", "", *map(str, machines), "", task, "")
@@ -38,14 +45,14 @@ def report(
             metrics, cells = measure(*case)
             rows.append(metrics)
             if config.json:
-                page = {"machines": [asdict(machine) for machine in machines], "settings": asdict(config)}
-                write_json(config.json, {**page, "rows": rows, **more})
+                head = {"machines": [asdict(machine) for machine in machines], "settings": asdict(config)}
+                write_json(config.json, {**head, "rows": rows, **more})
             bar.update()
             yield table_row(cells)
 
 
 def command_line(verb: str, settings: Mapping[str, Any]) -> str:
-    """The command that runs `verb` with these settings, all of them spelled out but for those that are None."""
+    """The command that runs `verb` with these settings; it spells out all that are not None."""
     words = [f"ctf {verb}"]
     for name, value in settings.items():
         if value is not None:

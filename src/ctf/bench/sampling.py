@@ -1,8 +1,8 @@
-"""Images per second of a pipeline or a first stage, and how near each part comes to the roofline.
+"""Images per second of a pipeline or a first stage, and the share of the roofline that each part reaches.
 
-Counted are products, attention and convolutions, two operations per multiply-add, and the weights and the cache that
-they read. Embeddings, norms' and filters' arithmetic, activations, and the scales of int8 weights are left out, so the
-roofline is a bound from below.
+The roofline counts products, attention and convolutions, two operations per multiply-add, and the bytes of weights and
+cache. It leaves out embeddings, norms, filters, activations, and the scales of int8 weights, so its time is a lower
+bound.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ from ctf.tokenizer.multi_scale import MultiScaleTokenizer
 from ctf.tokenizer.registry import ASSETS
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
-#: What happens to a batch in turn: functions from one result to the next.
+#: The work on a batch in turn, by name: functions from one result to the next.
 Parts = dict[str, Callable[[Any], Any]]
 
 
 @dataclass(frozen=True)
 class SamplingSpeed:
-    """One pipeline, or a stage alone, at one batch size.
+    """Speed of one pipeline, or of a stage alone, at one batch size.
 
     Attributes:
         parameters: of each stage.
         batch_size: images at a time.
-        images_per_second: from labels to pixels; of a stage alone, to its labels.
+        images_per_second: from class labels to pixels; for a stage alone, to its labels.
         seconds: median for a batch, by part: each stage's name, "decoding" in a pipeline, and "all".
-        roofline_seconds: the least that the same parts take, see `ctf.bench.sampling`.
+        roofline_seconds: lower bounds for the same parts, see `ctf.bench.sampling`.
         first_call_seconds: packing, compilation, graph capture, and the first batch.
-        predicted_bytes: peak of what a batch adds to the memory of the loaded model, see `Pipeline.memory`.
-        overlapped_images_per_second: of a pipeline on a GPU as it is called, where the first stage of a batch runs
-            beside the rest of the batch before. None elsewhere: the parts follow each other.
+        predicted_bytes: peak of the memory that a batch adds to the loaded model, see `Pipeline.memory`.
+        overlapped_images_per_second: of a call of the pipeline on a GPU, where the first stage of a batch overlaps with
+            the rest of the batch before. None on a CPU, where parts follow each other.
     """
 
     parameters: list[int]
@@ -73,14 +73,14 @@ class SamplingSpeed:
 def measure_sampling(
     pipeline: StagePipeline, batch_size: int, runs: int, machine: Machine, decoder_machine: Machine
 ) -> SamplingSpeed:
-    """Time `runs` batches after a first one, with the stages' own settings.
+    """Time `runs` batches after a first one, with the stages' sampling settings.
 
     Args:
-        pipeline: on its device, set to compute as it should.
+        pipeline: on its device, with its `Compute` set.
         batch_size: images at a time.
-        runs: how many batches the medians are of.
-        machine: where this runs, measured as the stages multiply.
-        decoder_machine: the same, measured as the decoder multiplies.
+        runs: number of timed batches.
+        machine: this machine, measured in the stages' products.
+        decoder_machine: this machine, measured in the decoder's products.
     """
 
     def prepare() -> Parts:
@@ -95,7 +95,7 @@ def measure_sampling(
 
 
 def overlapped_speed(pipeline: StagePipeline, batch_size: int, batches: int) -> float:
-    """Images per second of one call that makes so many batches."""
+    """Images per second of one call for so many batches."""
     classes = len(pipeline.class_names)
     labels = [image % classes for image in range(batch_size * batches)]
     start = time.perf_counter()
@@ -104,7 +104,7 @@ def overlapped_speed(pipeline: StagePipeline, batch_size: int, batches: int) -> 
 
 
 def measure_stage(stage: Stage, batch_size: int, runs: int, compute: Compute, machine: Machine) -> SamplingSpeed:
-    """Like `measure_sampling`, of a first stage alone, set to compute as `compute` says."""
+    """`measure_sampling` of a first stage alone."""
 
     def prepare() -> Parts:
         return batch_parts([stage.pack(compute)], batch_size)
@@ -115,7 +115,7 @@ def measure_stage(stage: Stage, batch_size: int, runs: int, compute: Compute, ma
 
 
 def _rooflines(stages: list[Stage], batch_size: int, compute: Compute, machine: Machine) -> dict[str, float]:
-    """The least seconds of each stage."""
+    """Lower bounds on the seconds of each stage."""
     return {s.name: machine.roofline(drawing_work(s, batch_size, s.sampling, compute)) for s in stages}
 
 
@@ -127,10 +127,10 @@ def _measure(
     least: dict[str, float],
     memory: int,
 ) -> SamplingSpeed:
-    """Time the parts that `prepare` gives, which packs the weights; `least` seconds of each are known."""
+    """Time the parts that `prepare` returns, which packs the weights; `least` are their lower bounds in seconds."""
     device = stages[0].device
     if device.type == "cuda":
-        torch.compiler.reset()  # what an earlier measurement compiled is no part of this first call
+        torch.compiler.reset()  # so that the first call compiles, whatever was measured before
     start = time.perf_counter()
     parts = prepare()
     time_parts(parts, device)
@@ -149,7 +149,7 @@ def _measure(
 
 
 def batch_parts(stages: Iterable[Stage], batch_size: int) -> Parts:
-    """What packed stages do for a batch, with their own settings."""
+    """The parts of packed stages, with their sampling settings."""
     parts: Parts = {}
     for place, stage in enumerate(stages):
         labels = torch.arange(batch_size) % stage.num_classes
@@ -158,7 +158,7 @@ def batch_parts(stages: Iterable[Stage], batch_size: int) -> Parts:
 
 
 def time_parts(parts: Parts, device: torch.device) -> dict[str, float]:
-    """Seconds by part and of all; the device has done each part's work before the next begins."""
+    """Seconds of each part and of all; the device finishes each part before the next begins."""
     result, times = None, [time.perf_counter()]
     for part in parts.values():
         result = part(result)
@@ -169,10 +169,10 @@ def time_parts(parts: Parts, device: torch.device) -> dict[str, float]:
 
 
 def decoder_work(tokenizer: Tokenizer, layout: Layout, batch: int) -> Work:
-    """Of the decoder: its weights once, and the operations of its convolutions and its attention.
+    """Work of the decoder: its weights once, and the operations of its convolutions and its attention.
 
-    The operations are those that PyTorch counts for one image, times `batch`. In float32 a GPU's convolutions compute
-    in TF32 unless told otherwise, and a CPU's may save multiplications: both can beat a roofline of float32 products.
+    PyTorch counts the operations of one image. Float32 convolutions can beat a roofline of float32 products: a GPU's
+    compute in TF32 by default, and a CPU's may save multiplications (Winograd).
     """
     with torch.device("meta"):
         bare = type(tokenizer)(tokenizer.config)
@@ -183,7 +183,7 @@ def decoder_work(tokenizer: Tokenizer, layout: Layout, batch: int) -> Work:
 
 
 def _random_tokenizer(config: SamplingBenchmark) -> Tokenizer:
-    """Of a named preset; for a layout of several scales with VAR's quantiser."""
+    """A tokenizer of a named preset; VAR's quantiser for a layout of several scales."""
     settings = dataclasses.replace(TOKENIZER_PRESETS[config.tokenizer], codebook_size=config.vocabulary)
     if len(config.layout) == 1:
         return VQTokenizer(settings)
@@ -191,10 +191,10 @@ def _random_tokenizer(config: SamplingBenchmark) -> Tokenizer:
 
 
 def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
-    """Measure, and give the page line by line, as Markdown; the file `config.json` is rewritten after each row.
+    """Measure, and yield the report as lines of Markdown. The file `config.json` is rewritten after each row.
 
     Raises:
-        InputError: no such device or tokenizer, or one that does not fit the vocabulary.
+        InputError: no such device or tokenizer, or the tokenizer does not fit the vocabulary.
     """
     if config.json:
         check_writable(config.json)
@@ -246,7 +246,7 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
         f"Random weights; {config.vocabulary:,} tokens, {config.clusters:,} clusters, {config.layout.words} "
         f"tokens an image, tokenizer {config.tokenizer}, second stage of size {config.fine_size}; "
         f"guidance {config.cfg_scale:g}, temperature {TEMPERATURE}. Seconds per batch, median of {config.runs} after "
-        "the first call; in brackets the share of the roofline's speed. Predicted: what a batch adds to the memory of "
+        "the first call; in brackets the share of the roofline's speed. Predicted: the memory that a batch adds to "
         "the loaded model."
     )
     parts = ["stage 1", "stage 2", "decoding", "all"]

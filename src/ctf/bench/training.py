@@ -1,11 +1,13 @@
-"""Tokens per second of training steps, and model-FLOPs utilisation."""
+"""Tokens per second of training steps, and model-FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,31 +25,30 @@ from ctf.stages.registry import find_kind
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.writer import write_token_set
 from ctf.training.accelerator import build_accelerator, native_precision
-from ctf.training.batches import on_device
 from ctf.training.config import LoopConfig, OptimizerConfig
+from ctf.training.loop import Trainer
 from ctf.training.objective import Objective
-from ctf.training.optimizer import build_optimizers
 from ctf.training.token_objective import TokenObjective
 
-#: The first steps make the optimizer's state and let libraries allocate.
+#: Steps that are not timed, which make the optimizer's state and let libraries allocate.
 WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """One stage.
+    """Speed of training one stage.
 
     Attributes:
         parameters: of the model.
         step_seconds: median of the steps.
-        tokens_per_second: image tokens, the label not counted.
-        operations_per_token: of a step: three times `forward_operations`, since the backward pass multiplies
-            twice for each product of the forward pass. For an autoregressive stage that is PaLM's 6·P +
-            12·layers·dim·N, where P are the parameters of blocks and head; embeddings do not multiply. The head counts
-            for every position, also where a kind trains on some of them only.
-        utilisation: MFU, the share of the machine's matrix rate that these operations make up.
-        datasheet_utilisation: MFU as papers give it, the share of the datasheet's bfloat16 rate. None on a CPU, on a
-            GPU that is not in `ctf.bench.gpus`, and in another precision.
+        tokens_per_second: image tokens, without the label.
+        operations_per_token: of a step: three times `forward_operations`, since the backward pass has two products for
+            each of the forward pass. For an autoregressive stage that is PaLM's 6·P + 12·layers·dim·N, where P are the
+            parameters of blocks and head (embeddings do not multiply). The head counts for every position, also if a
+            kind trains on some of them only.
+        utilisation: MFU: these operations per second over the machine's measured matrix rate.
+        datasheet_utilisation: MFU as in papers, over the datasheet's bfloat16 rate. None on a CPU, on a GPU that is not
+            in `ctf.bench.gpus`, and in another precision.
     """
 
     parameters: int
@@ -59,8 +60,9 @@ class TrainingSpeed:
 
 
 def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: int, machine: Machine) -> TrainingSpeed:
-    """Time steps as the training loop takes them, with the paper's optimizer."""
-    operations = 3 * forward_operations(stage) / stage.num_tokens  # before its blocks are compiled
+    """Time steps of the training loop with the paper's optimizer."""
+    # The backward pass has two products for each of the forward pass.
+    operations = 3 * forward_operations(stage) / stage.num_tokens  # counted before blocks are compiled in place
     median = step_seconds(TokenObjective(stage, tokens), loop, OptimizerConfig(), steps)
     rate = loop.batch_size * stage.num_tokens / median
     sustained, gpu = operations * rate, gpu_of_device(machine.name)
@@ -75,28 +77,21 @@ def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: in
 
 
 def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig, steps: int) -> float:
-    """The median of so many steps, as the loop takes them."""
-    accelerator = build_accelerator(loop)
-    model: Any = objective.module.to(accelerator.device)
-    trained = objective.compiled() if loop.compile else model
-    module, *optimizers = accelerator.prepare(trained, *build_optimizers(model, config).values())
-    module.train()
-    endless = objective.batches(loop.batch_size, seed=0, rank=0, world=1, start=0)
-    batches = on_device(endless, accelerator.device)
+    """The median time of so many steps of the training loop, with reading, averaging and metrics, from step 0 on."""
+    with temporary_folder() as folder:
+        trainer = Trainer(objective, folder, config, loop)
+        trainer.module.train()
+        with closing(trainer.batches()) as batches:
 
-    def step() -> None:
-        loss, _ = objective.loss(module, next(batches), 0)
-        accelerator.backward(loss.mean())
-        accelerator.clip_grad_norm_(module.parameters(), config.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+            def step(number: int) -> None:
+                trainer.step(next(batches), number)
 
-    return statistics.median([seconds(step, accelerator.device) for _ in range(WARM_UP + steps)][WARM_UP:])
+            times = [seconds(partial(step, n), trainer.processes.device) for n in range(WARM_UP + steps)]
+    return statistics.median(times[WARM_UP:])
 
 
 def training_report(config: TrainingBenchmark) -> Iterator[str]:
-    """Measure, and give the page line by line, as Markdown; the file `config.json` is rewritten after each row.
+    """Measure, and yield the report as lines of Markdown. The file `config.json` is rewritten after each row.
 
     Raises:
         InputError: no such device, or one that cannot train in the precision.
@@ -127,7 +122,7 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
 
     task = (
         f"Random tokens of {config.vocabulary:,}, {config.clusters:,} clusters, {config.layout.words} tokens an image, "
-        f"{config.batch_size} images a step: loss, backward pass, clipping and AdamW, "
+        f"{config.batch_size} images a step of the training loop with AdamW, "
         f"{'compiled' if config.compile else 'not compiled'}. Median of {config.steps} steps after {WARM_UP}. MFU: "
         "operations of the model, recomputation not counted and causal "
         "attention counted in full (PaLM, appendix B), over the rate of large products as measured, and over the "
@@ -136,7 +131,7 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
     titles = ["model", "parameters", "step (s)", "tokens/s", "MFLOP/token", "MFU", "datasheet's MFU"]
     cases = [*itertools.product(config.sizes, config.stages)]
     with temporary_folder() as folder:
-        drawn = torch.randint(config.vocabulary, (config.batch_size, config.layout.num_tokens))
+        random_tokens = torch.randint(config.vocabulary, (config.batch_size, config.layout.num_tokens))
         labels = torch.arange(config.batch_size) % len(CLASS_NAMES)
-        tokens = write_token_set(folder, drawn, labels, config.vocabulary, config.layout, CLASS_NAMES)
+        tokens = write_token_set(folder, random_tokens, labels, config.vocabulary, config.layout, CLASS_NAMES)
         yield from report("bench training", config, [machine], task, titles, cases, measure)

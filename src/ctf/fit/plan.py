@@ -394,7 +394,7 @@ def _measure(
         if plan.tokenizer is None:
             config = plan.tokenizer_training(folder, name)
             objective = TokenizerObjective(config, 1, images, None)
-            each["tokenizer"] = step_seconds(objective, config.loop, config.optimizer, TIMED_STEPS)
+            each["tokenizer"] = step_seconds(objective, replace(config.loop, ema=0.9), config.optimizer, TIMED_STEPS)
         drawn = torch.randint(codebook_size, (plan.batch_size, layout.num_tokens))
         labels = torch.arange(plan.batch_size) % len(images.class_names)
         tokens = write_token_set(folder / "tokens", drawn, labels, codebook_size, layout, images.class_names)
@@ -413,6 +413,6 @@ def _measure(
                 **levels.get(name_of, {}),
             )
             each[name_of] = step_seconds(
-                TokenObjective(stage, tokens), config_of.loop, config_of.optimizer, TIMED_STEPS
+                TokenObjective(stage, tokens), replace(config_of.loop, ema=0.9), config_of.optimizer, TIMED_STEPS
             )
     return each

@@ -1,4 +1,4 @@
-"""Stage 2 with known support: logits of the members of each position's cluster and of nothing else.
+"""Head of stage 2 with known support: logits of the members of each position's cluster only.
 
 P(T_i | C) is zero outside cluster C_i, so the head needs K/M logits a position instead of K: for 16,384
 codewords in 512 clusters, 1/512 of the full head's products.
@@ -16,18 +16,19 @@ from torch.autograd.function import once_differentiable
 
 from ctf.codebook.coarse_map import CoarseMap
 
-#: Rows of one cluster that a GPU multiplies together. Half a tile is empty per cluster on average; each tile reads the
-#: weights of its cluster's members once.
+#: Rows of one cluster that a GPU multiplies together. A larger tile reads the weights of its cluster's members less
+#: often, but leaves more rows empty: half a tile per cluster on average.
 TILE = 64
-#: Rows of one cluster that a CPU multiplies together, always as many, the missing ones zero.
+#: Rows of one cluster that a CPU multiplies together. Missing ones are zero, since a product of another number of rows
+#: rounds differently.
 ROWS = 8
 
 
 class ClusterMembers(nn.Module):
-    """Which labels lie in each cluster, on the model's device.
+    """Members of each cluster, as tensors on the model's device.
 
     Args:
-        relation: from the labels that are predicted to the clusters that are given.
+        relation: map from the predicted labels to the given clusters.
     """
 
     order: Tensor | None  # (K,) labels, cluster by cluster; None where the rows of weights are in this order already
@@ -55,7 +56,7 @@ class ClusterMembers(nn.Module):
         return weight if self.order is None else weight[self.order]
 
     def of_sorted_weight(self) -> ClusterMembers:
-        """The same for a weight from `sorted_weight`."""
+        """The members for a weight that `sorted_weight` has sorted."""
         assert self.order is not None
         other = copy.copy(self)
         other._buffers = self._buffers | {"order": None, "place": self.place[self.order]}
@@ -71,7 +72,7 @@ def member_logits(hidden: Tensor, weight: Tensor, coarse: Tensor, members: Clust
 
     Args:
         hidden: (…, dim) states before the head.
-        weight: (K, dim) the head's weight, a row per fine token.
+        weight: (K, dim) the head's weight, one row per fine token.
         coarse: int64 (…) cluster of each position.
         members: the clusters.
 
@@ -80,24 +81,25 @@ def member_logits(hidden: Tensor, weight: Tensor, coarse: Tensor, members: Clust
         columns beyond a cluster's size are -inf.
     """
     multiply = multiply_clusters if hidden.device.type == "cpu" else multiply_tiles
-    kind = "cpu" if hidden.is_meta else hidden.device.type  # "meta" knows no autocast
-    with torch.autocast(kind, enabled=False):  # rounding would cost more here than it saves
+    device = "cpu" if hidden.is_meta else hidden.device.type  # autocast does not take "meta"
+    with torch.autocast(device, enabled=False):  # a cast to bfloat16 would cost more than it saves
         logits = multiply(hidden.flatten(0, -2), weight, coarse.flatten(), members)
     return logits.view(*coarse.shape, -1)
 
 
 def multiply_tiles(rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:
-    """As `member_logits`, of rows (n, dim) and coarse (n,): one batched product, for a GPU.
+    """`member_logits` of rows (n, dim) and coarse (n,) as one batched product, for a GPU.
 
-    The rows of each cluster are cut into tiles of `TILE`, the last one of each filled up with zeros. Shapes follow from
-    n and the clusters alone, so nothing waits for the device, and a compiler compiles once for all batches.
+    The rows of each cluster are split into tiles of `TILE` rows, the last tile padded with zeros. Shapes depend on n
+    and the clusters alone, so nothing waits for the device, and `torch.compile` compiles once for all batches.
     """
     (n, dim), (clusters, largest) = rows.shape, members.table.shape
     tiles = most_tiles(n, clusters)
     ordered, order = coarse.sort(stable=True)
     each = torch.arange(clusters, device=coarse.device)
+    # `searchsorted`, not `bincount`, which waits for the device.
     begin, end = torch.searchsorted(ordered, each), torch.searchsorted(ordered, each, right=True)  # (M,)
-    tiles_each = (end - begin + TILE - 1) // TILE
+    tiles_each = (end - begin + TILE - 1) // TILE  # (M,)
     last = tiles_each.cumsum(0)
     of_tile = torch.searchsorted(last, torch.arange(tiles, device=coarse.device), right=True).clamp(max=clusters - 1)
     first_slot = TILE * (last - tiles_each) - begin
@@ -105,25 +107,25 @@ def multiply_tiles(rows: Tensor, weight: Tensor, coarse: Tensor, members: Cluste
 
     padded = rows.new_zeros(tiles * TILE, dim).index_copy(0, slot, rows)
     table = weight.new_zeros(clusters * largest, dim).index_copy(0, members.place, weight)
-    columns = table.view(clusters, largest, dim).index_select(0, of_tile)
-    logits = torch.bmm(padded.view(tiles, TILE, dim), columns.mT).view(-1, largest).index_select(0, slot)
+    columns = table.view(clusters, largest, dim).index_select(0, of_tile)  # (tiles, S, dim)
+    logits = torch.bmm(padded.view(tiles, TILE, dim), columns.mT).view(-1, largest).index_select(0, slot)  # (n, S)
     return logits.masked_fill(~members.inside[coarse], -torch.inf)
 
 
 def most_tiles(rows: int, clusters: int) -> int:
-    """As many tiles as `rows` can fall into."""
+    """The largest number of tiles that so many rows can need."""
     return (rows + min(rows, clusters) * (TILE - 1)) // TILE
 
 
 def multiply_clusters(rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:
-    """As `multiply_tiles`: products for each cluster, which copy and multiply little in vain, for a CPU.
+    """`multiply_tiles` as a product for each cluster, with little padding, for a CPU.
 
-    For the head of size L it takes a fifth of the time of tiles there (`benchmarks/stage2_head.md`).
+    For the head of size L it takes a fifth of the time of tiles on a CPU (`benchmarks/stage2_head.md`).
     """
     counts = torch.bincount(coarse, minlength=len(members.sizes))
-    padded = (counts + ROWS - 1) // ROWS * ROWS  # whole pieces of ROWS rows for each cluster
+    padded = (counts + ROWS - 1) // ROWS * ROWS  # (M,)
     order = coarse.argsort(stable=True)
-    shift = (padded - counts).cumsum(0) - (padded - counts)  # empty rows of the clusters before
+    shift = (padded - counts).cumsum(0) - (padded - counts)  # (M,) empty rows of the clusters before
     slot = torch.empty_like(order).scatter_(0, order, shift[coarse[order]] + torch.arange(len(order)))
     filled = rows.new_zeros(int(padded.sum()), rows.shape[1]).index_copy(0, slot, rows)
     logits: Tensor = GroupedProduct.apply(filled, members.sorted_weight(weight), padded.tolist(), members.sizes)
@@ -131,10 +133,10 @@ def multiply_clusters(rows: Tensor, weight: Tensor, coarse: Tensor, members: Clu
 
 
 class GroupedProduct(torch.autograd.Function):
-    """One matrix product per cluster, into one output: no autograd node, padding or copy for each of M clusters.
+    """One matrix product per cluster, into one output, with one autograd node instead of one for each of M clusters.
 
-    rows (n, dim) and columns (K, dim), both sorted by cluster, counts (multiples of `ROWS`) and sizes of each cluster's
-    part of them → (n, S): rowsₘ @ columnsₘᵀ, filled up with -inf.
+    Takes rows (n, dim) and columns (K, dim), both sorted by cluster, and the numbers of each cluster's rows (multiples
+    of `ROWS`) and columns. Returns (n, S): rowsₘ @ columnsₘᵀ, padded with -inf.
     """
 
     @staticmethod
@@ -158,12 +160,12 @@ class GroupedProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, columns = ctx.saved_tensors
         counts, sizes = ctx.counts, ctx.sizes
-        for_rows, for_columns = torch.empty_like(rows), torch.zeros_like(columns)
-        by_row = zip(rows.split(counts), gradient.split(counts), for_rows.split(counts), strict=True)
-        by_column = zip(columns.split(sizes), for_columns.split(sizes), strict=True)
+        grad_rows, grad_columns = torch.empty_like(rows), torch.zeros_like(columns)
+        by_row = zip(rows.split(counts), gradient.split(counts), grad_rows.split(counts), strict=True)
+        by_column = zip(columns.split(sizes), grad_columns.split(sizes), strict=True)
         for (h, g, dh), (w, dw) in zip(by_row, by_column, strict=True):
             if len(h):
-                g = g[:, : len(w)]
+                g = g[:, : len(w)]  # without padding
                 torch.mm(g, w, out=dh)
                 torch.mm(g.T, h, out=dw)
-        return for_rows, for_columns, None, None
+        return grad_rows, grad_columns, None, None

@@ -11,6 +11,7 @@ from ctf.layout import Layout
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
 #: name: (layers, heads, dim). B to 3B are LlamaGen's; the rest are for small grids and CPUs.
 MODEL_SIZES: dict[str, tuple[int, int, int]] = {
@@ -30,14 +31,48 @@ Dtype = Literal["float32", "bfloat16"]
 Quantize = Literal["int8"]
 
 
+class NetworkConfig:
+    """Sizes that follow from the settings of either architecture."""
+
+    layout: Layout
+    heads: int
+    dim: int
+
+    @classmethod
+    def sizes(cls) -> dict[str, tuple[int, int, int]]:
+        """(layers, heads, dim) of each named size."""
+        return MODEL_SIZES
+
+    @classmethod
+    def of_size(cls, size: str, **settings: Any) -> Self:
+        """A named size, with the remaining settings by keyword. Raises InputError: no such size."""
+        if size not in (sizes := cls.sizes()):
+            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(sizes)}")
+        layers, heads, dim = sizes[size]
+        return cls(layers=layers, heads=heads, dim=dim, **settings)  # type: ignore[call-arg]
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens per image."""
+        return self.layout.num_tokens
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.heads
+
+
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(NetworkConfig):
     """One architecture for every kind of stage that is a Transformer.
 
     Attributes:
-        input_vocab: number of different tokens that the model reads; 0 for none. Where a full model reads one more than
-            it predicts, that one stands for hidden tokens: its vector is turned by its position. As many more as the
-            layout has scales stand for hidden tokens of each scale.
+        input_vocab: number of different tokens that the model reads; 0 for none. A full model may read one more than
+            it predicts, the mask token, whose embedding is rotated by its position; or one more for each of several
+            scales.
         output_vocab: number of different tokens that it predicts.
         layout: where the N tokens of an image lie.
         num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
@@ -46,7 +81,7 @@ class TransformerConfig:
         dim: width of the residual stream.
         kv_heads: key and value heads for grouped-query attention; None means as many as `heads`.
         attention: "causal" predicts token i from the label and tokens < i; "full" sees all positions; "groups" predicts
-            groups of positions, in any order, from the label and the groups before.
+            a group of positions from the label and earlier groups, in any order.
         rope_base: base of the 2-D rotary embedding.
         norm_eps: epsilon of RMSNorm.
         ffn_multiple: the feed-forward width is ⌊8/3 · dim⌋ rounded up to a multiple of this.
@@ -98,31 +133,10 @@ class TransformerConfig:
                 "must be equal"
             )
 
-    @classmethod
-    def of_size(cls, size: str, **settings: Any) -> TransformerConfig:
-        """A named size from `MODEL_SIZES` with the remaining settings given by keyword.
-
-        Raises:
-            InputError: no such size.
-        """
-        if size not in MODEL_SIZES:
-            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(MODEL_SIZES)}")
-        layers, heads, dim = MODEL_SIZES[size]
-        return cls(layers=layers, heads=heads, dim=dim, **settings)
-
     @property
     def hidden_by_scale(self) -> bool:
-        """Whether it has a word for hidden tokens of each scale."""
+        """Whether hidden tokens of each scale have an embedding of their own."""
         return self.input_vocab - self.output_vocab == len(self.layout) > 1
-
-    @property
-    def num_tokens(self) -> int:
-        """N, tokens per image."""
-        return self.layout.num_tokens
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
 
     @property
     def num_kv_heads(self) -> int:
@@ -135,8 +149,8 @@ class TransformerConfig:
 
     @property
     def positions(self) -> int:
-        """Of an image in training: N under causal attention, where the label takes the place of the last token, N + 1
-        under full attention, up to 2·N where each position has a query."""
+        """Length of a sequence in training: N under causal attention, where the label takes the place of the last
+        token, N + 1 under full attention, up to 2·N where each position has a query."""
         return {"causal": self.num_tokens, "full": self.num_tokens + 1, "groups": 2 * self.num_tokens}[self.attention]
 
     @property
@@ -148,15 +162,15 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class Compute:
-    """How to compute samples. The weights of a model stay as they are; sampling converts them.
+    """Precision and compilation of sampling, which converts copies of the weights.
 
     Attributes:
         dtype: of the stages' products and caches: "float32", "bfloat16", or "auto", which is bfloat16 on a GPU and
-            float32 on a CPU. Norms, guidance and draws are always float32.
+            float32 on a CPU. Norms, guidance and sampling are always float32.
         quantize: "int8" weights in every stage, on a CPU.
         compile: on a CPU, compile a decoding step: about 30 s of warm-up and a C++ compiler; saves a few % (float32),
             20 % (int8). A GPU always compiles stages and decoder.
-        decoder_dtype: of the tokenizer's convolutions: published figures are those of a float32 decoder.
+        decoder_dtype: of the tokenizer's convolutions; published results use a float32 decoder.
 
     Raises:
         InputError: no such choice.
@@ -174,14 +188,14 @@ class Compute:
                 raise InputError(f"{name} {value!r} does not exist: choose one of {', '.join(map(str, allowed))}")
 
     def on(self, device: torch.device) -> Compute:
-        """The same with a dtype in place of "auto"."""
+        """A copy with a dtype in place of "auto"."""
         if self.dtype != "auto":
             return self
         return dataclasses.replace(self, dtype="bfloat16" if device.type == "cuda" else "float32")
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Of the stages; "auto" must have been resolved by `on`."""
+        """`dtype` as PyTorch's; "auto" must have been resolved by `on`."""
         import torch
 
         return getattr(torch, self.dtype)

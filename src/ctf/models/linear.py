@@ -1,8 +1,8 @@
-"""x · Wᵀ for few rows at the speed of memory: the same product, its weight packed once.
+"""x · Wᵀ for few rows at the speed of memory, with a weight that is packed once.
 
-Decoding multiplies a handful of rows by every weight at every step, so it is as fast as weights are read. On a CPU a
-plain product reads a row-major weight at a third to a half of what the memory gives, oneDNN's blocked layout at
-nearly all of it, and int8 reads a quarter of the bytes. `benchmarks/sampling.md` has the figures.
+Decoding multiplies a handful of rows by every weight in every step, so it is as fast as weights are read. On a CPU a
+plain product reads a row-major weight at a third to a half of the memory's bandwidth. oneDNN's blocked layout reaches
+nearly all of it, and int8 reads a quarter of the bytes. Measurements are in `benchmarks/sampling.md`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from ctf.errors import InputError
 from ctf.models.config import Compute, Quantize
 
-#: Rows that layouts are made for. One number for all batches: a row's result is then the same bits whatever the
-#: batch, weights are packed once, and from 8 rows on no other number is faster, also for thousands of rows.
+#: Rows for which oneDNN chooses a layout. With one number for all batches a row's result does not depend on the batch,
+#: and weights are packed once. From 8 rows on no other number is faster, also for thousands of rows.
 ROWS = 8
 
 
 def pack_linear(
     weight: Tensor, quantize: Quantize | None = None, bias: Tensor | None = None, gelu: bool = False
 ) -> nn.Module:
-    """The fastest product with `weight` (outputs, inputs) on its device: a module (…, inputs) → (…, outputs).
+    """A module (…, inputs) → (…, outputs): the fastest product with `weight` (outputs, inputs) on its device.
 
     Args:
         weight: in the dtype to compute in, float32 or bfloat16; inputs are converted to it.
@@ -38,18 +38,14 @@ def pack_linear(
     packs = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if packs and quantize is None:
         return PackedLinear(weight, bias, gelu)
-    product = Linear(weight) if quantize is None else _int8(weight, packs)
+    if quantize is not None and not packs:
+        raise InputError("quantize int8 needs a CPU and a PyTorch with oneDNN: leave it out, or take dtype bfloat16")
+    product = Linear(weight) if quantize is None else Int8Linear(weight)
     return product if bias is None and not gelu else WithBias(product, bias, gelu)
 
 
-def _int8(weight: Tensor, packs: bool) -> nn.Module:
-    if not packs:
-        raise InputError("quantize int8 needs a CPU and a PyTorch with oneDNN: leave it out, or take dtype bfloat16")
-    return Int8Linear(weight)
-
-
 class Linear(nn.Module):
-    """The weight as it is."""
+    """A product with the weight unchanged."""
 
     weight: Tensor
 
@@ -62,7 +58,7 @@ class Linear(nn.Module):
 
 
 class WithBias(nn.Module):
-    """Bias and GELU behind a product that has neither."""
+    """A product followed by bias and GELU."""
 
     def __init__(self, product: nn.Module, bias: Tensor | None, gelu: bool) -> None:
         super().__init__()
@@ -75,10 +71,10 @@ class WithBias(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """The weight in oneDNN's blocked layout, which adds the bias and computes GELU as it writes.
+    """A product with the weight in oneDNN's blocked layout, fused with bias and GELU.
 
-    Where a CPU has no instructions for bfloat16 the layout holds its values in float32, and the products are as fast as
-    float32 ones: PyTorch's own would be hundreds of times slower.
+    On a CPU without bfloat16 instructions the layout holds bfloat16 weights in float32. The product then takes as long
+    as one of float32; PyTorch's own of bfloat16 would take hundreds of times as long.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> None:
@@ -88,14 +84,15 @@ class PackedLinear(nn.Module):
         weight = weight.to(self.layout).contiguous()
         self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
         self.bias = None if bias is None else bias.to(self.layout)
-        self.then: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        self.activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if x.dtype == self.dtype else x.to(self.dtype)
         x = x if self.layout == self.dtype else x.to(self.layout)
-        if single := x.numel() == x.shape[-1]:  # oneDNN sums a single row of over 1,024 inputs in another order
+        # oneDNN sums a single row of over 1,024 inputs in another order: with two its bits are those of any batch.
+        if single := x.numel() == x.shape[-1]:
             x = torch.cat([x, x])
-        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.then)
+        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.activation)
         y = y[:1] if single else y
         return y if self.layout == self.dtype else y.to(self.dtype)
 
@@ -114,10 +111,10 @@ def packed_bytes(compute: Compute, device: torch.device) -> int:
 
 
 class Int8Linear(nn.Module):
-    """The weight rounded to 8 bits on a scale per output, x on a scale per row; the sums are exact integers.
+    """A product of 8-bit integers: the weight has a scale per output, x a scale per row, and sums are exact.
 
-    A row's result depends on that row only, so an image still does not depend on its batch. On a CPU whose products of
-    bytes saturate, weights have 7 bits.
+    A row's result depends on that row only, so an image does not depend on its batch. On a CPU whose products of bytes
+    saturate, weights have 7 bits.
     """
 
     weight: Tensor
@@ -130,12 +127,12 @@ class Int8Linear(nn.Module):
         rounded = (weight / self.scale[:, None]).round().to(torch.int8)
         self.register_buffer("weight", torch.ops.onednn.qlinear_prepack(rounded, [ROWS, weight.shape[1]]))
         self.zeros = torch.zeros(len(self.scale), dtype=torch.int32)
-        self.zero_point = torch.tensor(128.5)
+        self.zero_point = torch.tensor(128.5)  # the half makes the cast to integers round, not truncate
 
     def forward(self, x: Tensor) -> Tensor:
         values = x.to(self.dtype).float()
         largest = torch.linalg.vector_norm(values, torch.inf, dim=-1, keepdim=True).clamp_min_(1e-12)
-        # Unsigned with zero point 128, the form that CPUs have an instruction for; adding a half makes a cast round.
+        # Unsigned with zero point 128: CPUs have an instruction for unsigned × signed bytes.
         levels = torch.addcmul(self.zero_point, values, 127 / largest).to(torch.uint8)
         y = multiply_bytes(levels, 128, self.weight, self.scale, self.zeros)
         return y.mul_(largest / 127).to(self.dtype)
@@ -150,7 +147,7 @@ def multiply_bytes(x: Tensor, zero_point: int, packed: Tensor, scale: Tensor, ze
 
 @lru_cache
 def saturates() -> bool:
-    """Whether this CPU adds two products of bytes in 16 bits, which 255 · 127 twice overflow: those without VNNI do."""
+    """Whether this CPU adds two products of bytes in 16 bits, as CPUs without VNNI do: 2 · 255 · 127 overflows."""
     inputs, outputs = 64, 16
     largest = torch.full((outputs, inputs), 127, dtype=torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(largest, [ROWS, inputs])

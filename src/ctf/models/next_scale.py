@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from ctf.models.attention import scale_attention
 from ctf.models.cache import KeyValueCache, attend_cached_scale
 from ctf.models.next_scale_config import NextScaleConfig
-from ctf.models.transformer import Block
+from ctf.models.transformer import Block, drop_classes
 
-#: Queries are multiplied by at most this, so that no softmax becomes a maximum.
+#: Largest logarithm of a head's scale. VAR's bound, which keeps softmax from becoming an argmax.
 LARGEST_SCALE = math.log(100)
 
 
 def normalize(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LN(x) · (1 + scale) + shift, without weights of its own: (B, n, dim) and (B, 1, dim) → (B, n, dim), float32."""
+    """LN(x) · (1 + scale) + shift, with an LN without weights: (B, n, dim) and (B, 1, dim) → (B, n, dim), float32."""
     return F.layer_norm(x.float(), x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
 class ScaleAttention(nn.Module):
-    """The products around attention over normalised queries and keys; biases for queries and values alone."""
+    """The products around attention with normalised queries and keys. Queries and values have biases, keys none."""
 
     def __init__(self, config: NextScaleConfig) -> None:
         super().__init__()
@@ -39,17 +39,17 @@ class ScaleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, n, dim) → queries, keys and values (B, heads, n, head_dim)."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, n, dim) each
         heads = ((q + self.q_bias), k, (v + self.v_bias).type_as(v))
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in heads)
-        # Attention divides scores by √head_dim: here a head's learned number alone is to scale them.
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in heads)  # (B, heads, n, head_dim)
+        # √head_dim cancels the division in attention: scores are scaled by the head's learned number alone.
         factor = self.scale.clamp(max=LARGEST_SCALE).exp() * math.sqrt(v.shape[-1])
         q, k = F.normalize(q.float(), dim=-1) * factor, F.normalize(k.float(), dim=-1)
         return q.type_as(v), k.type_as(v), v
 
 
 class ScaleFeedForward(nn.Module):
-    """GELU in its tanh form between two products with biases."""
+    """down(gelu(up(x))), with GELU in its tanh form."""
 
     def __init__(self, config: NextScaleConfig) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class ScaleFeedForward(nn.Module):
 
 
 class ScaleBlock(Block):
-    """A block that the class label modulates (AdaLN); `forward` takes a modulation where `Block` takes a table."""
+    """A block modulated by the class label (AdaLN). `forward` takes a modulation in place of a rotary table."""
 
     attention: ScaleAttention  # type: ignore[assignment]
     ffn: ScaleFeedForward  # type: ignore[assignment]
@@ -85,7 +85,7 @@ class ScaleBlock(Block):
         return after(self, x, attend(*before(self, x, modulation)), modulation)
 
     def before(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What attention takes, of the input (B, n, dim) and its modulation (B, 1, 6, dim)."""
+        """(B, n, dim) and its modulation (B, 1, 6, dim) → queries, keys and values for attention."""
         _, _, scale, _, shift, _ = modulation.unbind(2)
         return self.attention(normalize(x, scale, shift))
 
@@ -96,7 +96,7 @@ class ScaleBlock(Block):
         return x + self._branch(self.ffn(normalize(x, scale, shift)), gamma_ffn)
 
     def _branch(self, y: Tensor, gamma: Tensor) -> Tensor:
-        """γ · y, which drop path leaves out for some images in training."""
+        """γ · y; in training, drop path makes it 0 for some images and larger for the others."""
         if not self.random:
             return gamma * y
         kept = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
@@ -104,10 +104,10 @@ class ScaleBlock(Block):
 
 
 class NextScaleTransformer(nn.Module):
-    """Vectors and class labels in; states before the head out.
+    """VAR's network: vectors and class labels in, states before the head out.
 
-    The network reads no labels: of each scale but the first it is given the area-pooled sum of what the scales before
-    contribute, `x` below, which the stage makes.
+    It reads no tokens. Its input for each scale but the first is the area-pooled sum of the contributions of the scales
+    before, `x` below, which the stage makes.
     """
 
     def __init__(self, config: NextScaleConfig) -> None:
@@ -129,7 +129,7 @@ class NextScaleTransformer(nn.Module):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """VAR's values: truncated normal, smaller for the head, the modulation and what ends a branch."""
+        """VAR's values: truncated normal, smaller for the head, the modulation and the last product of each branch."""
         c = self.config
         std = math.sqrt(1 / (3 * c.dim))
         for module in self.modules():
@@ -149,18 +149,14 @@ class NextScaleTransformer(nn.Module):
                 rows = nn.init.normal_(block.offset, std=c.dim**-0.5)[0, 0]
             else:
                 rows = block.modulation.weight.view(6, c.dim, c.dim)
-            rows[:2].mul_(c.gamma_start)  # γ
-            rows[2:].mul_(0.5)
-
-    def forward(self, x: Tensor, labels: Tensor, given: Tensor | None = None) -> Tensor:
-        """Logits for whole sequences (B, N, output_vocab); see `hidden`."""
-        return self.head(self.hidden(x, labels, given))
+            rows[:2].mul_(c.gamma_start)  # the two γ
+            rows[2:].mul_(0.5)  # scales and shifts
 
     def hidden(self, x: Tensor, labels: Tensor, given: Tensor | None = None) -> Tensor:
-        """States of all positions at once, which see their own scale and those before.
+        """States of all positions, which see their own scale and the scales before.
 
         Args:
-            x: float32 (B, N − p₀², codeword_dim), of the scales behind the first.
+            x: float32 (B, N − p₀², codeword_dim), input vectors of all scales but the first.
             labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional. In training mode each label is
                 replaced by it with probability `class_dropout`.
             given: int64 (B, N) in [0, given_vocab), where the model is given labels.
@@ -169,10 +165,7 @@ class NextScaleTransformer(nn.Module):
             (B, N, dim), float32.
         """
         c = self.config
-        if self.training and c.class_dropout > 0:
-            dropped = torch.rand(labels.shape, device=labels.device) < c.class_dropout
-            labels = labels.masked_fill(dropped, c.num_classes)
-        y = self.condition(labels)
+        y = self.condition(drop_classes(labels, c) if self.training else labels)  # (B, dim)
         parts = x.split(c.layout.sizes[1:], dim=1)
         inputs = [self.first(y), *map(self.vector_embedding, parts)]
         placed = [self.placed(part, scale, given) for scale, part in enumerate(inputs)]
@@ -180,7 +173,7 @@ class NextScaleTransformer(nn.Module):
         return self._run(torch.cat(placed, dim=1), y, self.modulations(y), [attend] * c.layers)
 
     def condition(self, labels: Tensor) -> Tensor:
-        """Class labels (rows,) → (rows, dim), with which they enter the network."""
+        """Class labels (rows,) → their embeddings (rows, dim), the only place where they enter the network."""
         return self.label_embedding(labels)
 
     def first(self, y: Tensor) -> Tensor:
@@ -188,13 +181,13 @@ class NextScaleTransformer(nn.Module):
         return y[:, None] + self.start
 
     def placed(self, inputs: Tensor, scale: int, given: Tensor | None) -> Tensor:
-        """Inputs (rows, p², dim) of a scale that say where they stand and what is given there."""
+        """Inputs (rows, p², dim) of a scale, plus embeddings of scale, position and given labels."""
         at = self.config.layout.slices[scale]
         inputs = inputs + (self.scale_embedding.weight[scale] + self.position_embedding[:, at])
         return inputs if given is None else inputs + self.given_embedding(given[:, at])
 
     def modulations(self, y: Tensor) -> list[Tensor]:
-        """Of each block γ, scale and shift of its two branches: (rows, 1, 6, dim) each."""
+        """γ, scale and shift of the two branches of each block: (rows, 1, 6, dim) each."""
         blocks: Any = self.blocks
         gated, rows = F.silu(y), (len(y), 1, 6, self.config.dim)
         if self.config.shared_modulation:
@@ -207,8 +200,8 @@ class NextScaleTransformer(nn.Module):
 
         Args:
             inputs: of the scale.
-            y, modulations: of the rows, from `condition` and `modulations`.
-            cache: of the scales before, which takes this one's keys and values too.
+            y, modulations: from `condition` and `modulations`.
+            cache: keys and values of the scales before; this scale's are added.
             position: of the scale's first token.
         """
         stored = zip(cache.keys, cache.values, strict=True)
@@ -220,6 +213,3 @@ class NextScaleTransformer(nn.Module):
             x = block(x, modulation, attention)
         scale, shift = self.head_modulation(F.silu(y))[:, None].chunk(2, dim=-1)
         return normalize(x, scale, shift)
-
-    def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())

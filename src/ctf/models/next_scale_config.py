@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctf.errors import InputError
 from ctf.layout import Layout
-from ctf.models.config import MODEL_SIZES
+from ctf.models.config import MODEL_SIZES, NetworkConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: name: (layers, heads, dim), VAR's published models with a vocabulary of 4,096; others are those of `MODEL_SIZES`.
 NEXT_SCALE_SIZES: dict[str, tuple[int, int, int]] = {
@@ -18,28 +21,28 @@ NEXT_SCALE_SIZES: dict[str, tuple[int, int, int]] = {
     "d30": (30, 30, 1920),  #   2.0 B
     "d36-s": (36, 36, 2304),  # 2.4 B, with one modulation for all blocks
 }
-#: Where the factors γ of attention and feed-forward layers start: the first of these whose depth is not exceeded.
+#: Largest depth: factor on the initial weights of γ, as in VAR.
 GAMMA_START = {20: 1e-3, 24: 1e-4, 30: 1e-5}
 
 
 @dataclass(frozen=True)
-class NextScaleConfig:
-    """One architecture of VAR's.
+class NextScaleConfig(NetworkConfig):
+    """Settings of VAR's network.
 
     Attributes:
         output_vocab: number of different labels that it predicts.
-        layout: grids of the scales, of which a group each is predicted.
+        layout: grids of the scales, one of which is predicted in each step.
         num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
         layers: Transformer blocks.
         heads: attention heads.
         dim: width of the residual stream.
-        codeword_dim: d, of the vectors that it reads.
-        convolutions: ψ of the tokenizer, which the scales share.
+        codeword_dim: d, width of the vectors that it reads.
+        convolutions: number of ψ, the tokenizer's convolutions that the scales share.
         given_vocab: number of different labels of a coarser level that the model is given; 0 for none.
-        shared_modulation: one product makes the modulation of all blocks, to which each adds vectors of its own.
+        shared_modulation: one product makes a modulation for all blocks, and each block adds its own offset.
         dropout: probability on attention output and feed-forward output, in training.
-        drop_path: probability of leaving out a branch of the last block for an image, in training; blocks before it
-            have less, the first none. None is VAR's, 1/10 at a depth of 24 and in proportion.
+        drop_path: probability of skipping a branch of the last block for an image, in training. It falls linearly to 0
+            at the first block. None is VAR's: depth / 240.
         class_dropout: probability of replacing the label by the unconditional one, in training.
     """
 
@@ -73,26 +76,12 @@ class NextScaleConfig:
             raise InputError(f"model: dim {self.dim} must be a multiple of {self.heads} heads")
 
     @classmethod
-    def of_size(cls, size: str, **settings: Any) -> NextScaleConfig:
-        """A named size with the remaining settings given by keyword. Raises InputError: no such size."""
-        sizes = {**MODEL_SIZES, **NEXT_SCALE_SIZES}
-        if size not in sizes:
-            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(sizes)}")
-        layers, heads, dim = sizes[size]
-        return cls(layers=layers, heads=heads, dim=dim, **{"shared_modulation": size == "d36-s", **settings})
+    def sizes(cls) -> dict[str, tuple[int, int, int]]:
+        return {**MODEL_SIZES, **NEXT_SCALE_SIZES}
 
-    @property
-    def num_tokens(self) -> int:
-        """N, tokens per image."""
-        return self.layout.num_tokens
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.heads
+    @classmethod
+    def of_size(cls, size: str, **settings: Any) -> Self:
+        return super().of_size(size, **{"shared_modulation": size == "d36-s", **settings})
 
     @property
     def ffn_dim(self) -> int:
@@ -100,7 +89,7 @@ class NextScaleConfig:
 
     @property
     def positions(self) -> int:
-        """Of an image in training."""
+        """Length of a sequence in training."""
         return self.num_tokens
 
     @property
@@ -114,11 +103,11 @@ class NextScaleConfig:
         return (6 * (1 if self.shared_modulation else self.layers) + 2) * self.dim**2
 
     def drop_path_of(self, block: int) -> float:
-        """Probability of leaving out a branch of block number `block`."""
+        """Probability of skipping a branch of block number `block`."""
         last = self.layers / 240 if self.drop_path is None else self.drop_path
         return last * block / max(1, self.layers - 1)
 
     @property
     def gamma_start(self) -> float:
-        """Factor on the initial weights of γ, the smaller the deeper the model."""
+        """Factor on the initial weights of γ: deeper models start with smaller branches."""
         return next((factor for depth, factor in GAMMA_START.items() if self.layers <= depth), 5e-6)

@@ -1,4 +1,4 @@
-"""A Transformer made ready for sampling: the same blocks, their products packed once."""
+"""Networks for sampling: the same blocks, their products packed once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,25 @@ from ctf.models.cache import KeyValueCache, attend_opaque
 from ctf.models.config import Compute
 from ctf.models.linear import pack_linear
 from ctf.models.next_scale import NextScaleTransformer
-from ctf.models.transformer import FeedForward, Transformer, compile_blocks
+from ctf.models.transformer import FeedForward, Transformer, compile_blocks, compile_copy
+
+
+def _share_weights(packed: Any, model: Any) -> None:
+    """Fill an empty `packed` with the modules of `model`, copied around the same weights, in evaluation mode.
+
+    The constructor of the network would make weights and initialise them, which also imports sympy on "meta".
+    """
+    nn.Module.__init__(packed)
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    copied = copy.deepcopy(model, shared | {id(buffer): buffer for buffer in model.buffers()})
+    for name, part in (*copied.named_children(), *copied.named_parameters(recurse=False)):
+        setattr(packed, name, part)
+    for name, buffer in copied.named_buffers(recurse=False):
+        packed.register_buffer(name, buffer, persistent=False)
+    packed.config = model.config
+    packed.eval()
+    for block in packed.blocks:
+        block.compiled = None  # the model may train compiled
 
 
 class PackedTransformer(Transformer):
@@ -35,16 +53,11 @@ class PackedTransformer(Transformer):
 
     @torch.no_grad()
     def __init__(self, model: Transformer, compute: Compute, head: bool = True) -> None:
-        nn.Module.__init__(self)
-        # Modules of its own around the same weights. A new model on "meta" would do, but initialising it imports sympy.
-        shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-        self.__dict__.update(copy.deepcopy(model, shared | {id(model.rotary): model.rotary}).__dict__)
-        self.eval()
+        _share_weights(self, model)
         self.dtype, self.device = compute.torch_dtype, model.head.weight.device
         pack = partial(self._pack, compute=compute)
         blocks: Any = self.blocks
         for block in blocks:
-            block.compiled = None  # the model may train compiled
             block.attention.qkv, block.attention.out = pack(block.attention.qkv), pack(block.attention.out)
             block.ffn = PackedFeedForward(block.ffn, pack)
             return_freed_memory()
@@ -55,7 +68,8 @@ class PackedTransformer(Transformer):
             compile_blocks(self)
         elif compute.compile:
             self.attend = attend_opaque
-            self._compiled = torch.compile(self._step, dynamic=True)
+            # Inductor keeps the frozen weights of a compiled step as long as the process lives.
+            self._compiled = compile_copy(Transformer._step, dynamic=True)
 
     @staticmethod
     def _pack(*linears: Any, compute: Compute) -> Any:
@@ -71,7 +85,7 @@ class PackedTransformer(Transformer):
         # Frozen, packed weights are constants of the compiled function; inputs could not have such a layout.
         with config.patch(freezing=True):
             try:
-                return self._compiled(x, cache.keys, cache.values, position)
+                return self._compiled(self, x, cache.keys, cache.values, position)
             except exc.InductorError as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(
@@ -80,7 +94,7 @@ class PackedTransformer(Transformer):
 
 
 class PackedFeedForward(FeedForward):
-    """`FeedForward` with its two first products as one."""
+    """`FeedForward` with its first two products as one."""
 
     def __init__(self, ffn: FeedForward, pack: Any) -> None:
         nn.Module.__init__(self)
@@ -92,9 +106,7 @@ class PackedFeedForward(FeedForward):
 
 
 class PackedNextScale(NextScaleTransformer):
-    """`PackedTransformer` of VAR's network.
-
-    The head stays in float32; quantised are the products over positions.
+    """`PackedTransformer` of VAR's network. Only products over positions are quantised; the head stays in float32.
 
     Raises:
         InputError: int8 on a device or build without it; compilation on a CPU.
@@ -104,28 +116,24 @@ class PackedNextScale(NextScaleTransformer):
     def __init__(self, model: NextScaleTransformer, compute: Compute, head: bool = True) -> None:
         if compute.compile and model.head.weight.device.type != "cuda":
             raise InputError("compile is for stages of single positions on a CPU, next_scale has none: leave it out")
-        nn.Module.__init__(self)
-        shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-        self.__dict__.update(copy.deepcopy(model, shared).__dict__)
-        self.eval()
-        self.dtype = compute.torch_dtype
+        _share_weights(self, model)
+        self.dtype, self.device = compute.torch_dtype, model.head.weight.device
         pack = partial(pack_affine, dtype=self.dtype)
         for name in ("vector_embedding", "head_modulation", "modulation"):
             if hasattr(self, name):
                 setattr(self, name, pack(getattr(self, name)))
+        pack_position = partial(pack, quantize=compute.quantize)
         blocks: Any = self.blocks
         for block in blocks:
-            block.compiled = None  # the model may train compiled
-            of_positions = partial(pack, quantize=compute.quantize)
-            for name in ("qkv", "out"):
-                setattr(block.attention, name, of_positions(getattr(block.attention, name)))
-            block.ffn = nn.Sequential(of_positions(block.ffn.up, gelu=True), of_positions(block.ffn.down))
+            attention, ffn = block.attention, block.ffn
+            attention.qkv, attention.out = pack_position(attention.qkv), pack_position(attention.out)
+            block.ffn = nn.Sequential(pack_position(ffn.up, gelu=True), pack_position(ffn.down))
             if hasattr(block, "modulation"):
                 block.modulation = pack(block.modulation)
             return_freed_memory()
         if head:
             self.head = pack_affine(self.head, torch.float32)  # type: ignore[assignment]
-        if model.head.weight.device.type == "cuda":
+        if self.device.type == "cuda":
             compile_blocks(self)
 
 

@@ -1,4 +1,4 @@
-"""The Transformer: LlamaGen's, with causal or full attention (paper, sections 4.2 and 5.1)."""
+"""LlamaGen's Transformer, with causal, full or group attention (paper, sections 4.2 and 5.1)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:  # the same bits in one call; a weight that is cut may come in bfloat16
+        if x.dtype == torch.float32:  # the same bits in one call; FSDP may gather the weight in bfloat16
             return F.rms_norm(x, x.shape[-1:], self.weight.float(), self.eps)
+        # float32, as LlamaGen does: the sum of squares of bfloat16 would lose most of its bits.
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
 
 
 class Attention(nn.Module):
-    """The products around attention; what attends to what is the block's business."""
+    """The products before attention, and `out`, the one after it."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (-1, c.head_dim))  # (B, n, heads + 2·kv_heads, head_dim)
         qk, v = qkv.split([c.heads + c.num_kv_heads, c.num_kv_heads], dim=2)
         q, k = rotate(qk, rotary).split([c.heads, c.num_kv_heads], dim=2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads or kv_heads, n, head_dim)
 
 
 class FeedForward(nn.Module):
@@ -63,18 +64,17 @@ class FeedForward(nn.Module):
         return self.w1(x), self.w3(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_and_up(x)
+        gate, up = self.gate_and_up(x)  # (B, n, ffn_dim)
         gate = F.silu(gate)
         return self.w2(gate * up if torch.is_grad_enabled() else gate.mul_(up))  # in place where no gradient needs it
 
 
 class Block(nn.Module):
-    """The block of training and of sampling: the latter replaces its products by packed ones and brings a cache.
+    """The block of training and of sampling: sampling packs its products and passes attention over a cache.
 
     Attributes:
-        recomputed: keep the input alone for the backward pass, which runs the block again (activation checkpointing).
-        compiled: `before` and `after` as `compile_blocks` made them. They take the block as their first argument, so
-            that a block which is dropped is freed at once: a bound method here would be a cycle.
+        recomputed: set by `recompute`.
+        compiled: `before` and `after`, compiled by `compile_blocks`; they take the block as first argument.
     """
 
     recomputed = False
@@ -90,76 +90,89 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
-        """(B, n, dim) → the same; `attend` (q, k, v → as q) is attention over a cache in place of that over x."""
+        """(B, n, dim) → (B, n, dim). `attend` (q, k, v → shape of q) replaces attention over x, as one over a cache."""
         attend = attend or partial(attend_whole, causal=self.config.attention == "causal")
         if self.recomputed and torch.is_grad_enabled():
             return checkpoint(self._run, x, rotary, attend, use_reentrant=False, preserve_rng_state=self.random)
         return self._run(x, rotary, attend)
 
+    def recompute(self) -> None:
+        """Keep only the input for the backward pass, which then runs the block again (activation checkpointing)."""
+        self.recomputed = True
+
     @property
     def random(self) -> bool:
-        """Whether it draws random numbers now."""
+        """Whether a forward pass draws random numbers now."""
         return self.training and self.dropout.p > 0
 
     def _run(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         before, after = self.compiled or (type(self).before, type(self).after)
-        return after(self, x, attend(*before(self, x, rotary)))  # q, k and v are freed before the feed-forward layer
+        # One expression, so that q, k and v are freed before the feed-forward layer.
+        return after(self, x, attend(*before(self, x, rotary)))
 
     def before(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What attention takes."""
+        """(B, n, dim) → queries, keys and values for attention."""
         return self.attention(self.attention_norm(x), rotary)
 
     def after(self, x: Tensor, y: Tensor) -> Tensor:
         """The block's input (B, n, dim) and its attention (B, heads, n, head_dim) → its output."""
-        y = self.attention.out(y.transpose(1, 2).flatten(2))
+        y = self.attention.out(y.transpose(1, 2).flatten(2))  # (B, n, dim)
         x = x + (self.dropout(y) if self.training else y)
         y = self.ffn(self.ffn_norm(x))
         return x + (self.dropout(y) if self.training else y)
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile what each block does before and after attention, in place.
+    """Compile `before` and `after` of all blocks, in place.
 
-    One compilation of either serves all blocks, whose weights are inputs of the compiled graph. Attention, whose kernel
-    and mask depend on the caller, stays outside.
+    Both are compiled once for all blocks, whose weights are inputs of the graph. Attention stays outside, because its
+    kernel and its mask depend on the caller.
     """
-    number = next(_COMPILED)
     blocks = [block for block in module.modules() if isinstance(block, Block)]
-    kind = type(blocks[0])
-    compiled = torch.compile(_copied(kind.before, number)), torch.compile(_copied(kind.after, number))
+    compiled = compile_copy(type(blocks[0]).before), compile_copy(type(blocks[0]).after)
     for block in blocks:
         block.compiled = compiled
 
 
-_COMPILED = itertools.count()
+_COPIES = itertools.count()
 
 
-def _copied(function: Any, number: int) -> Any:
-    """A function of another name: for each Dynamo keeps eight graphs, and knows which sizes vary.
+def compile_copy(method: Any, **settings: Any) -> Any:
+    """`torch.compile` of a copy of an unbound method, with Dynamo's cache for itself.
 
-    All models would share those of one: the fourth would run uncompiled, and sizes of the second would be dynamic.
+    Dynamo keeps eight graphs for each code object, and remembers which sizes varied. Without the copy all models would
+    share them: the fourth model would run uncompiled, and the second one with dynamic sizes. The method is unbound
+    because a bound one, kept by its object, would be a reference cycle: weights would stay until garbage collection.
     """
-    code = function.__code__.replace(co_name=f"{function.__name__}_{number}")
-    return types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+    code = method.__code__.replace(co_name=f"{method.__name__}_{next(_COPIES)}")
+    copied = types.FunctionType(code, method.__globals__, code.co_name, method.__defaults__, method.__closure__)
+    return torch.compile(copied, **settings)
+
+
+def drop_classes(labels: Tensor, config: Any) -> Tensor:
+    """Class labels (B,), each replaced by the unconditional one with probability `class_dropout`."""
+    if not config.class_dropout:  # draws no random numbers
+        return labels
+    return labels.masked_fill(torch.rand(labels.shape, device=labels.device) < config.class_dropout, config.num_classes)
 
 
 def take(x: Tensor, positions: Tensor) -> Tensor:
-    """x (B, N) at positions (n,), the same of all rows, or (B, n): (B, n)."""
+    """x (B, N) at positions (n,) for all rows, or (B, n) for each: (B, n)."""
     return x[:, positions] if positions.ndim == 1 else x.gather(1, positions)
 
 
 class Transformer(nn.Module):
     """Tokens, labels of a coarser level, and class labels in; logits out.
 
-    The class label is position 0 of the sequence. A causal model (eqs. 3 and 8) is given whole sequences
-    and shifts them itself: its logits at i depend on the label, tokens < i, and given labels ≤ i. A full
-    model (eq. 10) sees all positions: its logits at i predict token i. A model of groups has a query for each
-    position, one learned vector turned by the position, and predicts a group of them from the groups before. A given
-    label is added to the input that predicts its position.
+    The class label is position 0 of the sequence. A causal model (eqs. 3 and 8) takes whole sequences and shifts them:
+    its logits at i depend on the label, tokens < i, and given labels ≤ i. A full model (eq. 10) sees all positions: its
+    logits at i predict token i. A model of groups has a query for each position, which is one learned vector rotated by
+    the position; it predicts a group from the groups before. A given label is added to the input that predicts its
+    position.
     """
 
-    rotary: Tensor
-    scales: Tensor  # (N,), of each position
+    rotary: Tensor  # (1 + N, 2, head_dim)
+    scales: Tensor  # (N,) scale of each position
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -171,7 +184,8 @@ class Transformer(nn.Module):
             self.given_embedding = nn.Embedding(config.given_vocab, config.dim)
         if config.attention == "groups":
             self.query_embedding = nn.Embedding(1, config.dim)
-        if config.attention == "full" and len(config.layout) > 1:  # cells of several scales have one centre
+        # Under full attention positions of two scales with the same centre have the same rotary embedding.
+        if config.attention == "full" and len(config.layout) > 1:
             self.scale_embedding = nn.Embedding(len(config.layout), config.dim)
             scales = torch.tensor([scale for scale, _, _ in config.layout.coordinates])
             self.register_buffer("scales", scales, persistent=False)
@@ -189,11 +203,11 @@ class Transformer(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, tokens: Tensor | None, labels: Tensor, given: Tensor | None = None) -> Tensor:
-        """Logits for whole sequences: (B, N), (B,) and (B, N) → (B, N, output_vocab); see `hidden`."""
+        """Logits of whole sequences: (B, N), (B,) and (B, N) → (B, N, output_vocab); see `hidden`."""
         return self.head(self.hidden(tokens, labels, given))
 
     def hidden(self, tokens: Tensor | None, labels: Tensor, given: Tensor | None = None) -> Tensor:
-        """Normalised states before the head.
+        """Normalised states, the head's input.
 
         Args:
             tokens: int64 (B, N) in [0, input_vocab); None for a full model that reads none.
@@ -211,38 +225,40 @@ class Transformer(nn.Module):
     def hidden_in_groups(
         self, tokens: Tensor, labels: Tensor, given: Tensor | None, positions: Tensor, sizes: list[int]
     ) -> Tensor:
-        """Normalised states of all queries: each knows the label, the groups before its own, and its own given labels.
+        """Normalised states of all queries. Each depends on the label, the groups before its own, and the given labels
+        of its group.
 
         The sequence is the label, the tokens of all groups but the last, and the queries of all groups (LPD, arXiv
         2507.01957, section 3.2).
 
         Args:
-            tokens, labels, given: as those of `hidden`.
+            tokens, labels, given: see `hidden`.
             positions: int64 (N,), or (B, N) where images differ: raster indices in the order of generation.
-            sizes: of the groups that the order is cut into.
+            sizes: of the groups, in that order.
 
         Returns:
             (B, N, dim), in the order of `positions`.
         """
-        known = self.config.num_tokens - sizes[-1]
-        before, table = positions[..., :known], self.rotary[1 + positions]
+        known = self.config.num_tokens - sizes[-1]  # tokens of all groups but the last
+        before, table = positions[..., :known], self.rotary[1 + positions]  # (N, 2, head_dim), or (B, N, 2, head_dim)
         start = self.rotary[:1].expand(*table.shape[:-3], -1, -1, -1)
         rotary = torch.cat([start, table[..., :known, :, :], table], dim=-3)
         queries = self.queries(table, None if given is None else take(given, positions))
         parts = [self._first(labels), self.token_embedding(take(tokens, before)), queries.expand(len(labels), -1, -1)]
-        return self._run(torch.cat(parts, dim=1), rotary, group_attention(tuple(sizes), tokens.device))[:, 1 + known :]
+        x = torch.cat(parts, dim=1)  # (B, 1 + known + N, dim)
+        return self._run(x, rotary, group_attention(tuple(sizes), tokens.device))[:, 1 + known :]
 
     def queries(self, table: Tensor, given: Tensor | None) -> Tensor:
-        """Inputs that ask for n positions, from their rows of the rotary table: (1, n, dim).
+        """Queries of n positions, from their rows of the rotary table: (1, n, dim).
 
         With given labels (B, n), or a table for each image, (B, n, dim).
         """
-        queries = self._turned(self.query_embedding.weight, table)
+        queries = self._rotated(self.query_embedding.weight, table)
         return queries if given is None else queries + self.given_embedding(given)
 
-    def _turned(self, vector: Tensor, table: Tensor) -> Tensor:
-        """A vector (1, dim), or one for each position (n, dim), that says where it stands: (1, n, dim), or (B, n, dim)
-        with a table for each image."""
+    def _rotated(self, vector: Tensor, table: Tensor) -> Tensor:
+        """One vector (1, dim), or one for each position (n, dim), rotated by position: (1, n, dim), or (B, n, dim) with
+        a table for each image."""
         return rotate(vector.view(1, len(vector), self.config.heads, -1), table).flatten(-2)
 
     def _run(self, x: Tensor, rotary: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
@@ -253,11 +269,7 @@ class Transformer(nn.Module):
 
     def _first(self, labels: Tensor) -> Tensor:
         """Class labels (B,) → (B, 1, dim); in training some become unconditional."""
-        c = self.config
-        if self.training and c.class_dropout > 0:
-            dropped = torch.rand(labels.shape, device=labels.device) < c.class_dropout
-            labels = labels.masked_fill(dropped, c.num_classes)
-        return self.label_embedding(labels)[:, None]
+        return self.label_embedding(drop_classes(labels, self.config) if self.training else labels)[:, None]
 
     def _embed(self, tokens: Tensor | None, labels: Tensor, given: Tensor | None) -> Tensor:
         """(B, N, dim) for a causal model, whose last token predicts nothing; (B, 1 + N, dim) for a full one."""
@@ -266,7 +278,7 @@ class Transformer(nn.Module):
             assert tokens is not None
             x = torch.cat([first, self.token_embedding(tokens[:, :-1])], dim=1)
             return x if given is None else x + self.given_embedding(given)
-        x = self.given_embedding(given) if tokens is None else self._known_or_hidden(tokens)
+        x = self.given_embedding(given) if tokens is None else self._known_or_hidden(tokens)  # (B, N, dim)
         if tokens is not None and given is not None:
             x = x + self.given_embedding(given)
         if len(c.layout) > 1:
@@ -274,41 +286,39 @@ class Transformer(nn.Module):
         return torch.cat([first, x], dim=1)
 
     def _known_or_hidden(self, tokens: Tensor) -> Tensor:
-        """(B, N) → (B, N, dim); tokens from `output_vocab` on are words for hidden ones."""
-        x, words = self.token_embedding(tokens), self.config.output_vocab
-        if (more := self.config.input_vocab - words) < 1:
+        """(B, N) → (B, N, dim); from `output_vocab` on, tokens stand for hidden ones (mask tokens)."""
+        x, vocabulary = self.token_embedding(tokens), self.config.output_vocab
+        if (masks := self.config.input_vocab - vocabulary) < 1:
             return x
-        vectors = self.token_embedding.weight[words:]  # one for all positions, or one for each scale
-        hidden = self._turned(vectors if more == 1 else vectors[self.scales], self.rotary[1:])
-        return x.where((tokens < words)[..., None], hidden)
+        vectors = self.token_embedding.weight[vocabulary:]  # (1, dim), or (scales, dim)
+        # Rotary attention is relative: if all mask vectors were equal, only edges of the image would give a position.
+        hidden = self._rotated(vectors if masks == 1 else vectors[self.scales], self.rotary[1:])  # (1, N, dim)
+        return x.where((tokens < vocabulary)[..., None], hidden)
 
     def step(self, x: Tensor, cache: KeyValueCache, position: int) -> Tensor:
         """One position of a causal model: embeddings (rows, dim) → normalised states (rows, dim).
 
-        Position 0 takes `label_embedding` of the labels, each later one `token_embedding` of the tokens before it;
-        both plus `given_embedding` of what is given at the position.
+        The input of position 0 is `label_embedding` of the labels, that of position i `token_embedding` of token i − 1;
+        both plus `given_embedding` of the label given at the position.
         """
         return self._step(x, cache.keys, cache.values, position)
 
-    #: What stores a position in the cache and attends over it.
+    #: Attention of `step`, which stores a position in the cache and attends over it.
     attend = staticmethod(attend_cached)
 
     def _step(self, x: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], position: int) -> Tensor:
         rotary = self.rotary[position : position + 1]
-        x = x[:, None]
+        x = x[:, None]  # (rows, 1, dim)
         for i, block in enumerate(self.blocks):
             x = block(x, rotary, partial(self.attend, keys=keys[i], values=values[i], position=position))
         return self.norm(x)[:, 0]
 
     def step_group(self, x: Tensor, rotary: Tensor, cache: KeyValueCache, position: int, tokens: int) -> Tensor:
-        """One group: inputs (rows, n, dim), `tokens` of them known and the rest queries → states of the queries.
+        """One group: inputs (rows, n, dim), `tokens` known ones and then queries → states of the queries.
 
-        Known are first the label, later the tokens of the group before; they go to the cache from `position` on.
+        Known inputs are the label, later the tokens of the group before. They go to the cache from `position` on.
         """
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             attend = partial(attend_cached_group, keys=keys, values=values, position=position, tokens=tokens)
             x = block(x, rotary, attend)
         return self.norm(x[:, tokens:])
-
-    def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())

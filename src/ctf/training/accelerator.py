@@ -1,4 +1,4 @@
-"""Device, precision and processes of a run, by way of `accelerate`."""
+"""Device, precision and processes of a run, from `accelerate`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def build_accelerator(config: LoopConfig) -> Any:
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
-    available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(config.device):
-        there = ", ".join(name for name, found in available.items() if found)
-        raise InputError(f"loop.device {config.device!r} does not exist here: choose one of {there}")
+    exists = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not exists.get(config.device):
+        devices = ", ".join(name for name, found in exists.items() if found)
+        raise InputError(f"loop.device {config.device!r} does not exist here: choose one of {devices}")
     precision = native_precision(config.device) if config.precision == "auto" else config.precision
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several models
-    # Longer than `Watch` waits, whose message says more.
+    # Longer than the patience of `Watch`, whose message says more than that of the backend.
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=2 * config.patience + 60))
-    # To be said even where there is nothing else: else accelerate would let each process of torchrun train alone.
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not (available["cuda"] or available["mps"]))
+    # accelerate must be told even if there is no GPU: else it lets each process of torchrun train alone.
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not (exists["cuda"] or exists["mps"]))
     try:
         accelerator = Accelerator(mixed_precision=MODES[precision], cpu=on_cpu, kwargs_handlers=[group])
     except ValueError as error:

@@ -1,11 +1,13 @@
-"""Endless training batches at random access: of stored tokens, and of images decoded ahead in threads."""
+"""Endless training batches with random access: stored tokens, and images that threads decode ahead."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,22 +21,24 @@ from ctf.images.urls import UnreachableError
 from ctf.tokens.token_set import TokenSet
 from ctf.training.objective import Batch
 
+T = TypeVar("T")
+
 
 class EpochSampler:
-    """Which images make batch s: a function of the arguments and s alone, so a run resumed at s sees what an
-    uninterrupted one sees.
+    """The images of batch s, which depend on the arguments and s alone: a run resumed at s sees the same batches as an
+    uninterrupted one.
 
-    The images form one endless stream, epoch after epoch, each in an order drawn from (key, epoch); batch s of B
-    images is the s-th cut of B. No image is left out or repeated within an epoch: a batch may end one epoch and
-    begin the next.
+    Epoch after epoch forms one endless stream of images, each epoch shuffled by (key, epoch). Batch s holds the images
+    s·B to (s + 1)·B − 1 of the stream. Each image occurs once in an epoch: a batch may end one epoch and begin the
+    next.
 
     Args:
         num_images: n.
         batch_size: B, over all ranks together.
         key: integers ≥ 0 that the order depends on.
-        rank: this process; it gets the `rank`-th of `world` equal parts of each batch.
+        rank: number of this process, which gets the `rank`-th of `world` equal parts of each batch.
         world: number of processes.
-        choices: A, for a number in [0, A) drawn uniformly per image and epoch.
+        choices: A; each image gets a uniform random number in [0, A) in each epoch.
 
     Raises:
         InputError: `batch_size` is not a positive multiple of `world`.
@@ -48,7 +52,7 @@ class EpochSampler:
                 f"batch size {batch_size} cannot be split over {world} processes: use a multiple of {world}"
             )
         self.num_images, self.batch_size, self.key, self.choices = num_images, batch_size, key, choices
-        self.part = np.arange(batch_size).reshape(world, -1)[rank]  # of a whole batch
+        self.part = np.arange(batch_size).reshape(world, -1)[rank]  # [b] indices of this rank in a batch
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,10 +71,10 @@ class EpochSampler:
 
 
 class TokenBatches:
-    """`batches[step]` is (tokens int64 [b, N], labels int64 [b]), with one augmentation drawn per image and epoch.
+    """`batches[step]` is (tokens int64 [b, N], labels int64 [b]), with a random augmentation per image and epoch.
 
     Args:
-        token_set: what to draw from.
+        token_set: the training tokens.
         batch_size, rank, world: as `EpochSampler`'s.
         seed: of the order and the augmentations, ≥ 0.
     """
@@ -89,7 +93,7 @@ class ImageBatches:
     and counted in `images.skipped`.
 
     Args:
-        images: what to draw from.
+        images: the training images.
         batch_size, rank, world: as `EpochSampler`'s.
         seed: of the order, the mirroring and the crops, ≥ 0.
         flip: mirror half of the images.
@@ -121,23 +125,17 @@ class ImageBatches:
         return to_tensor(batch)
 
     def _uniforms(self, purpose: int, step: int, count: int) -> np.ndarray:
-        """Numbers in [0, 1) for each image of batch `step`, the same for any `world`: (b, count)."""
+        """Random numbers in [0, 1) for each image of batch `step`, (b, count), which do not depend on `world`."""
         generator = np.random.default_rng([self.seed, purpose, step])
         return generator.random((self.sampler.batch_size, count))[self.sampler.part]
 
-    def stream(self, start: int, ahead: int = 4, workers: int = 2) -> Iterator[Tensor]:
-        """Batches `start`, `start` + 1, … without end, `ahead` of them decoded in advance."""
-        with ThreadPoolExecutor(workers) as pool:
-            pending: deque[Future[Tensor]] = deque()
-            while True:
-                while len(pending) < ahead:
-                    pending.append(pool.submit(self.__getitem__, start))
-                    start += 1
-                yield pending.popleft().result()
+    def stream(self, start: int) -> Iterator[Tensor]:
+        """Batches `start`, `start` + 1, … without end; two threads decode four of them in advance."""
+        return results_ahead((partial(self.__getitem__, step) for step in itertools.count(start)), 4, 2)
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
-    """The batches on `device`; to a GPU they are copied out of pinned memory, read ahead, while it works on others."""
+    """The batches on `device`. For a GPU a thread reads ahead into pinned memory, so that copies overlap with work."""
     if device.type == "cuda":
         batches = read_ahead(batches, partial(_pinned, device=device))
     for batch in batches:
@@ -145,7 +143,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[Batch
 
 
 def _pinned(batch: Batch, device: torch.device) -> Batch:
-    with torch.cuda.device(device):  # or the thread would begin to use the first GPU
+    with torch.cuda.device(device):  # a new thread would make a context on the first GPU
         return tuple(tensor.pin_memory() for tensor in batch)
 
 
@@ -153,13 +151,18 @@ def read_ahead(
     batches: Iterator[Batch], prepare: Callable[[Batch], Batch], count: int = 2
 ) -> Generator[Batch, None, None]:
     """`prepare` of each batch, in order; a thread reads and prepares `count` of them in advance, without end."""
-    with ThreadPoolExecutor(1) as pool:
-        pending: deque[Future[Batch]] = deque()
+    return results_ahead(itertools.repeat(lambda: prepare(next(batches))), count, workers=1)
+
+
+def results_ahead(calls: Iterable[Callable[[], T]], count: int, workers: int) -> Generator[T, None, None]:
+    """Results of endless calls, in order; threads compute `count` of them in advance."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[T]] = deque()
         try:
-            while True:
-                while len(pending) <= count:
-                    pending.append(pool.submit(lambda: prepare(next(batches))))
-                yield pending.popleft().result()
+            for call in calls:
+                pending.append(pool.submit(call))
+                if len(pending) > count:
+                    yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -174,7 +177,7 @@ def read_or_next(images: ImageSet, index: int, crop: Crop = center_crop) -> np.n
     for offset in range(tries):
         try:
             return images.read((index + offset) % len(images), crop=crop)
-        except UnreachableError:  # not damaged: another run would get it
+        except UnreachableError:  # not corrupt: another run may read it, and would train on something else
             raise
         except InputError:
             continue

@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to go on as if never stopped, in safetensors files.
 
-Random state is not among it: the loop seeds every step from (seed, step, rank). Where weights are sharded (FSDP2),
-each writes a part with its own rows, and any number of processes reads them. A checksum of the content tells a file
-that a disk or a copy has damaged; safetensors alone only notices a wrong length.
+There is no random state: the loop seeds every step from (seed, step, rank). With sharded weights (FSDP2) each process
+writes a file with its shards, and any number of processes reads them. A checksum of the content detects a damaged file;
+safetensors alone only notices a wrong length.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from ctf.training.processes import ALONE, Processes
 from ctf.training.sharding import first_row, local
 
 Part = nn.Module | Optimizer
+#: The key of `shards` in a file's metadata; older checkpoints have the same.
+SHARDS = "cut"
 
 
 class DamagedCheckpoint(InputError):
@@ -39,10 +41,10 @@ class Checkpoints:
 
     Args:
         run: its folder.
-        parts: what they hold, by name; of sharded tensors, the rows of this process.
-        keep: how many to keep.
-        images: in an epoch, on which the order of the data depends.
-        processes: those that write a part each; without sharded weights the first one writes alone.
+        parts: modules and optimizers to store, by name; of sharded tensors, the rows of this process.
+        keep: number of checkpoints to keep.
+        images: number of images in an epoch, on which the order of the data depends.
+        processes: writers of a file each; without sharded weights the first process writes alone.
     """
 
     def __init__(
@@ -56,71 +58,64 @@ class Checkpoints:
         """Copy the state after `step` steps, and begin to write it. Raises InputError as `wait` does."""
         self.wait()
         tensors: dict[str, Tensor] = {}
-        cut: dict[str, tuple[int, int]] = {}
+        shards: dict[str, tuple[int, int]] = {}  # first row here, and rows of the full tensor
         for name, tensor in _tensors(self.parts):
             if (first := first_row(tensor)) is not None:
-                cut[name] = (first, len(tensor))
+                shards[name] = (first, len(tensor))
             elif not self.processes.is_first:
                 continue
+            # A copy also on a CPU, since training goes on while the thread writes.
             tensors[name] = local(tensor.detach()).to("cpu", copy=True)
-        self._writing = self._pool.submit(self._write, step, tensors, cut)
+        self._writing = self._pool.submit(self._write, step, tensors, shards)
 
     def wait(self) -> None:
-        """Until nothing is being written.
-
-        Raises:
-            InputError: the disk does not take it.
-        """
+        """Wait until nothing is being written. Raises InputError: the file cannot be written."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def check(self) -> None:
-        """Raise InputError as `wait` does, if that is known by now."""
+        """Raise InputError as `wait` does, but without waiting."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def close(self) -> None:
-        """Wait for what is being written, and end the thread. Raises InputError as `wait` does."""
+        """Wait for the file that is being written, and end the thread. Raises InputError as `wait` does."""
         try:
             self.wait()
         finally:
             self._pool.shutdown()
 
     def keep_newest(self) -> None:
-        """Remove all but the newest ones that are there in all parts."""
+        """Remove all but the newest complete checkpoints."""
         if self.processes.is_first:
             for old in checkpoints(self.run)[: -self.keep]:
                 _remove(old)
 
-    def _write(self, step: int, tensors: dict[str, Tensor], cut: dict[str, tuple[int, int]]) -> None:
-        metadata = {"ctf": "checkpoint", "step": str(step), "cut": json.dumps(cut), "checksum": checksum(tensors)}
-        metadata["images"] = str(self.images)
+    def _write(self, step: int, tensors: dict[str, Tensor], shards: dict[str, tuple[int, int]]) -> None:
+        metadata = {"ctf": "checkpoint", "step": str(step), "images": str(self.images)}
+        metadata |= {SHARDS: json.dumps(shards), "checksum": checksum(tensors[name] for name in sorted(tensors))}
         path = checkpoint_path(self.run, step, self.processes.rank, self.processes.world)
         save_tensors(path, tensors, metadata)
         self.keep_newest()
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of the bytes of all tensors, in the order of their names: 8 hexadecimal digits."""
-    return _checksum(tensors[name].detach() for name in sorted(tensors))
-
-
-def _checksum(tensors: Iterator[Tensor]) -> str:
-    found = 0
+def checksum(tensors: Iterable[Tensor]) -> str:
+    """CRC-32 of the bytes of all tensors: 8 hexadecimal digits."""
+    crc = 0
     for tensor in tensors:
-        found = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, found)
-    return f"{found:08x}"
+        crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Processes = ALONE) -> int:
     """Restore `parts` from the newest complete checkpoint; returns the number of steps done, 0 if there is none.
 
-    A damaged one is named on stderr, and the one before it is taken. What a killed process has left unfinished goes.
+    A damaged checkpoint is reported on stderr, and the one before it is taken. Unfinished files are removed.
 
     Raises:
-        InputError: all are damaged, the one to restore is of a run with other settings or another number of images, or
-            the processes do not see the same ones.
+        InputError: all checkpoints are damaged; the one to restore is of a run with other settings or another number of
+            images; or processes see different checkpoints.
     """
     found = checkpoints(run)
     newest = processes.gather(step_of(found[-1]) if found else 0)
@@ -132,7 +127,7 @@ def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Process
     done = 0
     while found and not done:
         path = found.pop()
-        damage = _damage(checkpoint_files(path)[processes.rank :: processes.world])  # each process reads some files
+        damage = _damage(checkpoint_files(path)[processes.rank :: processes.world])  # processes share the files
         if not processes.any(damage is not None):
             done = load_checkpoint(path, parts, images)
         elif not found:
@@ -145,7 +140,7 @@ def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Process
 
 
 def _damage(files: list[Path]) -> DamagedCheckpoint | None:
-    """What is wrong with the first damaged file, if one is."""
+    """The error of the first damaged file, or None."""
     try:
         for file in files:
             verify(file)
@@ -155,26 +150,26 @@ def _damage(files: list[Path]) -> DamagedCheckpoint | None:
 
 
 def verify(file: Path) -> None:
-    """Make sure that a file of a checkpoint is as it was written.
+    """Check the content of a file of a checkpoint.
 
     Raises:
-        DamagedCheckpoint: truncated or changed.
-        InputError: no checkpoint.
+        DamagedCheckpoint: it is truncated or changed.
+        InputError: it is no checkpoint.
     """
     try:
-        metadata, found = read_tensors(
-            file, lambda content, metadata: (metadata, _checksum(map(content.get_tensor, sorted(content.keys()))))
+        metadata, crc = read_tensors(
+            file, lambda content, metadata: (metadata, checksum(map(content.get_tensor, sorted(content.keys()))))
         )
     except InputError as error:
         raise DamagedCheckpoint(str(error)) from None
-    if metadata.get("ctf") != "checkpoint" or not {"step", "checksum", "cut"} <= metadata.keys():
+    if metadata.get("ctf") != "checkpoint" or not {"step", "checksum", SHARDS} <= metadata.keys():
         raise InputError(f"{file} is not a checkpoint of this version of ctf: restore or delete it")
-    if found != metadata["checksum"]:
+    if crc != metadata["checksum"]:
         raise DamagedCheckpoint(f"{file} is damaged, its checksum does not fit its content: restore or delete it")
 
 
 def _tidy(run: Path, done: int) -> None:
-    """Remove temporary files, and folders that no process will finish, since all go on from step `done`."""
+    """Remove temporary files, and folders of steps after `done`, which no process will complete."""
     for path in (run / RUN_CHECKPOINTS).rglob(".*"):
         if path.is_file() and (path.suffix == ".tmp" or path.name.startswith(".tmp")):  # ours, or safetensors' own
             path.unlink()
@@ -191,45 +186,45 @@ def _remove(checkpoint: Path) -> None:
 
 
 class _Stored:
-    """The tensors of a checkpoint, of all its parts.
+    """The full tensors of a checkpoint, from all its files.
 
     Attributes:
         shapes: of the full tensors.
-        step: after which they were written.
-        images: in an epoch; None in checkpoints from before this was written.
+        step: number of steps done.
+        images: in an epoch; None in old checkpoints, which do not say it.
     """
 
     def __init__(self, checkpoint: Path) -> None:
         self.shapes: dict[str, list[int]] = {}
-        self._pieces: dict[str, list[tuple[Any, int]]] = {}  # files, and where their rows begin
+        self._shards: dict[str, list[tuple[Any, int]]] = {}  # files, and the first row in each
         for path in checkpoint_files(checkpoint):
             file = safe_open(path, framework="pt")
             metadata = json.loads(file.metadata()["ctf"])
             self.step = int(metadata["step"])
             self.images = int(metadata["images"]) if "images" in metadata else None
-            cut = json.loads(metadata["cut"])
+            shards = json.loads(metadata[SHARDS])
             for name in file.keys():  # noqa: SIM118
                 shape = file.get_slice(name).get_shape()
-                first, rows = cut.get(name, (0, shape[0] if shape else 0))
+                first, rows = shards.get(name, (0, shape[0] if shape else 0))
                 self.shapes[name] = [rows, *shape[1:]] if shape else []
-                self._pieces.setdefault(name, []).append((file, first))
+                self._shards.setdefault(name, []).append((file, first))
 
     def under(self, prefix: str) -> list[str]:
-        """The names that begin with `prefix`, without it."""
+        """Names below `prefix`, without it."""
         return [name.removeprefix(prefix) for name in self.shapes if name.startswith(prefix)]
 
     def copy_to(self, tensor: Tensor, name: str) -> None:
-        """Fill a tensor of the full shape, or the rows that this process has of it."""
-        mine = local(tensor)
-        if not mine.ndim:
-            mine.copy_(self._pieces[name][0][0].get_tensor(name))
+        """Fill a tensor, or this process's shard of it, from the shards in the files."""
+        rows = local(tensor)
+        if not rows.ndim:
+            rows.copy_(self._shards[name][0][0].get_tensor(name))
             return
         begin = first_row(tensor) or 0
-        for file, first in self._pieces[name]:
+        for file, first in self._shards[name]:
             stored = file.get_slice(name)
-            low, high = max(begin, first), min(begin + len(mine), first + stored.get_shape()[0])
-            if low < high:
-                mine[low - begin : high - begin] = stored[low - first : high - first].to(mine.device)
+            low, high = max(begin, first), min(begin + len(rows), first + stored.get_shape()[0])
+            if low < high:  # shards overlap: processes may be more or fewer than when it was written
+                rows[low - begin : high - begin] = stored[low - first : high - first].to(rows.device)
 
 
 def load_checkpoint(path: Path, parts: Mapping[str, Part], images: int) -> int:
@@ -258,7 +253,7 @@ def load_checkpoint(path: Path, parts: Mapping[str, Part], images: int) -> int:
 
 
 def not_finite(parts: Mapping[str, Part]) -> str | None:
-    """Name of a tensor that no checkpoint should hold, because it is infinite or not a number, if there is one."""
+    """The name of a tensor with an infinite value or NaN, which no checkpoint should hold, or None."""
     return next((name for name, tensor in _tensors(parts) if not bool(local(tensor).isfinite().all())), None)
 
 
@@ -280,10 +275,10 @@ def _state(part: Part) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _restore_module(module: nn.Module, stored: _Stored, prefix: str) -> None:
-    own = _state(module)
-    if different := sorted(own.keys() ^ set(stored.under(prefix))):
+    tensors = _state(module)
+    if different := sorted(tensors.keys() ^ set(stored.under(prefix))):
         raise ValueError(f"{len(different)} tensors are only in one of the two, such as {different[0]}")
-    for key, tensor in own.items():
+    for key, tensor in tensors.items():
         if list(tensor.shape) != (shape := stored.shapes[prefix + key]):
             raise ValueError(f"{key} is {shape} there and {list(tensor.shape)} here")
         if key in ("predicts_table", "given_table"):
@@ -300,7 +295,8 @@ def _restore_optimizer(optimizer: Optimizer, stored: _Stored, prefix: str) -> No
     for key in stored.under(prefix):
         index, name = key.split("/")
         parameter, shape = parameters[int(index)], stored.shapes[prefix + key]
-        # Moments lie in memory as weights do, which fused AdamW takes for granted; a count is on the CPU or there.
+        # `empty_like` keeps the weight's memory format, which fused AdamW requires of its moments. Step counts may stay
+        # on the CPU.
         value = torch.empty_like(parameter) if shape == list(parameter.shape) else torch.empty(shape)
         stored.copy_to(value.detach(), prefix + key)
         nested.setdefault(int(index), {})[name] = value.detach()

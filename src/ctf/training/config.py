@@ -16,10 +16,9 @@ from ctf.tokenizer.config import TokenizerConfig
 
 
 def check_settings(config: Any, section: str, names: Iterable[str], wanted: str, fits: Callable[[float], bool]) -> None:
-    """Make sure that settings, or each of a setting's values, fit; NaN never does.
+    """Raise InputError, which names `section` + name, for the first setting with a value that does not fit.
 
-    Raises:
-        InputError: the first that does not, called `section` + name.
+    NaN never fits.
     """
     for name in names:
         value = getattr(config, name)
@@ -32,11 +31,10 @@ class OptimizerConfig:
     """AdamW, or Muon beside it, with a schedule; without weight decay AdamW is plain Adam.
 
     Attributes:
-        learning_rate: peak learning rate.
-        final_learning_rate: of the last step; the peak's value makes the rate constant.
-        warmup_steps: linear warm-up from 0 to the peak; fewer than the run has steps.
-        schedule: how the rate falls behind the warm-up, "cosine" or "linear", which is VAR's: after a twentieth of the
-            steps at the peak.
+        learning_rate: peak learning rate. final_learning_rate: of the last step; the peak's value makes the rate
+        constant. warmup_steps: linear warm-up from 0 to the peak; fewer than the run has steps. schedule: how the rate
+        falls after the warm-up: "cosine"; or "linear", VAR's, which first stays at the peak for a
+            twentieth of the steps.
         betas: AdamW's β₁ and β₂.
         weight_decay: on matrices only, not on norms and biases.
         final_weight_decay: of the last step, reached from a `weight_decay` above 0 by half a cosine; null keeps that.
@@ -71,15 +69,15 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long to train, on what, and what to write on the way.
+    """Length of a training, device and precision, and what it writes.
 
     Attributes:
         batch_size: images per optimizer step, over all processes and accumulation steps.
         epochs: passes over the training images.
         steps: optimizer steps; overrides `epochs`.
         accumulate: split each batch into this many forward passes. The gradient is that of the mean over all positions
-            of the batch. Stages of kind masked and any_order still differ from one large pass, since each pass of each
-            process draws what is hidden, or the number of groups, anew.
+            of the batch. Stages of kind masked and any_order still differ from one large pass, because each pass of
+            each process samples its own masks or number of groups.
         precision: "auto" is bfloat16 where the device computes it natively, else float32.
         ema: decay of the exponential moving average of the weights, reached gradually; 0 keeps none. With
             it, the averaged weights are evaluated and saved as the model.
@@ -88,7 +86,7 @@ class LoopConfig:
             (activation checkpointing): a third more operations for a small part of the memory.
         shard: split a stage's weights, gradients, optimizer state and average over the processes (FSDP2), for models
             that one device cannot hold; each process then writes its part of a checkpoint.
-        patience: seconds that a process may keep the others waiting before the run ends and says which one did.
+        patience: seconds that a process may keep the others waiting. Then the run ends and names that process.
         seed: fixes initial weights, order of the data, augmentation and dropout.
         log_every: steps between lines in log.jsonl.
         evaluate_every: steps between evaluations on held-out data and contact sheets; 0 only at the end.
@@ -96,11 +94,11 @@ class LoopConfig:
         keep_checkpoints: how many checkpoints to keep.
         milestones: steps after which the weights are kept in `milestones/`, where `ctf assemble`, `ctf info` and
             `open_stage` read them; with `ema` the plain weights too.
-        device: "auto", "cpu", "cuda" or "mps".
-        tensorboard: write TensorBoard events beside log.jsonl (needs `pip install ctf[track]`).
-        resume: continue the run that stands in the output folder; begin one if none does. Its length, the optimizer's
-            settings, precision, and what does not change the result may be others than before (`changes.jsonl` says
-            from which step on); batch size, seed, data and model may not.
+        device: "auto", "cpu", "cuda" or "mps". tensorboard: write TensorBoard events beside log.jsonl (needs `pip
+        install ctf[track]`). resume: continue the run in the output folder, or begin one. Its length, precision, the
+        optimizer's settings, and
+            settings without effect on the result may change (`changes.jsonl` records at which step); batch size, seed,
+            data and model may not.
     """
 
     batch_size: int = 256
@@ -160,19 +158,19 @@ class TokenizerTraining:
             VAR's ten for 256 pixels without it.
         model: the tokenizer's architecture; `l2_normalize` is for the family vq alone.
         kmeans_start: start the codebook from k-means over features (LlamaGen: false, from random vectors).
-        warmup_without_codebook: first steps that train encoder and decoder without quantisation, so that
-            the codebook starts from k-means over features that mean something.
+        warmup_without_codebook: first steps that train encoder and decoder without quantisation, so that k-means starts
+            the codebook from trained features.
         codebook_weight: weight of the codebook loss.
         commitment_weight: weight of the commitment loss.
         restart_after: codewords unused for this many steps restart on random features; 0 never (LlamaGen).
-        restart_until: fraction of the run after which no codeword restarts, so that all settle.
+        restart_until: fraction of the run after which no codeword restarts, so that all converge.
         discriminator_weight: weight of the PatchGAN's hinge loss; 0 is none (LlamaGen: 0.5).
         discriminator_start: step, counted from 1, at which the PatchGAN begins.
         adaptive_weight: multiply discriminator_weight by VQGAN's ratio of gradient norms (LlamaGen: false).
         perceptual_weight: weight of LPIPS; 0 is none (LlamaGen: 1).
         perceptual_source: folder, file or hub id with the VGG and LPIPS weights.
-        start_from: a tokenizer whose weights to start from, as far as they fit: what `ctf tokenize` takes. Its codebook
-            takes the place of k-means.
+        start_from: a tokenizer, as for `ctf tokenize`, whose weights to start from as far as they fit. Its codebook
+            replaces k-means.
         optimizer: AdamW's settings, of the tokenizer and of the PatchGAN.
         loop: length, precision, checkpoints.
     """
@@ -214,22 +212,22 @@ class TokenizerTraining:
 
 @dataclass(frozen=True)
 class TokenTraining:
-    """What training any stage over stored tokens needs.
+    """Settings of training any stage over stored tokens.
 
     Attributes:
         out: run folder.
         tokens: folder of training tokens, from `ctf tokenize`.
         held_out: folder of tokens to evaluate on; none without it.
-        kind: how the stage generates: "autoregressive", one label after another; "masked", hidden labels in rounds;
-            "any_order", groups of positions in any order and number of steps; "next_scale", scale after scale of a
-            multi-scale tokenizer, which it needs; or a kind of yours, "file.py:Class".
+        kind: type of stage, how it generates: "autoregressive", one label after another; "masked", hidden labels in
+            rounds; "any_order", groups of positions in any order and number of steps; "next_scale", scale after scale
+            of a multi-scale tokenizer, which it needs; or your own, "file.py:Class".
         rounds: of kind masked, what to train for: "one" round, in which all labels are hidden, as in the paper's
-            stage 2, "any" number of them, hiding a random share (MaskGIT), or a round for each of several "scales",
-            hiding a random scale and those behind it; null is one where labels are given, else any.
+            stage 2; "any" number of rounds, hiding a random share (MaskGIT); or a round for each of several "scales",
+            hiding a random scale and those behind it. null is one where labels are given, else any.
         size: a named size, see `ctf info sizes`.
         dropout: on embeddings, attention output and feed-forward output; VAR's next_scale has none.
         class_dropout: how often the label is dropped, for classifier-free guidance.
-        sampling: settings that are stored with the weights and used unless others are given.
+        sampling: default sampling settings, stored with the weights.
         tokenizer: the tokenizer that made the tokens: decodes contact sheets during training, and kind next_scale
             reads its codewords.
         start_from: weights to start from, as far as they fit: a stage, run or model folder, Hub id, or LlamaGen's file.
@@ -253,11 +251,11 @@ class TokenTraining:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def task(self) -> StageTask:
-        """What the stage is to do."""
+        """The stage's name, levels and support."""
         raise NotImplementedError
 
     def cluster_loss(self) -> tuple[str, float] | None:
-        """The coarse map and the weight of an added loss on clusters."""
+        """Coarse map and weight of an added loss on clusters, if there is one."""
         return None
 
 
@@ -336,7 +334,7 @@ class StageTraining(TokenTraining):
     """Train any stage: from any level, or none, to any finer one.
 
     Attributes:
-        name: what settings and reports call the stage, such as middle.
+        name: of the stage in settings and reports, such as middle.
         predicts: coarse map of the level that the stage predicts; the codebook's own tokens without it.
         given: coarse map of the level that the stage is given; nothing but the class label without it.
         support: with `given`, normalise over the labels in the given cluster, or over all ("full").

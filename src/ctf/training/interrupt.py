@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between steps instead of inside them."""
+"""Deferral of Ctrl-C and SIGTERM to the end of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class Interrupts:
-    """Whether Ctrl-C or SIGTERM came."""
+    """Calling it says whether Ctrl-C or SIGTERM came."""
 
     def __init__(self) -> None:
         self._came = self._raises = False
@@ -19,7 +19,7 @@ class Interrupts:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A signal raises KeyboardInterrupt within the block, also one that came before it."""
+        """In this block a signal raises KeyboardInterrupt, also one that came before it."""
         self._raises = True
         try:
             if self._came:
@@ -37,7 +37,7 @@ class Interrupts:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupts]:
-    """Yields what says whether a signal came; none stops anything in the block, but where it is told to."""
+    """In this block a signal is only noted, except in `Interrupts.at_once`."""
     interrupts = Interrupts()
     signals = (signal.SIGINT, signal.SIGTERM)
     try:

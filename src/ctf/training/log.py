@@ -1,11 +1,10 @@
-"""What a run logs: means between two lines, one JSON object a line, and TensorBoard where wanted."""
+"""The log of a run: means since the last line, one JSON object a line, and TensorBoard if wanted."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ class Log:
         run: folder of the run.
         start: steps that the run had done when it was resumed; 0 begins a new log.
         tensorboard: write TensorBoard events under `run/tensorboard` too.
-        silent: write nothing, as all processes but one must.
+        silent: write nothing, for all processes but the first.
 
     Raises:
         InputError: TensorBoard is not installed.
@@ -56,19 +55,14 @@ class Log:
             for key, value in values.items():
                 self._events.add_scalar(key, value, step)
 
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         for file in (self._file, self._events):
             if file is not None:
                 file.close()
 
 
 class Meter:
-    """Sums stay on the device, so that steps do not wait for each other; only `line` and `not_finite` do."""
+    """Means of metrics. Sums stay on the device, so that only `line` and `not_finite` wait for it."""
 
     def __init__(self) -> None:
         self._reset()
@@ -81,7 +75,7 @@ class Meter:
         self._since = time.perf_counter()
 
     def add(self, values: dict[str, Tensor], weight: float | Tensor = 1.0) -> None:
-        """Scalars to average over the steps that have them."""
+        """Add scalars, to be averaged over the steps that have them."""
         for key, value in values.items():
             self._sums[key] = self._sums.get(key, torch.zeros_like(value)) + value.detach() * weight
             self._weights[key] = self._weights.get(key, 0.0) + weight
@@ -93,7 +87,7 @@ class Meter:
             self._counts[key] = self._counts.get(key, 0.0) + value
 
     def not_finite(self) -> str | None:
-        """Name of a value that was infinite or not a number since the last line, if there is one."""
+        """The name of a metric that was infinite or NaN since the last line, or None."""
         return next((key for key, value in self._sums.items() if not bool(value.isfinite())), None)
 
     def line(self, processes: Processes = ALONE) -> dict[str, float]:

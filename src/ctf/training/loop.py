@@ -7,6 +7,7 @@ import dataclasses
 import math
 import sys
 from collections import deque
+from collections.abc import Generator, Mapping
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,8 +46,8 @@ def train(
     The run folder also gets `config.json`, `log.jsonl`, `checkpoints/`, `milestones/` where some are asked for,
     `samples/` where the objective can show any, and `changes.jsonl` where it was resumed with other settings. A run
     that has ended goes on if it is given more steps; its model so far becomes a milestone. Under `torchrun` each
-    process takes its part of every batch, with a copy of the weights (DDP) or a part of them (`shard`, FSDP2); the
-    first one writes, and logs the mean over all.
+    process takes its part of every batch, with all weights (DDP) or a shard of them (FSDP2). The first process writes,
+    and logs the mean over all.
 
     Args:
         objective: what to train.
@@ -59,10 +60,10 @@ def train(
         The last evaluation; of several processes, the first one's. Where nothing is left to train, that of the log.
 
     Raises:
-        InputError: the folder holds a run and `resume` is off, or something else; it cannot be written; settings that
-            a resumed run cannot change; the checkpoint to resume from is damaged or of other settings; loss or weights
-            are no longer finite (the message names the last good checkpoint), or gradients are not in many steps in a
-            row; settings that do not go together.
+        InputError: the folder holds a run and `resume` is off, or something else; it cannot be written; a setting that
+            a resumed run cannot change; the checkpoint to resume from is damaged or of other settings; loss, weights or
+            the gradients of several steps in a row are not finite (the message names the last good checkpoint);
+            settings that do not go together.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     run = Path(out)
@@ -78,15 +79,15 @@ def train(
     steps, done = config.total_steps(objective.num_images), step_of(last) if last else 0
     if model.exists() and done >= steps:
         if rank_and_world()[0] == 0:
-            said = f"{run} has done {done} steps, and {steps} were asked for: nothing is left to train"
-            print(f"{said}. A higher loop.steps continues it.", file=sys.stderr)
+            reason = f"{run} has done {done} steps, and {steps} were asked for: nothing is left to train"
+            print(f"{reason}. A higher loop.steps continues it.", file=sys.stderr)
         return {name: value for name, value in last_entries(run).items() if "/" in name}
     if done > steps:
         raise InputError(f"{run} has done {done} steps: loop.steps, or epochs, must be at least that, not {steps}")
     started = (run_settings(run) or {}).get("started") if last else objective.start()
     if started:
         values["started"] = started
-    trainer = _Trainer(objective, run, optimizer_config, config)
+    trainer = Trainer(objective, run, optimizer_config, config)
     first = trainer.processes.is_first
     if first:
         if model.exists():  # of the shorter run: the longer one has no model until its end
@@ -97,26 +98,26 @@ def train(
         if started and not trainer.done:
             print(in_words(started), file=sys.stderr)
         if trainer.done and changed:
-            said = ", ".join(f"{name} {now} (was {before})" for name, (before, now) in changed.items())
-            print(f"{run} goes on after step {trainer.done} with {said}", file=sys.stderr)
-    with Log(run, trainer.done, config.tensorboard, silent=not first) as log:
+            changes = ", ".join(f"{name} {now} (was {before})" for name, (before, now) in changed.items())
+            print(f"{run} goes on after step {trainer.done} with {changes}", file=sys.stderr)
+    with closing(Log(run, trainer.done, config.tensorboard, silent=not first)) as log:
         metrics = trainer.run_steps(log)
-        best = trainer.unsharded(trainer.best)
+        best = trainer.full(trainer.best)
         if first:
             objective.save(best, run / RUN_MODEL)
         trainer.processes.wait()
-        trainer.checkpoints.keep_newest()  # of which only now all parts are there
+        trainer.checkpoints.keep_newest()  # only now every process has written its shard of the last one
     return metrics
 
 
-class _Trainer:
-    """A run between its steps.
+class Trainer:
+    """A run that is ready to take its steps: model on its device, optimizers, and the state of the last checkpoint.
 
     Attributes:
         done: steps before this start.
         steps: number of the last step.
-        best: what is evaluated and saved as the model: the averaged weights where there are any.
-        processes: all of the run, seen from this one.
+        best: the network that is evaluated and saved: the averaged weights, else the trained ones.
+        processes: the processes of the run, seen from this one.
     """
 
     def __init__(self, objective: Objective, run: Path, optimizer_config: OptimizerConfig, config: LoopConfig) -> None:
@@ -145,10 +146,10 @@ class _Trainer:
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if config.ema else None
         self.best = model if self.ema is None else self.ema
         if config.recompute:
-            for unit in objective.units(model):
-                unit.recomputed = True  # type: ignore[assignment]
+            for block in objective.blocks(model):
+                block.recompute()
         if config.compile and world > 1:
-            # DDP's buckets end within blocks, and Dynamo would cut their graphs there.
+            # DDP's buckets end within blocks, and Dynamo would break their graphs there.
             torch._dynamo.config.optimize_ddp = False
         trained = objective.compiled() if config.compile else model
         self.is_sharded = config.shard and world > 1
@@ -157,7 +158,7 @@ class _Trainer:
                 raise InputError("optimizer.name muon needs whole matrices: choose adamw, or leave out loop.shard")
             self.meta = meta_copy(self.best)
             for module in (model, *([] if self.ema is None else [self.ema])):
-                shard(module, objective.units(module), device, self.accelerator.mixed_precision == "bf16")
+                shard(module, objective.blocks(module), device, self.accelerator.mixed_precision == "bf16")
         optimizers = build_optimizers(model, optimizer_config)
         # "Evaluation" leaves out DDP, which sharded weights do without.
         self.module = self.accelerator.prepare_model(trained, evaluation_mode=self.is_sharded)
@@ -171,30 +172,40 @@ class _Trainer:
         writers = self.processes if self.is_sharded else Processes(self.processes.rank)
         self.checkpoints = Checkpoints(run, self.parts, config.keep_checkpoints, objective.num_images, writers)
 
+    def batches(self) -> Generator[Batch, None, None]:
+        """Batches on the device, from that of the next step on."""
+        c, processes = self.config, self.processes
+        batches = self.objective.batches(c.batch_size, c.seed, processes.rank, processes.world, self.done)
+        return on_device(batches, processes.device)
+
     def run_steps(self, log: Log) -> dict[str, float]:
         """Take all steps that are left; returns the last evaluation."""
         c, processes = self.config, self.processes
-        endless = self.objective.batches(c.batch_size, c.seed, processes.rank, processes.world, self.done)
-        batches = on_device(endless, processes.device)
         self.module.train()
         bar = progress_bar(self.steps, self.run.name, "step", self.done, hidden=not processes.is_first)
-        with interruptible() as interrupted, bar, closing(batches), self.watch, closing(self.checkpoints):
+        with (
+            interruptible() as interrupted,
+            bar,
+            closing(self.batches()) as batches,
+            self.watch,
+            closing(self.checkpoints),
+        ):
             for step in range(self.done, self.steps):
                 self.watch.now(step, "reading a batch")
                 batch = next(batches)
                 self.watch.now(step, "training")
-                rate = self._step(batch, step)
+                rate = self.step(batch, step)
                 now = step + 1
                 finished = now == self.steps
                 bar.update()
                 if finished or now % c.log_every == 0:
                     self.checkpoints.check()
-                    self._check_finite(self.meter.not_finite() or self.skipped.culprit(), now)
+                    self._check_finite(now)
                     skipped = self.skipped.take()
                     line = self.meter.line(processes) | ({"skipped_steps": skipped} if skipped else {})
                     epoch = now * c.batch_size / self.objective.num_images
                     log.write(now, {"learning_rate": rate, "epoch": epoch, **line})
-                    # Not redrawn at once: a bar that is not on the screen yet would stay behind without its line end.
+                    # No refresh: a bar that is not on the screen yet would be left there without its line end.
                     bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
                 stop = self._anywhere(interrupted())
                 self.watch.now(step, "saving")
@@ -202,14 +213,14 @@ class _Trainer:
                     self._save(now)
                 if now in c.milestones:
                     self._keep(now)
-                if stop:  # after the last step too: what is left would take minutes
+                if stop:  # after the last step too: evaluating would take minutes
                     self._stop(now)
                 if not finished and _due(now, c.evaluate_every):
                     self._report_or_stop(now, log, interrupted)
             return self._report_or_stop(max(self.done, self.steps), log, interrupted)
 
     def _report_or_stop(self, step: int, log: Log, interrupted: Interrupts) -> dict[str, float]:
-        """Evaluate; a process that trains alone stops in the middle of it, for it can take minutes."""
+        """Evaluate, which can take minutes: a process that trains alone stops in the middle of it."""
         try:
             with interrupted.at_once() if self.processes.world == 1 else nullcontext():
                 return self._report(step, log)
@@ -218,7 +229,7 @@ class _Trainer:
                 self._save(step)
             self._stop(step)
 
-    def _step(self, batch: Batch, step: int) -> float:
+    def step(self, batch: Batch, step: int) -> float:
         """One optimizer step, number `step` from 0; returns its learning rate."""
         c = self.config
         # Dropout depends on seed, step and rank alone: random state need not be in the checkpoint.
@@ -228,35 +239,34 @@ class _Trainer:
         pieces = zip(*(tensor.chunk(c.accumulate) for tensor in batch), strict=True)
         is_split, weights = c.accumulate * self.processes.world > 1, []
         for index, piece in enumerate(pieces):
-            # Sharded weights reduce their gradients at once: full gradients would take the memory that sharding saves.
-            send = self.is_sharded or index == c.accumulate - 1
-            with nullcontext() if send else self.accelerator.no_sync(self.module):
+            # FSDP reduces gradients in every pass: full ones would take the memory that sharding saves.
+            reduce = self.is_sharded or index == c.accumulate - 1
+            with nullcontext() if reduce else self.accelerator.no_sync(self.module):
                 losses, values = self.objective.loss(self.module, piece, step)
                 loss = losses.mean()
-                # By positions, over a number that all pieces of all processes share.
+                # Pieces count by their positions; `piece[0].numel()` is the same in all pieces of all processes.
                 weights.append(losses.numel() / piece[0].numel() if losses.ndim and is_split else 1.0)
                 self.accelerator.backward(loss * weights[-1] / c.accumulate)
             self.meter.add({"loss": loss, **values}, weights[-1] / c.accumulate)
         if losses.ndim and is_split:
             self._divide_gradients(sum(weights) / c.accumulate)
-        clip = self.optimizer_config.clip or math.inf  # which multiplies by 1
+        clip = self.optimizer_config.clip or math.inf  # infinity: the norm alone
         norm = full_tensor(self.accelerator.clip_grad_norm_(self.module.parameters(), clip))
-        if self.accelerator.scaler is None:  # which meets infinite gradients on purpose, and skips their steps itself
+        if self.accelerator.scaler is None:  # float16's scaler meets infinite gradients on purpose, and skips by itself
             finite = self.skipped.judge(norm)
             self.meter.add({"gradient_norm": norm.where(finite > 0, 0)}, finite)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         if self.ema is not None:
-            # The first steps forget the random start: after t of them the average is over about t/10.
+            # Early steps decay faster, to forget the random start: after t of them the average is over about t/10.
             _update_average(self.ema, self.objective.module, min(c.ema, (1 + step) / (10 + step)))
         self.meter.end_step(self.objective.after_step(self.ema, step))
         return rate
 
     def _divide_gradients(self, weight: float) -> None:
-        """By the mean weight of all pieces of all processes, given that of this one's: what is left is the gradient of
-        the mean over all positions."""
-        # Made on the device, as in `_anywhere`.
+        """Divide by the mean of the processes' weights, to get the gradient of the mean over all positions."""
+        # `full` makes it on the device, as in `_anywhere`.
         weights = self.processes.sum(torch.full((), weight, device=self.processes.device))
         gradients = [local(p.grad) for p in self.module.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, weights / self.processes.world)
@@ -264,7 +274,7 @@ class _Trainer:
     def _report(self, step: int, log: Log) -> dict[str, float]:
         """Evaluate, and make a contact sheet on the first process; on a GPU in the precision of the run."""
         self.watch.now(step, "evaluating")
-        best = self.unsharded(self.best)
+        best = self.full(self.best)
         was_training = best.training
         best.eval()
         on_cpu = self.processes.device.type == "cpu"
@@ -278,31 +288,32 @@ class _Trainer:
             log.write(step, metrics)
         return metrics
 
-    def unsharded(self, module: nn.Module) -> nn.Module:
-        """The module, or a copy of a sharded one with the full weights, gathered from all processes."""
+    def full(self, module: nn.Module) -> nn.Module:
+        """The module; of a sharded one a copy with the full weights, gathered from all processes."""
         return unsharded(module, self.meta) if self.is_sharded else module
 
     def _save(self, step: int) -> None:
-        self._check_finite(self.meter.not_finite() or self.skipped.culprit() or not_finite(self.parts), step)
+        self._check_finite(step, self.parts)
         if self.is_sharded or self.processes.is_first:
             self.checkpoints.save(step)
 
     def _keep(self, step: int) -> None:
-        """Write the weights of this step where later steps leave them."""
-        self._check_finite(self.meter.not_finite() or self.skipped.culprit() or not_finite(self.parts), step)
+        """Write a milestone: the weights of this step, which no later step removes."""
+        self._check_finite(step, self.parts)
         kept = {"": self.best} if self.ema is None else {"": self.best, "-without-ema": self.objective.module}
         for suffix, module in kept.items():
-            best = self.unsharded(module)
+            full = self.full(module)
             if self.processes.is_first:
-                self.objective.save(best, milestone_path(self.run, step, suffix))
+                self.objective.save(full, milestone_path(self.run, step, suffix))
 
-    def _check_finite(self, culprit: str | None, step: int) -> None:
-        if culprit:
+    def _check_finite(self, step: int, parts: Mapping[str, Part] | None = None) -> None:
+        """Raise InputError if losses or gradients since the last log line, or tensors of `parts`, are not finite."""
+        if name := self.meter.not_finite() or self.skipped.too_many() or not_finite(parts or {}):
             with suppress(InputError):
                 self.checkpoints.wait()
             good = latest_checkpoint(self.run)
             raise InputError(
-                f"{culprit} is not finite at step {step}; "
+                f"{name} is not finite at step {step}; "
                 f"{f'the last good checkpoint is {good}' if good else 'there is no checkpoint yet'}: "
                 "lower optimizer.learning_rate or optimizer.clip, or train in float32"
             )
@@ -311,14 +322,14 @@ class _Trainer:
         """Whether `flag` is set on any process: all must stop after the same step, or the rest would wait for ever."""
         if self.processes.world == 1:
             return flag
-        # Made on the device: a copy from the host would wait for all that the GPU has to do.
+        # `full` makes it on the device: a copy from the host would wait for all queued kernels.
         self.flags.append(self.processes.sum(torch.full((), float(flag), device=self.processes.device)))
-        # A GPU is asked for the answer of two steps ago, which it has.
+        # On a GPU read the sum of two steps ago, which is there by now.
         return len(self.flags) > (0 if self.processes.device.type == "cpu" else 2) and bool(self.flags.popleft())
 
     def _stop(self, step: int) -> NoReturn:
         self.checkpoints.wait()
-        self.processes.wait()  # else torchrun would end those that still write
+        self.processes.wait()  # torchrun ends all processes when the first one exits, also those that still write
         if self.processes.is_first:
             where = latest_checkpoint(self.run)
             print(f"Stopped after step {step}; continue with --loop.resume true ({where})", file=sys.stderr)

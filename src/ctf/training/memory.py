@@ -1,8 +1,8 @@
-"""What training a stage takes on a GPU, in bytes, before there is one."""
+"""Prediction of the memory that training a stage takes on a GPU, in bytes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import singledispatch
 from typing import Any, ClassVar
 
@@ -26,10 +26,9 @@ class TrainingMemory:
         gradients: float32; twice with several GPUs and unsharded weights, because DDP sends copies.
         optimizer: its state, float32.
         average: the moving average of the weights, if there is one.
-        copies: of weights in bfloat16, which autocast keeps until the backward pass has used them; or of the blocks
-            that are gathered from the GPUs' shards.
-        activations: what the blocks keep for the backward pass.
-        head: logits, and what the loss keeps of them.
+        copies: weights in bfloat16, which autocast keeps for the backward pass; or blocks gathered from shards.
+        activations: tensors that the blocks keep for the backward pass.
+        head: logits, and tensors that the loss keeps of them.
     """
 
     weights: float
@@ -44,8 +43,7 @@ class TrainingMemory:
 
     @property
     def peak(self) -> float:
-        kept = self.weights + self.gradients + self.optimizer + self.average + self.copies
-        return self.reserved + kept + self.activations + self.head
+        return self.reserved + sum(astuple(self))
 
 
 def training_memory(
@@ -63,26 +61,26 @@ def training_memory(
     Args:
         stage: may be without values, on "meta".
         images: at a time on each GPU.
-        optimizer: which one.
+        optimizer: its name counts.
         average: whether a moving average of the weights is kept.
         bfloat16: autocast; else float32.
         gpus: how many share the work.
-        shard: weights, gradients, optimizer state and average are split over the GPUs (FSDP2); else each has them all.
+        shard: weights, gradients, optimizer state and average are sharded over the GPUs (FSDP2).
         recompute: blocks keep their input alone and are computed again in the backward pass (checkpointing).
     """
     config, size = stage.config, 2 if bfloat16 else 4
-    parts = gpus if shard else 1
-    whole = 4 * stage.num_parameters()
-    matrices = config.block_weights  # Muon keeps one number for each of these, AdamW two for each of all
-    states = 2 * whole - (4 * matrices if optimizer.name == "muon" else 0)
+    shards = gpus if shard else 1
+    weights = 4 * stage.num_parameters()
+    matrices = config.block_weights  # Muon keeps one number for each of these; AdamW keeps two for each weight
+    states = 2 * weights - (4 * matrices if optimizer.name == "muon" else 0)
     products = matrices + (config.dim * stage.vocabulary if stage.members is None else 0)
     products += getattr(config, "modulation_weights", 0)
-    two_blocks = 2 * size * matrices / config.layers  # sharded: the one at work, and the next one
+    two_blocks = 2 * size * matrices / config.layers  # FSDP gathers the next block while one computes
     return TrainingMemory(
-        weights=whole / parts,
-        gradients=(1 if shard or gpus == 1 else 2) * whole / parts,
-        optimizer=states / parts,
-        average=whole / parts if average else 0,
+        weights=weights / shards,
+        gradients=(1 if shard or gpus == 1 else 2) * weights / shards,
+        optimizer=states / shards,
+        average=weights / shards if average else 0,
         copies=two_blocks if shard else size * products if bfloat16 else 0,
         activations=images * activations(stage, size, recompute),
         head=head_bytes(stage, images, size),
@@ -90,7 +88,7 @@ def training_memory(
 
 
 def activations(stage: TransformerStage, size: int, recompute: bool = False) -> float:
-    """Bytes that the blocks keep of one image, with fused attention and norms; `size` is of products' elements."""
+    """Bytes that the blocks keep of one image, with fused attention and norms; a product's element has `size` bytes."""
     c = stage.config
     block = kept_of_position(c, size)
     return c.positions * (c.layers * 4 * c.dim + block if recompute else c.layers * block)
@@ -98,15 +96,17 @@ def activations(stage: TransformerStage, size: int, recompute: bool = False) -> 
 
 @singledispatch
 def kept_of_position(config: Any, size: int) -> int:
-    """Bytes that a block of these settings keeps of one position for the backward pass."""
+    """Bytes that one block keeps of one position for the backward pass."""
     raise InputError(f"what a block of {type(config).__name__} keeps is not known: register it in kept_of_position")
 
 
 @kept_of_position.register
 def _(c: TransformerConfig, size: int) -> int:
-    """LlamaGen's block: two states of the residual stream (float32), its norms' outputs (the second one twice in
-    bfloat16: autocast casts it for either product), queries and keys once rotated and once with the values as they
-    came, attention's output and its normaliser, four of the feed-forward layer's width, and two masks of dropout.
+    """LlamaGen's block.
+
+    It keeps two states of the residual stream (float32); both norms' outputs, the second one twice in bfloat16, because
+    autocast casts it for either product; queries, keys and values, and queries and keys again when rotated; attention's
+    output and its normaliser; four tensors of the feed-forward layer's width; and two masks of dropout.
     """
     attention = c.dim + 3 * c.num_kv_heads * c.head_dim + 2 * c.dim  # rotated q, k; q, k and v; output
     norms = c.dim + (c.dim if size == 4 else 2 * c.dim)
@@ -116,11 +116,13 @@ def _(c: TransformerConfig, size: int) -> int:
 
 @kept_of_position.register
 def _(c: NextScaleConfig, size: int) -> int:
-    """VAR's block. In float32: two states of the residual stream, two norms' outputs before modulation, queries with
-    their bias and once normalised, and keys (in float32 products within one tensor with the other two). As products'
-    elements: two modulated states, normalised queries and keys, values, attention's output, both branches before their
-    factor, and two of the feed-forward layer's width. Norms of queries and keys, as found and clamped, and attention's
-    normaliser are a number for each head.
+    """VAR's block.
+
+    In float32 it keeps two states of the residual stream, two norms' outputs before modulation, queries with their bias
+    and once normalised, and keys (within one tensor with queries and values, if products are in float32). In the dtype
+    of products it keeps two modulated states, normalised queries and keys, values, attention's output, both branches
+    before their factor, and two tensors of the feed-forward layer's width. Five numbers for each head are norms of
+    queries and keys, before and after clamping, and attention's normaliser.
     """
     keys = (3 if size == 4 else 1) * c.dim
     in_float32 = 6 * c.dim + keys + 5 * c.heads
@@ -129,10 +131,10 @@ def _(c: NextScaleConfig, size: int) -> int:
 
 
 def head_bytes(stage: TransformerStage, images: int, size: int) -> float:
-    """Bytes of logits and of what the loss keeps of them, for so many images."""
+    """Bytes of logits, and of tensors that the loss keeps of them, for so many images."""
     c = stage.config
     tokens = images * c.num_tokens
-    if stage.members is not None:  # padded to the largest cluster: logits, probabilities, and the gradients of both
+    if stage.members is not None:  # logits, probabilities and the gradients of both, padded to the largest cluster
         return tokens * (16 * max(stage.members.sizes) + 2 * 4 * c.dim)
     rows = min(tokens, CHUNK["cuda"] // stage.vocabulary)
     return rows * stage.vocabulary * (2 * size + 4 if size == 2 else 4) + 4 * c.dim * stage.vocabulary

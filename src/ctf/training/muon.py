@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-#: Of the Newton–Schulz iteration s → a·s + b·s³ + c·s⁵ on singular values; five of them bring nearly all near 1.
+#: Coefficients of the Newton–Schulz iteration s → a·s + b·s³ + c·s⁵ of singular values. Five iterations bring nearly
+#: all of them near 1.
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 class Muon(Optimizer):
-    """Nesterov momentum whose update is replaced by the nearest orthogonal matrix, nearly; decay as AdamW's.
+    """Nesterov momentum with orthogonalised updates, and AdamW's decoupled weight decay.
 
-    The update of an (A, B) matrix is scaled by 0.2·√max(A, B), which gives it the root mean square of AdamW's, so both
-    take the same learning rates (Moonlight, arXiv 2502.16982, eq. 4). PyTorch's own Muon always multiplies in bfloat16,
-    which is hundreds of times slower on a CPU that must emulate it.
+    The update of an (A, B) matrix is scaled by 0.2·√max(A, B). Its root mean square is then that of AdamW's, so that
+    both take the same learning rates (Moonlight, arXiv 2502.16982, eq. 4). PyTorch's own Muon always multiplies in
+    bfloat16, which is hundreds of times slower on a CPU that must emulate it.
 
     Args:
         params: matrices.
@@ -44,7 +45,7 @@ class Muon(Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
-            for shape, matrices in by_shape.items():
+            for shape, matrices in by_shape.items():  # one batched product for all matrices of a shape
                 updates = orthogonalized(torch.stack([self._momentum(p, group["momentum"]) for p in matrices]))
                 decay, scale = 1 - group["lr"] * group["weight_decay"], 0.2 * math.sqrt(max(shape)) * group["lr"]
                 changed = torch._foreach_mul(matrices, decay)
@@ -54,7 +55,7 @@ class Muon(Optimizer):
         return loss
 
     def _momentum(self, p: Tensor, momentum: float) -> Tensor:
-        """Nesterov's: the running mean of gradients, one step ahead."""
+        """Nesterov momentum: the running mean of gradients, one step ahead."""
         assert p.grad is not None
         state = self.state[p]
         if not state:
@@ -63,7 +64,7 @@ class Muon(Optimizer):
         mean: Tensor = state["momentum"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(mean, momentum)
 
-    #: 1.0 where the step is to change nothing, as the fused optimizers of PyTorch have it.
+    #: 1.0 makes a step change nothing, as in the fused optimizers of PyTorch.
     found_inf: Tensor | None = None
 
     def _unless_skipped(self, new: Tensor, old: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class Muon(Optimizer):
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """U·Vᵀ of each matrix's singular value decomposition U·S·Vᵀ, nearly: singular values of about 0.7 to 1.2.
+    """Nearly U·Vᵀ of each matrix's singular value decomposition U·S·Vᵀ: singular values are about 0.7 to 1.2.
 
     Args:
         matrices: (n, A, B).
@@ -82,7 +83,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     x = matrices.to(torch.bfloat16 if matrices.device.type == "cuda" else torch.float32)
     tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
+    x = x.mT if tall else x  # the smaller Gram matrix
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT

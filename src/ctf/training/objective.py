@@ -1,4 +1,4 @@
-"""What the loop asks of a thing that can be trained."""
+"""The interface between the training loop and a model with its data and loss."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ctf.errors import InputError
+from ctf.models.transformer import Block
 from ctf.training.processes import ALONE, Processes
 
 Batch = tuple[Tensor, ...]
@@ -32,19 +33,19 @@ class Objective(ABC):
     extra: dict[str, nn.Module | Optimizer]
 
     def start(self) -> dict[str, Any]:
-        """Called before the first step, not on resuming: where the weights start from, for the run's config."""
+        """Called before the first step, not on resuming; returns the source of the weights, for the run's config."""
         return {}
 
     def compiled(self) -> nn.Module:
-        """The module, to be trained through torch.compile; it may be compiled in place."""
+        """The module passed through torch.compile; it may be compiled in place."""
         return torch.compile(self.module)  # type: ignore[return-value]
 
-    def units(self, module: nn.Module) -> list[nn.Module]:
-        """The parts of the module, or of its copy, that are gathered one at a time where weights are sharded over
-        processes, and run again in the backward pass for `loop.recompute`.
+    def blocks(self, module: nn.Module) -> list[Block]:
+        """The Transformer blocks of the module, or of its copy: `loop.shard` gathers them one at a time, and
+        `loop.recompute` runs them again in the backward pass.
 
         Raises:
-            InputError: for the setting `loop.shard` or `loop.recompute`, where a module has no such parts.
+            InputError: the module has none.
         """
         raise InputError("loop.shard and loop.recompute are for stages that are Transformers: leave them out")
 
@@ -54,28 +55,28 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one batch and what to log of it (detached scalars). `module` may be wrapped.
+        """The loss of one batch, and detached scalars to log. `module` may be wrapped.
 
-        The loss is a scalar; or float (n,), the loss of each position, where n is another one in each batch: the loop
-        then takes the mean over the positions of all forward passes and processes.
+        The loss is a scalar, or float (n,), the loss of each position, if n differs between batches: the loop then
+        takes the mean over the positions of all forward passes and processes.
         """
 
     def before_step(self, ema: nn.Module | None, step: int) -> None:  # noqa: B027
         """Called before each optimizer step."""
 
     def after_step(self, ema: nn.Module | None, step: int) -> dict[str, float]:
-        """Called after each optimizer step; what it returns is added up until the next log line."""
+        """Called after each optimizer step; returns counts, which the log adds up until the next line."""
         return {}
 
     @abstractmethod
     def evaluate(self, module: nn.Module, processes: Processes = ALONE) -> dict[str, float]:
         """Metrics of a module in evaluation mode, named "held_out/…" or "train/…"; empty without held-out data.
 
-        All processes call it, and may share the work; what the first one returns counts.
+        All processes call it, and may share the work; the metrics of the first one count.
         """
 
     def sheet(self, module: nn.Module) -> Image.Image | None:
-        """A contact sheet of what the module can do, if it can be shown."""
+        """A contact sheet of the module's results, if there can be one."""
         return None
 
     def save(self, module: Any, path: Path) -> None:

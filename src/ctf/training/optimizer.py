@@ -15,7 +15,7 @@ from ctf.training.muon import Muon
 
 
 def build_optimizers(module: nn.Module, config: OptimizerConfig) -> dict[str, Optimizer]:
-    """The optimizers of a module by their names in a checkpoint: AdamW's, and Muon's where the settings ask for it.
+    """The optimizers of a module by their names in a checkpoint: AdamW, and Muon if the settings say so.
 
     Raises:
         InputError: Muon for a module without blocks of matrices.
@@ -36,28 +36,28 @@ def build_optimizers(module: nn.Module, config: OptimizerConfig) -> dict[str, Op
 def build_adamw(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig, undecayed: Iterable[nn.Parameter] = ()
 ) -> torch.optim.AdamW:
-    """AdamW over two groups: matrices decay, norms, biases and what is `undecayed` do not."""
+    """AdamW over two groups: matrices decay; norms, biases and `undecayed` parameters do not."""
     trainable, exempt = [p for p in parameters if p.requires_grad], {id(p) for p in undecayed}
     decays = [p.ndim >= 2 and id(p) not in exempt for p in trainable]
     groups = [
-        {"params": [p for p, own in zip(trainable, decays, strict=True) if own], "weight_decay": config.weight_decay},
-        {"params": [p for p, own in zip(trainable, decays, strict=True) if not own], "weight_decay": 0.0},
+        {"params": [p for p, decay in zip(trainable, decays, strict=True) if decay == decayed], "weight_decay": rate}
+        for decayed, rate in ((True, config.weight_decay), (False, 0.0))
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Rate of step `step` (from 0) of `steps`: linear warm-up, then a fall from peak to final, at the last step.
+    """Rate of step `step` (from 0) of `steps`: linear warm-up, then a fall from the peak to the final rate.
 
-    `steps` are more than those of the warm-up; the loop makes sure of it.
+    The last step has the final rate. `steps` must be more than those of the warm-up, which the loop checks.
     """
     last, linear = steps - 1, config.schedule == "linear"
     if step < config.warmup_steps:
-        if linear:
+        if linear:  # VAR starts at 0.5 % of the peak
             return config.learning_rate * (0.005 + 0.995 * step / config.warmup_steps)
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / (last - config.warmup_steps) if step < last else 1.0
-    # VAR holds the peak for 5 % of what is left.
+    # VAR holds the peak for the first 5 % after the warm-up.
     share = min(1.0, (1 - progress) / 0.95) if linear else 0.5 * (1 + math.cos(math.pi * progress))
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * share
 
@@ -75,6 +75,6 @@ def set_rates(optimizers: Iterable[Optimizer], config: OptimizerConfig, step: in
     rate, decay = learning_rate(config, step, steps), weight_decay(config, step, steps)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = rate
-        if group["weight_decay"]:
+        if group["weight_decay"]:  # 0 marks the group that never decays
             group["weight_decay"] = decay
     return rate

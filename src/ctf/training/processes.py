@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Processes:
-    """All processes of a run, seen from one of them. What they do together, all must do.
+    """The processes of a run, seen from one of them. All must call the collective methods, in the same order.
 
     Attributes:
-        rank: number of this one, from 0; the first one writes the files.
-        world: how many there are.
-        device: of this one.
+        rank: number of this process, from 0; the first one writes the files.
+        world: number of processes.
+        device: of this process.
     """
 
     rank: int = 0
@@ -45,7 +45,7 @@ class Processes:
         return self.sum(values).tolist()
 
     def wait(self) -> None:
-        """For all others to come here."""
+        """Wait until all processes have called it (a barrier)."""
         self.any(False)
 
 

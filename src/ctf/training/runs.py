@@ -1,4 +1,4 @@
-"""From settings to a finished run."""
+"""Training runs made from their settings."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
     predicts, given = (CoarseMap.load(path) if path else None for path in (task.predicts, task.given))
     held_out = TokenSet.open(config.held_out) if config.held_out else None
     torch.manual_seed(config.loop.seed)
-    # In this order: opening a tokenizer draws random numbers, and every published run began with that.
+    # Before the stage is made: opening a tokenizer draws random numbers, and published runs did it in this order.
     tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
-    own = {} if config.rounds is None else {"rounds": config.rounds}
+    rounds = {} if config.rounds is None else {"rounds": config.rounds}
     stage = new_stage(
         config.kind,
         config.size,
@@ -60,7 +60,7 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         tokenizer=tokenizer,
         dropout=config.dropout,
         class_dropout=config.class_dropout,
-        **own,
+        **rounds,
     )
     cluster_loss = None
     if added := config.cluster_loss():

@@ -1,4 +1,4 @@
-"""Steps whose gradients are not finite: left out and counted, without waiting for the device."""
+"""Skipping and counting of steps whose gradients are not finite, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: So many in a row end a run: it would not recover.
+#: A run ends after so many skipped steps in a row: it would not recover.
 IN_A_ROW = 5
 
 
 class SkippedSteps:
-    """Tells optimizers to leave out a step, and counts; all on the device.
+    """Tells optimizers to skip a step, and counts, all on the device.
 
-    Optimizers read it from their attribute `found_inf`, as those of PyTorch that are fused do, and `Muon`.
+    `Muon` and the fused optimizers of PyTorch read the attribute `found_inf`: 1.0 makes their step change nothing.
     """
 
     def __init__(self, optimizers: list[Any], device: torch.device) -> None:
@@ -22,7 +22,7 @@ class SkippedSteps:
         self._count, self._row, self._longest = (torch.zeros((), device=device) for _ in range(3))
 
     def judge(self, norm: Tensor) -> Tensor:
-        """Before the optimizers' step; `norm` is of all gradients. Whether it is finite: 1.0 or 0.0."""
+        """Called before the optimizers' step with the norm of all gradients: 1.0 if it is finite, else 0.0."""
         bad = (~norm.isfinite()).float()
         for optimizer in self.optimizers:
             optimizer.found_inf = bad
@@ -31,13 +31,13 @@ class SkippedSteps:
         self._longest = self._longest.maximum(self._row)
         return 1 - bad
 
-    def culprit(self) -> str | None:
-        """What to call it if `IN_A_ROW` steps or more followed each other; waits for the device, as `take` does."""
+    def too_many(self) -> str | None:
+        """A name for `IN_A_ROW` or more skipped steps in a row since the last `take`. Waits for the device."""
         longest = int(self._longest)
         return f"gradient_norm of {longest} steps in a row" if longest >= IN_A_ROW else None
 
     def take(self) -> float:
-        """How many were left out since this was last called."""
+        """The number of steps skipped since the last call. Waits for the device."""
         count = float(self._count)
         self._count, self._longest = torch.zeros_like(self._count), self._row
         return count

@@ -1,4 +1,4 @@
-"""`--start_from`: weights that exist, of another level, of other classes or of another size, as far as they fit."""
+"""`--start_from`: initial weights from a model of another level, other classes or fewer blocks, as far as they fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ctf.stages.stage import Stage
 from ctf.tokens.token_set import TokenIndex, TokenSet
 
 AS_IT_IS = "as it is"
-#: Rows of a parameter, and how they were made of others; None where nothing serves.
+#: Rows of a parameter, or None if none fit, and how they were made.
 Rows = tuple[Tensor | None, str]
 
 
@@ -35,17 +35,18 @@ def start_stage(stage: Stage, source: str, tokens: TokenSet) -> dict[str, Any]:
     Args:
         stage: with random weights; changed in place.
         source: a stage, a run or model folder, a Hub id, or a LlamaGen GPT's file.
-        tokens: what the stage will be trained on.
+        tokens: the training tokens.
 
     Returns:
-        How each parameter that fits was made, and which stay as they are: for people and for the run's config.
+        How each parameter that fits was made, and the names of those that keep their random start. The run's config
+        stores it.
 
     Raises:
-        InputError: nothing there, or no block of it fits.
+        InputError: `source` does not exist, or no block of it fits.
     """
     other, class_names = open_start(source, stage)
     theirs = {name: parameter.detach() for name, parameter in other.named_parameters()}
-    uses = lru_cache(tokens.token_counts)  # which reads all tokens
+    uses = lru_cache(tokens.token_counts)  # called only if needed, and once: it reads all tokens
 
     def rows_for(name: str) -> Rows:
         role = stage.rows_of.get(name)
@@ -62,10 +63,10 @@ def start_stage(stage: Stage, source: str, tokens: TokenSet) -> dict[str, Any]:
 
 
 def start_tokenizer(tokenizer: nn.Module, source: str) -> dict[str, Any]:
-    """Copy the parameters of another tokenizer that have the same name and shape; returns and raises as `start_stage`.
+    """Copy the parameters of another tokenizer that have the same name and shape; returns what `start_stage` does.
 
     Raises:
-        InputError: nothing there, or the codebook or all else is of another shape.
+        InputError: `source` does not exist, or no parameter fits.
     """
     theirs = {name: parameter.detach() for name, parameter in open_tokenizer(source).named_parameters()}
     report = copy_rows(tokenizer, lambda name: (theirs.get(name), AS_IT_IS))
@@ -75,21 +76,23 @@ def start_tokenizer(tokenizer: nn.Module, source: str) -> dict[str, Any]:
 
 
 def in_words(started: Mapping[str, Any]) -> str:
-    """What `start_stage` and `start_tokenizer` return, in a line for the terminal."""
-    taken = started["taken"]
+    """The report of `start_stage` or `start_tokenizer` in a line for the terminal."""
+    taken, left = started["taken"], started["left"]
     converted = [f"{name}: {how}" for name, how in taken.items() if how != AS_IT_IS]
-    said = [f"starts from {started['source']}", f"{len(taken) - len(converted)} parameters as they are", *converted]
-    return "; ".join(said + ([f"not taken: {', '.join(started['left'])}"] if started["left"] else []))
+    parts = [f"starts from {started['source']}", f"{len(taken) - len(converted)} parameters as they are", *converted]
+    if left:
+        parts.append(f"not taken: {', '.join(left)}")
+    return "; ".join(parts)
 
 
 def copy_rows(module: nn.Module, rows_for: Callable[[str], Rows]) -> dict[str, Any]:
-    """Fill the parameters that `rows_for` has something for: {"taken": how, by name; "left": names}."""
+    """Fill the parameters that `rows_for` has rows for: {"taken": how, by name; "left": other names}."""
     taken, left = {}, []
     for name, ours in module.named_parameters():
-        if not ours.requires_grad:  # frozen ones are the tokenizer's, and belong to this stage's own
+        if not ours.requires_grad:  # frozen ones belong to this stage's tokenizer
             continue
         rows, how = rows_for(name)
-        spare = 0 if how == AS_IT_IS else 1  # a masked stage has a row more than labels, for hidden ones
+        spare = 0 if how == AS_IT_IS else 1  # a masked stage has one row more than labels, the mask token's
         if rows is None or rows.shape[1:] != ours.shape[1:] or abs(len(ours) - len(rows)) > spare:
             left.append(name)
             continue
@@ -101,9 +104,9 @@ def copy_rows(module: nn.Module, rows_for: Callable[[str], Rows]) -> dict[str, A
 
 
 def open_start(source: str, stage: Stage) -> tuple[Stage, list[str] | None]:
-    """The stage to start `stage` from, and its classes where they are known.
+    """The stage to start `stage` from, and the names of its classes if they are known.
 
-    Of a model folder it is the one of the same name, else the first.
+    From a model folder it takes the stage of the same name, else the first.
     """
     path = Path(source)
     if path.is_file() and not (is_safetensors(path) and "ctf" in read_metadata(path)):
@@ -118,7 +121,7 @@ def open_start(source: str, stage: Stage) -> tuple[Stage, list[str] | None]:
 
 
 def class_rows(rows: Tensor, names: Sequence[str] | None, wanted: Sequence[str]) -> Rows:
-    """Rows of classes (C + 1, dim), the last one of no class, for the `wanted` classes; of unknown names by number."""
+    """Rows of classes (C + 1, dim), the last one unconditional, for the `wanted` classes; by number without names."""
     if names is None and len(wanted) == len(rows) - 1:
         return rows, f"{len(wanted)} classes by number, since the source has no names"
     names = names or []
@@ -132,7 +135,8 @@ def class_rows(rows: Tensor, names: Sequence[str] | None, wanted: Sequence[str])
 def level_rows(
     name: str, role: str, stage: Stage, other: Stage, theirs: Mapping[str, Tensor], uses: Callable[[], Tensor]
 ) -> Rows:
-    """Rows of the labels of `stage`'s level, from those of `other`'s; given labels also from predicted ones."""
+    """Rows of the labels of a level of `stage`, from those of `other`; rows of given labels also from predicted
+    ones."""
     if other.codebook_size != stage.codebook_size or len({other.codebook, stage.codebook} - {None}) > 1:
         return None, "of another codebook"
     if name in theirs:
@@ -146,22 +150,22 @@ def level_rows(
 
 
 def convert_rows(rows: Tensor, level: CoarseMap | None, wanted: CoarseMap | None, uses: Callable[[], Tensor]) -> Rows:
-    """Rows (labels of `level`, dim) as rows (labels of `wanted`, dim); None is the level of the codebook's tokens.
+    """Rows (labels of `level`, dim) → rows (labels of `wanted`, dim). The level None is that of the codebook's tokens.
 
-    `uses` counts tokens: (K,).
+    `uses` returns the counts of tokens (K,).
     """
     if level is wanted or (level and wanted and torch.equal(level.fine_to_coarse, wanted.fine_to_coarse)):
         return rows, "of the same level"
     either = wanted if level is None else level
     assert either is not None
     if len(rows) < (either.num_fine if level is None else level.num_coarse):
-        return None, ""  # of a masked stage that reads no labels
+        return None, ""  # a masked stage that reads no labels has a mask token only
     each = rows[: either.num_fine] if level is None else rows[level.fine_to_coarse]
     if wanted is None:
         return each, "each token as its cluster"
     clusters, counts = wanted.fine_to_coarse, uses().double()
     used = torch.zeros(wanted.num_coarse, dtype=torch.float64).index_add_(0, clusters, counts)
-    weights = torch.where(used[clusters] > 0, counts, 1.0)  # of a cluster that no token uses, the plain mean
+    weights = torch.where(used[clusters] > 0, counts, 1.0)  # the plain mean for a cluster that no token uses
     total = torch.zeros_like(used).index_add_(0, clusters, weights)
     sums = torch.zeros(len(total), rows.shape[1], dtype=torch.float64)
     sums.index_add_(0, clusters, each.double() * weights[:, None])

@@ -14,7 +14,7 @@ from ctf.errors import InputError
 from ctf.images.pixels import to_bytes
 from ctf.images.sheet import contact_sheet
 from ctf.models.loss import ClusterLoss
-from ctf.models.transformer import compile_blocks
+from ctf.models.transformer import Block, compile_blocks
 from ctf.preview import level_embeddings
 from ctf.sampling.random import Random
 from ctf.stages.stage import Stage, bits
@@ -33,15 +33,15 @@ class TokenObjective(Objective):
     """Train a stage on a token set.
 
     Args:
-        stage: what to train.
+        stage: the model.
         tokens: training tokens.
         held_out: tokens to evaluate on.
         tokenizer: decodes contact sheets.
-        cluster_loss: is added to the loss of a Transformer that predicts the codebook's own tokens.
+        cluster_loss: added loss, for a Transformer that predicts the codebook's own tokens.
         start_from: weights to start from, see `start_stage`.
 
     Raises:
-        InputError: tokens, stage and tokenizer that do not belong together.
+        InputError: tokens, stage and tokenizer do not belong together.
     """
 
     module: Stage
@@ -60,11 +60,7 @@ class TokenObjective(Objective):
         for part in (tokens, held_out):
             if part is None:
                 continue
-            if (part.codebook_size, part.layout, part.num_classes) != (
-                stage.codebook_size,
-                stage.layout,
-                stage.num_classes,
-            ):
+            if any(getattr(part, name) != getattr(stage, name) for name in ("codebook_size", "layout", "num_classes")):
                 raise InputError(
                     f"{part.folder} differs from what the stage is for in codebook size, layout or classes"
                 )
@@ -78,22 +74,22 @@ class TokenObjective(Objective):
         self.num_images = len(tokens)
         self.extra = {}
         self.cluster_loss, self.start_from = cluster_loss, start_from
-        own = stage.resolved()  # refuses now what the first evaluation would
-        # By confidence there is no likelihood: evaluated is then the kind's own order.
-        self.measured = dataclasses.replace(own, order=None) if own.order == "confidence" else own
+        sampling = stage.resolved()  # raises now, not in the first evaluation
+        # The order by confidence has no likelihood: evaluation then uses the default order.
+        self.measured = dataclasses.replace(sampling, order=None) if sampling.order == "confidence" else sampling
 
     def start(self) -> dict[str, Any]:
         return start_stage(self.module, self.start_from, self.tokens) if self.start_from else {}
 
     def compiled(self) -> nn.Module:
-        """A Transformer block by block: compiled once for all blocks, and for all batches."""
+        """The stage; a Transformer is compiled block by block, once for all blocks and batches."""
         if not isinstance(self.module, TransformerStage):
             return super().compiled()
         compile_blocks(self.module)
         return self.module
 
-    def units(self, module: nn.Module) -> list[nn.Module]:
-        return list(module.transformer.blocks) if isinstance(module, TransformerStage) else super().units(module)
+    def blocks(self, module: nn.Module) -> list[Block]:
+        return list(module.transformer.blocks) if isinstance(module, TransformerStage) else super().blocks(module)
 
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
         batches = TokenBatches(self.tokens, batch_size, seed, rank, world)
@@ -107,8 +103,8 @@ class TokenObjective(Objective):
         return losses if losses.ndim == 1 else losses.mean(), {}
 
     def evaluate(self, module: Any, processes: Processes = ALONE) -> dict[str, float]:
-        """Mean loss in nats and bits per token of this stage, and token accuracy, without augmentation, in the steps
-        and the order that the stage samples in; processes share the images."""
+        """Mean loss in nats and bits per token, and token accuracy, without augmentation, in the steps and the order of
+        sampling. Processes share the images."""
         if self.held_out is None:
             return {}
         nats = hits = 0.0
@@ -124,7 +120,7 @@ class TokenObjective(Objective):
         return {f"held_out/{name}": value for name, value in metrics.items()}
 
     def sheet(self, module: Any) -> Image.Image | None:
-        """Samples of a few classes; where the stage is given labels, those of real images, which are shown above."""
+        """Samples of a few classes. A stage with given labels gets those of real images, which are shown above."""
         if self.tokenizer is None:
             return None
         shown = self.held_out or self.tokens

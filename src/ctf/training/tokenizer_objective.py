@@ -35,7 +35,7 @@ SHEET_COLUMNS = 12
 class TokenizerObjective(Objective):
     """Train a tokenizer of any family with LlamaGen's encoder and decoder.
 
-    The discriminator, where there is one, learns after each step of the tokenizer.
+    The discriminator, if there is one, takes a step after each step of the tokenizer.
 
     Args:
         config: architecture, weights of the losses, treatment of dead codewords.
@@ -44,7 +44,7 @@ class TokenizerObjective(Objective):
         held_out: images to evaluate on.
 
     Raises:
-        InputError: images that do not fit the tokenizer, or LPIPS without its weights.
+        InputError: images do not fit the tokenizer, or LPIPS lacks its weights.
     """
 
     module: ConvolutionalTokenizer
@@ -54,10 +54,10 @@ class TokenizerObjective(Objective):
             raise InputError("perceptual_weight needs perceptual_source: a folder, file or hub id with LPIPS weights")
         self.config, self.steps, self.images, self.held_out = config, steps, images, held_out
         self.num_images = len(images)
-        own = {"scales": config.scales} if config.scales else {}
-        self.module = new_tokenizer(config.family, config.model, **own)
+        scales = {"scales": config.scales} if config.scales else {}
+        self.module = new_tokenizer(config.family, config.model, **scales)
         self.layout = self.module.layout((images.size, images.size))
-        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what convolutions like
+        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster
         self.last_restart = int(config.restart_until * steps)
         self.counts = torch.zeros(len(self.layout), config.model.codebook_size, dtype=torch.int64)
         self.perceptual = LPIPS.load(config.perceptual_source) if config.perceptual_source else None
@@ -71,7 +71,7 @@ class TokenizerObjective(Objective):
                 )
             self.discriminator_optimizer = build_adamw(self.discriminator.parameters(), config.optimizer)
             self.extra = {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
-            self.seen: list[tuple[Tensor, Tensor]] = []  # pieces of this step's batch, and their reconstructions
+            self.seen: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this step's passes
 
     def start(self) -> dict[str, Any]:
         if not self.config.start_from:
@@ -81,7 +81,7 @@ class TokenizerObjective(Objective):
         return report
 
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
-        if self.perceptual is not None:  # no part of the checkpoint, so the loop does not know it
+        if self.perceptual is not None:  # the loop moves the module and `extra` only
             self.perceptual.to(self.module.quantizer.weight.device)
         c = self.config
         batches = ImageBatches(self.images, batch_size, seed, c.flip, c.random_crop, rank, world)
@@ -110,12 +110,13 @@ class TokenizerObjective(Objective):
             self.counts = self.counts.to(images.device)
             count_tokens(self.counts, quantized.tokens, self.layout)
             values |= {"codebook_loss": quantized.codebook_loss.detach()}
-        if quantize or _is_distributed():  # unquantised, both are 0, but DDP waits for a gradient of every parameter
+        # Without quantisation both losses are 0, but DDP waits for a gradient of every parameter.
+        if quantize or _is_distributed():
             total = total + c.codebook_weight * quantized.codebook_loss
             total = total + c.commitment_weight * quantized.commitment_loss
         if self._is_adversarial(step):
             adversarial = generator_loss(self.discriminator(decoded))
-            weight = torch.full((), c.discriminator_weight, device=images.device)  # `tensor` would copy, and wait
+            weight = torch.full((), c.discriminator_weight, device=images.device)  # `torch.tensor` would wait to copy
             if c.adaptive_weight:
                 weight = weight * adaptive_weight(reconstruction, adversarial, self.module.decoder.last_layer)
             total = total + weight * adversarial
@@ -130,25 +131,25 @@ class TokenizerObjective(Objective):
             self._train_discriminator(step)
         if step >= c.warmup_without_codebook:
             if _is_distributed():
-                dist.all_reduce(self.module.quantizer.age, dist.ReduceOp.MIN)  # used anywhere is used
+                dist.all_reduce(self.module.quantizer.age, dist.ReduceOp.MIN)  # used by any process is used
             if c.restart_after and step % 20 == 19 and step < self.last_restart:
                 counts["restarts"] = float(self._restart_dead(ema, step))
         return counts
 
     def _is_adversarial(self, step: int) -> bool:
-        """Whether the discriminator takes part in step `step` from 0; `discriminator_start` counts from 1."""
+        """Whether the discriminator takes part in step `step`, from 0; `discriminator_start` counts from 1."""
         return bool(self.config.discriminator_weight) and step + 1 >= self.config.discriminator_start
 
     def _train_discriminator(self, step: int) -> None:
-        """One step of its optimizer over all pieces of the batch, with the tokenizer's schedule and clipping."""
+        """One optimizer step over all passes of the batch, with the tokenizer's schedule and clipping."""
         c = self.config
         set_rates([self.discriminator_optimizer], c.optimizer, step, self.steps)
-        self.discriminator_optimizer.zero_grad()  # the tokenizer's loss left some
+        self.discriminator_optimizer.zero_grad()  # the tokenizer's adversarial loss left gradients
         for images, decoded in self.seen:
             loss = hinge_discriminator_loss(self.discriminator(images), self.discriminator(decoded))
             (c.discriminator_weight * loss / len(self.seen)).backward()
         self.seen.clear()
-        if _is_distributed():  # the mean over all processes, since DDP does not wrap it
+        if _is_distributed():  # DDP does not wrap the discriminator
             for gradient in [p.grad for p in self.discriminator.parameters() if p.grad is not None]:
                 dist.all_reduce(gradient)
                 gradient /= dist.get_world_size()
@@ -158,38 +159,38 @@ class TokenizerObjective(Objective):
 
     @torch.no_grad()
     def _restart_dead(self, ema: nn.Module | None, step: int) -> int:
-        """Dead codewords onto vectors that were searched in this step; every process ends with the same codebook."""
+        """Restart dead codewords on vectors of this step, with the same result in every process."""
         quantizer = self.module.quantizer
         generator = torch.Generator().manual_seed(step)
-        passes = self.config.loop.accumulate  # codewords age with each forward pass
+        passes = self.config.loop.accumulate  # codewords age in each forward pass
         dead_after = (self.config.restart_after + 1) * passes - 1
         dead = quantizer.restart_dead(self.searched.flatten(0, 1), dead_after, generator)
         if _is_distributed():
             dist.broadcast(quantizer.weight, 0)
-        if isinstance(ema, ConvolutionalTokenizer):  # the average of a codeword's old place and its new one is neither
+        if isinstance(ema, ConvolutionalTokenizer):  # an average of old and new position would be near no vector
             ema.quantizer.weight[dead] = quantizer.weight[dead]
         return len(dead)
 
     @torch.no_grad()
     def _start_codebook(self, ema: nn.Module | None) -> None:
-        """k-means over features of as many images as it takes to see each codeword several times."""
+        """Initialise the codebook by k-means over at least four feature vectors per codeword."""
         c = self.config
         batches = ImageBatches(self.images, 64, c.loop.seed + 1, c.flip, c.random_crop)
-        needed = -(-4 * c.model.codebook_size // (64 * self.layout.num_tokens))
+        count = -(-4 * c.model.codebook_size // (64 * self.layout.num_tokens))
         quantizer = self.module.quantizer
         device = quantizer.weight.device
         self.module.eval()
-        found = [quantizer.to_cluster(self.module.features(batches[i].to(device))) for i in range(needed)]
+        vectors = [quantizer.to_cluster(self.module.features(batches[i].to(device))) for i in range(count)]
         self.module.train()
-        quantizer.initialize(torch.cat(found), c.loop.seed)
+        quantizer.initialize(torch.cat(vectors), c.loop.seed)
         if _is_distributed():
             dist.broadcast(quantizer.weight, 0)  # k-means rounds differently on other machines
         if isinstance(ema, ConvolutionalTokenizer):
             ema.quantizer.weight.copy_(quantizer.weight)
 
     def evaluate(self, module: nn.Module, processes: Processes = ALONE) -> dict[str, float]:
-        """Codebook health over the first process's tokens since the last evaluation, PSNR on held-out images, which
-        processes share."""
+        """Usage of the codebook by the first process's tokens since the last evaluation, and PSNR on held-out images,
+        which processes share."""
         metrics = {}
         if processes.is_first and self.counts.any():
             metrics = {f"train/{name}": value for name, value in codebook_use(self.counts).items()}
@@ -207,7 +208,7 @@ class TokenizerObjective(Objective):
         return metrics
 
     def sheet(self, module: Any) -> Image.Image | None:
-        """Images, held out ones where there are any, above their reconstructions."""
+        """Images, held-out ones if there are any, above their reconstructions."""
         shown = self.held_out or self.images
         indices = np.linspace(0, len(shown) - 1, SHEET_COLUMNS).astype(int)
         images = np.stack([read_or_next(shown, int(index)) for index in indices])

@@ -1,4 +1,4 @@
-"""Ends a run whose processes wait for one that hangs, and says which."""
+"""End of a run in which a process hangs, with a message that names the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections import deque
-from types import TracebackType
 from typing import Any, Literal
 
 import torch.distributed as dist
@@ -17,19 +16,19 @@ import torch.distributed as dist
 from ctf.training.processes import Processes
 
 Phase = Literal["reading a batch", "training", "saving", "evaluating"]
-#: Step, place in `PHASES`, and a count that goes up while the process lives.
+#: Step, index in `PHASES`, and a count that grows while the process lives.
 Place = tuple[int, int, int]
-#: In the order of a step: who is behind keeps the others waiting.
+#: In the order of a step: the process that is behind keeps the others waiting.
 PHASES: tuple[Phase, ...] = ("reading a batch", "training", "saving", "evaluating")
-#: These read what all say of themselves: the second one for the case that the first one hangs.
+#: Number of processes that read the places of all: the second one does if the first one hangs.
 READERS = 2
 
 
 class Watch:
-    """While it is entered, a thread tells the others where this process is.
+    """While it is entered, a thread publishes the place of this process in the run.
 
     Args:
-        processes: of the run; one alone is not watched.
+        processes: of the run; a single one is not watched.
         patience: seconds that this process may stay in one phase of one step.
     """
 
@@ -40,7 +39,7 @@ class Watch:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def now(self, step: int, phase: Phase) -> None:
-        """This process begins a phase of a step."""
+        """Note that this process begins a phase of a step."""
         self._step, self._phase, self._since = step, PHASES.index(phase), time.monotonic()
 
     def __enter__(self) -> Watch:
@@ -49,9 +48,7 @@ class Watch:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._left.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -71,19 +68,19 @@ class Watch:
             seen.append(_read(store, keys))
             if len(seen) == seen.maxlen:
                 print(f"ctf: error: {blame(seen[0], seen[-1], self.patience)}", file=sys.stderr, flush=True)
-                os._exit(1)  # the thread that trains hangs too, and torchrun ends the others
+                os._exit(1)  # `sys.exit` ends only this thread; the training thread hangs. torchrun ends the others.
 
 
 def _read(store: Any, keys: list[str]) -> list[Place]:
-    """Where each process says it is; zeros of one that has not said a word."""
+    """The published place of each process; zeros for one that has published none."""
     return [tuple(json.loads(store.get(key))) if store.check([key]) else (0, 0, 0) for key in keys]
 
 
 def blame(before: list[Place], now: list[Place], patience: float) -> str:
-    """Which process keeps the others waiting: one that does not answer, else those that are behind.
+    """A message that names the process that keeps the others waiting: a silent one, else those that are behind.
 
     Args:
-        before, now: where each process was, and some beats later.
+        before, now: place of each process, some beats apart.
         patience: seconds, for the message.
     """
     silent = [rank for rank, (old, new) in enumerate(zip(before, now, strict=True)) if old[2] == new[2]]
