@@ -16,6 +16,7 @@ from ctf.layout import Layout
 from ctf.models.config import TransformerConfig
 from ctf.sampling.settings import Order, Sampling
 from ctf.stages.drawing import DrawPlan, Group, scale_groups
+from ctf.stages.settings import MaskedSettings
 from ctf.stages.transformer_stage import TransformerStage
 
 #: Rows that go through the network together: enough to keep any device busy, few enough that their activations stay
@@ -40,7 +41,7 @@ class Masked(TransformerStage):
     round for each scale, one such word for each scale.
     """
 
-    kind, attention = "masked", "full"
+    kind, attention, Settings = "masked", "full", MaskedSettings
     orders: ClassVar[tuple[Order, ...]] = ("halton", "random", "locality", "raster", "scales", "confidence")
 
     @classmethod

@@ -21,6 +21,7 @@ from ctf.models.packed import PackedConvolution, PackedNextScale
 from ctf.sampling.settings import Sampling
 from ctf.stages.cached import CachedStage
 from ctf.stages.drawing import DrawPlan, Group, scale_groups
+from ctf.stages.settings import NextScaleSettings
 from ctf.tokenizer.config import MultiScaleConfig
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.multi_scale import MultiScaleTokenizer
@@ -55,7 +56,7 @@ class NextScale(CachedStage):
     """
 
     kind, orders = "next_scale", ("scales",)
-    Config = NextScaleConfig
+    Config, Settings = NextScaleConfig, NextScaleSettings
     Network, Packed = NextScaleTransformer, PackedNextScale
     config: NextScaleConfig  # type: ignore[assignment]
     float32 = ("vectors", "residual.")

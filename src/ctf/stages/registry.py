@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from ctf.stages.any_order import AnyOrder
 from ctf.stages.autoregressive import Autoregressive
 from ctf.stages.masked import Masked
 from ctf.stages.next_scale import NextScale
+from ctf.stages.settings import KindSettings
 from ctf.stages.stage import Stage
 from ctf.tokenizer.interface import Tokenizer
 
@@ -47,6 +49,14 @@ def find_kind(name: str) -> type[Stage]:
             "kind of yours opens where $CTF_PLUGINS names the file that registers it"
         )
     return KINDS[name]
+
+
+def kind_settings(kind: str, **settings: Any) -> KindSettings:
+    """A kind's own settings. Raises InputError: there is no such kind, or it has no such setting."""
+    chosen = find_kind(kind)
+    if unknown := settings.keys() - {field.name for field in dataclasses.fields(chosen.Settings)}:
+        raise InputError(f"stages of kind {chosen.kind} have no setting {min(unknown)}: leave it out")
+    return chosen.Settings(**settings)
 
 
 def new_stage(

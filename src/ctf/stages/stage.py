@@ -27,6 +27,7 @@ from ctf.sampling.orders import possible_orders
 from ctf.sampling.random import Random
 from ctf.sampling.settings import Order, Sampling
 from ctf.stages.drawing import DrawPlan, Group, OnStep, draw_all, draw_steps, plan_groups, uniforms
+from ctf.stages.settings import KindSettings
 from ctf.tokenizer.interface import Tokenizer
 
 Support = Literal["cluster", "full"]
@@ -55,6 +56,8 @@ class Stage(nn.Module, ABC):
 
     kind: ClassVar[str]
     Config: ClassVar[type]
+    #: What a training can be told of this kind alone.
+    Settings: ClassVar[type[KindSettings]] = KindSettings
     #: In which the kind can draw positions, its own choice first; a layout may lack some, see `possible_orders`.
     orders: ClassVar[tuple[Order, ...]] = ("raster",)
     #: Whether `hidden` has to see every group, kept ones too, because it fills a cache.
