@@ -9,7 +9,8 @@ from ctf.models import ClusterMembers, Compute, member_logits
 from ctf.sampling import Sampling
 
 K, LAYOUT = 400, Layout.square(4)
-LABELS = torch.arange(64) % 5
+LABELS = torch.arange(16) % 5
+BATCHES = 2, 3, 7, 16
 pytestmark = pytest.mark.usefixtures("two_threads")
 WAYS = [
     ("autoregressive", Sampling()),
@@ -27,33 +28,45 @@ def clusters():
     return CoarseMap(labels, "test", 0, "none")
 
 
-@pytest.mark.parametrize("support", ["cluster", "full"])
-@pytest.mark.parametrize("task", ["all tokens", "coarse", "fine"])
+@pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full"])
 @pytest.mark.parametrize(("kind", "sampling"), WAYS, ids=str)
-def test_logits_of_an_image(make_stage, clusters, kind, sampling, task, support):
+def test_logits_of_an_image(make_stage, clusters, kind, sampling, task):
     kind, _, rounds = kind.partition(", ")
-    levels = {"all tokens": {}, "coarse": {"predicts": clusters}, "fine": {"given": clusters}}[task]
-    own = {"rounds": rounds} if rounds else {}
-    stage = make_stage(kind, codebook_size=K, layout=LAYOUT, num_classes=5, support=support, dim=64, **levels, **own)
+    task, _, support = task.partition(", ")
+    own = {"all tokens": {}, "coarse": {"predicts": clusters}, "fine": {"given": clusters}}[task]
+    own = {**own, "support": support or "cluster", **({"rounds": rounds} if rounds else {})}
+    stage = make_stage(kind, codebook_size=K, layout=LAYOUT, num_classes=5, dim=64, **own)
     stage = stage.pack(Compute("float32"))
-    tokens = torch.randint(K, (64, 16), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(K, (16, 16), generator=torch.Generator().manual_seed(1))
     plan = stage.plan(sampling)
     with torch.inference_mode():
         alone = torch.cat([stage.logits(*image, plan) for image in zip(tokens.split(1), LABELS.split(1), strict=True)])
-        for batch in (2, 3, 7, 64):
+        for batch in BATCHES:
             parts = zip(tokens.split(batch), LABELS.split(batch), strict=True)
             assert torch.equal(torch.cat([stage.logits(*part, plan) for part in parts]), alone), batch
 
 
-@pytest.mark.parametrize("dim", [64, 128, 192, 768, 1024])
-def test_logits_of_members_for_the_widths_of_models(clusters, dim):
-    members, generator = ClusterMembers(clusters), torch.Generator().manual_seed(2)
-    hidden, weight = torch.randn(64, 9, dim, generator=generator), torch.randn(K, dim, generator=generator)
-    given = torch.randint(20, (64, 9), generator=generator)
+def is_exact(relation, dim):
+    """Whether the logits of members are the same bits in every batch."""
+    members, generator = ClusterMembers(relation), torch.Generator().manual_seed(2)
+    hidden = torch.randn(16, 9, dim, generator=generator)
+    weight = torch.randn(relation.num_fine, dim, generator=generator)
+    given = torch.randint(relation.num_coarse, (16, 9), generator=generator)
 
     def logits_in(batch):
         parts = zip(hidden.split(batch), given.split(batch), strict=True)
         return torch.cat([member_logits(h, weight, c, members) for h, c in parts])
 
-    for batch in (2, 3, 7, 64):
-        assert torch.equal(logits_in(batch), logits_in(1)), batch
+    return all(torch.equal(logits_in(batch), logits_in(1)) for batch in BATCHES)
+
+
+@pytest.mark.parametrize("dim", [16, 64, 128, 192, 768, 1024])
+def test_logits_of_members_for_the_widths_of_models(clusters, dim):
+    assert is_exact(clusters, dim)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1], [1, 2], [2, 2], [1, 2, 3], [3, 3]], ids=str)
+def test_logits_of_members_of_small_clusters(sizes):
+    relation = CoarseMap(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), "test", 0, "none")
+    assert is_exact(relation, 16)
+    assert is_exact(relation, 64)
