@@ -1,4 +1,6 @@
-"""In float32 on a CPU an image's logits are the same bits alone and in a batch, for every kind and head."""
+"""In float32 on a CPU an image's logits are the same bits alone and in a batch, and so its labels are the same."""
+
+import dataclasses
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 from ctf.codebook import CoarseMap
 from ctf.layout import Layout
 from ctf.models import ClusterMembers, Compute, member_logits
-from ctf.sampling import Sampling
+from ctf.sampling import Random, Sampling
 
 K, LAYOUT = 400, Layout.square(4)
 LABELS = torch.arange(16) % 5
@@ -31,11 +33,10 @@ def clusters():
 @pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full"])
 @pytest.mark.parametrize(("kind", "sampling"), WAYS, ids=str)
 def test_logits_of_an_image(make_stage, clusters, kind, sampling, task):
-    kind, _, rounds = kind.partition(", ")
     task, _, support = task.partition(", ")
     own = {"all tokens": {}, "coarse": {"predicts": clusters}, "fine": {"given": clusters}}[task]
-    own = {**own, "support": support or "cluster", **({"rounds": rounds} if rounds else {})}
-    stage = make_stage(kind, codebook_size=K, layout=LAYOUT, num_classes=5, dim=64, **own)
+    facts = {"codebook_size": K, "layout": LAYOUT, "num_classes": 5, "support": support or "cluster"}
+    stage = make_stage(kind, dim=64, **facts, **own)
     stage = stage.pack(Compute("float32"))
     tokens = torch.randint(K, (16, 16), generator=torch.Generator().manual_seed(1))
     plan = stage.plan(sampling)
@@ -44,6 +45,24 @@ def test_logits_of_an_image(make_stage, clusters, kind, sampling, task):
         for batch in BATCHES:
             parts = zip(tokens.split(batch), LABELS.split(batch), strict=True)
             assert torch.equal(torch.cat([stage.logits(*part, plan) for part in parts]), alone), batch
+
+
+@pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle"])
+@pytest.mark.parametrize(("kind", "sampling"), [*WAYS, ("masked, any", Sampling(steps=3, order="confidence"))], ids=str)
+def test_labels_of_an_image(monkeypatch, make, kind, sampling, task):
+    monkeypatch.setattr("ctf.stages.masked.TOGETHER", 4)  # rows of a batch go through the network in parts
+    packed, sampling = make(kind, task).pack(Compute("float32")), dataclasses.replace(sampling, cfg_scale=2.0)
+    seeds, generator = torch.arange(9) // 2, torch.Generator().manual_seed(0)
+    given = None if packed.given is None else torch.randint(6, (9, 8), generator=generator)
+
+    def generate(images):
+        return packed.generate(images % 6, Random(seeds[images]), sampling, None if given is None else given[images])
+
+    together = generate(torch.arange(9))
+    assert len(together.unique(dim=0)) == 9
+    order = torch.randperm(9, generator=generator)
+    assert torch.equal(generate(order), together[order])
+    assert torch.equal(torch.cat([generate(torch.tensor([i])) for i in range(9)]), together)
 
 
 def is_exact(relation, dim):
