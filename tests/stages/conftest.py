@@ -1,11 +1,15 @@
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from ctf.codebook import CoarseMap
-from ctf.layout import Layout
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `stage_cases`
+from stage_cases import LAYOUT
 
 K = 30
-LAYOUT = Layout((2, 4))
 NUM_CLASSES = 5
 
 

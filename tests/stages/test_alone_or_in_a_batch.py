@@ -59,7 +59,7 @@ def test_labels_of_an_image(monkeypatch, make, kind, sampling, task):
         return packed.generate(images % 6, Random(seeds[images]), sampling, None if given is None else given[images])
 
     together = generate(torch.arange(9))
-    assert len(together.unique(dim=0)) == 9
+    assert len(together.unique(dim=0)) > 5  # some share a seed, so that their labels may be equal
     order = torch.randperm(9, generator=generator)
     assert torch.equal(generate(order), together[order])
     assert torch.equal(torch.cat([generate(torch.tensor([i])) for i in range(9)]), together)

@@ -13,7 +13,7 @@ from ctf.models import Compute
 from ctf.sampling import Random, Sampling
 
 N, LABEL = 4, 3
-DRAWS = 60_000
+DRAWS = 40_000
 ONE_WAY = [("autoregressive", Sampling()), ("masked", Sampling())]
 STEPS = [(1, "cosine"), (2, "cosine"), (2, "uniform"), (3, "arccos"), (4, "cosine")]
 ANY_WAY = [

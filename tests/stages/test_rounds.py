@@ -143,7 +143,8 @@ def test_a_training_loss_is_that_of_hidden_labels_given_the_others(make, round_l
 
 
 def test_two_of_pi_labels_are_hidden_on_average(make_stage):
-    stage = make_stage(KIND.split(",")[0], rounds="any", layers=1, layout=Layout.square(16))
+    stage = make_stage(KIND, layers=1, layout=Layout.square(8))
     torch.manual_seed(0)
-    losses = stage(torch.zeros(1000, 256, dtype=torch.int64), torch.zeros(1000, dtype=torch.int64))
-    assert losses.numel() / 256_000 == pytest.approx(2 / math.pi, abs=0.03)  # 3 standard deviations
+    losses = stage(torch.zeros(1000, 64, dtype=torch.int64), torch.zeros(1000, dtype=torch.int64))
+    rounded_up = 0.5 / 64  # on average
+    assert losses.numel() / 64_000 == pytest.approx(2 / math.pi + rounded_up, abs=0.03)  # 3 standard deviations
