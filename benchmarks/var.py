@@ -30,7 +30,7 @@ from ctf.models import Compute
 from ctf.run_folder import RUN_MODEL
 from ctf.samples.generate import sample_to
 from ctf.samples.sample_set import SampleSet
-from ctf.stages import Stage
+from ctf.stages import MaskedSettings, Stage
 from ctf.tokenizer.measure import standard_error
 from ctf.tokens import TokenSet
 from ctf.training.config import BaselineTraining, CoarseTraining, FineTraining, LoopConfig, OptimizerConfig
@@ -58,7 +58,7 @@ STAGES: dict[str, tuple[Data, Any, dict[str, Any]]] = {
     "VAR": (SCALES, BaselineTraining, {"kind": "next_scale"}),
     "coarse": (SCALES, CoarseTraining, {"kind": "next_scale"}),
     "one-round": (SCALES, FineTraining, {}),
-    "by-scales": (SCALES, FineTraining, {"rounds": "scales"}),
+    "by-scales": (SCALES, FineTraining, {"kind_settings": MaskedSettings("scales")}),
     "autoregressive": (ONE_SCALE, BaselineTraining, {}),
     "autoregressive-coarse": (ONE_SCALE, CoarseTraining, {}),
     "one-scale-fine": (ONE_SCALE, FineTraining, {}),

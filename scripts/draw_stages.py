@@ -17,6 +17,7 @@ from ctf.experiments.store import Store
 from ctf.images.sheet import contact_sheet, save_png
 from ctf.layout import Layout
 from ctf.sampling.orders import group_sizes, order_groups
+from ctf.stages.settings import MaskedSettings
 
 LAYOUT, STEPS = Layout.square(16), 20
 
@@ -48,17 +49,19 @@ def draw_orders(path: Path) -> None:
 
 def draw_previews(path: Path, lab: Lab, store: Store) -> None:
     rows, names = [], []
-    for kind, rounds, how in (
-        ("autoregressive", None, {}),
-        ("any_order", None, {"steps": 8, "order": "locality"}),
-        ("any_order", None, {"steps": 8, "order": "halton"}),
-        ("masked", None, {"steps": 8, "order": "confidence"}),
-        ("autoregressive", "any", {"fine_steps": 8}),
+    for kind, how in (
+        ("autoregressive", {}),
+        ("any_order", {"steps": 8, "order": "locality"}),
+        ("any_order", {"steps": 8, "order": "halton"}),
+        ("masked", {"steps": 8, "order": "confidence"}),
+        ("autoregressive", {"fine_steps": 8}),
     ):
-        system = lab.system(lab.coarse(kind=kind), lab.fine(rounds=rounds))
+        in_rounds = "fine_steps" in how
+        fine = lab.fine(kind_settings=MaskedSettings("any")) if in_rounds else lab.fine()
+        system = lab.system(lab.coarse(kind=kind), fine)
         settings = {"cfg_scale": 4.0, "temperature": 0.9, "top_p": 0.95, **how}
         previews = [*system.open(store).stream([0], seed=5, **settings)]
-        if rounds == "any":
+        if in_rounds:
             previews = previews[7:]  # the last one of stage 1, and the rounds of stage 2
         rows.append([np.asarray(preview.images[0]) for preview in previews][:9])
         names.append(f"{kind} {how['order']}, {how['steps']} steps" if "steps" in how else kind)

@@ -97,7 +97,10 @@ def make_tokenizer():
 
 @pytest.fixture(scope="session")
 def make_stage():
-    """A random stage in evaluation mode, whose logits have a standard deviation near 1."""
+    """A random stage in evaluation mode, whose logits have a standard deviation near 1.
+
+    A kind may be "masked, any": trained for any number of rounds.
+    """
 
     def make(
         kind="autoregressive",
@@ -112,7 +115,8 @@ def make_stage():
         sampling=None,
         **settings,
     ):
-        own = {"rounds": settings.pop("rounds", "one")} if kind == "masked" else {}
+        kind, _, rounds = kind.partition(", ")
+        own = {"rounds": settings.pop("rounds", rounds or "one")} if kind == "masked" else {}
         config = KINDS[kind].configure(
             "nano",
             vocabulary=codebook_size if predicts is None else predicts.num_coarse,

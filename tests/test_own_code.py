@@ -11,8 +11,9 @@ from PIL import Image
 
 from ctf.cli import main
 from ctf.errors import InputError
+from ctf.files import read_json
 from ctf.layout import Layout
-from ctf.model_folder import Pipeline, describe
+from ctf.model_folder import Pipeline, assemble, describe
 from ctf.models import Compute
 from ctf.plugins import _import, import_plugins, load_object, source_fingerprint
 from ctf.sampling import Random, Sampling
@@ -75,10 +76,36 @@ def test_a_kind_does_all_that_a_kind_does(stage, make_tokenizer, monkeypatch):
     assert describe("model")["stages"][0]["kind_of_stage"] == "independent"
 
 
-def test_a_kind_by_the_command():
+def test_the_command_takes_a_kinds_own_settings(make_tokenizer, capsys):
     write_token_set("tokens", TRUTH, np.arange(2), 24, (2, 3), NAMES)
-    words = "train baseline --kind my_kind.py:Independent --tokens tokens --loop.steps 1 --loop.batch_size 2 --out run"
-    assert main(words.split()) == 0
+    shared = "--tokens tokens --loop.steps 1 --loop.batch_size 2"
+    assert main(f"train baseline --kind my_kind.py:Independent --spread 2 {shared} --out run".split()) == 0
+    trained = load_stage("run/model.safetensors")
+    assert trained.config.spread == 2
+    assert trained.table.std() > 1
+    Path("settings.yaml").write_text("kind: my_kind.py:Independent\nspread: 3")
+    assert main(f"train baseline --config settings.yaml {shared} --out second".split()) == 0
+    assert load_stage("second/model.safetensors").config.spread == 3
+    assert read_json("second/config.json")["spread"] == 3
+    assert main(["train", "baseline", "--config", "second/config.json", "--out", "third"]) == 0
+    assert load_stage("third/model.safetensors").config.spread == 3
+    make_tokenizer().save("tokenizer.safetensors")
+    assembled = assemble("model", "tokenizer.safetensors", ["third"], "tokens")
+    assert assembled.about.training["baseline"]["settings"]["spread"] == 3
+    again = "train baseline --config second/config.json --loop.resume true --loop.steps 2 --spread 4"
+    assert main(again.split()) == 2
+    assert "was trained with spread 3.0, not 4.0" in capsys.readouterr().err
+
+
+def test_the_command_refuses_settings_of_another_kind(capsys):
+    for option in ("--spread 2", "--rounds any"):
+        assert main(f"train baseline --tokens tokens --out run {option}".split()) == 2
+        assert option.split()[0].strip("-") in capsys.readouterr().err
+    Path("size.py").write_text(
+        Path("my_kind.py").read_text().replace("    spread: float = 0.0", "    size: float = 0.0")
+    )
+    assert main(["train", "baseline", "--kind", "size.py:Independent", "--tokens", "tokens", "--out", "run"]) == 2
+    assert "TableSettings has a setting size, which every training has: rename it" in capsys.readouterr().err
 
 
 def test_a_sampler_and_a_filter(make_stage, capsys):

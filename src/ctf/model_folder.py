@@ -215,7 +215,7 @@ def assemble(
         raise InputError(
             f"{classes} has the layout {tokens.layout}, the stages have {pipeline.layout}: give their token set"
         )
-    training = {stage.name: made for stage, run in zip(opened, stages, strict=True) if (made := _training(Path(run)))}
+    training = {s.name: made for s, run in zip(opened, stages, strict=True) if (made := _training(Path(run), s))}
     pipeline.about = About(data=data_in_words(tokens), training=training)
     pipeline.save_pretrained(out, torch.float16 if half else torch.float32)
     return pipeline
@@ -230,22 +230,23 @@ def data_in_words(tokens: TokenSet) -> str:
 
 
 #: Of a run's settings, what does not depend on where it ran.
-PUBLISHED = ("kind", "rounds", "size", "dropout", "class_dropout", "support", "cluster_loss_weight", "optimizer")
+PUBLISHED = ("kind", "size", "dropout", "class_dropout", "support", "cluster_loss_weight", "optimizer")
 PUBLISHED_OF_LOOP = ("batch_size", "epochs", "steps", "accumulate", "precision", "ema", "seed")
 
 
-def _training(run: Path) -> dict[str, Any]:
+def _training(run: Path, stage: Stage) -> dict[str, Any]:
     """Settings, what resuming changed of them, and last log entries of a run folder; nothing of a stage's file."""
     settings = run_settings(run) if run.is_dir() else None
     if settings is None:
         return {}
+    names = [*PUBLISHED, *(field.name for field in dataclasses.fields(stage.Settings))]
     last = last_entries(run)
     last.pop("steps_per_second", None)
     loop = {name: settings["loop"][name] for name in PUBLISHED_OF_LOOP}
-    made = {"settings": {n: settings[n] for n in PUBLISHED if n in settings} | {"loop": loop}, "last": last}
+    made = {"settings": {n: settings[n] for n in names if n in settings} | {"loop": loop}, "last": last}
     published = {"step", *(f"loop.{name}" for name in PUBLISHED_OF_LOOP)}
     lines = [
-        {name: value for name, value in line.items() if name in published or name.split(".")[0] in PUBLISHED}
+        {name: value for name, value in line.items() if name in published or name.split(".")[0] in names}
         for line in run_changes(run)
     ]
     return made | ({"changes": changes} if (changes := [line for line in lines if line.keys() > {"step"}]) else {})

@@ -352,6 +352,6 @@ def test_the_verb_counts_tokens_of_all_shards_and_augmentations(tmp_path):
         (torch.tensor([[1.0], [math.nan], [math.inf]]), {"num_clusters": 2}, "2 of 3 codewords"),
     ],
 )
-def test_what_cannot_be_clustered_is_refused(codebook, arguments, message):
+def test_wrong_arguments_of_clustering_are_refused(codebook, arguments, message):
     with pytest.raises(InputError, match=message):
         cluster_codebook(codebook, **arguments)

@@ -69,7 +69,7 @@ def test_other_settings_replace_all(recording):
     assert len(recording.alive) == 1
 
 
-def test_what_fails_is_recorded_again(recording):
+def test_a_failed_recording_is_made_again(recording):
     loops = RecordedLoops()
     call(loops, 2.0, 5)
     with pytest.raises(ZeroDivisionError):

@@ -1,9 +1,7 @@
-import pytest
 import torch
 
-from ctf.errors import InputError
 from ctf.sampling import Sampling
-from ctf.sampling.guidance import both_branches, check_labels, guide
+from ctf.sampling.guidance import both_branches, guide
 
 
 def test_no_guidance_is_one_branch():
@@ -18,10 +16,3 @@ def test_guidance_of_states_is_guidance_of_logits():
     hidden, head = torch.randn(4, 8, generator=generator), torch.randn(20, 8, generator=generator)
     cond, uncond = (hidden[:2] @ head.T, hidden[2:] @ head.T)
     torch.testing.assert_close(guide(hidden, Sampling(2.5)) @ head.T, 2.5 * cond - 1.5 * uncond, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("labels", [[], [[0, 1]], [-1], [6], [0, 6]])
-def test_wrong_labels(labels):
-    check_labels(torch.tensor([0, 5]), 5)
-    with pytest.raises(InputError, match="labels"):
-        check_labels(torch.tensor(labels, dtype=torch.int64), 5)

@@ -119,7 +119,7 @@ def test_no_overrides_are_the_stages_own_settings():
     assert overridden(STAGES, {}) == overridden(STAGES, {"top_k": None, "fine_temperature": None}) == dict(STAGES)
 
 
-def test_a_name_alone_is_the_first_stages_and_a_prefix_tells_the_stage():
+def test_settings_without_a_prefix_are_the_first_stages():
     changed = overridden(STAGES, {"temperature": 0.5, "coarse_top_k": 3, "fine_temperature": 0.0, "finest_top_p": 0.9})
     assert changed == {
         "coarse": Sampling(cfg_scale=2.0, temperature=0.5, top_k=3),

@@ -1,11 +1,15 @@
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from ctf.codebook import CoarseMap
-from ctf.layout import Layout
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `stage_cases`
+from stage_cases import LAYOUT
 
 K = 30
-LAYOUT = Layout((2, 4))
 NUM_CLASSES = 5
 
 
@@ -31,7 +35,7 @@ def middle_map(coarse_map):
 def make(make_stage, coarse_map, middle_map):
     """make(kind, task): a random stage over 30 tokens in a layout of 2 × 4, for 5 classes.
 
-    A kind may be "masked, any": trained for any number of rounds. A task may end in ", full", which is its support.
+    A task may end in ", full", which is its support.
     """
     tasks = {
         "all tokens": {},
@@ -41,10 +45,9 @@ def make(make_stage, coarse_map, middle_map):
     }
 
     def make(kind, task="all tokens", **settings):
-        kind, _, rounds = kind.partition(", ")
         task, _, support = task.partition(", ")
         sizes = {"codebook_size": K, "layout": LAYOUT, "num_classes": NUM_CLASSES}
-        own = {**tasks[task], "support": support or "cluster", **({"rounds": rounds} if rounds else {})}
+        own = {**tasks[task], "support": support or "cluster"}
         return make_stage(kind, **{**sizes, **own, **settings})
 
     return make

@@ -5,16 +5,14 @@ import math
 
 import pytest
 import torch
+from stage_cases import LABELS, LAYOUT, SEEDS, SETTINGS, TASKS, N, in_pairs
 
 from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling, draw
 from ctf.sampling.orders import group_sizes, order_groups
 
-KIND, LAYOUT, N = "any_order", Layout((2, 4)), 8
-LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
-SEEDS = [3, 0, 2**63, 7, 3]
-TASKS = pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle", "middle, full"])
+KIND = "any_order"
 WAYS = [
     {"steps": 8, "order": "random", "order_seed": 5},
     {"steps": 8, "order": "raster"},
@@ -22,14 +20,6 @@ WAYS = [
     {"steps": 3, "order": "locality", "schedule": "arccos"},
     {"steps": 2, "order": "random", "schedule": "uniform"},
     {"steps": 1, "order": "raster"},
-]
-SETTINGS = [
-    {},
-    {"cfg_scale": 2.0},
-    {"cfg_scale": 2.0, "cfg_schedule": "steps"},
-    {"cfg_scale": 2.0, "cfg_schedule": "known"},
-    {"cfg_scale": 0.0, "top_k": 3},
-    {"temperature": 0.0},
 ]
 
 
@@ -120,9 +110,7 @@ def naive_tokens(only_allowed, scale_at):
     return naive
 
 
-@TASKS
-@pytest.mark.parametrize("kv_heads", [None, 1])
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@in_pairs(("task", "way", "kv_heads"), TASKS, WAYS, [None, 1])
 def test_likelihood_against_groups_one_after_another(make, only_allowed, tokens, task, kv_heads, way):
     stage, groups = make(KIND, task, kv_heads=kv_heads), groups_of(**way)
     targets, given = stage.levels(tokens)
@@ -137,9 +125,7 @@ def test_likelihood_against_groups_one_after_another(make, only_allowed, tokens,
     torch.testing.assert_close(stage.log_prob(tokens, LABELS, sampling).double(), expected, rtol=1e-4, atol=1e-5)
 
 
-@TASKS
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@in_pairs(("task", "settings", "way"), TASKS, SETTINGS, WAYS)
 def test_cached_groups_draw_what_whole_sequences_draw(make, naive_tokens, coarse, task, settings, way):
     stage = make(KIND, task, kv_heads=1 if way["steps"] % 2 else None)
     given = None if stage.given is None else coarse
@@ -148,36 +134,9 @@ def test_cached_groups_draw_what_whole_sequences_draw(make, naive_tokens, coarse
     assert torch.equal(stage.generate(LABELS, Random(SEEDS), sampling, given), expected)
     packed = stage.pack(Compute("float32"))
     assert torch.equal(packed.generate(LABELS, Random(SEEDS), sampling, given), expected)
-    for i in range(5):  # alone: an image depends on its seed and labels only
-        one = slice(i, i + 1)
-        alone = packed.generate(LABELS[one], Random(SEEDS[one]), sampling, None if given is None else given[one])
-        assert torch.equal(alone, expected[one])
-
-
-def test_steps_show_the_groups_so_far(make):
-    stage, way = make(KIND), WAYS[3]
-    seen = [so_far.clone() for so_far in stage.draw(LABELS, Random(SEEDS), Sampling(**way))]
-    assert len(seen) == way["steps"]
-    hidden = torch.ones(N, dtype=torch.bool)
-    for so_far, group in zip(seen, groups_of(**way), strict=True):
-        hidden[group] = False
-        assert (so_far[:, hidden] == -1).all()
-        assert torch.equal(so_far[:, ~hidden], seen[-1][:, ~hidden])
 
 
 # --- training ---
-
-
-@TASKS
-def test_training_reaches_every_weight(make, tokens, task):
-    stage = make(KIND, task).train()
-    for seed in range(8):  # of one group, which reads no tokens, and of several
-        torch.manual_seed(seed)
-        losses = stage(tokens, LABELS)
-        assert losses.shape == (5, N)
-        assert losses.isfinite().all()
-        losses.mean().backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in stage.parameters())
 
 
 @pytest.mark.parametrize("task", ["all tokens", "fine"])
@@ -199,8 +158,3 @@ def test_a_training_loss_is_the_likelihood_in_an_order_of_its_own(make, task):
         assert distances.max() < 1e-5
         seen.add(tuple(sorted(nearest.unique().tolist())))
     assert seen == {(0, 1), (2,)}  # a batch shares its number of groups, its images have orders of their own
-
-
-def test_likelihood_is_deterministic(make, tokens):
-    stage = make(KIND, dropout=0.5, class_dropout=0.5)
-    assert torch.equal(stage.log_prob(tokens, LABELS), stage.log_prob(tokens, LABELS))

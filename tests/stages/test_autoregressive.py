@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stage_cases import LABELS, SEEDS
 
 from ctf.errors import InputError
 from ctf.models import Compute
@@ -17,8 +18,6 @@ SETTINGS = [
     {"top_p": 0.6},
     {"temperature": 0.8, "top_k": 6, "top_p": 0.7},
 ]
-LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
-SEEDS = [3, 0, 2**63, 7, 3]
 KIND = "autoregressive"
 
 
@@ -63,11 +62,6 @@ def naive_tokens(guided_logits, scale_at):
     return every_image
 
 
-@pytest.fixture
-def coarse():
-    return torch.randint(6, (5, 8), generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize(
     "guidance",
     [
@@ -97,25 +91,6 @@ def test_given_labels_against_naive_decoding(make, naive_tokens, coarse, task, c
         assert torch.equal(relation.to_coarse(tokens), coarse)
 
 
-@pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle"])
-@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
-def test_an_image_depends_on_its_seed_and_labels_only(make, coarse, task, cfg_scale):
-    stage = make(KIND, task)
-    labels, seeds = torch.tensor([0, 1, 2, 3, 4, 5, 0]), torch.arange(7)
-    given = None if stage.given is None else coarse[[0, 1, 2, 3, 4, 0, 0]]
-
-    def generate(images):
-        shown = None if given is None else given[images]
-        return generate_tokens(stage, labels[images], seeds[images], shown, cfg_scale=cfg_scale)
-
-    together = generate(torch.arange(7))
-    order = torch.tensor([4, 2, 6, 0, 3, 5, 1])
-    assert torch.equal(generate(order), together[order])
-    for i in range(7):
-        assert torch.equal(generate(torch.tensor([i]))[0], together[i])
-    assert not torch.equal(together[0], together[6])  # same labels, another seed
-
-
 def test_int8_images_depend_on_their_seed_only(make):
     packed = make(KIND).pack(Compute("float32", "int8"))
     labels, sampling = torch.tensor([0, 1, 2, 3]), Sampling(cfg_scale=2.0)
@@ -124,19 +99,7 @@ def test_int8_images_depend_on_their_seed_only(make):
         assert torch.equal(packed.generate(labels[i : i + 1], Random([5 + i]), sampling)[0], together[i])
 
 
-def test_steps_show_the_labels_so_far(make):
-    stage, seen = make(KIND), []
-    random = Random(SEEDS)
-    tokens = stage.generate(LABELS, random, on_step=lambda number, so_far: seen.append((number, so_far.clone())))
-    assert [number for number, _ in seen] == list(range(8)) == list(range(stage.resolved(Sampling()).steps))
-    for i, so_far in seen:
-        assert torch.equal(so_far[:, : i + 1], tokens[:, : i + 1])
-        assert (so_far[:, i + 1 :] == -1).all()
-    stepwise = [so_far.clone() for so_far in stage.draw(LABELS, random)]
-    assert all(torch.equal(a, b) for a, (_, b) in zip(stepwise, seen, strict=True))
-
-
-def test_a_stage_draws_with_its_own_settings_unless_told_otherwise(make):
+def test_a_stage_generates_with_its_defaults_unless_settings_are_given(make):
     own = Sampling(cfg_scale=2.0, temperature=0.5, top_k=4)
     stage = make(KIND, sampling=own)
     tokens = stage.generate(LABELS, Random(SEEDS))
@@ -195,6 +158,6 @@ def test_tokens_can_be_trained_on(make):
         ({"top_q": 0.5}, "no sampling setting 'top_q'"),
     ],
 )
-def test_what_cannot_be_generated_is_refused(make, wrong, message):
+def test_wrong_arguments_of_generate_are_refused(make, wrong, message):
     with pytest.raises(InputError, match=message):
         generate_tokens(make(KIND), **{"labels": LABELS, **wrong})

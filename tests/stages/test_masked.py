@@ -2,26 +2,19 @@
 
 import pytest
 import torch
+from stage_cases import LABELS, SEEDS
 
 from ctf.errors import InputError
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling, draw
 from ctf.stages import generate_tokens
-from ctf.stages.masked import TOGETHER
 
-LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
-SEEDS = [3, 0, 2**63, 7, 3]
 KIND = "masked"
 GIVEN = ["fine", "fine, full", "middle", "middle, full"]
 
 
 def some_coarse(count):
     return torch.randint(6, (count, 8), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def coarse():
-    return some_coarse(5)
 
 
 @pytest.mark.parametrize("task", GIVEN)
@@ -56,36 +49,10 @@ def test_tokens_stay_in_their_clusters(make, coarse_map):
     assert len(tokens.unique()) == 30
 
 
-@pytest.mark.parametrize("task", ["coarse", *GIVEN])
-def test_an_image_depends_on_its_seed_and_labels_only(make, task):
-    stage, count = make(KIND, task), TOGETHER + 6
-    labels, seeds = torch.arange(count) % 6, torch.arange(count) // 2
-    coarse = None if stage.given is None else some_coarse(count)
-
-    def generate(images):
-        given = None if coarse is None else coarse[images]
-        return generate_tokens(stage, labels[images], seeds[images], given, cfg_scale=2.0)
-
-    together = generate(torch.arange(count))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(generate(order), together[order])
-    for i in range(0, count, 7):
-        assert torch.equal(generate(torch.tensor([i]))[0], together[i])
-
-
 def test_the_place_in_a_pipeline_changes_the_numbers(make, coarse):
     stage = make(KIND, "fine, full")
     first, second = (generate_tokens(stage, LABELS, SEEDS, coarse, place=place) for place in (0, 1))
     assert not torch.equal(first, second)
-
-
-def test_one_step_shows_everything(make, coarse):
-    stage, seen = make(KIND, "fine"), []
-    tokens = stage.generate(
-        LABELS, Random(SEEDS), given=coarse, on_step=lambda number, now: seen.append((number, now.clone()))
-    )
-    assert [number for number, _ in seen] == list(range(stage.resolved(Sampling()).steps)) == [0]
-    assert torch.equal(seen[0][1], tokens)
 
 
 @pytest.mark.parametrize("task", ["fine", "fine, full"])
@@ -125,6 +92,6 @@ def test_tokens_are_an_ordinary_tensor(make, coarse):
         ({"top_k": -1}, "top_k"),
     ],
 )
-def test_what_cannot_be_generated_is_refused(make, coarse, wrong, message):
+def test_wrong_arguments_of_generate_are_refused(make, coarse, wrong, message):
     with pytest.raises(InputError, match=message):
         generate_tokens(make(KIND, "fine"), **{"labels": LABELS, "seeds": SEEDS, "given": coarse, **wrong})

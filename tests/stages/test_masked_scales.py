@@ -142,7 +142,7 @@ def test_one_scale_has_no_embedding_of_scales(make):
     }
 
 
-def test_rounds_and_ways_that_make_no_sense(make):
+def test_impossible_rounds_and_orders_are_refused(make):
     sizes = {"vocabulary": K, "given": 2, "num_classes": 4}
     with pytest.raises(InputError, match="a layout of 4x4 has one scale: choose one or any"):
         Masked.configure("nano", layout=Layout.square(4), rounds="scales", **sizes)

@@ -142,11 +142,14 @@ def test_a_given_label_counts_at_its_own_scale(scale):
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("task", [{}, {"predicts": MANY}, {"given": MANY}, {"given": MANY, "support": "full"}], ids=str)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("clusters", "dim"), [(MANY, 64), (PAIRS, 16)], ids=["many", "few"])
 @torch.inference_mode()
-def test_an_image_is_the_same_alone_and_in_a_batch(task):
-    stage = make((1, 2, 3), codebook_size=60, dim=64, **task).pack(Compute("float32"))
-    labels, tokens = torch.arange(16) % 4, torch.randint(60, (16, 14), generator=torch.Generator().manual_seed(1))
+def test_an_image_is_the_same_alone_and_in_a_batch(task, clusters, dim):
+    levels = {name: clusters if value is PAIRS else value for name, value in TASKS[task].items()}
+    stage = make((1, 2, 3), clusters.num_fine, dim, **levels).pack(Compute("float32"))
+    labels, generator = torch.arange(16) % 4, torch.Generator().manual_seed(1)
+    tokens = torch.randint(clusters.num_fine, (16, 14), generator=generator)
     _, given = stage.levels(tokens)
     sampling = Sampling(cfg_scale=3, cfg_schedule="steps", top_k=20)
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from simulated_graphs import SimulatedGraph, simulate
+from stage_cases import LABELS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from watched import Watched
 
@@ -19,7 +20,6 @@ from ctf.sampling import Random, Sampling
 from ctf.sampling.cuda_graph import RecordedLoops
 from ctf.stages.drawing import draw_steps
 
-LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
 #: Groups of 1, 1, 2, 2, 2: of another size after the first two.
 GROUPS = {"steps": 5, "order": "random", "cfg_schedule": "steps"}
 WAYS = pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr("ctf.models.cluster_head.multiply_clusters", multiply_tiles)
 
 
-def test_what_is_watched():
+def test_every_wait_for_the_device_is_seen():
     x = torch.arange(3.0)
     with Watched() as watched:
         x.sum().item()
@@ -56,11 +56,6 @@ def loop_of(packed, sampling, way, given, move=lambda tensor: tensor):
     labels, uniform, *rest = map(move, tensors)
     plan = packed.plan(dataclasses.replace(sampling, **way))
     return draw_steps(packed, labels, lambda stream: uniform, plan, *rest)
-
-
-@pytest.fixture
-def coarse():
-    return torch.randint(6, (5, 8), generator=torch.Generator().manual_seed(1))
 
 
 @LOOPS

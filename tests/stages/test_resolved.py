@@ -89,7 +89,7 @@ def test_confidence_has_no_groups_known_beforehand(make):
         ("any_order", {"order": "confidence"}),
     ],
 )
-def test_what_cannot_be_taken_is_refused_before_drawing(make, kind, wrong):
+def test_impossible_settings_are_refused_before_drawing(make, kind, wrong):
     stage, labels = make(kind), torch.tensor([1])
     with pytest.raises(InputError, match="cannot draw in"):
         stage.generate(labels, Random([0]), Sampling(**wrong))

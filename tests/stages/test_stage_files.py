@@ -151,7 +151,7 @@ def test_tensors_that_do_not_fit(make, path, tensors, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_registered_kind_is_made_and_loaded_by_its_word(monkeypatch, path):
+def test_a_registered_kind_is_made_and_loaded_by_its_name(monkeypatch, path):
     monkeypatch.setattr("ctf.stages.registry.KINDS", dict(KINDS))
 
     @register_kind
@@ -181,7 +181,7 @@ TASK = {"name": "a", "layout": Layout((2, 4)), "num_classes": 5, "codebook_size"
         ({"predicts": "unrelated"}, "is no coarsening of what it predicts: make nested maps"),
     ],
 )
-def test_a_stage_that_cannot_be(coarse_map, wrong, message):
+def test_inconsistent_stages_are_refused(coarse_map, wrong, message):
     if wrong.get("predicts"):
         unrelated = torch.arange(30) % 10
         wrong = {"predicts": dataclasses.replace(coarse_map, fine_to_coarse=unrelated)}

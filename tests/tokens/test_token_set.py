@@ -119,7 +119,7 @@ def change_index(folder: Path, **change) -> None:
         (lambda folder: np.save(folder / "labels-00001.npy", np.array([0, 1, 2, 3, 5])), "number of classes is 5"),
     ],
 )
-def test_what_is_no_whole_token_set(folder, damage, message):
+def test_damaged_token_sets_are_refused(folder, damage, message):
     damage(folder)
     assert message in refused(folder)
 

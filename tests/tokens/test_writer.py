@@ -35,7 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_tokens_are_read_back(tmp_path):
     tokens, labels, _ = zip(*shards(), strict=True)
     found = write(tmp_path).close()
     assert torch.cat(list(found.blocks())).tolist() == np.concatenate(tokens).tolist()
@@ -81,7 +81,7 @@ def test_a_truncated_shard_is_missing(tmp_path, name, length):
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
-def test_what_a_kill_leaves_is_removed(tmp_path):
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     write(tmp_path).close()
     before = files(tmp_path)
     (tmp_path / "shard-00004.json").write_text("{}")

@@ -59,7 +59,7 @@ def objective_of(tokens, name):
 def test_stage_steps_never_wait_for_the_device(monkeypatch, tokens, tmp_path, name, optimizer):
     """Uses the head of a GPU, after the steps that make masks of groups and the optimizer's state."""
     monkeypatch.setattr("ctf.models.cluster_head.multiply_clusters", multiply_tiles)
-    monkeypatch.setattr("ctf.stages.any_order.GROUPS", (1, 1 / 2))
+    monkeypatch.setattr("ctf.stages.any_order.GROUP_SHARES", (1, 1 / 2))
     objective = watched(objective_of(tokens, name), 4)
     run(objective, tmp_path, OptimizerConfig(name=optimizer), steps=8, accumulate=2, ema=0.9, log_every=8)
     assert objective.found == []

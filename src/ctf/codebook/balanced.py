@@ -51,9 +51,9 @@ def balanced_kmeans(points: Tensor, labels: Tensor, generator: torch.Generator) 
 
 
 def proportional_centers(points: Tensor, labels: Tensor) -> Tensor:
-    """M centres, as dense as the points: from M clusters, large ones give several of their points, small ones none.
+    """M centres, as dense as the points: of M clusters, a large one yields several of its points, a small one none.
 
-    Starting from the means alone, thousands of equal codewords would have to be priced away to far clusters.
+    From the means alone the auction would have to price thousands of equal codewords away to far clusters.
     """
     num_clusters = int(labels.max()) + 1
     middle = (2 * torch.arange(num_clusters) + 1) * len(points) // (2 * num_clusters)
@@ -100,23 +100,23 @@ def auction(
         wanted, raises = two_best(queries, keys, norms + prices, bidders)
         offers = prices[wanted] + raises + epsilon
 
-        # Sort bidders by centre, best offer first; no more than `places` of them can win.
+        # Sort bidders by centre, best offer first: a row for each contested centre, of at most `places` best offers.
         rank = offers.argsort(descending=True, stable=True)
         rank = rank[wanted[rank].argsort(stable=True)]
         bidders, wanted, offers = bidders[rank], wanted[rank], offers[rank]
-        touched, row, count = wanted.unique_consecutive(return_inverse=True, return_counts=True)
+        contested, row, count = wanted.unique_consecutive(return_inverse=True, return_counts=True)
         column = torch.arange(len(bidders)) - (count.cumsum(0) - count)[row]
         width = min(places, int(count.max()))
-        able = column < width
-        new_bids = torch.full((len(touched), width), -torch.inf)
-        new_bids[row[able], column[able]] = offers[able]
-        new_holders = torch.full((len(touched), width), -1)
-        new_holders[row[able], column[able]] = bidders[able]
+        in_row = column < width
+        new_bids = torch.full((len(contested), width), -torch.inf)
+        new_bids[row[in_row], column[in_row]] = offers[in_row]
+        new_holders = torch.full((len(contested), width), -1)
+        new_holders[row[in_row], column[in_row]] = bidders[in_row]
 
-        before = holders[touched]
-        kept, where = torch.cat([bids[touched], new_bids], 1).topk(places, dim=1)
+        before = holders[contested]
+        kept, where = torch.cat([bids[contested], new_bids], 1).topk(places, dim=1)
         after = torch.cat([before, new_holders], 1).gather(1, where)
-        bids[touched], holders[touched], prices[touched] = kept, after, kept[:, -1]
+        bids[contested], holders[contested], prices[contested] = kept, after, kept[:, -1]
         assigned[before[before >= 0]] = False
         assigned[after[after >= 0]] = True
 
@@ -127,7 +127,7 @@ def auction(
 
 
 def two_best(queries: Tensor, keys: Tensor, bias: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of `rows`: the column where bias + queries @ keys is least, and how much the next one costs more."""
+    """For each of `rows`: the column where bias + queries @ keys is least, and how much more the next best costs."""
     best, gap = [], []
     for part in rows.split(max(1, BLOCK // keys.shape[1])):
         cost = torch.addmm(bias, queries[part], keys)  # (n, M)
@@ -139,5 +139,5 @@ def two_best(queries: Tensor, keys: Tensor, bias: Tensor, rows: Tensor) -> tuple
 
 
 def mean_squared_distance(points: Tensor, labels: Tensor) -> float:
-    """Of points (K, d) to the means of their clusters."""
+    """Mean squared distance of points (K, d) to the means of their clusters."""
     return float((points - cluster_means(points, labels)[labels]).square().sum(1).mean(dtype=torch.float64))

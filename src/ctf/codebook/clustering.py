@@ -28,7 +28,7 @@ def cluster_codebook(
     finer: CoarseMap | None = None,
     weights: Tensor | None = None,
 ) -> CoarseMap:
-    """Group K codewords into M clusters (paper, section 4.1, eq. 5).
+    """Group K codewords into M clusters (paper, section 4.1, eqs. 5 to 7).
 
     Clusters are numbered by their lowest token, so equal partitions are equal maps. The result depends on
     the arguments only, not on the number of threads.
@@ -40,17 +40,17 @@ def cluster_codebook(
         method: "kmeans" is the paper's: Lloyd's algorithm from k-means++ seeds until no codeword changes its
             cluster. "balanced" gives every cluster ⌊K/M⌋ or ⌈K/M⌉ codewords, as near to each other as that
             allows. "ward" merges the two clusters whose merger adds least to the sum of squared distances, K − M
-            times. "random" gives the sizes of "balanced" without looking at the codewords (section 5.5.2).
+            times. "random" makes clusters of the sizes of "balanced" without looking at the codewords (section 5.5.2).
         seed: of all randomness, in [0, 2³²).
         finer: for a hierarchy, a map of the same codebook whose clusters stay whole. They take the place of codewords
-            in what is said above: M is less than their number, they are compared by their mean codewords, and each
-            counts as often in k-means and Ward's method as it has codewords.
+            above: M is less than their number, they are compared by their mean codewords, and in k-means and Ward's
+            method each is weighted by its number of codewords.
         weights: (K,) integers from 0, for "kmeans" and "ward": how often each token occurs in images. A codeword's
             squared distance then counts that many times plus one (Laplace's smoothing: a codeword that never occurs
             still belongs to a cluster of near ones), and the map's method is "kmeans, weighted".
 
     Raises:
-        InputError: an argument is outside of what is said above, or the codebook holds NaN or infinity.
+        InputError: an argument is out of its range, or the codebook holds NaN or infinity.
     """
     if codebook.ndim != 2 or not codebook.numel() or codebook.is_complex():
         raise InputError(f"a codebook is a real matrix (K, d), one codeword per row, not {tuple(codebook.shape)}")

@@ -120,7 +120,7 @@ class CoarseMap:
         Raises:
             InputError: a token is out of range, or the tokens are not integers.
         """
-        return self.fine_to_coarse.to(tokens.device)[self._checked(tokens)]
+        return self.fine_to_coarse.to(tokens.device)[self._checked(tokens)]  # Cᵢ = φ(Tᵢ), eq. 7
 
     def swap_within_cluster(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
         """Replace each token by a uniformly random other one of its cluster (Fig. 1b); one that is alone stays.
@@ -149,7 +149,7 @@ class CoarseMap:
         """
         if (self.num_fine, self.codebook_fingerprint) != (other.num_fine, other.codebook_fingerprint):
             return None
-        coarser = other.fine_to_coarse[self.order[self.starts]]  # (M,): where each cluster's first token lies
+        coarser = other.fine_to_coarse[self.order[self.starts]]  # (M,), `other`'s label of each cluster's first token
         if not torch.equal(coarser[self.fine_to_coarse], other.fine_to_coarse):
             return None
         return CoarseMap(coarser, other.method, other.seed, other.codebook_fingerprint)

@@ -104,9 +104,9 @@ def nearest_clusters(centers: np.ndarray, masses: np.ndarray, rows: np.ndarray) 
             shape = np.s_[: len(index), : columns.stop - left]
             costs = np.matmul(queries[part], keys[:, columns], out=products[shape])
             costs /= np.add(inverse[rows[part], None], inverse[columns], out=sums[shape])
-            own = rows[part] - left
-            inside = (own >= 0) & (own < costs.shape[1])
-            costs[index[inside], own[inside]] = np.inf
+            itself = rows[part] - left  # the column of each row's own cluster, if it lies in this tile
+            in_tile = (itself >= 0) & (itself < costs.shape[1])
+            costs[index[in_tile], itself[in_tile]] = np.inf
             best = costs.argmin(1)
             lower = costs[index, best] < least[part]
             nearest[part][lower] = best[lower] + left

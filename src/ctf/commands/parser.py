@@ -7,7 +7,6 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
@@ -15,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import ctf
 from ctf.classes import is_number
+from ctf.commands.kind_options import add_options, settings_of_kinds, training_of
 from ctf.errors import InputError
 from ctf.layout import Layout, with_layout
 from ctf.sampling.settings import SETTINGS
@@ -96,8 +96,10 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
     """
     import jsonargparse
 
-    parser, config = _parser_of(prog, verb)
     parameters = inspect.signature(verb, eval_str=True).parameters
+    config = parameters["config"].annotation if "config" in parameters else None
+    kinds = settings_of_kinds(config, arguments)
+    parser = _parser_of(prog, verb, config, kinds)
     arguments = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in arguments]
     arguments = _options_as_words(parser, arguments)
     arguments = _checked_options(parser, arguments, SETTINGS if OPEN in parameters else ())
@@ -118,12 +120,12 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
     if config is None:
         verb(**vars(values))
     else:
-        verb(config(**{field.name: values[field.name] for field in fields(config)}))
+        verb(training_of(config, values, kinds))
 
 
 @lru_cache  # building one takes most of the time of a short command, and a process may run many
-def _parser_of(prog: str, verb: Verb) -> tuple[Any, type | None]:
-    """The parser of a verb, and the dataclass that the verb takes, if it takes one."""
+def _parser_of(prog: str, verb: Verb, config: type | None, kinds: tuple[type, ...]) -> Any:
+    """The parser of a verb; `config` is the dataclass that the verb takes, if it takes one."""
     import jsonargparse
 
     class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
@@ -133,17 +135,16 @@ def _parser_of(prog: str, verb: Verb) -> tuple[Any, type | None]:
     parser = _new_parser(prog=prog, description=summary, epilog=_example(verb), formatter_class=Formatter)
     parser.add_argument("--config", action="config", help="Settings from a YAML file; later options override it.")
     parameters = inspect.signature(verb, eval_str=True).parameters
-    config = parameters["config"].annotation if "config" in parameters else None
     if config is None:
         parser.add_function_arguments(verb, as_positional=not POSITIONAL.isdisjoint(parameters))
     else:
-        parser.add_class_arguments(config)
+        add_options(parser, config, kinds)
     for action in parser._actions:
         if _is_flag(action):  # for the help: [--quick [QUICK]]
             action.nargs = "?"
         elif _items(action):
             action.metavar = f"{action.dest.split('.')[-1].upper()} ..."
-    return parser, config
+    return parser
 
 
 def read_settings(config: type[Settings], path: str, **absent: Any) -> Settings:
@@ -159,13 +160,14 @@ def read_settings(config: type[Settings], path: str, **absent: Any) -> Settings:
     """
     parser = _new_parser()
     parser.add_argument("--config", action="config")
-    parser.add_class_arguments(config)
+    kinds = settings_of_kinds(config, ["--config", path])
+    add_options(parser, config, kinds)
     parser.set_defaults(absent)
     try:
         values = parser.instantiate(parser.parse_args(["--config", path]))
     except UNPARSABLE as error:
         raise InputError(f"{_plain(str(error), parser)} (with the settings in {path})") from None
-    return config(**{field.name: values[field.name] for field in fields(config)})  # type: ignore[arg-type]
+    return training_of(config, values, kinds)
 
 
 def _new_parser(**arguments: Any) -> Any:

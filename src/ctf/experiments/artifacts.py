@@ -21,6 +21,7 @@ from ctf.run_folder import RUN_MODEL
 from ctf.stages import Stage, new_stage
 from ctf.stages.cost import forward_operations
 from ctf.stages.registry import find_kind
+from ctf.stages.settings import BUILT_IN
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import Augmentation, tokenize_images
 from ctf.training.config import LoopConfig, StageTask, TokenTraining
@@ -156,8 +157,11 @@ class Training(Artifact):
 
     def decisive(self) -> dict[str, Any]:
         loop = {name: getattr(self.config.loop, name) for name in LOOP}
-        settings = tuple(sorted((decisive_settings(self.config) | {"loop": tuple(sorted(loop.items()))}).items()))
-        return super().decisive() | {"config": (type(self.config).__name__, *settings)}
+        settings = decisive_settings(self.config) | {"loop": tuple(sorted(loop.items()))}
+        # The kind's own settings among the others, and those of other kinds too: published results have such names.
+        for own in (*(kind() for kind in BUILT_IN), settings.pop("kind_settings")):
+            settings |= decisive_settings(own)
+        return super().decisive() | {"config": (type(self.config).__name__, *sorted(settings.items()))}
 
     def make(self, folder: Path, store: Store) -> None:
         paths: dict[str, Any] = {
@@ -200,8 +204,7 @@ def _stage_without_values(training: Training) -> Stage:
     maps = {name: clusters.placeholder() for name, clusters in training.maps}
     facts: dict[str, Any] = {level: maps.get(level, maps.get("coarse_map")) for level in ("predicts", "given")}
     facts = {level: coarse_map for level, coarse_map in facts.items() if getattr(task, level)}
-    if config.rounds is not None:
-        facts["rounds"] = config.rounds
+    facts |= dataclasses.asdict(config.kind_settings)
     facts |= {"layout": data.layout, "num_classes": data.num_classes, "codebook_size": data.codebook_size}
     with torch.device("meta"):
         facts["tokenizer"] = find_kind(config.kind).usual_tokenizer()

@@ -14,6 +14,7 @@ from ctf.experiments.experiment import Claim, Experiment, Row
 from ctf.experiments.measurements import System
 from ctf.experiments.paper import every, first
 from ctf.experiments.presets import Lab, Preset
+from ctf.stages.settings import MaskedSettings
 
 PLAIN = {"cfg_scale": 1.0, "temperature": 1.0}
 PLAIN_FINE = {**PLAIN, "fine_temperature": 1.0}
@@ -80,7 +81,8 @@ def rounds(preset: Preset) -> Experiment:
 
     def system(trained: str, count: int, lab: Lab) -> System:
         way = {"fine_steps": count, "fine_order": "halton"} if trained == "any" else {}
-        return lab.system(lab.coarse(), lab.fine(rounds=None if trained == "one" else "any"), **PLAIN_FINE, **way)
+        fine = lab.fine(kind_settings=MaskedSettings("any" if trained == "any" else None))
+        return lab.system(lab.coarse(), fine, **PLAIN_FINE, **way)
 
     rows = tuple(
         Row((trained, str(count)), every(preset, partial(system, trained, count)))

@@ -103,6 +103,16 @@ class ScaleBlock(Block):
         return gamma * self.dropout(y) * (kept / max(1 - self.drop_path, 1e-6))
 
 
+def silu(y: Tensor) -> Tensor:
+    """SiLU of rows (rows, dim), each the same bits whatever the number of rows.
+
+    On a CPU PyTorch computes 32 numbers at a time (AVX-512) and rounds what is left over in another way: whole rows of
+    such pieces leave nothing over.
+    """
+    dim = y.shape[-1]
+    return F.silu(F.pad(y, (0, -dim % 32)))[..., :dim] if dim % 32 else F.silu(y)
+
+
 class NextScaleTransformer(nn.Module):
     """VAR's network: vectors and class labels in, states before the head out.
 
@@ -189,7 +199,7 @@ class NextScaleTransformer(nn.Module):
     def modulations(self, y: Tensor) -> list[Tensor]:
         """γ, scale and shift of the two branches of each block: (rows, 1, 6, dim) each."""
         blocks: Any = self.blocks
-        gated, rows = F.silu(y), (len(y), 1, 6, self.config.dim)
+        gated, rows = silu(y), (len(y), 1, 6, self.config.dim)
         if self.config.shared_modulation:
             shared = self.modulation(gated).view(rows)
             return [shared + block.offset for block in blocks]
@@ -211,5 +221,5 @@ class NextScaleTransformer(nn.Module):
     def _run(self, x: Tensor, y: Tensor, modulations: list[Tensor], attend: Sequence[Callable[..., Tensor]]) -> Tensor:
         for block, modulation, attention in zip(self.blocks, modulations, attend, strict=True):
             x = block(x, modulation, attention)
-        scale, shift = self.head_modulation(F.silu(y))[:, None].chunk(2, dim=-1)
+        scale, shift = self.head_modulation(silu(y))[:, None].chunk(2, dim=-1)
         return normalize(x, scale, shift)

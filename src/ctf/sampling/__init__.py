@@ -1,4 +1,4 @@
-"""What every stage draws with: settings, random numbers, filters, guidance; what sampling takes."""
+"""Sampling for every stage: settings, random numbers, filters, guidance, orders, samplers."""
 
 import lazy_loader
 

@@ -16,12 +16,12 @@ from ctf.layout import Layout
 from ctf.sampling.random import uniforms
 from ctf.sampling.settings import FixedOrder, Order, Schedule
 
-#: The stream of random orders: that of no stage and not `LABELS`, so a seed may be an image's as well.
+#: The stream of random orders. No stage uses it, nor do `LABELS`, so `order_seed` may equal an image's seed.
 ORDERS = 0
 
 
 def group_sizes(count: int, steps: int, schedule: Schedule = "cosine") -> list[int]:
-    """How many positions each step draws.
+    """The number of positions of each step.
 
     The share that is known after step t of T is 1 − cos(πt / 2T) for cosine, 1 − (2/π) arccos(t / T) for arccos
     (MaskGIT 2202.04200, Halton-MaskGIT 2503.17076), t / T for uniform. Cosine gives LPD's published sizes for
@@ -62,16 +62,16 @@ def order_groups(
     seed: int = 0,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> tuple[Tensor, ...]:
-    """The positions that each step draws. They depend on these arguments only, never on what is drawn.
+    """The positions of each step. They depend on these arguments only, never on sampled tokens.
 
     Args:
         order: raster: scale by scale, row by row. scales: each scale at once. random: a permutation. halton:
-            Halton-MaskGIT's (2503.17076), neighbours far apart in time. locality: LPD's (2507.01957 §3.3), next to what
-            is known, far from others of the same group. Which a layout has, `possible_orders` says.
+            Halton-MaskGIT's (2503.17076), neighbours far apart in time. locality: LPD's (2507.01957 §3.3), next to
+            known positions, far from others of the same group. `possible_orders` lists those of a layout.
         layout: of the image's tokens.
         sizes: of the groups, see `group_sizes`.
         seed: of random and locality; the others ignore it.
-        device: where the positions are wanted.
+        device: of the returned tensors.
 
     Returns:
         One int64 (size,) per group, raster indices; each position of the layout is in exactly one group. The tensors

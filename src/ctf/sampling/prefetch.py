@@ -18,12 +18,12 @@ def prefetch(calls: Iterable[Callable[[], Tensor]], device: torch.device) -> Ite
     if device.type != "cuda":
         yield from (call() for call in calls)
         return
-    own = _own_stream(device)
+    ahead = _stream_ahead(device)
     begun: list[tuple[Tensor, torch.cuda.Event]] = []
     for call in calls:
-        own.wait_stream(torch.cuda.current_stream(device))  # what a call reads may still be written there
-        with torch.cuda.stream(own):
-            begun.append((call(), own.record_event()))
+        ahead.wait_stream(torch.cuda.current_stream(device))  # the call's inputs may still be written there
+        with torch.cuda.stream(ahead):
+            begun.append((call(), ahead.record_event()))
         if len(begun) > 1:
             yield _ready(*begun.pop(0))
     for result, event in begun:
@@ -31,8 +31,8 @@ def prefetch(calls: Iterable[Callable[[], Tensor]], device: torch.device) -> Ite
 
 
 @lru_cache
-def _own_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all calls: memory that was freed on a stream is used again on it only."""
+def _stream_ahead(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all calls: PyTorch reuses memory that was freed on a stream on that stream only."""
     return torch.cuda.Stream(device)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctf.errors import InputError
 
-#: The stream of what is drawn before the first stage: the labels of a set of samples.
+#: The stream of the class labels of a set of samples, which are drawn before the first stage.
 LABELS = 3
 
 

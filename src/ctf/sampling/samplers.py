@@ -1,4 +1,4 @@
-"""Samplers: which labels a step takes, given its logits. A user's own is one class with one method."""
+"""Samplers choose the labels of a step from its logits. A user's sampler is one class with one method."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from ctf.sampling.settings import Sampling
 
 @dataclass(frozen=True)
 class Step:
-    """What a sampler is given: one step of b images over n positions.
+    """A sampler's input: one step of b images over n positions.
 
     Attributes:
         logits: float32 (b, n, V), guided. V is the stage's vocabulary, or the size of the largest given cluster.
-        labels: int64 (b, n), those that are known and stay as they are, whatever the sampler returns; −1 elsewhere.
-        count: how many of the other positions of each image the step has to settle: all, but in the order confidence.
-        number, steps: this step of so many, from 0.
+        labels: int64 (b, n), known labels, which stay whatever the sampler returns; −1 elsewhere.
+        count: how many unknown positions of each image the step must label: all, except in the order confidence.
+        number: the step's number, from 0.
+        steps: number of steps.
         uniform: stream → float64 (b, n) in [0, 1); another stream for each use, below 2^32.
         sampling: the stage's settings.
     """
@@ -38,7 +39,7 @@ class Step:
 
     @property
     def known(self) -> Tensor:
-        """bool (b, n), where labels are known."""
+        """Whether a label is known, bool (b, n)."""
         return self.labels >= 0
 
 
@@ -58,11 +59,11 @@ class Independent(Sampler):
 
 
 class Confidence(Sampler):
-    """Draw all labels and settle the most probable draws, with noise that fades (MaskGIT 2202.04200, section 3.2)."""
+    """Sample all labels and keep the most probable, with noise that fades (MaskGIT 2202.04200, section 3.2)."""
 
     def __call__(self, step: Step) -> Tensor:
         choice = draw(step.logits, step.uniform(step.number), step.sampling)
-        # 0 would be a Gumbel number of −inf.
+        # Clamped, since 0 would make a Gumbel number of −inf.
         gumbel = -(-step.uniform(step.steps + step.number).clamp(min=2.0**-33).log()).log()
         noise = step.sampling.noise * (1 - (step.number + 1) / step.steps) * gumbel.float()
         confidence = step.logits.log_softmax(-1).gather(-1, choice[..., None]).squeeze(-1) + noise
@@ -70,12 +71,12 @@ class Confidence(Sampler):
         return torch.full_like(choice, -1).scatter(-1, best, choice.gather(-1, best))
 
 
-#: By the name that `Sampling.sampler` knows them by.
+#: Samplers by the name that `Sampling.sampler` uses.
 SAMPLERS: dict[str, type[Sampler]] = {"independent": Independent, "confidence": Confidence}
 
 
 def register_sampler(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
-    """Make a sampler known by a name; a class decorator."""
+    """Register a sampler under a name; a class decorator."""
 
     def register(sampler: type[Sampler]) -> type[Sampler]:
         SAMPLERS[name] = sampler
@@ -85,7 +86,7 @@ def register_sampler(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
 
 
 def find_sampler(sampling: Sampling) -> Sampler:
-    """The one that the settings name; by default that of their order.
+    """The sampler that the settings name, by default that of their order.
 
     Raises:
         InputError: there is no such sampler, or it cannot be made.
@@ -104,11 +105,11 @@ def find_sampler(sampling: Sampling) -> Sampler:
 class Checked(Sampler):
     """A user's sampler, whose labels are checked."""
 
-    def __init__(self, name: str, own: Callable[[Step], Tensor]) -> None:
-        self.name, self.own = name, own
+    def __init__(self, name: str, sampler: Callable[[Step], Tensor]) -> None:
+        self.name, self.sampler = name, sampler
 
     def __call__(self, step: Step) -> Tensor:
-        labels = self.own(step)
+        labels = self.sampler(step)
         shape, outputs = step.logits.shape[:-1], step.logits.shape[-1]
         if not isinstance(labels, Tensor) or labels.shape != shape or labels.dtype != torch.int64:
             raise InputError(f"sampler {self.name} must return int64 labels of shape {tuple(shape)}")

@@ -17,10 +17,11 @@ Order = Literal[FixedOrder, "confidence"]
 Schedule = Literal["cosine", "arccos", "uniform"]
 #: How guidance grows; "linear" is another word for "steps".
 CfgSchedule = Literal["constant", "steps", "known", "linear"]
-#: Beyond them nothing is sampled but the most probable or any token, and float32 overflows.
+#: Limits of temperature and guidance: beyond them every sample is the most probable token or a uniform one, and
+#: float32 overflows.
 SMALLEST, LARGEST = 1e-6, 1e6
 
-#: Of settings that came later: results made before are found as long as these are at their defaults.
+#: Metadata of fields that are younger than published results, which are found while these are at their defaults.
 YOUNG = {"young": True}
 
 
@@ -36,12 +37,12 @@ class Sampling:
         cfg_schedule: guidance at every step alike ("constant"), or growing from 1 in the first step to cfg_scale in the
             last ("steps"). "known" grows with the share of positions known before the step, and so never reaches
             cfg_scale: older model files call it linear.
-        steps: in how many the stage draws; None is the kind's own choice.
-        order: of the positions; None is the kind's own choice.
+        steps: number of steps; None is the kind's default.
+        order: of the positions; None is the kind's default.
         schedule: how many positions each step takes, see `group_sizes`.
         order_seed: of the orders random and locality; all images share one order.
-        sampler: how a step takes labels: "independent", "confidence" or one of yours, "file.py:Class"; None is that of
-            the order.
+        sampler: how a step chooses labels: "independent", "confidence" or one of yours, "file.py:Class"; None is the
+            sampler of the order.
         noise: on the confidence in the first step, in nats; it falls linearly to 0 in the last (MaskGIT's 4.5).
         filter: one of yours after top-k and top-p, "file.py:function": float32 logits (…, V) → the same, −inf for what
             is never drawn.
@@ -121,7 +122,7 @@ class Sampling:
     def for_file(self) -> dict[str, Any]:
         """What a model's file keeps: all but the user's own code, which is named at every call."""
         values = dataclasses.asdict(self)
-        return {name: None if name in OWN and is_own(value) else value for name, value in values.items()}
+        return {name: None if name in USER_CODE and is_own(value) else value for name, value in values.items()}
 
     @classmethod
     def of_file(cls, values: Mapping[str, Any]) -> Sampling:
@@ -131,7 +132,7 @@ class Sampling:
             InputError: as `of`; the file names code to run, which files of others must not.
         """
         values = dict(values)
-        if named := [str(values[name]) for name in OWN if is_own(values.get(name))]:
+        if named := [str(values[name]) for name in USER_CODE if is_own(values.get(name))]:
             raise InputError(
                 f"the file names code to run ({named[0]}): take it out, and give it as an option if it is yours"
             )
@@ -145,7 +146,8 @@ class Sampling:
         return cls(**values)
 
 
-OWN = ("sampler", "filter")
+#: Settings that may name a user's code.
+USER_CODE = ("sampler", "filter")
 
 
 def is_own(value: Any) -> bool:

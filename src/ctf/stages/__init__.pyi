@@ -7,5 +7,8 @@ from .registry import generate_tokens as generate_tokens
 from .registry import load_stage as load_stage
 from .registry import new_stage as new_stage
 from .registry import register_kind as register_kind
+from .settings import KindSettings as KindSettings
+from .settings import MaskedSettings as MaskedSettings
+from .settings import NextScaleSettings as NextScaleSettings
 from .stage import Stage as Stage
 from .stage import bits as bits

@@ -12,15 +12,15 @@ from ctf.sampling.settings import Order
 from ctf.stages.cached import CachedStage, CacheState
 from ctf.stages.drawing import DrawPlan, Group
 
-#: The numbers of groups that training draws from, as shares of N: LPD's 256, 128, 64, 32, 24, 20, 16, 12, 8 of 256.
-GROUPS = (1, 1 / 2, 1 / 4, 1 / 8, 3 / 32, 5 / 64, 1 / 16, 3 / 64, 1 / 32)
+#: Numbers of groups in training, as shares of N: LPD's 256, 128, 64, 32, 24, 20, 16, 12 and 8 groups of 256 positions.
+GROUP_SHARES = (1, 1 / 2, 1 / 4, 1 / 8, 3 / 32, 5 / 64, 1 / 16, 3 / 64, 1 / 32)
 
 
 class AnyOrder(CachedStage):
-    """Labels of a group of positions given the class, the groups before, and given labels of its own positions.
+    """Labels of a group of positions from the class, the groups before, and given labels of the group's positions.
 
-    Labels of one group are drawn independently of each other. In training every image has an order of its own, every
-    batch a number of groups; one model then samples in any fixed order and any number of steps.
+    Labels of one group are sampled independently of each other. In training every image has its own random order and
+    every batch a random number of groups; one model then samples in any fixed order and any number of steps.
     """
 
     kind, attention = "any_order", "groups"
@@ -33,27 +33,28 @@ class AnyOrder(CachedStage):
     def training_states(
         self, targets: Tensor, labels: Tensor, given: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        share = GROUPS[int(torch.randint(len(GROUPS), ()).numpy())]  # drawn on the host
+        share = GROUP_SHARES[int(torch.randint(len(GROUP_SHARES), ()).numpy())]  # on the CPU: a GPU would be waited for
         steps = max(1, round(self.num_tokens * share))
         sizes = group_sizes(self.num_tokens, steps)
-        positions = torch.rand(targets.shape, device=targets.device).argsort(1)
+        positions = torch.rand(targets.shape, device=targets.device).argsort(1)  # (B, N), an order for each image
         hidden = self.transformer.hidden_in_groups(targets, labels, given, positions, sizes)
         return hidden, targets.gather(1, positions), None if given is None else given.gather(1, positions)
 
     def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
         targets, given = self.levels(tokens)
         groups = (plan or self.plan()).fixed_groups(self.name)
-        places = torch.arange(self.num_tokens, device=tokens.device)
-        positions = torch.cat([places[group.at] for group in groups])
+        raster = torch.arange(self.num_tokens, device=tokens.device)
+        positions = torch.cat([raster[group.at] for group in groups])  # (N,), in the order of the plan
         hidden = self.transformer.hidden_in_groups(targets, labels, given, positions, [group.size for group in groups])
-        return self.head(hidden[:, positions.argsort()], given)
+        return self.head(hidden[:, positions.argsort()], given)  # back in raster order
 
     def hidden(self, state: CacheState, group: Group) -> Tensor:
         network, at = self.transformer, group.at
-        known, table = state.inputs.shape[1], network.rotary[1:][at]
+        num_inputs, table = state.inputs.shape[1], network.rotary[1:][at]  # row 0 is the class's
         queries = network.queries(table, None if state.given is None else state.given[:, at])
-        x = torch.cat([state.inputs, queries.expand(len(state.inputs), -1, -1)], dim=1)
-        place = 1 + group.before - known  # behind the label and the labels of earlier groups
-        states = network.step_group(x, torch.cat([state.rotary, table]), state.cache, place, known)
+        x = torch.cat([state.inputs, queries.expand(len(state.inputs), -1, -1)], dim=1)  # (rows, num_inputs + n, dim)
+        # The inputs take the cache entries that the queries of their positions had.
+        start = 1 + group.before - num_inputs
+        states = network.step_group(x, torch.cat([state.rotary, table]), state.cache, start, num_inputs)
         state.rotary = table
         return states

@@ -1,4 +1,4 @@
-"""Autoregressive stages: labels one after another in raster order (paper, section 4.3; eqs. 4 and 9)."""
+"""Autoregressive stages: labels one after another in raster order (paper, section 4.2.1, eq. 8; of tokens, eq. 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ctf.stages.drawing import DrawPlan, Group
 
 
 class Autoregressive(CachedStage):
-    """LlamaGen's GPT: label i given the class, the labels before it, and given labels up to i."""
+    """LlamaGen's GPT: label i from the class, the labels before it, and given labels up to i."""
 
     kind, attention = "autoregressive", "causal"
 
@@ -33,7 +33,9 @@ class Autoregressive(CachedStage):
 
     def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
         targets, given = self.levels(tokens)
-        return self.head(self.transformer.hidden(targets, labels, given), given)
+        return self.head(
+            self.transformer.hidden(targets, labels, given), given
+        )  # P(Cᵢ | C₍<ᵢ₎), eq. 8, for all i at once
 
     def hidden(self, state: CacheState, group: Group) -> Tensor:
         network, inputs, position = self.transformer, state.inputs[:, 0], group.before

@@ -1,4 +1,4 @@
-"""What the kinds that sample with a cache share: the state of a call."""
+"""The base of kinds that sample with a key-value cache, and the state of a call."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ctf.stages.transformer_stage import TransformerStage
 
 @dataclass
 class CacheState:
-    """Of one call.
+    """The state of one call.
 
     Attributes:
         cache: keys and values of the positions before.
-        inputs: (rows, k, dim), of the label or of the labels observed last: what the network reads next.
-        rotary: of these inputs.
-        given: (rows, N), if the stage is given labels.
+        inputs: (rows, k, dim), embeddings that the network reads next: of the class, or of the last group's labels.
+        rotary: rotary table (k, …) of these inputs.
+        given: given labels (rows, N), if the stage has any.
     """
 
     cache: KeyValueCache
@@ -31,21 +31,24 @@ class CacheState:
 
 
 class CachedStage(TransformerStage):
-    """A stage whose steps see what is before them through a cache; arguments as those of `Stage`."""
+    """A stage whose steps see earlier positions through a cache; arguments as those of `Stage`."""
 
     cached = True
 
     def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> CacheState:
         network = self.transformer
-        dtype = getattr(network, "dtype", torch.float32)  # a packed network has one
-        cache = KeyValueCache(self.config, len(labels), labels.device, dtype)
-        return CacheState(cache, network.label_embedding(labels)[:, None], network.rotary[:1], given)
+        return CacheState(self.new_cache(labels), network.label_embedding(labels)[:, None], network.rotary[:1], given)
+
+    def new_cache(self, labels: Tensor) -> KeyValueCache:
+        """An empty cache for class labels (rows,)."""
+        dtype = getattr(self.transformer, "dtype", torch.float32)  # a packed network has one
+        return KeyValueCache(self.config, len(labels), labels.device, dtype)
 
     def observe(self, state: CacheState, group: Group, labels: Tensor) -> None:
         state.inputs = self.transformer.token_embedding(labels)
 
     def cache_bytes(self, rows: int, group: Group, compute: Compute) -> int:
-        """Of the label, the positions before, and the group's own queries, if it has any."""
+        """As `Stage.cache_bytes`: entries of the class, of positions before, and of the group's queries, if any."""
         cache = KeyValueCache(self.config, rows, torch.device("meta"), compute.torch_dtype)
         filled = 1 + group.before + (group.size if self.config.attention == "groups" else 0)
         return sum(tensor[:, :, :filled].numel() * tensor.itemsize for tensor in (*cache.keys, *cache.values))

@@ -1,6 +1,7 @@
-"""What a stage takes, counted without values: it draws on "meta", where PyTorch counts products and memory.
+"""Operations and memory of a stage, counted by PyTorch while the stage runs on "meta", without values.
 
-No type of stage states a formula. What runs on "meta" reads no values on the host, as in a loop that a GPU records.
+So no type of stage states a formula. Code that runs on "meta" cannot read values on the host, which a loop that a GPU
+records cannot do either.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from ctf.sampling.settings import Sampling
 from ctf.stages.drawing import DrawPlan, Group, draw_steps
 from ctf.stages.stage import Stage
 
-#: What libraries take for themselves at the first batch: thread pools, compiled kernels, scratch.
+#: Bytes that libraries allocate at the first batch: thread pools, compiled kernels, scratch.
 LIBRARIES = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one step, whose parts overlap at best.
+    """The least work of one step; reading and computing may overlap.
 
     Attributes:
-        bytes: read from memory: weights and caches. Embeddings, activations and int8 scales are left out.
+        bytes: weights and caches read from memory. Embeddings, activations and int8 scales are left out.
         operations: of products, attention and convolutions, two per multiply-add.
     """
 
@@ -44,7 +45,7 @@ class Work:
 
 
 def operations(call: Callable[[], object]) -> int:
-    """Of products, attention and convolutions of a call on "meta", two per multiply-add."""
+    """Operations of a call on "meta": products, attention and convolutions, two per multiply-add."""
     with torch.no_grad(), FusedAttention() as attention, Products() as products:
         call()
     return products.operations + attention.operations
@@ -53,8 +54,8 @@ def operations(call: Callable[[], object]) -> int:
 def forward_operations(stage: Stage) -> int:
     """Operations of one image through the stage with teacher forcing.
 
-    Attention counts in full, as in PaLM's appendix B. A stage with a cache reads all groups in one pass, here as many
-    as there can be; one without takes a pass for each round, here as few as there can be.
+    Masked attention counts in full, as in PaLM's appendix B. A stage with a cache reads all groups in one pass, here
+    the most groups that it can have. A stage without one takes a pass for each round, here the fewest rounds.
     """
     bare = stage.without_values(padded=False)
     plan = bare.plan(Sampling(steps=bare.possible_steps[-1 if bare.cached else 0]))
@@ -63,24 +64,24 @@ def forward_operations(stage: Stage) -> int:
 
 
 def drawing_work(stage: Stage, batch: int, sampling: Sampling, compute: Compute) -> list[Work]:
-    """What each step of a batch reads and computes at least."""
+    """The least work of each step of a batch."""
     bare, compute = stage.without_values(padded=False), compute.on(stage.device)
     plan = bare.plan(dataclasses.replace(sampling, sampler=None, filter=None))
     groups, counted = plan.groups, _counted(plan.groups)
     steps = _draw(bare, batch, dataclasses.replace(plan, groups=tuple(groups[i] for i in counted)))
-    found = [operations(lambda: next(steps)) for _ in counted]
+    operations_of_counted = [operations(lambda: next(steps)) for _ in counted]
     rows = batch * (1 + sampling.guided)
     weights = {size: stage.weight_bytes(compute, batch * size) for size in {group.size for group in groups}}
     return [
-        Work(weights[g.size] + stage.cache_bytes(rows, g, compute), float(done))
-        for g, done in zip(groups, np.interp(range(len(groups)), counted, found), strict=True)
+        Work(weights[g.size] + stage.cache_bytes(rows, g, compute), float(number))
+        for g, number in zip(groups, np.interp(range(len(groups)), counted, operations_of_counted), strict=True)
     ]
 
 
 def _counted(groups: tuple[Group, ...]) -> list[int]:
-    """Which groups are counted: of each run of one size the first, the second and the last.
+    """Groups whose operations are counted: of each run of equal sizes the first, the second and the last.
 
-    From the second on each has the same size before it, and attention over one run more: operations grow evenly.
+    From the second on, each attends to one more group of that size: operations grow linearly.
     """
     sizes = [(group.size, group.count) for group in groups]
     first = [i for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] != size]
@@ -89,9 +90,9 @@ def _counted(groups: tuple[Group, ...]) -> list[int]:
 
 
 def sampling_memory(stages: Iterable[tuple[Stage, Sampling]], batch: int, compute: Compute, decoding: int = 0) -> int:
-    """Bytes that a batch adds to loaded stages and their decoder, which takes `decoding`.
+    """Bytes that a batch adds to loaded stages and their decoder, which takes `decoding` bytes.
 
-    On a CPU the parts follow each other. On a GPU what one has freed is kept for it: for its stream or its graph.
+    On a CPU stages and decoder reuse each other's memory. On a GPU each keeps its own, for its stream or its graph.
     """
     stages = list(stages)
     weights = sum(stage.weight_bytes(compute.on(stage.device)) for stage, _ in stages)
@@ -100,11 +101,11 @@ def sampling_memory(stages: Iterable[tuple[Stage, Sampling]], batch: int, comput
 
 
 def activation_bytes(stage: Stage, batch: int, sampling: Sampling, compute: Compute) -> int:
-    """The most that caches, states, logits and draws of a batch take together, in the step of most positions."""
+    """Peak bytes of a batch's caches, states, logits and samples, in the step of most positions."""
     bare = stage.without_values().pack(Compute(compute.on(stage.device).dtype))
     plan = bare.plan(dataclasses.replace(sampling, sampler=None, filter=None))
     largest = max(range(len(plan.groups)), key=lambda i: (plan.groups[i].size, i))
-    groups = plan.groups[max(largest - 1, 0) : largest + 1]  # what the one before has settled is read too
+    groups = plan.groups[max(largest - 1, 0) : largest + 1]  # with the group before, whose labels that step reads
     with FusedAttention(), PeakMemory() as memory:
         deque(_draw(bare, batch, dataclasses.replace(plan, groups=groups)), maxlen=0)
     return memory.peak
@@ -121,10 +122,10 @@ def _zeros(*shape: int) -> Tensor:
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention that writes nothing but its result, as fused kernels do: on "meta" PyTorch writes all scores.
+    """Attention that allocates its result alone, as fused kernels do: PyTorch's on "meta" allocates all scores.
 
     Attributes:
-        operations: of its two products, masked ones counted too.
+        operations: of its two products, masked scores included.
     """
 
     operations = 0
@@ -138,7 +139,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 class Products(TorchDispatchMode):
-    """PyTorch's counts of matrix products and convolutions; its own `FlopCounterMode` takes twice as long.
+    """PyTorch's counts of matrix products and convolutions, in half the time of its `FlopCounterMode`.
 
     Attributes:
         operations: two per multiply-add.
@@ -154,7 +155,7 @@ class Products(TorchDispatchMode):
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes of the tensors that are made within it and alive: now, and at most (`peak`)."""
+    """Bytes of the living tensors that were made within it: `now`, and their maximum, `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,10 +163,10 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in known:
-                known.add(storage._cdata)
+        counted = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(result):  # views share the storage of their arguments
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in counted:
+                counted.add(storage._cdata)
                 self._add(storage.nbytes())
                 weakref.finalize(storage, self._add, -storage.nbytes())
         self.peak = max(self.peak, self.now)

@@ -1,7 +1,7 @@
-"""The one drawing loop: a stage's labels, one group of positions after another.
+"""The one generation loop: a stage's labels, one group of positions after another.
 
-Everything that types of stages have in common is here: guidance, kept labels, samplers, random numbers, the limit on
-logits and the recorded graph. A type of stage says what it knows (`begin`, `hidden`, `observe`).
+It owns what types of stages have in common: guidance, kept labels, samplers, random numbers, the limit on logits and
+the recorded graph. A type of stage supplies states from the labels so far (`begin`, `hidden`, `observe`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ctf.sampling.samplers import Independent, Sampler, Step, find_sampler
 from ctf.sampling.settings import Sampling
 
 OnStep = Callable[[int, Tensor], None]
-#: Logits that are drawn from at once: those of a whole batch would be the largest tensor by far.
+#: Most logits that are computed at once: those of a whole batch would be the largest tensor by far.
 LOGITS = 1 << 22
 
 
@@ -35,11 +35,11 @@ class Group:
     """Positions that a step draws, or that are kept.
 
     Attributes:
-        at: int64 (size,) on the stage's device, or a slice where they follow each other.
-        size: how many they are.
-        count: how many of them the step settles: all, but in the order confidence.
-        number: of the group, from 0.
-        before: how many positions are known before it.
+        at: the positions, int64 (size,) on the stage's device, or a slice where they are contiguous.
+        size: their number.
+        count: how many of them get a label in this step: all, except in the order confidence and among kept labels.
+        number: the group's number, from 0.
+        before: number of positions with a label before this group.
         kept: whether their labels are known from the start.
     """
 
@@ -53,11 +53,11 @@ class Group:
 
 @dataclass(frozen=True)
 class DrawPlan:
-    """How a stage draws: resolved once, for any number of images.
+    """The groups in which a stage draws: resolved once, for any number of images.
 
     Attributes:
-        sampling: with steps and order said.
-        groups: kept ones first.
+        sampling: settings with steps and order filled in.
+        groups: in the order of drawing, kept ones first.
     """
 
     sampling: Sampling
@@ -70,11 +70,11 @@ class DrawPlan:
 
     @property
     def sizes(self) -> list[int]:
-        """How many labels each step settles."""
+        """Number of labels that each step adds."""
         return [group.count for group in self.drawn]
 
     def fixed_groups(self, stage: str) -> tuple[Group, ...]:
-        """`groups`, if they do not depend on what is drawn. Raises InputError, for `stage`, if they do."""
+        """`groups`, which must not depend on sampled labels. Raises InputError, naming `stage`, if they do."""
         if self.sampling.order == "confidence":
             raise InputError(
                 f"stage {stage}: the order confidence depends on what is drawn, so the likelihood of an image is "
@@ -89,7 +89,7 @@ class DrawPlan:
 
 
 class Drawable(Protocol):
-    """What the loop needs of a stage; `Stage` says what each is."""
+    """The part of a stage that the loop uses; `Stage` documents it."""
 
     cached: ClassVar[bool]
     recorded: Any
@@ -112,7 +112,7 @@ class Drawable(Protocol):
 def plan_groups(
     sampling: Sampling, layout: Layout, device: torch.device, kept: Tensor | None = None
 ) -> tuple[Group, ...]:
-    """The groups of a resolved `sampling`; those of `kept`, bool (N,), come first and in the same order."""
+    """The groups of a resolved `sampling`. Kept positions, bool (N,), come first, in the same order."""
     if kept is None:
         return _cached_groups(sampling, layout, device)
     return _groups(sampling, layout, device, kept.cpu())
@@ -122,7 +122,7 @@ def _groups(sampling: Sampling, layout: Layout, device: torch.device, kept: Tens
     total, order = layout.num_tokens, sampling.order
     kept = torch.zeros(total, dtype=torch.bool) if kept is None else kept
     free, steps = total - int(kept.sum()), sampling.steps or 1
-    if order is None or order == "confidence":  # which positions a step settles is the sampler's choice
+    if order is None or order == "confidence":  # every step covers all positions; the sampler chooses among them
         sizes = group_sizes(free, min(steps, free), sampling.schedule) if free else []
         first = [torch.arange(total)[kept]]
         drawn = [(torch.arange(total), size) for size in sizes]
@@ -145,7 +145,7 @@ _cached_groups = lru_cache(_groups)
 
 
 def scale_groups(layout: Layout, kept: Tensor | None = None) -> tuple[Group, ...]:
-    """A group for each scale; labels of `kept`, bool (N,), are taken when their scale comes."""
+    """A group for each scale. Labels at `kept`, bool (N,), are taken over when their scale is drawn."""
     free = torch.ones(layout.num_tokens) if kept is None else (~kept).cpu()
     return tuple(
         Group(at, at.stop - at.start, int(free[at].sum()), scale, at.start, kept=False)
@@ -156,7 +156,7 @@ def scale_groups(layout: Layout, kept: Tensor | None = None) -> tuple[Group, ...
 def _index(positions: Tensor, device: torch.device) -> Tensor | slice:
     if bool((positions.diff() == 1).all()):
         return slice(int(positions[0]), int(positions[-1]) + 1)
-    with torch.inference_mode(False):  # cached tensors are for training too
+    with torch.inference_mode(False):  # the cache outlives the call, and training may use these tensors
         return send(positions, device)
 
 
@@ -169,13 +169,13 @@ def draw_steps(
     given: Tensor | None = None,
     known: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Draw group after group; after each the labels so far, int64 (B, N), −1 where unknown.
+    """Draw group after group; yields the labels so far after each, int64 (B, N), −1 where unknown.
 
     Args:
-        stage: draws. Its arguments are checked by `Stage.draw`.
-        labels: int64 (B,).
+        stage: the stage; `Stage.draw` has checked the other arguments.
+        labels: class labels, int64 (B,).
         uniform: stream → float64 (B, N) in [0, 1), on the stage's device.
-        plan: of the stage, for these known labels.
+        plan: the stage's plan for these known labels.
         given, known: int64 (B, N), as `Stage.generate` takes them.
     """
     sampling, sampler, copies = plan.sampling, find_sampler(plan.sampling), 1 + plan.sampling.guided
@@ -184,12 +184,12 @@ def draw_steps(
     tokens = torch.full((len(labels), stage.num_tokens), -1, device=labels.device) if known is None else known.clone()
     for group in plan.groups:
         if group.kept:
-            if stage.cached:  # kept positions are to be seen later too
+            if stage.cached:  # later groups attend to kept positions through the cache
                 stage.hidden(state, group)
         else:
-            hidden = guide(
-                stage.hidden(state, group), sampling, group.number, len(plan.groups), group.before / stage.num_tokens
-            )
+            states = stage.hidden(state, group)  # (copies · B, n, dim)
+            share_known = group.before / stage.num_tokens
+            hidden = guide(states, sampling, group.number, len(plan.groups), share_known)  # (B, n, dim)
             drawn = _draw(stage, hidden, plan, group, sampler, uniform, tokens, given)
             before = tokens[:, group.at]
             tokens[:, group.at] = drawn if group.count == group.size else drawn.where(before < 0, before)
@@ -209,18 +209,18 @@ def _draw(
 ) -> Tensor:
     """Labels (B, n) of a group from its guided states, a few images at a time; −1 where a sampler leaves them open."""
     images, at, steps = images_at_once(stage, group.size), group.at, len(plan.drawn)
-    number, found = group.number - len(plan.groups) + steps, []
+    number, drawn = group.number - (len(plan.groups) - steps), []  # kept groups come first and are no steps
     for start in range(0, len(hidden), images):
         part = slice(start, start + images)
-        here = None if given is None else given[part, at]
-        logits = stage.head(hidden[part], here)
+        clusters = None if given is None else given[part, at]  # (b, n)
+        logits = stage.head(hidden[part], clusters)  # (b, n, outputs)
         step = Step(logits, tokens[part, at], group.count, number, steps, _part(uniform, part, at), plan.sampling)
         labels = sampler(step)
-        if stage.members is not None:
-            assert here is not None
-            labels = stage.members.labels(here, labels.clamp(min=0)).where(labels >= 0, -1)
-        found.append(labels)
-    return found[0] if len(found) == 1 else torch.cat(found)
+        if stage.members is not None:  # the sampler chose a column among the cluster's members
+            assert clusters is not None
+            labels = stage.members.labels(clusters, labels.clamp(min=0)).where(labels >= 0, -1)
+        drawn.append(labels)
+    return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
 
 def _part(uniform: Callable[[int], Tensor], part: slice, at: Tensor | slice) -> Callable[[int], Tensor]:
@@ -228,7 +228,7 @@ def _part(uniform: Callable[[int], Tensor], part: slice, at: Tensor | slice) -> 
 
 
 def images_at_once(stage: Drawable, positions: int) -> int:
-    """Of how many images `positions` are drawn from together."""
+    """Number of images whose logits at `positions` positions are computed together."""
     return max(1, LOGITS // (positions * stage.outputs))
 
 
@@ -242,7 +242,7 @@ def draw_all(
     known: Tensor | None,
     on_step: OnStep | None,
 ) -> Tensor:
-    """The labels after the last step, (B, N); on a GPU by a recorded graph, where the stage has one."""
+    """The labels after the last step, (B, N). On a GPU a recorded graph draws them, if the stage has one."""
     recorded: Any = stage.recorded if known is None and on_step is None else None
     if recorded is not None and type(find_sampler(plan.sampling)) is Independent:
         inputs = [labels, send(random.uniform(stage.num_tokens), labels.device), *([] if given is None else [given])]
@@ -258,5 +258,5 @@ def draw_all(
 
 
 def uniforms(stage: Drawable, random: Random) -> Callable[[int], Tensor]:
-    """Of each stream the numbers of all positions, on the stage's device, made once."""
+    """Stream → uniform numbers of all positions (B, N) on the stage's device, made once per stream."""
     return lru_cache(lambda stream: send(random.uniform(stage.num_tokens, stream), stage.device))

@@ -1,4 +1,4 @@
-"""Masked stages: hidden labels from known ones, in rounds (MaskGIT 2202.04200; paper, section 4.3, eq. 10)."""
+"""Masked stages: hidden labels from known ones, in rounds (MaskGIT 2202.04200; paper, section 4.2.2, eq. 10)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ from ctf.layout import Layout
 from ctf.models.config import TransformerConfig
 from ctf.sampling.settings import Order, Sampling
 from ctf.stages.drawing import DrawPlan, Group, scale_groups
+from ctf.stages.settings import MaskedSettings
 from ctf.stages.transformer_stage import TransformerStage
 
-#: Rows that go through the network together: enough to keep any device busy, few enough that their activations stay
-#: below the cache of a large batch.
+#: Rows that go through the network at once: enough to keep any device busy, so few that their activations take less
+#: memory than the key-value cache of a stage 1 with a large batch.
 TOGETHER = 128
 
 
 @dataclass(frozen=True)
 class MaskedState:
-    """Of one call: class labels (rows,), given ones (rows, N) or None, and those known so far (rows, N), else −1."""
+    """The state of one call.
+
+    Attributes:
+        labels: class labels (rows,).
+        given: given labels (rows, N), or None.
+        known: labels known so far (rows, N), −1 elsewhere.
+    """
 
     labels: Tensor
     given: Tensor | None
@@ -35,12 +42,12 @@ class MaskedState:
 class Masked(TransformerStage):
     """Full attention over known and hidden labels: all hidden ones are predicted, and each round keeps some.
 
-    What it was trained for is in its vocabulary of inputs. For one round, in which every label is hidden, it reads
-    none; for any number of rounds it reads the labels of its level and, as one more, the word for a hidden one; for a
-    round for each scale, one such word for each scale.
+    The size of its input vocabulary says what it was trained for. For one round, in which every label is hidden, it
+    reads no labels. For any number of rounds it reads the labels of its level and one mask token more. For a round for
+    each scale it has one mask token for each scale.
     """
 
-    kind, attention = "masked", "full"
+    kind, attention, Settings = "masked", "full", MaskedSettings
     orders: ClassVar[tuple[Order, ...]] = ("halton", "random", "locality", "raster", "scales", "confidence")
 
     @classmethod
@@ -55,21 +62,20 @@ class Masked(TransformerStage):
         rounds: Literal["one", "any", "scales"] | None = None,
         **settings: Any,
     ) -> TransformerConfig:
-        """As `Stage.configure`; `rounds` is what it is trained for: one where labels are given (the paper's stage 2),
-        else any."""
+        """As `Stage.configure`. `rounds` defaults to "one" where labels are given, as in the paper, else to "any"."""
         if rounds not in (None, "one", "any", "scales"):
             raise InputError(f"rounds {rounds!r} does not exist: choose one, any or scales")
         if rounds == "scales" and len(layout) == 1:
             raise InputError(f"rounds scales: a layout of {layout} has one scale: choose one or any")
         once = rounds == "one" or (rounds is None and given > 0)
-        # Hidden labels are all alike: where nothing else is read, one vector stands for them.
+        # In one round without given labels every input is the same mask token; given labels take its place.
         inputs = (0 if given else 1) if once else vocabulary + (len(layout) if rounds == "scales" else 1)
         facts = {"layout": layout, "num_classes": num_classes, "input_vocab": inputs, **settings}
         return super().configure(size, vocabulary=vocabulary, given=given, **facts)
 
     @property
     def once(self) -> bool:
-        """Whether it was trained for one round only."""
+        """Whether it was trained for one round, in which all labels are hidden."""
         return self.config.input_vocab <= 1
 
     @property
@@ -97,19 +103,19 @@ class Masked(TransformerStage):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.once:
             return self._hidden(torch.full_like(targets, -1), labels, given), targets, given
-        hide, count = self._hiding(targets)
+        hide, count = self._hiding(targets)  # (B, N), and their number, so that no size depends on values on a GPU
         where = torch.nonzero_static(hide.flatten(), size=count).squeeze(1)
         states = self._hidden(targets.masked_fill(hide, -1), labels, given)
         hidden, targets = states.flatten(0, 1).index_select(0, where), targets.flatten()[where]
         return hidden, targets, None if given is None else given.flatten()[where]
 
     def _hiding(self, targets: Tensor) -> tuple[Tensor, int]:
-        """Which labels (B, N) a training step hides, and how many; chosen on the host, which then knows the number."""
-        if self.by_scales:  # a scale, each as often as the others, and those behind it
+        """Labels to hide in a training step, bool (B, N), and their number, which the CPU chooses and so knows."""
+        if self.by_scales:  # a uniform scale and those behind it
             first = torch.randint(len(self.layout), (len(targets), 1))
             hide = torch.tensor([scale for scale, _, _ in self.layout.coordinates]) >= first
             return send(hide, targets.device), int(hide.sum())
-        # MaskGIT's share of hidden labels, cos(πu / 2), 2/π of them on average.
+        # MaskGIT's share of hidden labels, γ(u) = cos(πu / 2) with u uniform: 2/π on average.
         share = torch.cos(math.pi / 2 * torch.rand(len(targets), 1))
         counts = (share * self.num_tokens).ceil().clamp(min=1)
         rank = torch.rand(targets.shape, device=targets.device).argsort(1).argsort(1)
@@ -119,9 +125,11 @@ class Masked(TransformerStage):
         targets, given = self.levels(tokens)
         known, result = torch.full_like(targets, -1), None
         for group in (plan or self.plan()).fixed_groups(self.name):
-            hidden = self._hidden(known, labels, given)[:, group.at]
+            hidden = self._hidden(known, labels, given)[
+                :, group.at
+            ]  # P(Tᵢ | C, labels known so far); eq. 10 in one round
             logits = self.head(hidden, None if given is None else given[:, group.at])
-            if result is None:  # once, and filled in place: it may be the largest tensor by far
+            if result is None:  # allocated once and filled in place: it may be the largest tensor by far
                 result = logits.new_empty(*targets.shape, logits.shape[-1])
             result[:, group.at] = logits
             known[:, group.at] = targets[:, group.at]
@@ -129,7 +137,7 @@ class Masked(TransformerStage):
         return result
 
     def _hidden(self, known: Tensor, labels: Tensor, given: Tensor | None) -> Tensor:
-        """States (B, N, dim) from labels (B, N), −1 where hidden; trained for one round it reads none of them."""
+        """States (B, N, dim) from labels (B, N), −1 where hidden; a stage trained for one round reads none of them."""
         inputs = None
         if self.once:
             known = torch.full_like(known, -1)

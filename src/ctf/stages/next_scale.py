@@ -1,4 +1,4 @@
-"""Next-scale stages: all labels of a scale at once, given the scales before (VAR, arXiv 2404.02905)."""
+"""Next-scale stages: all labels of a scale at once, given the scales before (VAR, arXiv 2404.02905, eq. 6)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ctf.models.packed import PackedConvolution, PackedNextScale
 from ctf.sampling.settings import Sampling
 from ctf.stages.cached import CachedStage
 from ctf.stages.drawing import DrawPlan, Group, scale_groups
+from ctf.stages.settings import NextScaleSettings
 from ctf.tokenizer.config import MultiScaleConfig
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.multi_scale import MultiScaleTokenizer
@@ -29,14 +30,14 @@ from ctf.tokenizer.residual import ResidualSum
 
 @dataclass
 class ScaleState:
-    """Of one call.
+    """The state of one call.
 
     Attributes:
-        condition: (rows, dim), of the class labels.
+        condition: embeddings of the class labels, (rows, dim).
         modulations: of each block, (rows, 1, 6, dim).
         cache: keys and values of the scales before.
-        given: (rows, N), if the stage is given labels.
-        f_hat: float32 (rows, d, H, W), what the scales before contribute.
+        given: given labels (rows, N), if the stage has any.
+        f_hat: f̂, the sum of what the scales before contribute, float32 (rows, d, H, W).
     """
 
     condition: Tensor
@@ -47,15 +48,15 @@ class ScaleState:
 
 
 class NextScale(CachedStage):
-    """Labels of a scale given the class, the sum of the scales before, and given labels of its own positions.
+    """Labels of a scale from the class, the sum of the scales before, and given labels of the scale's positions.
 
-    The network reads no labels but what they contribute to the feature map: of its tokenizer the stage holds the
-    convolutions and a vector for each label, the codeword or, of a coarse level, the mean of the cluster's codewords.
-    They are the same in training and in sampling, so the likelihood is exact.
+    The network reads what labels contribute to the feature map instead of the labels. So the stage holds its
+    tokenizer's convolutions and a vector for each label: the codeword, or the mean of a cluster's codewords. Both are
+    the same in training and in sampling, so the likelihood is exact.
     """
 
     kind, orders = "next_scale", ("scales",)
-    Config = NextScaleConfig
+    Config, Settings = NextScaleConfig, NextScaleSettings
     Network, Packed = NextScaleTransformer, PackedNextScale
     config: NextScaleConfig  # type: ignore[assignment]
     float32 = ("vectors", "residual.")
@@ -71,7 +72,7 @@ class NextScale(CachedStage):
     def __init__(self, config: NextScaleConfig, **facts: Any) -> None:
         super().__init__(config, **facts)  # type: ignore[arg-type]
         self.residual = ResidualSum(config.codeword_dim, config.convolutions).requires_grad_(False)
-        self.residual.convolution_of_scale(config.layout)  # refuses numbers of scales that no tokenizer has
+        self.residual.convolution_of_scale(config.layout)  # raises for numbers of scales that no tokenizer has
         self.register_buffer("vectors", torch.zeros(config.output_vocab, config.codeword_dim))
 
     @classmethod
@@ -103,16 +104,16 @@ class NextScale(CachedStage):
         if tokenizer.quantizer.weight.is_meta:
             return  # `usual_tokenizer`
         self.codebook = self.codebook or codebook_fingerprint(tokenizer.codebook)
-        theirs = {name: tensor.cpu().clone() for name, tensor in tokenizer.quantizer.residual.state_dict().items()}
-        self.residual.load_state_dict(theirs, assign=True)
+        convolutions = {name: x.cpu().clone() for name, x in tokenizer.quantizer.residual.state_dict().items()}
+        self.residual.load_state_dict(convolutions, assign=True)
         self.vectors = self._vectors_of(tokenizer).clone()
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         super().check_tokenizer(tokenizer)
-        theirs = self.settings_of(tokenizer)
+        settings = self.settings_of(tokenizer)
         assert isinstance(tokenizer, MultiScaleTokenizer)
         if (
-            theirs != {name: getattr(self.config, name) for name in theirs}
+            settings != {name: getattr(self.config, name) for name in settings}
             or tokenizer.quantizer.residual.fingerprint(self._vectors_of(tokenizer)) != self.fingerprint
         ):
             raise InputError(
@@ -122,7 +123,7 @@ class NextScale(CachedStage):
 
     @property
     def fingerprint(self) -> str:
-        """Of the vectors and convolutions that the stage holds."""
+        """Fingerprint of the vectors and convolutions that the stage holds."""
         return self.residual.fingerprint(self.vectors)
 
     def _vectors_of(self, tokenizer: Tokenizer) -> Tensor:
@@ -137,7 +138,7 @@ class NextScale(CachedStage):
         return DrawPlan(self.resolved(sampling), scale_groups(self.layout, kept))
 
     def inputs(self, targets: Tensor) -> Tensor:
-        """What the network reads of the scales behind the first: labels (B, N) → float32 (B, N − p₀², d)."""
+        """Inputs of the scales behind the first, f̂ pooled to each: labels (B, N) → float32 (B, N − p₀², d)."""
         with torch.no_grad():
             return self.residual.next_scale_input(self.vectors[targets], self.layout)
 
@@ -155,11 +156,9 @@ class NextScale(CachedStage):
 
     def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> ScaleState:  # type: ignore[override]
         network = self.transformer
-        dtype = getattr(network, "dtype", torch.float32)  # a packed network has one
-        cache = KeyValueCache(self.config, len(labels), labels.device, dtype)
         condition = network.condition(labels)
         f_hat = condition.new_zeros(len(labels), self.config.codeword_dim, *self.layout.finest, dtype=torch.float32)
-        return ScaleState(condition, network.modulations(condition), cache, given, f_hat)
+        return ScaleState(condition, network.modulations(condition), self.new_cache(labels), given, f_hat)
 
     def hidden(self, state: ScaleState, group: Group) -> Tensor:
         network, scale = self.transformer, group.number
@@ -167,11 +166,11 @@ class NextScale(CachedStage):
             inputs = network.first(state.condition)
         else:
             inputs = network.vector_embedding(self.residual.input_of_scale(state.f_hat, scale, self.layout))
-        inputs = network.placed(inputs, scale, state.given)
+        inputs = network.placed(inputs, scale, state.given)  # (rows, p², dim)
         return network.step(inputs, state.condition, state.modulations, state.cache, group.before)
 
     def observe(self, state: ScaleState, group: Group, labels: Tensor) -> None:  # type: ignore[override]
-        if group.number < len(self.layout) - 1:
+        if group.number < len(self.layout) - 1:  # nothing reads f̂ behind the last scale
             state.f_hat = state.f_hat + self.residual.contribution(self.vectors[labels], group.number, self.layout)
 
     def pack(self, compute: Compute) -> NextScale:

@@ -1,7 +1,8 @@
-"""The kinds of stages, and stages from files, sizes and labels."""
+"""The types of stages by name, and stages made from settings or read from files."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +23,16 @@ from ctf.stages.any_order import AnyOrder
 from ctf.stages.autoregressive import Autoregressive
 from ctf.stages.masked import Masked
 from ctf.stages.next_scale import NextScale
+from ctf.stages.settings import KindSettings
 from ctf.stages.stage import Stage
 from ctf.tokenizer.interface import Tokenizer
 
-#: By the word that files and `--kind` know them by.
+#: Types of stages by the name that files and `--kind` use.
 KINDS: dict[str, type[Stage]] = {kind.kind: kind for kind in (Autoregressive, Masked, AnyOrder, NextScale)}
 
 
 def register_kind(kind: type[Stage]) -> type[Stage]:
-    """Make a kind known by its `kind`; a class decorator."""
+    """Register a type of stage under its `kind`; a class decorator."""
     KINDS[kind.kind] = kind
     return kind
 
@@ -49,6 +51,14 @@ def find_kind(name: str) -> type[Stage]:
     return KINDS[name]
 
 
+def kind_settings(kind: str, **settings: Any) -> KindSettings:
+    """A kind's own settings. Raises InputError: there is no such kind, or it has no such setting."""
+    chosen = find_kind(kind)
+    if unknown := settings.keys() - {field.name for field in dataclasses.fields(chosen.Settings)}:
+        raise InputError(f"stages of kind {chosen.kind} have no setting {min(unknown)}: leave it out")
+    return chosen.Settings(**settings)
+
+
 def new_stage(
     kind: str,
     size: str,
@@ -65,9 +75,10 @@ def new_stage(
     tokenizer: Tokenizer | None = None,
     **settings: Any,
 ) -> Stage:
-    """A stage with random weights, of a named size; `settings` are the kind's own, such as `dropout`.
+    """A stage of a named size with random weights.
 
-    `tokenizer` made the tokens: only some kinds read it.
+    `settings` are fields of the kind's `Config` and `Settings`, such as `dropout`. `tokenizer` made the tokens; only
+    some kinds read it.
 
     Raises:
         InputError: no such kind or size, or parts that do not belong together.
@@ -112,8 +123,8 @@ def load_stage(path: str | Path) -> Stage:
         maps = {}
         for level in ("predicts", "given"):
             if level in tensors:
-                made = json.loads(metadata[level])
-                maps[level] = CoarseMap(tensors.pop(level), made["method"], made["seed"], metadata["codebook"])
+                origin = json.loads(metadata[level])
+                maps[level] = CoarseMap(tensors.pop(level), origin["method"], origin["seed"], metadata["codebook"])
         stage = kind(
             kind.Config(**with_layout(json.loads(metadata["config"]))),
             name=metadata["name"],
@@ -145,8 +156,8 @@ def generate_tokens(
         labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional.
         seeds: one integer per image; fresh ones from torch's global generator when None.
         given: int64 (B, N), for a stage that is given labels of a coarser level.
-        place: of the stage in its pipeline, from 0: stages draw different numbers with the same seeds.
-        sampling: fields of `Sampling`; those that are left out filter and guide nothing.
+        place: the stage's place in its pipeline, from 0: stages use different random numbers with the same seeds.
+        sampling: fields of `Sampling`; by default nothing is filtered or guided.
 
     Raises:
         InputError: a label out of range, seeds or given labels that do not match, or a setting without meaning.

@@ -1,4 +1,4 @@
-"""Stage: the interface of every kind, with what all of them share: levels, loss, likelihood, files."""
+"""Stage: the interface of every type of stage, and what all types share: levels, likelihood, generation, files."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from ctf.files import save_tensors
 from ctf.layout import Layout
 from ctf.models.cluster_head import ClusterMembers
 from ctf.models.config import Compute
-from ctf.sampling.guidance import check_labels
 from ctf.sampling.orders import possible_orders
 from ctf.sampling.random import Random
 from ctf.sampling.settings import Order, Sampling
 from ctf.stages.drawing import DrawPlan, Group, OnStep, draw_all, draw_steps, plan_groups, uniforms
+from ctf.stages.inputs import check_classes, check_given, check_known
+from ctf.stages.settings import KindSettings
 from ctf.tokenizer.interface import Tokenizer
 
 Support = Literal["cluster", "full"]
 
 
 class Stage(nn.Module, ABC):
-    """Turns a class label, and the labels of a coarser level where it is given some, into the labels of its level.
+    """Generates the labels of its level from a class label and, if it is given a coarser level, from that one's labels.
 
     A level is a CoarseMap φ, whose labels are φ(tokens), or None: the codebook's own tokens. A kind of stage is a
     subclass with `kind`, `Config`, `configure`, `logits`, `begin`, `hidden` and `observe`, registered by
@@ -55,18 +56,20 @@ class Stage(nn.Module, ABC):
 
     kind: ClassVar[str]
     Config: ClassVar[type]
-    #: In which the kind can draw positions, its own choice first; a layout may lack some, see `possible_orders`.
+    #: Settings of a training that this kind alone has.
+    Settings: ClassVar[type[KindSettings]] = KindSettings
+    #: Orders in which the kind can draw positions, its default first; a layout may lack some, see `possible_orders`.
     orders: ClassVar[tuple[Order, ...]] = ("raster",)
-    #: Whether `hidden` has to see every group, kept ones too, because it fills a cache.
+    #: Whether `hidden` fills a cache, and so must run for kept groups too.
     cached: ClassVar[bool] = False
-    #: Parameters with a row for each label of a level ("predicts", "given"), or for each class ("classes"), by name:
-    #: what a training can start from where levels or classes differ.
+    #: Names of parameters with a row for each label of a level ("predicts", "given"), or for each class ("classes").
+    #: A training can start from them where levels or classes differ.
     rows_of: ClassVar[dict[str, str]] = {}
-    #: Ends of names of parameters with two axes or more that do not decay in training.
+    #: Suffixes of the names of parameters with two axes or more that do not decay in training.
     undecayed: ClassVar[tuple[str, ...]] = ()
-    #: Beginnings of names of tensors that files keep in float32.
+    #: Prefixes of the names of tensors that files keep in float32.
     float32: ClassVar[tuple[str, ...]] = ()
-    #: Records the drawing loop on a GPU; of a packed stage.
+    #: The drawing loop as CUDA graphs, where a packed stage has one.
     recorded: Any = None
 
     def __init__(
@@ -89,17 +92,17 @@ class Stage(nn.Module, ABC):
         self.predicts, self.given, self.support = predicts, given, support
         self.sampling = sampling or Sampling()
         maps = [m for m in (predicts, given) if m is not None]
-        known = [m.codebook_fingerprint for m in maps] + [codebook] * (codebook is not None)
-        if len(set(known)) > 1 or len({m.num_fine for m in maps}) > 1:
+        fingerprints = [m.codebook_fingerprint for m in maps] + [codebook] * (codebook is not None)
+        if len(set(fingerprints)) > 1 or len({m.num_fine for m in maps}) > 1:
             raise InputError(f"stage {name}: its maps and tokens belong to different codebooks: cluster again")
-        self.codebook = known[0] if known else None
+        self.codebook = fingerprints[0] if fingerprints else None
         self.codebook_size: int = maps[0].num_fine if maps else config.output_vocab
-        labels = self.codebook_size if predicts is None else predicts.num_coarse
-        if config.output_vocab != labels:
-            raise InputError(f"stage {name} predicts {config.output_vocab} labels, its level has {labels}")
+        num_labels = self.codebook_size if predicts is None else predicts.num_coarse
+        if config.output_vocab != num_labels:
+            raise InputError(f"stage {name} predicts {config.output_vocab} labels, its level has {num_labels}")
         self.members: ClusterMembers | None = None
         if given is not None and support == "cluster":
-            with torch.device("cpu"):  # as all maps are, also in a stage that is built without values, on "meta"
+            with torch.device("cpu"):  # where maps are, even while a stage is built on "meta"
                 relation = given if predicts is None else predicts.coarsened_by(given)
                 if relation is None:
                     raise InputError(
@@ -115,7 +118,15 @@ class Stage(nn.Module, ABC):
     def configure(
         cls, size: str, *, vocabulary: int, given: int, layout: Layout, num_classes: int, **settings: Any
     ) -> Any:
-        """A `Config` of a named size: predicts `vocabulary` labels from `given` ones of a coarser level (0 for none).
+        """A `Config` of a named size.
+
+        Args:
+            size: its name.
+            vocabulary: labels of the predicted level.
+            given: labels of the given level; 0 without one.
+            layout: of the image's tokens.
+            num_classes: as `Config` has it.
+            settings: fields of `Settings` and `Config`.
 
         Raises:
             InputError: no such size; here none at all.
@@ -124,7 +135,7 @@ class Stage(nn.Module, ABC):
 
     @classmethod
     def settings_of(cls, tokenizer: Tokenizer | None) -> dict[str, Any]:
-        """Settings of `configure` that follow from the tokenizer whose tokens the stage is for; here none.
+        """Arguments of `configure` that follow from the tokenizer whose tokens the stage is for; here none.
 
         Raises:
             InputError: a tokenizer that the kind cannot work with, or none where it needs one.
@@ -133,11 +144,11 @@ class Stage(nn.Module, ABC):
 
     @classmethod
     def usual_tokenizer(cls) -> Tokenizer | None:
-        """One without values, on "meta", to plan with; None where the kind reads nothing of its tokenizer."""
+        """A tokenizer on "meta" to plan with; None where the kind reads nothing of its tokenizer."""
         return None
 
     def take_from(self, tokenizer: Tokenizer | None) -> None:
-        """Copy what the stage reads of this tokenizer beside its tokens; here nothing."""
+        """Copy the tensors of the tokenizer that the stage reads; here none."""
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise InputError unless the stage was trained on tokens of this tokenizer, as far as it knows."""
@@ -156,7 +167,7 @@ class Stage(nn.Module, ABC):
         Args:
             tokens: the codebook's own, int64 (B, N) in [0, K).
             labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional.
-            plan: steps, order and kept positions, from `plan`; the stage's own when None.
+            plan: steps, order and kept positions, from `plan`; the stage's defaults when None.
 
         Returns:
             (B, N, vocabulary); with support "cluster" of given labels (B, N, size of the largest cluster), the
@@ -168,17 +179,22 @@ class Stage(nn.Module, ABC):
 
     @abstractmethod
     def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> Any:
-        """The state of one call of the drawing loop: int64 (rows,) class labels, with guidance of both branches, and
-        (rows, N) given ones."""
+        """The state of one call of the drawing loop.
+
+        Args:
+            labels: class labels, int64 (rows,); with guidance rows = 2B, the unconditional branch behind.
+            given: labels of the given level, int64 (rows, N).
+            plan: the groups that will be drawn.
+        """
 
     @abstractmethod
     def hidden(self, state: Any, group: Group) -> Tensor:
         """States before the head at a group's positions: (rows, n, dim)."""
 
     def observe(self, state: Any, group: Group, labels: Tensor) -> None:
-        """Take note of a group's labels, int64 (rows, n), −1 where still unknown; here nothing."""
+        """Read a group's labels, int64 (rows, n), −1 where still unknown; here they are not read."""
 
-    # What a kind may leave as it is
+    # A kind may override what follows.
 
     def head(self, hidden: Tensor, given: Tensor | None) -> Tensor:
         """States (b, n, dim) and given labels (b, n) → float32 logits (b, n, outputs); here they are logits."""
@@ -186,17 +202,17 @@ class Stage(nn.Module, ABC):
 
     @property
     def vocabulary(self) -> int:
-        """How many labels the predicted level has."""
+        """Number of labels of the predicted level."""
         return self.config.output_vocab
 
     @property
     def outputs(self) -> int:
-        """Logits of a position: of all labels, or of the largest given cluster."""
+        """Number of logits of a position: of all labels, or of the largest given cluster."""
         return self.vocabulary if self.members is None else max(self.members.sizes)
 
     @property
     def layout(self) -> Layout:
-        """Where the tokens of an image lie."""
+        """The grids of an image's tokens."""
         return self.config.layout
 
     @property
@@ -217,22 +233,21 @@ class Stage(nn.Module, ABC):
 
     @property
     def possible_orders(self) -> tuple[Order, ...]:
-        """In which it can draw, its own choice first."""
+        """Orders in which the stage can draw, its default first."""
         return possible_orders(self.orders, self.layout)
 
     @property
     def possible_steps(self) -> range:
-        """In how many steps the kind can draw."""
+        """Numbers of steps in which the stage can draw."""
         return range(1, 2)
 
     @property
-    def own_steps(self) -> int:
-        """In how many it draws where nothing is said: one for every eight positions, if it can."""
-        possible = self.possible_steps
-        return min(max(self.num_tokens // 8, possible[0]), possible[-1])
+    def default_steps(self) -> int:
+        """The number of steps where settings leave it open: one for every eight positions, if that is possible."""
+        return min(max(self.num_tokens // 8, self.possible_steps[0]), self.possible_steps[-1])
 
     def resolved(self, sampling: Sampling | None = None) -> Sampling:
-        """`sampling`, or the stage's own, with steps and order said.
+        """`sampling`, or the stage's defaults, with steps and order filled in.
 
         Raises:
             InputError: steps or an order that the kind cannot take.
@@ -242,7 +257,7 @@ class Stage(nn.Module, ABC):
         if order not in orders:
             can = ", ".join(orders)
             raise InputError(f"stage {self.name} cannot draw in the order {order}: it is {self.kind} and takes {can}")
-        steps = sampling.steps or (scales if order == "scales" else self.own_steps)
+        steps = sampling.steps or (scales if order == "scales" else self.default_steps)
         if steps not in (possible := self.possible_steps):
             can = f"{possible[0]}" if len(possible) == 1 else f"from {possible[0]} to {possible[-1]}"
             raise InputError(f"stage {self.name} cannot draw in {steps} steps: it is {self.kind} and takes {can}")
@@ -254,9 +269,9 @@ class Stage(nn.Module, ABC):
         """Raise InputError if the kind cannot keep the labels at `kept`, bool (N,), and draw the others."""
 
     def plan(self, sampling: Sampling | None = None, kept: Tensor | None = None) -> DrawPlan:
-        """Steps and order of `sampling`, or of the stage's own, as groups of positions.
+        """The groups of positions that `sampling`, or the stage's defaults, draw in turn.
 
-        Those of `kept`, bool (N,), come first.
+        Positions of `kept`, bool (N,), come first.
 
         Raises:
             InputError: steps or an order that the kind cannot take, or positions that it cannot keep.
@@ -267,45 +282,48 @@ class Stage(nn.Module, ABC):
         return DrawPlan(sampling, plan_groups(sampling, self.layout, self.device, kept))
 
     def levels(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The codebook's own tokens (B, N) → the labels to predict, and those that are given, (B, N) both."""
+        """The codebook's own tokens (B, N) → φ(tokens), eq. 7, of the predicted and the given level, (B, N) both."""
         return (
             tokens if self.predicts is None else self.predicts_table[tokens],  # type: ignore[index]
             None if self.given is None else self.given_table[tokens],  # type: ignore[index]
         )
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """The training loss, −log P of labels in nats (eqs. 4, 9, 10): float32 (B, N), or a number for each position
-        that the kind trains on.
+        """The training loss, −log P of labels in nats (eqs. 4, 9, 10), of each position that the kind trains on.
 
         Arguments as those of `logits`. A label outside its given cluster cannot occur: both come from one token.
+
+        Returns:
+            float32 (B, N), or (n,) where some positions are not trained on.
         """
         return self._compare(tokens, labels)[0]
 
     def log_prob(
         self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
     ) -> Tensor:
-        """Exact log P of what the stage predicts of `tokens`, given what it is given: float32 (B, N), in nats.
+        """Exact log P of the predicted labels of `tokens`, given their coarser labels: float32 (B, N), in nats.
 
-        It is that of sampling at temperature 1 without guidance and filters, in the steps and the order of `sampling`.
-        With support "full" probability is spent on labels outside the given cluster too. `kept` positions come first:
-        the others' are given them. Raises InputError as `logits`.
+        The distribution is that of sampling at temperature 1 without guidance and filters, in the steps and the order
+        of `sampling`. With support "full" it gives probability to labels outside the given cluster too. Positions of
+        `kept` come first, and the others are conditioned on them. Raises InputError as `logits`.
         """
         return -self._compare(tokens, labels, sampling, kept)[0]
 
     def scores(
         self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`log_prob`, and whether the most probable label is the right one: float32 and bool, (B, N) each."""
+        """`log_prob`, and whether the most probable label is the true one: float32 and bool, (B, N) each."""
         losses, logits, columns = self._compare(tokens, labels, sampling, kept)
         return -losses, logits.argmax(-1) == columns
 
     def _compare(
         self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (B, N), logits (B, N, outputs), and the column (B, N) of the true label among them."""
         targets, _ = self.levels(tokens)
         columns = targets if self.members is None else self.members.index[targets]
         logits = self.logits(tokens, labels, self.plan(sampling, kept)).float()
-        losses = F.cross_entropy(logits.flatten(0, 1), columns.flatten(), reduction="none")
+        losses = F.cross_entropy(logits.flatten(0, 1), columns.flatten(), reduction="none")  # (B · N,), eqs. 4, 9, 10
         return losses.view(targets.shape), logits, columns
 
     def generate(
@@ -324,10 +342,10 @@ class Stage(nn.Module, ABC):
         Args:
             labels: int64 (B,) in [0, num_classes]; `num_classes` means unconditional.
             random: a seed per image.
-            sampling: the stage's own settings when None.
+            sampling: the stage's defaults when None.
             given: int64 (B, N), labels of the level that the stage is given.
-            known: int64 (B, N), labels of the stage's own level that stay, −1 where to draw: the same positions in
-                every image.
+            known: int64 (B, N), labels of the predicted level to keep, −1 where to generate. The positions are the same
+                in every image.
             on_step: called after each step with its number and the labels so far, int64 (B, N), −1 where unknown;
                 they are overwritten by the next step.
 
@@ -341,7 +359,7 @@ class Stage(nn.Module, ABC):
         labels, given, known = self._checked(labels, random, given, known)
         plan = self.plan(sampling, None if known is None else known[0] >= 0)
         tokens = draw_all(self, labels, random, plan, given, known, on_step)
-        with torch.inference_mode(False):  # an ordinary tensor, which may go into a training step
+        with torch.inference_mode(False):  # no inference tensor: the caller may train on it
             return tokens.clone()
 
     def draw(
@@ -361,49 +379,19 @@ class Stage(nn.Module, ABC):
         self, labels: Tensor, random: Random, given: Tensor | None, known: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Labels, given and known ones on the stage's device. Raises InputError as `generate` does."""
-        check_labels(labels, self.num_classes)
+        check_classes(labels, self.num_classes)
+        shape = len(labels), self.num_tokens
         if len(random.seeds) != len(labels):
             raise InputError(f"{len(random.seeds)} seeds for {len(labels)} labels: one per image is needed")
-        self._check_given(given, len(labels))
-        self._check_known(known, len(labels))
-        given, known = (None if x is None else send(x, self.device) for x in (given, known))
-        return send(labels, self.device), given, known
-
-    def _check_known(self, known: Tensor | None, images: int) -> None:
-        if known is None:
-            return
-        if known.shape != (images, self.num_tokens):
-            raise InputError(
-                f"known labels of shape {tuple(known.shape)} for {images} class labels: "
-                f"{self.num_tokens} per image are needed, -1 where to draw"
-            )
-        if not -1 <= int(known.min()) <= int(known.max()) < self.vocabulary:
-            raise InputError(
-                f"known labels range from {int(known.min())} to {int(known.max())}: the level has {self.vocabulary}, "
-                "and -1 is where to draw"
-            )
-        kept = known >= 0
-        if kept.all():
-            raise InputError("all labels are known: nothing is left to draw")
-        if not torch.equal(kept, kept[:1].expand_as(kept)):
-            raise InputError("known labels lie at other positions in some images: complete those one by one")
-
-    def _check_given(self, given: Tensor | None, images: int) -> None:
         if (given is None) != (self.given is None):
             need = "labels of a coarser level: give them" if given is None else "the class label alone"
             raise InputError(f"stage {self.name} is given {need}")
-        if given is None or self.given is None:
-            return
-        if given.shape != (images, self.num_tokens):
-            raise InputError(
-                f"given labels of shape {tuple(given.shape)} for {images} class labels: "
-                f"{self.num_tokens} per image are needed"
-            )
-        if not 0 <= int(given.min()) <= int(given.max()) < self.given.num_coarse:
-            raise InputError(
-                f"given labels range from {int(given.min())} to {int(given.max())}, their level has "
-                f"{self.given.num_coarse}"
-            )
+        if given is not None and self.given is not None:
+            check_given(given, shape, self.given.num_coarse)
+        if known is not None:
+            check_known(known, shape, self.vocabulary)
+        given, known = (None if x is None else send(x, self.device) for x in (given, known))
+        return send(labels, self.device), given, known
 
     #: Whether this is a copy made by `pack`.
     packed = False
@@ -422,14 +410,16 @@ class Stage(nn.Module, ABC):
         Args:
             padded: as a GPU computes; else without products that only fill up tiles.
         """
-        shared: dict[int, Any] = {id(fact): fact for fact in (self.predicts, self.given)}
-        shared |= {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in self.parameters()}
-        shared |= {id(b): b.to("meta") for b in self.buffers()}
-        return copy.deepcopy(self, shared).eval()
+        memo: dict[int, Any] = {id(level): level for level in (self.predicts, self.given)}  # maps stay on the CPU
+        memo |= {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in self.parameters()}
+        memo |= {id(b): b.to("meta") for b in self.buffers()}
+        return copy.deepcopy(self, memo).eval()
 
     def weight_bytes(self, compute: Compute, positions: int | None = None) -> float:
-        """Bytes of the packed weights that a step over so many positions reads, or any: those of embeddings are looked
-        up."""
+        """Bytes of the packed weights that a step over `positions` reads, or over any number of them.
+
+        Embeddings are left out: a step looks up a few of their rows.
+        """
         return sum(weight.nbytes for weight in self.multiplied())
 
     def multiplied(self) -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""What the kinds that are Transformers share: the network, its head, packing, and what they cost."""
+"""The base of kinds that are Transformers: the network, its head, packing, and bytes of weights."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class TransformerStage(Stage):
 
     def __init__(self, config: TransformerConfig, **facts: Any) -> None:
         super().__init__(config, **facts)
-        labels = 0 if self.given is None else self.given.num_coarse
-        if config.given_vocab != labels:
-            raise InputError(f"stage {self.name} reads {config.given_vocab} given labels, their level has {labels}")
+        num_given = 0 if self.given is None else self.given.num_coarse
+        if config.given_vocab != num_given:
+            raise InputError(f"stage {self.name} reads {config.given_vocab} given labels, their level has {num_given}")
         self.transformer = self.Network(config)
 
     @classmethod
@@ -63,14 +63,17 @@ class TransformerStage(Stage):
             return self.transformer.head(hidden).float()
         assert given is not None
         head = self.transformer.head
-        logits = member_logits(hidden, head.weight, given, self.members)
+        logits = member_logits(hidden, head.weight, given, self.members)  # (…, size of the largest cluster)
         return logits if head.bias is None else logits + head.bias[self.members.table[given]]
 
     @abstractmethod
     def training_states(
         self, targets: Tensor, labels: Tensor, given: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What the loss is of: states (…, dim), their targets and given labels, from those of the levels (B, N)."""
+        """The states (…, dim) that a training step's loss is computed from, with their targets and given labels (…).
+
+        Targets and given labels of all positions are (B, N); a kind may leave positions out, or reorder them.
+        """
 
     def forward(self, tokens: Tensor, labels: Tensor, cluster_loss: ClusterLoss | None = None) -> Tensor:
         """The training loss of each position that the kind trains on, as `Stage.forward`; plus IAR's `cluster_loss`.
@@ -104,14 +107,14 @@ class TransformerStage(Stage):
 
     def without_values(self, padded: bool = True) -> Stage:
         bare: Any = super().without_values(padded)
-        if bare.members is not None and not padded:  # as many products as the members of a position's cluster take
+        if bare.members is not None and not padded:  # the head multiplies by the members of one cluster, on average
             outputs = round(self.vocabulary / len(bare.members.sizes))
             bare.transformer.head = nn.Linear(self.config.dim, outputs, bias=False, device="meta")
             bare.members = None
         return bare
 
     def weight_bytes(self, compute: Compute, positions: int | None = None) -> float:
-        """Products are packed; norms stay in float32, and a head over members, of which a position reads a cluster."""
+        """As `Stage.weight_bytes`. Norms and a head over members are float32; a position reads one cluster of it."""
         width, head = packed_bytes(compute, self.device), self.transformer.head.weight
         weights = sum(w.numel() * (width if w.ndim == 2 else 4) for w in self.multiplied() if w is not head)
         if self.members is None:

@@ -101,7 +101,7 @@ class TokenIndex:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that is known before writing."""
+        """The fields that are fixed before writing begins."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in PROGRESS}
 
     def save(self, folder: Path) -> None:
@@ -130,7 +130,7 @@ class TokenIndex:
 
 
 class TokenSet:
-    """Tokens [n, A, N] and labels [n] of n images, read from a folder on demand: see `TokenSet.open`.
+    """Tokens [n, A, N] and labels [n] of n images in a folder, read on demand; `TokenSet.open` opens one.
 
     Attributes:
         folder: where it lies.
@@ -156,7 +156,7 @@ class TokenSet:
 
     @classmethod
     def open(cls, folder: str | Path) -> TokenSet:
-        """Open a token set. Labels are read; tokens stay on disk, and are checked when they are asked for.
+        """Open a token set. Labels are read; tokens stay on disk and are checked when they are read.
 
         Raises:
             InputError: no such folder, not a token set, still incomplete, or a shard that is missing,
@@ -194,7 +194,7 @@ class TokenSet:
 
     @property
     def num_augmentations(self) -> int:
-        """A."""
+        """A, the number of augmentations."""
         return len(self.augmentations)
 
     @property
@@ -209,10 +209,10 @@ class TokenSet:
         """
         if class_names == self.class_names:
             return self
-        found = copy.copy(self)
-        found.labels = renumbered(self.labels, self.class_names, class_names, str(self.folder), other)
-        found.class_names = class_names
-        return found
+        matched = copy.copy(self)
+        matched.labels = renumbered(self.labels, self.class_names, class_names, str(self.folder), other)
+        matched.class_names = class_names
+        return matched
 
     @property
     def images_per_class(self) -> np.ndarray:
@@ -277,7 +277,7 @@ class TokenSet:
         """What the set holds, ready for JSON. Reads every token, for the codebook's usage and perplexity."""
         counts = self.token_counts()
         per_class = self.images_per_class
-        known = ("augmentations", "layout", "codebook_size", "codebook", "source", "split", "image_size")
+        settings = ("augmentations", "layout", "codebook_size", "codebook", "source", "split", "image_size")
         return {
             "images": len(self),
             "classes": self.num_classes,
@@ -286,7 +286,7 @@ class TokenSet:
                 "median": float(np.median(per_class)),
                 "max": int(per_class.max()),
             },
-            **{name: getattr(self.index, name) for name in known},
+            **{name: getattr(self.index, name) for name in settings},
             "codebook_usage": usage(counts),
             "codebook_perplexity": perplexity(counts),
             "skipped": len(self.index.skipped),

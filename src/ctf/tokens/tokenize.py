@@ -46,9 +46,9 @@ def tokenize_images(
 ) -> TokenSet | None:
     """Encode all images in float32 and write their tokens to `folder`.
 
-    Several processes share the shards by their number, and each reads the images of its own alone. Started again
-    after an interruption, with any number of processes, it continues with the shards that are missing. A shard has the
-    same batches whoever writes it, so the files come out the same. A folder that is complete is left as it is.
+    Several processes share the shards, and each reads the images of its shards only. After an interruption a new call,
+    with any number of processes, writes the missing shards. The batches of a shard do not depend on the process that
+    writes it, so the files are the same. A complete folder is left as it is.
 
     Args: those of `ctf tokenize`, and
 
@@ -57,7 +57,8 @@ def tokenize_images(
         folder: where to write the token set.
         split: the split that `images` was opened with, for the record.
         progress: show a bar with rate and remaining time.
-        rank, world: the number of this process, from 0, and of all. The first one waits for the others.
+        rank: the number of this process, from 0; the first one waits for the others.
+        world: the number of processes.
 
     Returns:
         The set; None in every process but the first.
@@ -93,9 +94,9 @@ def tokenize_images(
     sizes = [int(images.size * r) for r in crop_ranges] if augmentation == "ten-crop" else [images.size]
     dtype = np.min_scalar_type(tokenizer.codebook_size - 1)
     name = f"tokenize, process 1 of {world}" if world > 1 else "tokenize"
-    mine = sum(len(writer.inputs(shard)) for shard in range(rank, len(writer), world))
-    finished = mine - sum(len(writer.inputs(shard)) for shard in missing)
-    with progress_bar(mine, name, "image", finished, hidden=rank > 0 or not progress) as bar:
+    total = sum(len(writer.inputs(shard)) for shard in range(rank, len(writer), world))  # images of this process
+    finished = total - sum(len(writer.inputs(shard)) for shard in missing)
+    with progress_bar(total, name, "image", finished, hidden=rank > 0 or not progress) as bar:
         for shard in missing:
             inputs = writer.inputs(shard)
             tokens, read = [np.empty((0, len(settings.augmentations), settings.num_tokens), dtype)], [np.empty(0, int)]

@@ -48,12 +48,12 @@ class TokenWriter:
             check_writable(self.folder, "folder")
 
     def __len__(self) -> int:
-        """The number of shards, those included of which no input may be readable."""
+        """The number of shards, including those without one readable input."""
         return -(-self._num_inputs // self.index.shard_size)
 
     @property
     def complete(self) -> bool:
-        """Whether the set is there: this process or another has closed it."""
+        """Whether this process or another has closed the set."""
         return self._is_begun() and TokenIndex.load(self.folder).complete
 
     def inputs(self, shard: int) -> range:
@@ -64,7 +64,7 @@ class TokenWriter:
     def missing(self, rank: int = 0, world: int = 1) -> list[int]:
         """The shards of process `rank` of `world` that are not finished."""
         missing = [shard for shard in range(rank, len(self), world) if self._finished(shard) is None]
-        return [] if self.complete else missing  # asked last, since a complete set has no `shard-<i>.json`
+        return [] if self.complete else missing  # read last: closing removes `shard-<i>.json`
 
     def is_finished(self, shard: int) -> bool:
         """Whether this process or another has written the shard."""
@@ -124,7 +124,7 @@ class TokenWriter:
                 raise InputError(f"{self.folder}: there were no images to write tokens of")
             skipped = [name for record in found.values() for name in record["skipped"]]
             dataclasses.replace(self.index, shards=shards, skipped=skipped, complete=True).save(self.folder)
-        # Also what a process left that was killed.
+        # With the temporary files of processes that were killed.
         for path in [*self.folder.glob("shard-*.json"), *self.folder.glob(".*.tmp")]:
             path.unlink(missing_ok=True)
         return TokenSet.open(self.folder)
@@ -204,7 +204,7 @@ def write_token_set(
     image_size: int | None = None,
     shard_size: int = 8192,
 ) -> TokenSet:
-    """Write tokens from elsewhere as a token set; what is not said here is as in `TokenIndex`.
+    """Write tokens from elsewhere as a token set; the other arguments are fields of `TokenIndex`.
 
     Args:
         folder: where to write; must not hold a token set.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ctf.errors import InputError
 from ctf.sampling.settings import YOUNG, Sampling
+from ctf.stages.settings import KindSettings
 from ctf.tokenizer.config import TokenizerConfig
 
 
@@ -221,9 +222,7 @@ class TokenTraining:
         kind: type of stage, how it generates: "autoregressive", one label after another; "masked", hidden labels in
             rounds; "any_order", groups of positions in any order and number of steps; "next_scale", scale after scale
             of a multi-scale tokenizer, which it needs; or your own, "file.py:Class".
-        rounds: of kind masked, what to train for: "one" round, in which all labels are hidden, as in the paper's
-            stage 2; "any" number of rounds, hiding a random share (MaskGIT); or a round for each of several "scales",
-            hiding a random scale and those behind it. null is one where labels are given, else any.
+        kind_settings: settings that the kind alone has; as options and in YAML they stand among the others.
         size: a named size, see `ctf info sizes`.
         dropout: on embeddings, attention output and feed-forward output; VAR's next_scale has none.
         class_dropout: how often the label is dropped, for classifier-free guidance.
@@ -240,7 +239,7 @@ class TokenTraining:
     tokens: str
     held_out: str | None = None
     kind: str = "autoregressive"
-    rounds: Literal["one", "any", "scales"] | None = None
+    kind_settings: KindSettings = field(default_factory=KindSettings)
     size: str = "B"
     dropout: float = 0.1
     class_dropout: float = 0.1

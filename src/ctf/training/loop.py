@@ -71,6 +71,7 @@ def train(
     if (run / CONFIG).exists() and run_settings(run) is None:
         raise InputError(f"{run} holds something else than a run: choose another --out")
     values, model, last = dataclasses.asdict(settings), run / RUN_MODEL, latest_checkpoint(run)
+    values |= values.pop("kind_settings", {})  # among the others, as `--config` reads them
     if not config.resume and (last or model.exists()):
         raise InputError(f"{run} already holds a run: continue it with --loop.resume true, or choose another --out")
     if model.exists() and last is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -44,7 +46,6 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
     torch.manual_seed(config.loop.seed)
     # Before the stage is made: opening a tokenizer draws random numbers, and published runs did it in this order.
     tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
-    rounds = {} if config.rounds is None else {"rounds": config.rounds}
     stage = new_stage(
         config.kind,
         config.size,
@@ -60,7 +61,7 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         tokenizer=tokenizer,
         dropout=config.dropout,
         class_dropout=config.class_dropout,
-        **rounds,
+        **dataclasses.asdict(config.kind_settings),
     )
     cluster_loss = None
     if added := config.cluster_loss():

@@ -1,0 +1,58 @@
+"""Properties of every type of stage: steps, training and likelihood."""
+
+import itertools
+
+import pytest
+import torch
+from stage_cases import EVERY_TASK, LABELS, SEEDS
+
+from ctf.sampling import Random, Sampling
+
+EVERY_KIND = pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked", "masked, any"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampling"),
+    [
+        ("autoregressive", Sampling()),
+        ("any_order", Sampling(steps=3, order="locality", schedule="arccos")),
+        ("masked", Sampling()),
+        ("masked, any", Sampling(steps=4, order="halton")),
+        ("masked, any", Sampling(steps=4, order="confidence")),
+    ],
+    ids=str,
+)
+def test_steps_show_the_labels_so_far(make, kind, sampling):
+    stage, reported = make(kind), []
+    plan = stage.plan(sampling)
+    tokens = stage.generate(
+        LABELS, Random(SEEDS), sampling, on_step=lambda *step: reported.append((step[0], step[1].clone()))
+    )
+    assert [number for number, _ in reported] == list(range(plan.sampling.steps))
+    seen = [so_far for _, so_far in reported]
+    assert [(x >= 0).sum(1).tolist() for x in seen] == [[known] * 5 for known in itertools.accumulate(plan.sizes)]
+    for so_far, group in zip(seen, plan.groups, strict=True):
+        assert torch.equal(so_far[so_far >= 0], tokens[so_far >= 0])
+        if sampling.order != "confidence":
+            assert (so_far[:, group.at] >= 0).all()
+    drawn = [so_far.clone() for so_far in stage.draw(LABELS, Random(SEEDS), sampling)]
+    assert all(torch.equal(*pair) for pair in zip(drawn, seen, strict=True))
+
+
+@EVERY_TASK
+@EVERY_KIND
+def test_training_reaches_every_weight(make, tokens, kind, task):
+    stage = make(kind, task).train()
+    for seed in range(8):  # of one group, which reads no tokens, and of several
+        torch.manual_seed(seed)
+        losses = stage(tokens, LABELS)
+        assert losses.shape == (losses.numel(),) if kind == "masked, any" else (5, 8)
+        assert losses.isfinite().all()
+        losses.mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in stage.parameters())
+
+
+@EVERY_KIND
+def test_likelihood_is_deterministic(make, tokens, kind):
+    stage = make(kind, dropout=0.5, class_dropout=0.5)
+    assert torch.equal(stage.log_prob(tokens, LABELS), stage.log_prob(tokens, LABELS))
