@@ -78,6 +78,9 @@ def test_version():
 TINY = ["--sizes", "[nano]", "--layout", "2x2"]
 #: Changes that only make the example smaller, or name files that stand in for LlamaGen's.
 SMALLER = {
+    ("tokenize",): ["--split", "test", "--augmentation", "none"],
+    ("evaluate", "likelihood"): ["--tokens", "runs/tokens/train"],
+    ("info",): ["--json"],
     ("fit",): ["--image_size", "16", "--time", "1s"],
     ("evaluate", "tokenizer"): ["--images", "pictures", "--splits", "null"],
     ("evaluate", "samples"): ["--reference", "pictures", "--split", "null", "--cache", "cache"],
@@ -85,7 +88,7 @@ SMALLER = {
         *["--reference", "pictures", "--split", "null", "--held_out", "runs/samples", "--held_out_split", "null"],
         *["--num", "2", "--cache", "cache"],
     ],
-    ("train", "tokenizer"): ["--loop.steps", "2"],
+    ("train", "tokenizer"): ["--split", "test", "--loop.steps", "2"],
     ("bench", "sampling"): [
         *TINY,
         "--batch_sizes",
@@ -290,7 +293,7 @@ def test_a_layout_is_text_or_a_list(text, tmp_path):
 
 
 def test_help_shows_lists_as_words():
-    assert "[--loop.milestones MILESTONES ...]" in printed("train", "baseline", "--help")
+    assert "--loop.milestones MILESTONES ..." in printed("train", "baseline", "--help-all")
 
 
 def test_nested_lists_are_words():

@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 import ctf
-from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.files import atomic_path, joint_fingerprint, read_json, write_json, write_text
-from ctf.pipeline import StagePipeline
+from ctf.pipeline import StagePipeline, level
 from ctf.sampling.settings import Sampling
 
 CARD, MANIFEST, SHEET = "README.md", "manifest.json", "samples.png"
@@ -157,13 +156,6 @@ def model_card(pipeline: StagePipeline, about: About) -> str:
 
 def _table(head: str, rows: list[str]) -> str:
     return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *(f"| {row} |" for row in rows)]) if rows else ""
-
-
-def level(coarse_map: CoarseMap | None, codebook_size: int) -> str:
-    """A level in words."""
-    if coarse_map is None:
-        return f"{codebook_size:,} tokens"
-    return f"{coarse_map.num_coarse:,} clusters ({coarse_map.method}) of {codebook_size:,} tokens"
 
 
 def _settings(sampling: Sampling) -> str:

@@ -296,7 +296,7 @@ def swap(
     check_writable(out)
     note = ""
     if model is not None:
-        result = swap_generated(Pipeline.from_pretrained(model), num, cluster_counts, seed=seed)
+        result = swap_generated(Pipeline.from_pretrained(model, "cpu"), num, cluster_counts, seed=seed)
     else:
         opened = open_images(images, split, image_size)
         result = swap_images(open_tokenizer(tokenizer, allow_namespace), opened, cluster_counts, seed=seed)
