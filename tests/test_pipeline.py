@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ctf.codebook import cluster_codebook
-from ctf.completion import touched
+from ctf.completion import cells_in_region
 from ctf.errors import ELSEWHERE, InputError
 from ctf.images import to_bytes
 from ctf.layout import Layout
@@ -85,9 +85,14 @@ def test_settings_are_the_stages_own_unless_overridden(make_pipeline):
     assert torch.equal(pipeline.generate_tokens(labels, SEEDS), expected)
 
 
-@pytest.mark.parametrize("name", ["fine_temprature", "medium_top_k", "temperature_fine", "stepz"])
-def test_settings_that_do_not_exist(make_pipeline, name):
-    with pytest.raises(InputError, match=f"no sampling setting '{name}': there are cfg_scale, .*or fine_ before one"):
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("fine_temprature", "fine_temperature"), ("cfg_scael", "cfg_scale"), ("stepz", "steps"), ("xyz", "")],
+)
+def test_settings_that_do_not_exist(make_pipeline, name, meant):
+    hint = f"; did you mean {meant}" if meant else "$"
+    message = rf"no sampling setting '{name}': there are cfg_scale, .*or fine_ before one of them{hint}"
+    with pytest.raises(InputError, match=message):
         make_pipeline("cluster")([0], **{name: 1.0})
 
 
@@ -132,7 +137,7 @@ def test_a_token_is_generated_if_a_pixel_of_its_cell_is(layout):
             for i in range(rows)
             for j in range(columns)
         ]
-        assert touched(mask, layout).tolist() == expected
+        assert cells_in_region(mask, layout).tolist() == expected
         found += expected
     assert {*found} == {True, False}
 

@@ -67,7 +67,7 @@ def typed_index(names: Sequence[str], label: int | str) -> int:
 
 
 def typed_label(names: Sequence[str], index: int) -> int | str:
-    """What to type on a command line for a class: its index, or its name where the index is the name of a class."""
+    """The label to type on a command line for a class: its index, or its name if a class is called like the index."""
     return names[index] if str(index) in names else index
 
 
@@ -116,7 +116,7 @@ def check_same(names: Sequence[str], others: Sequence[str], whose: str, theirs: 
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a whole number as Python writes it."""
+    """True if a text is a whole number as Python writes it."""
     return re.fullmatch(r"-?[1-9][0-9]*|0", text) is not None
 
 

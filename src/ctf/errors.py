@@ -29,7 +29,7 @@ ELSEWHERE = {
 
 
 class InputError(Exception):
-    """What the user gave cannot be used.
+    """User error: something that was given cannot be used.
 
     The message is one line: what is wrong, where, and what to do instead. The command prints it and
     exits with code 2; library callers can catch it.
@@ -57,5 +57,5 @@ def did_you_mean(found: Sequence[str], form: str = "{}") -> str:
 
 
 def our_name(name: str) -> str:
-    """What to write for a name of `ELSEWHERE`, as a sentence; empty for any other name."""
+    """A sentence that says what to write for a name of `ELSEWHERE`; empty for any other name."""
     return f"no {name} here: use {ELSEWHERE[name]}" if name in ELSEWHERE else ""

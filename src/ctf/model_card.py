@@ -1,4 +1,4 @@
-"""What is known of a model beyond its weights, data, licence, measurements and making, and the card that says it."""
+"""Data, licence, measurements and training settings of a model, and the card that tells them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class About:
-    """What the weights do not say, each entry empty where it is not known.
+    """Facts about a model that its weights do not hold; an entry is empty where it is not known.
 
     Attributes:
         data: what the model was trained on, in words.
@@ -44,7 +44,7 @@ class About:
 
     @classmethod
     def load(cls, folder: Path) -> About:
-        """What `write_about` wrote into a model folder; nothing of one that is older than that.
+        """Read what `write_about` wrote into a model folder; all entries of an older folder are empty.
 
         Raises:
             InputError: a manifest that is damaged or of another version.
@@ -96,7 +96,7 @@ def part_fingerprint(part: nn.Module, dtype: torch.dtype | None = None) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of ctf, torch, numpy and Python, as they run here."""
+    """Versions of ctf, torch, numpy and Python, as they run here."""
     return {
         "ctf": ctf.__version__,
         "torch": str(torch.__version__),

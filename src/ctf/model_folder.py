@@ -234,7 +234,7 @@ def assemble(
 
 
 def data_in_words(tokens: TokenSet) -> str:
-    """What a token set was made from, in words; of a path its last name, because the rest is of this machine."""
+    """The source of a token set in words. Of a path only the last name, because the rest is of this machine."""
     index = tokens.index
     source = Path(index.source).name if index.source else "images from elsewhere"
     split = f", {index.split}" if index.split else ""
@@ -337,7 +337,7 @@ def describe_pipeline(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def describe_stage(stage: Stage) -> dict[str, Any]:
-    """What a stage is, ready for JSON."""
+    """Levels, size and settings of a stage, ready for JSON."""
     return {
         "name": stage.name,
         "kind_of_stage": stage.kind,
@@ -359,7 +359,7 @@ def stages_of(source: str) -> tuple[list[Stage], list[str]]:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether `save_pretrained` wrote this folder."""
+    """True if `save_pretrained` wrote this folder."""
     path = folder / CONFIG
     return path.exists() and model_files(read_json(path)) is not None
 
@@ -392,7 +392,7 @@ def _existing(source: str | Path, what: str) -> Path:
 
 
 def _run_in_words(run: Path) -> str:
-    """What a training run has trained."""
+    """The product of a training run in words."""
     if not (run / RUN_MODEL).exists():
         return "a training run that has not finished"
     made = read_metadata(run / RUN_MODEL)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctf.classes import class_index
 from ctf.codebook.coarse_map import CoarseMap
-from ctf.completion import divided
+from ctf.completion import split_by_mask
 from ctf.device import available_memory, return_freed_memory, usable_device
 from ctf.errors import InputError, our_name
 from ctf.images.pixels import to_tensor
@@ -125,7 +125,7 @@ class StagePipeline:
 
     @property
     def layout(self) -> Layout:
-        """Where the tokens of an image lie."""
+        """The grids of an image's tokens."""
         return self.stages[0].layout
 
     @property
@@ -183,7 +183,7 @@ class StagePipeline:
         """Generate one image per label, as a list. An image depends on its own label, seed and settings only.
 
         In float32 on a CPU that is exact. On a GPU, products round differently with the size of the batch, and now
-        and then another token is drawn.
+        and then another token is sampled.
 
         Args:
             labels: class indices (int) or names (str); one alone gives a list of one image.
@@ -241,10 +241,10 @@ class StagePipeline:
         return tokens
 
     def known_tokens(self, image: Image.Image, mask: np.ndarray | Image.Image) -> Tensor:
-        """Tokens of what is to stay of an image: int64 (N,), −1 where to generate.
+        """Tokens of the kept part of an image: int64 (N,), −1 where to generate.
 
-        A token stays if nothing of its patch is to be generated. Its neighbours decide too how it is painted, so kept
-        pixels change a little along the border, and by as much as the tokenizer loses.
+        A token is kept if no pixel of its patch is to be generated. Its neighbours influence how it is decoded: kept
+        pixels change a little along the border, and everywhere by as much as the tokenizer loses.
 
         Args:
             image: of any size; what the model cannot show is cut off by ADM's centre crop.
@@ -254,11 +254,11 @@ class StagePipeline:
             InputError: sizes that differ, a mask that keeps all or nothing, or an image of another size than the
                 model's, whose images are not square.
         """
-        image, drawn = divided(image, mask, self.image_size, self.layout)
+        image, generated = split_by_mask(image, mask, self.image_size, self.layout)
         pixels = np.array(image)
         with torch.no_grad():
             tokens = self.tokenizer.encode(to_tensor(pixels[None]).to(self.device))[0].cpu()
-        return tokens.masked_fill(drawn, -1)
+        return tokens.masked_fill(generated, -1)
 
     def complete(
         self,
@@ -322,7 +322,7 @@ class StagePipeline:
             assert sampling.steps is not None
             count = sampling.steps
             every = math.ceil(count / max(1, previews))
-            steps = stage.draw(indices, Random(seeds, place), sampling, given, stay(stage, known, len(indices)))
+            steps = stage.draw(indices, Random(seeds, place), sampling, given, known_labels(stage, known, len(indices)))
             show = self._preview_of(stage, given)
             for number, tokens in enumerate(steps, start=1):
                 if shown := number % every == 0:
@@ -362,7 +362,7 @@ class StagePipeline:
 
         # Whoever watches the steps of a recorded loop would have them run one by one.
         watch = on_step if on_progress is not None and stage.recorded is None else None
-        kept = stay(stage, known, len(labels))
+        kept = known_labels(stage, known, len(labels))
         tokens = stage.generate(labels, random, settings[stage.name], given, kept, on_step=watch)
         if on_progress is not None:
             on_progress(left * per_step)
@@ -430,8 +430,8 @@ class StagePipeline:
         return class_index(self.class_names, label)
 
 
-def stay(stage: Stage, known: Tensor | None, images: int) -> Tensor | None:
-    """Known tokens (N,), −1 where to generate → the labels of the stage's level that every image keeps, (images, N)."""
+def known_labels(stage: Stage, known: Tensor | None, images: int) -> Tensor | None:
+    """Labels of the stage's level that every image keeps, (images, N), from known tokens (N,), −1 where to generate."""
     if known is None:
         return None
     labels, _ = stage.levels(known.clamp(min=0).to(stage.device))

@@ -96,7 +96,7 @@ def load_verb(words: Sequence[str]) -> Verb:
 
 
 def _overview(words: list[str], verbs: Verbs) -> str:
-    """What `ctf --help` and `ctf train --help` print."""
+    """The text of `ctf --help` and `ctf train --help`."""
     usage = " ".join(["ctf", *words])
     lines = [f"usage: {usage} VERB [options]", ""]
     if not words:
@@ -255,7 +255,7 @@ def _new_parser(**arguments: Any) -> Any:
 
 
 def _plain(message: str, parser: argparse.ArgumentParser) -> str:
-    """What jsonargparse says of a value or a name, in the words of a command line instead of Python's."""
+    """A message of jsonargparse in the words of a command line instead of Python's."""
     message = re.sub(r'^Parser key "(.+?)":', r"\1:", " ".join(message.split()))
     union = r"Does not validate .*? Errors: - (.*) Given value type: .*? Given value:"
     message = re.sub(union, lambda found: f"{found[1].replace(' - Expected a', ' or')}. Got value:", message)
@@ -322,7 +322,7 @@ def _is_flag(action: argparse.Action | None) -> bool:
 
 
 def _fits(action: argparse.Action | None, word: str) -> bool:
-    """Whether a word is a value of this option; only a list or a flag may do without its last word."""
+    """True if a word is a value of this option. Only a list or a flag may do without its last word."""
     items = _items(action)
     if items:
         return str in items or word in items or (not items.isdisjoint({int, float}) and _is_float(word))

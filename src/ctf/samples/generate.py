@@ -113,7 +113,7 @@ def _earlier_batch_size(out: Path) -> int | None:
 
 
 def _finished(out: Path, manifest: Manifest) -> bool:
-    """Whether these samples are there. Raises InputError if something else is."""
+    """True if these samples are there. Raises InputError if something else is."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     path = manifest_path(out)
