@@ -228,6 +228,7 @@ class StagePipeline:
                 for place in range(1, len(self.stages)):
                     tokens = self._run(place, indices[part], seeds[part], settings, tokens, known, tick)
                 yield self.decode(tokens)
+            bar.update(len(indices) - bar.n)  # parts of images add up to almost as many
 
     def generate_tokens(
         self, labels: Tensor, seeds: Sequence[int], known: Tensor | None = None, **overrides: Any
