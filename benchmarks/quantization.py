@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the first sample")
     seed = parser.parse_args().seed
-    pipeline, exact = Pipeline.from_pretrained("emoji"), Pipeline.from_pretrained("emoji")
+    pipeline, exact = Pipeline.from_pretrained("emoji", "cpu"), Pipeline.from_pretrained("emoji", "cpu")
     extractor, test = open_features("emoji"), open_images("emoji-subgroups-by-design", "test", 64)
     class_of = [pipeline.label_index(name) for name in test.class_names]  # refuses a class that the model does not have
     batches = [(images, labels) for _, images, labels in test.batches(64)]

@@ -18,7 +18,7 @@ import json, time, torch
 import ctf
 from ctf.sampling import Random
 torch.set_num_threads(1)
-pipe, taken = ctf.Pipeline.from_pretrained("emoji"), {}
+pipe, taken = ctf.Pipeline.from_pretrained("emoji", "cpu"), {}
 settings = pipe.sampling()
 for batch, calls in ((4, 8), (64, 4)):
     labels, given = torch.arange(batch), None

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--images", default="emoji-subgroups-by-design")
     parser.add_argument("--out", default="docs/completion.png")
     options = parser.parse_args()
-    pipeline = Pipeline.from_pretrained(options.model)
+    pipeline = Pipeline.from_pretrained(options.model, "cpu")
     images = open_images(options.images, "test", pipeline.image_size[0])
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "kept", "completed", "again")}
     names = []

@@ -40,7 +40,7 @@ def main() -> None:
     names = [name for row in CLASSES for name in row]
     labels = [name for name in names for _ in range(EACH)]
     images = {
-        title: Pipeline.from_pretrained(model)(labels, [*range(EACH)] * len(names))
+        title: Pipeline.from_pretrained(model, "cpu")(labels, [*range(EACH)] * len(names))
         for title, model in systems.items()
         if model
     }

@@ -26,7 +26,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def frames() -> dict[tuple[str, int], list[Image.Image]]:
     """Previews by stage and step: 16 of stage 1, and the finished images."""
-    pipe = Pipeline.from_pretrained("emoji")
+    pipe = Pipeline.from_pretrained("emoji", "cpu")
     labels, seeds = zip(*SHOWN, strict=True)
     return {(p.stage, p.step): p.images for p in pipe.stream(list(labels), list(seeds), previews=16)}
 

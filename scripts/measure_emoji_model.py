@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", type=json.loads, default=[{}])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    pipeline = Pipeline.from_pretrained(options.model)
+    pipeline = Pipeline.from_pretrained(options.model, "cpu")
     (labels, images), extractor = chosen(pipeline), open_features("emoji")
     reference = open_reference("emoji", extractor, "train").extracted
     print(*table_head(["settings", "distance", "score", "precision", "recall"]), sep="\n")

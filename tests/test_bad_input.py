@@ -503,10 +503,18 @@ NAMES = {
     **dict.fromkeys(("size", "fine_size"), "huge"),
     **dict.fromkeys(("stage", "split"), "middle"),
     **{"device": "abacus", "sizes": "huge", "kind": "quantum", "kinds": "quantum", "features": "vgg", "gpu": "TPU"},
-    **{"splits": "middle", "to": "nobody", "time": "soon", "labels": "fox", "filter": "best", "name": "9lives"},
+    **{
+        "splits": "middle",
+        "to": "nobody",
+        "time": "soon",
+        "labels": "fox",
+        "filter": "best",
+        "sampler": "best",
+        "name": "9lives",
+    },
 }
-#: Which the line does not use, or whose meaning is not known before a stage draws.
-UNUSED = {("train baseline", "sampling.filter"), ("train tokenizer", "loop.patience", ".inf")}
+#: Which the line does not use.
+UNUSED = {("train tokenizer", "loop.patience", ".inf")}
 
 
 def wrong_values(name, hint):
@@ -695,10 +703,33 @@ SAYS = [
     ("", "train corse", "`ctf train corse` does not exist: did you mean coarse?"),
     ("cluster", "--clusters 3", "has no option --clusters: did you mean --num_clusters?"),
     ("train coarse", "--loop.stesp 3", "did you mean --loop.steps?"),
-    ("train coarse", "--batch_size=3", "did you mean --loop.batch_size?"),
+    ("", "corse", "`ctf corse` does not exist: did you mean train coarse?"),
+    ("", "tokenizer", "did you mean evaluate tokenizer or train tokenizer?"),
+    ("train coarse", "--steps 3", "no option --steps: did you mean --loop.steps or --sampling.steps?"),
+    ("train coarse", "--sead=3", "did you mean --loop.seed?"),
+    ("", "sample --out x --guidance_scale 3", "no option --guidance_scale: did you mean --cfg_scale?"),
+    ("", "sample --out x --cfg 3", "did you mean --cfg_scale?"),
+    ("", "sample --out x --labels hart", "class 'hart' does not exist: did you mean 'emojione heart' or"),
+    ("", "sample --out x --labels Heart", "class 'Heart' does not exist: did you mean 'emojione heart' or"),
+    ("sample", "--labels fox", "class 'fox' does not exist: `ctf info MODEL --classes WORD` searches"),
+    ("", "sample --out x --model emojii", "emojii: no such model folder: did you mean emoji?"),
+    ("", "info emojii", "emojii: no such file or folder: did you mean emoji?"),
+    ("", "info emoji --classes hart", "has 'hart' in its name: did you mean emojione heart or"),
+    ("info map", "--classes heart", "map.safetensors has no names of classes"),
+    ("sample", "--out x.jpg", "x.jpg: samples are a folder, an .npz, or a .png"),
+    ("sample", "--out x.PNG", "x.PNG: samples are a folder, an .npz, or a .png"),
+    ("complete", "--out x.webp", "x.webp: samples are a folder, an .npz, or a .png"),
+    ("train tokenizer", "--held_out_split test", "held_out_split has no effect without held_out"),
+    ("train tokenizer", "--discriminator_start 9", "has no effect without discriminator_weight"),
+    ("train stage", "--given null --support full", "support has no effect without given"),
+    ("evaluate tokenizer", "--weights w", "weights has no effect without features"),
+    ("evaluate tokenizer", "--network alex", "network has no effect without lpips"),
+    ("evaluate swap", "--num 9", "num has no effect without model"),
+    ("tokenize", "--augmentation flip --crop_ranges 1.2", "crop_ranges has no effect without augmentation ten-crop"),
     ("", "sample --lables 3", "no option --lables: did you mean --labels?"),
     ("", "info model tokens", "unrecognized arguments: tokens"),
-    ("", "cluster", "arguments are required: out"),
+    ("", "cluster", "needs --out"),
+    ("", "info", "needs path"),
     ("", "train baseline --config c.yaml", "option 'stepz': did you mean loop.steps?",
      written("c.yaml", "out: x\ntokens: tokens\nloop:\n  stepz: 3\n")),
     ("", "sample --config c.yaml", "'lables' is not accepted: did you mean labels?",
@@ -756,6 +787,8 @@ SAYS = [
     ("train coarse", "", "tokens-00001.npy is missing", removed("tokens/tokens-00001.npy")),
     ("train coarse", "", "range from 0 to 4", array("tokens/labels-00000.npy", [0, 1, 2, 4])),
     ("train coarse", "", "range from -1 to", array("tokens/labels-00000.npy", [0, 1, 2, -1])),
+    ("train coarse", "", "range from 24 to 24", array("tokens/tokens-00000.npy", np.full((4, 1, 4), 24, np.uint8))),
+    ("train coarse", "", "range from -1 to", array("tokens/tokens-00000.npy", np.full((4, 1, 4), -1, np.int8))),
     ("evaluate likelihood", "", "layout or classes", edited("tokens/index.json", layout=[1, 4])),
     ("evaluate likelihood", "", "of the class 'e', which is none",
      edited("tokens/index.json", class_names=list("abce"))),
@@ -903,10 +936,6 @@ SAYS = [
 
 # A run writes its settings before its first step.
 UNDER_WAY = [
-    ("tokens beyond the codebook", WORKING["train coarse"], "range from 24 to 24",
-         *(array(f"tokens/tokens-0000{i}.npy", np.full((4, 1, 4), 24, np.uint8)) for i in range(2))),
-    ("negative tokens", WORKING["train coarse"], "range from -1 to",
-         *(array(f"tokens/tokens-0000{i}.npy", np.full((4, 1, 4), -1, np.int8)) for i in range(2))),
     ("a batch that no memory holds", f"{WORKING['train coarse']} --loop.batch_size {10**15}", "memory"),
     ("training images that are none", WORKING["train tokenizer"], "unreadable", no_images),
 ]
@@ -959,6 +988,13 @@ def test_a_checkpoint_of_other_settings(place, capsys):
         line = fails(capsys, shlex.split(f"{WORKING['train coarse']} --loop.resume --loop.steps 3 {setting}"))
         assert said in line
         assert left(before) == []
+
+
+def test_a_run_does_not_go_on_with_other_tokens_at_the_same_path(place, capsys):
+    assert main(shlex.split(WORKING["train coarse"])) == 0
+    array("tokens/tokens-00001.npy", np.zeros((4, 1, 4), int))()
+    line = fails(capsys, shlex.split(f"{WORKING['train coarse']} --loop.resume --loop.steps 3"))
+    assert "is of a run over other images or tokens, as many of them" in line
 
 
 # Disks that take nothing

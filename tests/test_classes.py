@@ -3,7 +3,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from ctf.classes import check_same, class_index, renumbered, typed_index, typed_label
+from ctf.classes import check_same, class_index, find_classes, renumbered, typed_index, typed_label
 from ctf.errors import InputError
 
 FOLDERS = ["1", "10", "2"]  # as sorting numbers by their letters orders them
@@ -48,6 +48,15 @@ def test_a_name_is_that_class_and_a_number_that_index(names, label, index):
 def test_no_other_class_than_the_one_asked_for(names, label, message):
     with pytest.raises(InputError, match=message):
         class_index(names, label)
+
+
+def test_classes_are_found_by_words_in_any_case_and_order():
+    names = ["noto heart", "twemoji heart", "noto face-smiling", CAFE]
+    assert find_classes(names, "HEART noto") == [0]
+    assert find_classes(names, "smil") == [2]
+    assert find_classes(names, unicodedata.normalize("NFD", "CAFÉ")) == [3]
+    assert find_classes(names, "") == [0, 1, 2, 3]
+    assert find_classes(names, "dog") == []
 
 
 def test_typed_numbers_may_be_meant_for_names():

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import yaml
 from PIL import Image
 
 from ctf.codebook import cluster_codebook
-from ctf.commands.main import VERBS, main
+from ctf.commands.main import ESSENTIALS, VERBS, main
+from ctf.commands.parser import NEEDS
 from ctf.tokens import write_token_set
 
 pytestmark = pytest.mark.usefixtures("small_examples")
@@ -55,6 +57,32 @@ def test_every_verb_has_help_with_an_example_of_itself(words):
     assert example(words)[: len(words)] == list(words)
 
 
+@pytest.mark.parametrize("words", [words for words in ALL if words[0] in ESSENTIALS], ids=" ".join)
+def test_help_shows_essential_options_and_help_all_shows_all(words):
+    short, full = (options_in(printed(*words, option)) for option in ("--help", "--help-all"))
+    essential = {*ESSENTIALS[words[0]].split(), "help", "help_all"}
+    required = set(re.findall(r"--(\w+) …", printed(*words, "--help").splitlines()[0]))
+    assert short == (full | {"help_all"}) & (essential | required)
+    assert printed("help", *words) == printed(*words, "-h") == printed(*words, "--help")
+
+
+def options_in(text):
+    """The options that a help lists, each at the start of its line."""
+    return {name for line in text.splitlines() for name in re.findall(r"^  (?:-h, )?--([\w.]+)", line)}
+
+
+def test_every_essential_option_exists():
+    for group, names in ESSENTIALS.items():
+        known = {name for words in ALL if words[0] == group for name in options_in(printed(*words, "--help-all"))}
+        assert {*names.split()} - known - {"path", "name"} == set(), group
+
+
+def test_options_that_need_another_exist_beside_it():
+    helps = [options_in(printed(*words, "--help-all")) for words in ALL]
+    for name, condition in NEEDS.items():
+        assert any({name, condition.partition("=")[0]} <= known for known in helps), name
+
+
 def test_help_imports_nothing_heavy():
     program = f"""
 import sys
@@ -78,6 +106,9 @@ def test_version():
 TINY = ["--sizes", "[nano]", "--layout", "2x2"]
 #: Changes that only make the example smaller, or name files that stand in for LlamaGen's.
 SMALLER = {
+    ("tokenize",): ["--split", "test", "--augmentation", "none"],
+    ("evaluate", "likelihood"): ["--tokens", "runs/tokens/train"],
+    ("info",): ["--json"],
     ("fit",): ["--image_size", "16", "--time", "1s"],
     ("evaluate", "tokenizer"): ["--images", "pictures", "--splits", "null"],
     ("evaluate", "samples"): ["--reference", "pictures", "--split", "null", "--cache", "cache"],
@@ -85,7 +116,7 @@ SMALLER = {
         *["--reference", "pictures", "--split", "null", "--held_out", "runs/samples", "--held_out_split", "null"],
         *["--num", "2", "--cache", "cache"],
     ],
-    ("train", "tokenizer"): ["--loop.steps", "2"],
+    ("train", "tokenizer"): ["--split", "test", "--loop.steps", "2"],
     ("bench", "sampling"): [
         *TINY,
         "--batch_sizes",
@@ -158,6 +189,29 @@ def test_examples_run(workplace, hub, monkeypatch, verb):
         assert json.loads(text)
 
 
+# ctf info
+
+
+def test_info_shows_a_model_as_a_table():
+    text = printed("info", "emoji")
+    assert re.search(r"^coarse +autoregressive +class label +512 clusters +cfg_scale 2.5, .* 2\.9 M$", text, re.M)
+    assert re.search(r"^images +64 × 64 pixels$", text, re.M)
+    assert "`ctf info emoji --classes WORD` searches them" in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert json.loads(printed("info", "emoji", "--json"))["metrics"]
+
+
+def test_info_searches_classes():
+    assert printed("info", "emoji", "--classes", "NOTO hear") == "351  noto heart\n"
+    assert json.loads(printed("info", "emoji", "--classes", "noto heart", "--json")) == {"351": "noto heart"}
+
+
+def test_info_shows_sizes_and_files(tokens):
+    assert re.search(r"^B +12 +12 +768$", printed("info", "sizes"), re.M)
+    assert re.search(r"^images_per_class.min +4$", printed("info", tokens), re.M)
+    assert "config.codebook_size" in printed("info", "photos")
+
+
 # Settings
 
 
@@ -213,6 +267,25 @@ def test_nested_flags_need_no_value():
     arguments = ["train", "tokenizer", "--loop.resume", "--flip", "false", "--model.l2_normalize", "--out", "x"]
     values = settings(*arguments)
     assert (values["loop"]["resume"], values["flip"], values["model"]["l2_normalize"]) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "group", "name", "value"),
+    [
+        ("--seed 3", "loop", "seed", 3),
+        ("--dtype bfloat16", "loop", "precision", "bfloat16"),
+        ("--batch-size=3", "loop", "batch_size", 3),
+        ("--resume", "loop", "resume", True),
+        ("--lr 0.1", "optimizer", "learning_rate", 0.1),
+        ("--betas 0.9 0.99", "optimizer", "betas", [0.9, 0.99]),
+    ],
+)
+def test_an_option_may_leave_out_its_group(given, group, name, value):
+    assert settings("train", "coarse", "--out", "x", "--tokens", "t", *given.split())[group][name] == value
+
+
+def test_precision_is_dtype_where_a_verb_says_so():
+    assert settings("sample", "--out", "x", "--precision", "bfloat16")["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -293,7 +366,7 @@ def test_a_layout_is_text_or_a_list(text, tmp_path):
 
 
 def test_help_shows_lists_as_words():
-    assert "[--loop.milestones MILESTONES ...]" in printed("train", "baseline", "--help")
+    assert "--loop.milestones MILESTONES ..." in printed("train", "baseline", "--help-all")
 
 
 def test_nested_lists_are_words():

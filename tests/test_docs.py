@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from ctf.commands.main import VERBS, main
+from ctf.commands.parser import ALSO
+from ctf.errors import ELSEWHERE
 from ctf.stages import KINDS
 
 ROOT = Path(__file__).parent.parent
@@ -125,8 +127,9 @@ def test_blocks_run(page, tmp_path, monkeypatch, fill_workplace):
 def test_options_in_the_text_exist():
     """`--like_this`, in code within a sentence or a table."""
     verbs = [[verb, *word] for verb, group in VERBS.items() for word in ([[name] for name in group] or [[]])]
-    helps = [printed(*words, "--help") for words in verbs]
-    known = {name.replace("-", "_") for text in helps for name in re.findall(r"--([\w.-]+)", text)} | {"help"}
+    helps = [printed(*words, option) for words in verbs for option in ("--help", "--help-all")]
+    known = {name.replace("-", "_") for text in helps for name in re.findall(r"--([\w.-]+)", text)}
+    known |= {name.split(".")[-1] for name in known} | {*ALSO}
     for page in PAGES:
         text = BLOCK.sub("", page.read_text(encoding="utf-8"))
         code = [span for span in re.findall(r"`[^`\n]+`", text) if not span.startswith("`python")]
@@ -145,6 +148,12 @@ def test_messages_in_troubleshooting_are_those_of_the_code():
     assert len(rows) > 20
     missing = [part for row in rows for part in row.split("…") if part.strip() not in sources]
     assert missing == []
+
+
+def test_the_table_for_users_of_diffusers_has_every_name():
+    text = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"\w+", " ".join(re.findall(r"^\|([^|]*)\|", text, re.M))))
+    assert {*ELSEWHERE} - told == {"cfg"}  # which only the command line meets
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -1,3 +1,5 @@
+import inspect
+import re
 import threading
 
 import numpy as np
@@ -6,13 +8,15 @@ import torch
 from PIL import Image
 
 from ctf.codebook import cluster_codebook
-from ctf.completion import touched
-from ctf.errors import InputError
+from ctf.completion import cells_in_region
+from ctf.errors import ELSEWHERE, InputError
 from ctf.images import to_bytes
 from ctf.layout import Layout
+from ctf.model_folder import Pipeline
 from ctf.models import Compute
 from ctf.pipeline import StagePipeline
 from ctf.sampling import Random, Sampling
+from ctf.sampling.settings import SETTINGS
 from ctf.stages import generate_tokens
 
 KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
@@ -81,9 +85,14 @@ def test_settings_are_the_stages_own_unless_overridden(make_pipeline):
     assert torch.equal(pipeline.generate_tokens(labels, SEEDS), expected)
 
 
-@pytest.mark.parametrize("name", ["fine_temprature", "medium_top_k", "temperature_fine", "stepz"])
-def test_settings_that_do_not_exist(make_pipeline, name):
-    with pytest.raises(InputError, match=f"no sampling setting '{name}': there are cfg_scale, .*or fine_ before one"):
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("fine_temprature", "fine_temperature"), ("cfg_scael", "cfg_scale"), ("stepz", "steps"), ("xyz", "")],
+)
+def test_settings_that_do_not_exist(make_pipeline, name, meant):
+    hint = f"; did you mean {meant}" if meant else "$"
+    message = rf"no sampling setting '{name}': there are cfg_scale, .*or fine_ before one of them{hint}"
+    with pytest.raises(InputError, match=message):
         make_pipeline("cluster")([0], **{name: 1.0})
 
 
@@ -128,7 +137,7 @@ def test_a_token_is_generated_if_a_pixel_of_its_cell_is(layout):
             for i in range(rows)
             for j in range(columns)
         ]
-        assert touched(mask, layout).tolist() == expected
+        assert cells_in_region(mask, layout).tolist() == expected
         found += expected
     assert {*found} == {True, False}
 
@@ -236,6 +245,62 @@ def test_the_decoder_has_a_dtype_of_its_own(make_pipeline):
 def test_an_int_seed_counts_up(make_pipeline, seed):
     pipeline = make_pipeline("cluster")
     assert equal(pipeline([1, 1, 2], seed), pipeline([1, 1, 2], [3, 4, 5]))
+
+
+@pytest.mark.parametrize("label", ["red fox", 1, np.int64(1)], ids=str)
+def test_one_label_gives_a_list_of_one_image(make_pipeline, label):
+    pipeline = make_pipeline("cluster")
+    assert equal(pipeline(label), pipeline([1]))
+    assert equal([*pipeline.stream(label)][-1].images, pipeline([1]))
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_names_of_diffusers_are_answered_with_ours(make_pipeline, name):
+    pipeline = make_pipeline("cluster")
+    message = re.escape(f"no {name} here: use {ELSEWHERE[name]}")
+    with pytest.raises(InputError, match=message):
+        pipeline(3, **{name: None})
+    with pytest.raises(InputError, match=message):
+        Pipeline.from_pretrained("emoji", **{name: None})
+    for thing in pipeline, pipeline(3):
+        with pytest.raises(AttributeError, match=message):
+            getattr(thing, name)
+    with pytest.raises(AttributeError, match="'Images' object has no attribute 'imags'"):
+        _ = pipeline(3).imags
+
+
+def test_our_names_exist(make_pipeline):
+    """Those that other libraries' names are answered with."""
+    pipeline = make_pipeline("cluster")
+    ours = {re.split("[ ,=]", said)[0] for said in ELSEWHERE.values()} - {"the"}
+    arguments = {*inspect.signature(pipeline).parameters, *inspect.signature(pipeline.from_pretrained).parameters}
+    assert {name for name in ours if not hasattr(pipeline, name)} <= arguments | {*SETTINGS}
+
+
+def test_a_pipeline_shows_what_it_is(make_pipeline):
+    pipeline = make_pipeline("cluster")
+    assert repr(pipeline).splitlines() == [
+        "Pipeline of 8 × 12 pixels, 4 classes, cpu, float32",
+        "  coarse: autoregressive, predicts 5 clusters (kmeans) of 24 tokens, 0.0 M parameters",
+        "  fine: masked, predicts 24 tokens, 0.0 M parameters",
+    ]
+    assert (pipeline.device, pipeline.dtype) == (torch.device("cpu"), torch.float32)
+    assert pipeline.compute_in(Compute("bfloat16")).dtype == torch.bfloat16
+    with pytest.raises(InputError, match="no torch_dtype here"):
+        pipeline.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", ["baseline", "cluster"])
+def test_progress_moves_with_every_step_and_ends_at_the_images(make_pipeline, kind):
+    pipeline, done = make_pipeline(kind), []
+    batches = pipeline.generate(LABELS, SEEDS, batch_size=4, on_progress=done.append)
+    for images in (4, 7):
+        next(batches)
+        assert sum(done) == pytest.approx(images)
+    assert max(done) < 0.7  # of a batch of 4 images in 6 or 7 steps
+    plain = [*pipeline.generate(LABELS, SEEDS, batch_size=4)]
+    watched = [*pipeline.generate(LABELS, SEEDS, batch_size=4, on_progress=done.append)]
+    assert all(np.array_equal(a, b) for a, b in zip(plain, watched, strict=True))
 
 
 def test_labels_by_name(make_pipeline):

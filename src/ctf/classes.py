@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from ctf.errors import InputError
+from ctf.errors import InputError, did_you_mean, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,10 @@ def class_index(names: Sequence[str], label: int | str) -> int:
         if same:
             return same[0]
         if not is_number(label) or any(map(is_number, names)):
-            raise InputError(f"class {label!r} does not exist: `ctf info` on the model folder lists them")
+            similar = find_classes(names, label)
+            hint = did_you_mean([names[i] for i in similar] if similar and label else nearest(label, names), "{!r}")
+            hint = hint or ": `ctf info MODEL --classes WORD` searches their names"
+            raise InputError(f"class {label!r} does not exist{hint}")
         label = int(label)
     try:
         index = -1 if isinstance(label, bool) else operator.index(label)
@@ -43,6 +46,12 @@ def class_index(names: Sequence[str], label: int | str) -> int:
     if not 0 <= index < len(names):
         raise InputError(f"class {label}: the model has the classes 0 … {len(names) - 1}")
     return index
+
+
+def find_classes(names: Sequence[str], words: str) -> list[int]:
+    """The indices of the classes whose name holds each of some words, or parts of words, in any case and order."""
+    parts = composed(words).casefold().split()
+    return [i for i, name in enumerate(names) if all(part in composed(name).casefold() for part in parts)]
 
 
 def typed_index(names: Sequence[str], label: int | str) -> int:
@@ -58,7 +67,7 @@ def typed_index(names: Sequence[str], label: int | str) -> int:
 
 
 def typed_label(names: Sequence[str], index: int) -> int | str:
-    """What to type on a command line for a class: its index, or its name where the index is the name of a class."""
+    """The label to type on a command line for a class: its index, or its name if a class is called like the index."""
     return names[index] if str(index) in names else index
 
 
@@ -107,7 +116,7 @@ def check_same(names: Sequence[str], others: Sequence[str], whose: str, theirs: 
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a whole number as Python writes it."""
+    """True if a text is a whole number as Python writes it."""
     return re.fullmatch(r"-?[1-9][0-9]*|0", text) is not None
 
 

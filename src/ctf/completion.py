@@ -1,4 +1,4 @@
-"""Which part of an image stays, and which is generated anew."""
+"""Masks of pixels as masks of tokens: the part of an image to keep, and the part to generate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ctf.images.crop import center_crop
 from ctf.layout import Layout
 
 
-def divided(
+def split_by_mask(
     image: Image.Image, mask: np.ndarray | Image.Image, size: tuple[int, int], layout: Layout
 ) -> tuple[Image.Image, Tensor]:
     """An image in the model's size, and the tokens that a mask asks to generate, bool (N,).
@@ -33,11 +33,11 @@ def divided(
             f"a mask of {mask.width} × {mask.height} pixels for an image of {image.width} × {image.height}: "
             "both must have one size"
         )
-    drawn = touched(np.asarray(fitted(mask.convert("L"), size)) >= 128, layout)
-    if drawn.all() or not drawn.any():
-        what = "every token: leave part of the image black" if drawn.all() else "nothing: make part of it white"
+    generated = cells_in_region(np.asarray(fitted(mask.convert("L"), size)) >= 128, layout)
+    if generated.all() or not generated.any():
+        what = "every token: leave part of the image black" if generated.all() else "nothing: make part of it white"
         raise InputError(f"the mask asks for {what}")
-    return fitted(image.convert("RGB"), size), drawn
+    return fitted(image.convert("RGB"), size), generated
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -54,8 +54,8 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return center_crop(image, height)
 
 
-def touched(mask: np.ndarray, layout: Layout) -> Tensor:
-    """A mask of pixels, bool (H, W) of the image size → the tokens whose cell holds any of it, bool (N,).
+def cells_in_region(mask: np.ndarray, layout: Layout) -> Tensor:
+    """Tokens whose cell holds any pixel of a mask: bool (H, W) of the image size → bool (N,).
 
     Cell (i, j) of a scale of (rows, columns) is the region from i / rows to (i + 1) / rows of the height, and so on.
     """

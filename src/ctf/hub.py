@@ -84,7 +84,7 @@ def push(folder: Path, name: str, private: bool, files_of: FilesOf) -> str:
 
 @contextmanager
 def _one_line(failure: str, remedy: str) -> Iterator[None]:
-    """What the Hub's client raises, as an InputError: `failure`, why, and `remedy` if the connection broke."""
+    """Turn what the Hub's client raises into an InputError: `failure`, why, and `remedy` if the connection broke."""
     try:
         yield
     except InputError:
@@ -122,7 +122,7 @@ def _reason(error: Exception, remedy: str) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What began a chain of exceptions."""
+    """The exception that began a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

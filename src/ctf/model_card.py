@@ -1,4 +1,4 @@
-"""What is known of a model beyond its weights, data, licence, measurements and making, and the card that says it."""
+"""Data, licence, measurements and training settings of a model, and the card that tells them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 import ctf
-from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.files import atomic_path, joint_fingerprint, read_json, write_json, write_text
-from ctf.pipeline import StagePipeline
+from ctf.pipeline import StagePipeline, level
 from ctf.sampling.settings import Sampling
 
 CARD, MANIFEST, SHEET = "README.md", "manifest.json", "samples.png"
@@ -27,7 +26,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class About:
-    """What the weights do not say, each entry empty where it is not known.
+    """Facts about a model that its weights do not hold; an entry is empty where it is not known.
 
     Attributes:
         data: what the model was trained on, in words.
@@ -45,7 +44,7 @@ class About:
 
     @classmethod
     def load(cls, folder: Path) -> About:
-        """What `write_about` wrote into a model folder; nothing of one that is older than that.
+        """Read what `write_about` wrote into a model folder; all entries of an older folder are empty.
 
         Raises:
             InputError: a manifest that is damaged or of another version.
@@ -97,7 +96,7 @@ def part_fingerprint(part: nn.Module, dtype: torch.dtype | None = None) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of ctf, torch, numpy and Python, as they run here."""
+    """Versions of ctf, torch, numpy and Python, as they run here."""
     return {
         "ctf": ctf.__version__,
         "torch": str(torch.__version__),
@@ -157,13 +156,6 @@ def model_card(pipeline: StagePipeline, about: About) -> str:
 
 def _table(head: str, rows: list[str]) -> str:
     return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *(f"| {row} |" for row in rows)]) if rows else ""
-
-
-def level(coarse_map: CoarseMap | None, codebook_size: int) -> str:
-    """A level in words."""
-    if coarse_map is None:
-        return f"{codebook_size:,} tokens"
-    return f"{coarse_map.num_coarse:,} clusters ({coarse_map.method}) of {codebook_size:,} tokens"
 
 
 def _settings(sampling: Sampling) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 
 from ctf.classes import check_same
 from ctf.codebook.coarse_map import CoarseMap
-from ctf.errors import InputError
+from ctf.device import device_name
+from ctf.errors import InputError, did_you_mean, nearest, our_name
 from ctf.files import (
     atomic_path,
     existing,
@@ -24,16 +26,17 @@ from ctf.files import (
 )
 from ctf.hub import CONFIG, pull, push
 from ctf.interop.tokenizers import open_tokenizer
-from ctf.model_card import CARD, MANIFEST, SHEET, About, level, write_about
+from ctf.model_card import CARD, MANIFEST, SHEET, About, write_about
 from ctf.models.config import MODEL_SIZES, Compute
 from ctf.models.next_scale_config import NEXT_SCALE_SIZES
-from ctf.pipeline import StagePipeline
+from ctf.pipeline import StagePipeline, level
 from ctf.run_folder import RUN_CHECKPOINTS, RUN_MODEL, last_entries, latest_checkpoint, run_changes, run_settings
 from ctf.sampling.settings import Sampling
 from ctf.stages.registry import load_stage
 from ctf.stages.stage import Stage
 from ctf.tokenizer.registry import BUNDLED, load_tokenizer
 from ctf.tokens.token_set import TokenIndex, TokenSet
+from ctf.torchrun import rank_and_world
 
 FORMAT = 2
 SAMPLING = "generation_config.json"
@@ -81,21 +84,26 @@ class Pipeline(StagePipeline):
     def from_pretrained(
         cls,
         source: str | Path,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         compute: Compute | None = None,
         revision: str | None = None,
+        **others: Any,
     ) -> Pipeline:
         """Open a model: "emoji" (bundled), a folder, or a Hub id such as "owner/name" or "owner/name@revision".
 
         Args:
             source: what to open.
-            device: where to put it.
+            device: where to put it: "auto" (a GPU where there is one, which a line on standard error then says), "cpu",
+                "cuda", "cuda:1", …
             compute: how to sample.
             revision: branch, tag or commit of a Hub id.
+            others: none; what diffusers calls otherwise is answered with our name.
 
         Raises:
             InputError: nothing there, a part missing or damaged, or parts that do not belong together.
         """
+        for name in others:
+            raise InputError(our_name(name) or f"from_pretrained has no argument {name}")
         folder = find_model(str(source), revision)
         config = read_json(folder / CONFIG)
         if config.get("format") != FORMAT or not {"stages", "class_names"} <= config.keys():
@@ -117,6 +125,10 @@ class Pipeline(StagePipeline):
         pipeline = cls(load_tokenizer(_part(folder, "tokenizer")), config["class_names"], stages)
         pipeline.about = About.load(folder)
         pipeline.to(device).compute_in(compute or Compute())
+        if device == "auto" and pipeline.device.type != "cpu" and rank_and_world()[0] == 0:
+            print(
+                f"{source} is on {pipeline.device} ({device_name(pipeline.device)}), {pipeline.dtype}", file=sys.stderr
+            )
         return pipeline
 
     def push_to_hub(self, name: str, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
@@ -148,11 +160,11 @@ def publish(model: str | Path, name: str, private: bool = False, about: About | 
     Raises:
         InputError: not a model folder, or the bundled one with `about`; those of `ctf.hub.push`.
     """
-    if not Path(model).exists() and model not in BUNDLED:
-        raise InputError(f"{model}: no such model folder")
+    if model not in BUNDLED:
+        _existing(model, "model folder")
     folder = find_model(str(model))
     if about is None:
-        Pipeline.from_pretrained(folder)
+        Pipeline.from_pretrained(folder, "cpu")
     elif model in BUNDLED:
         raise InputError("the card of the bundled model is complete: leave out what would be added")
     else:
@@ -170,7 +182,7 @@ def complete_card(folder: str | Path, about: About) -> None:
     Raises:
         InputError: not a model folder, or a damaged one.
     """
-    pipeline = Pipeline.from_pretrained(folder)
+    pipeline = Pipeline.from_pretrained(folder, "cpu")
     new = {column.name: value for column in dataclasses.fields(about) if (value := getattr(about, column.name))}
     new["metrics"] = pipeline.about.metrics | about.metrics
     write_about(Path(folder), pipeline, dataclasses.replace(pipeline.about, **new))
@@ -222,7 +234,7 @@ def assemble(
 
 
 def data_in_words(tokens: TokenSet) -> str:
-    """What a token set was made from, in words; of a path its last name, because the rest is of this machine."""
+    """The source of a token set in words. Of a path only the last name, because the rest is of this machine."""
     index = tokens.index
     source = Path(index.source).name if index.source else "images from elsewhere"
     split = f", {index.split}" if index.split else ""
@@ -273,12 +285,13 @@ def describe(source: str) -> dict[str, Any]:
     if source in BUNDLED and not is_model(BUNDLED[source]):
         return _describe_file(_part(BUNDLED[source], "tokenizer"))
     if source in BUNDLED or is_model(Path(source)):
-        return describe_pipeline(Pipeline.from_pretrained(source))
-    path = existing(source)
+        return describe_pipeline(Pipeline.from_pretrained(source, "cpu"))
+    path = _existing(source, "file or folder")
     if (settings := run_settings(path)) is not None:
         return _describe_run(path, settings)
     if (path / "index.json").exists():
-        return {"kind": "token set", **TokenSet.open(path).describe()}
+        tokens = TokenSet.open(path)
+        return {"kind": "token set", **tokens.describe(), "class_names": tokens.class_names}
     if is_safetensors(path):
         return _describe_file(path)
     raise InputError(f"{source} is no token set, coarse map, tokenizer, stage, run or model folder")
@@ -309,8 +322,8 @@ def _describe_run(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {**facts, "changes": run_changes(run), "checkpoint": str(checkpoint) if checkpoint else None}
 
 
-def describe_pipeline(pipeline: StagePipeline) -> dict[str, Any]:
-    """Sizes, stages and class names, ready for JSON."""
+def describe_pipeline(pipeline: Pipeline) -> dict[str, Any]:
+    """Sizes, stages, what the card says and class names, ready for JSON."""
     tokenizer = pipeline.tokenizer
     return {
         "kind": "pipeline",
@@ -319,12 +332,13 @@ def describe_pipeline(pipeline: StagePipeline) -> dict[str, Any]:
         "codebook": {"size": tokenizer.codebook_size, "dim": tokenizer.codebook.shape[1]},
         "tokenizer": {"family": tokenizer.family, "parameters": sum(p.numel() for p in tokenizer.parameters())},
         "stages": [describe_stage(stage) for stage in pipeline.stages],
+        **{name: getattr(pipeline.about, name) for name in ("data", "licence", "metrics")},
         "class_names": pipeline.class_names,
     }
 
 
 def describe_stage(stage: Stage) -> dict[str, Any]:
-    """What a stage is, ready for JSON."""
+    """Levels, size and settings of a stage, ready for JSON."""
     return {
         "name": stage.name,
         "kind_of_stage": stage.kind,
@@ -346,7 +360,7 @@ def stages_of(source: str) -> tuple[list[Stage], list[str]]:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether `save_pretrained` wrote this folder."""
+    """True if `save_pretrained` wrote this folder."""
     path = folder / CONFIG
     return path.exists() and model_files(read_json(path)) is not None
 
@@ -356,7 +370,7 @@ def find_model(source: str, revision: str | None = None) -> Path:
     if source in BUNDLED and is_model(BUNDLED[source]):
         return BUNDLED[source]
     if Path(source).exists() or source.count("/") != 1:
-        folder = existing(source, "model folder")
+        folder = _existing(source, "model folder")
     else:
         name, _, at = source.partition("@")
         folder = pull(name, revision or at or None)
@@ -371,8 +385,15 @@ def find_model(source: str, revision: str | None = None) -> Path:
     raise InputError(f"{folder} is not a model folder: its config.json is missing or says something else")
 
 
+def _existing(source: str | Path, what: str) -> Path:
+    """`existing`, but for the name of what is bundled, spelt nearly right."""
+    if not Path(source).exists() and (near := nearest(str(source), BUNDLED)):
+        raise InputError(f"{source}: no such {what}{did_you_mean(near)}")
+    return existing(source, what)
+
+
 def _run_in_words(run: Path) -> str:
-    """What a training run has trained."""
+    """The product of a training run in words."""
     if not (run / RUN_MODEL).exists():
         return "a training run that has not finished"
     made = read_metadata(run / RUN_MODEL)

@@ -6,7 +6,8 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 
 from ctf.classes import class_index
 from ctf.codebook.coarse_map import CoarseMap
-from ctf.completion import divided
+from ctf.completion import split_by_mask
 from ctf.device import available_memory, return_freed_memory, usable_device
-from ctf.errors import InputError
+from ctf.errors import InputError, our_name
 from ctf.images.pixels import to_tensor
 from ctf.layout import Layout
 from ctf.models.config import Compute
@@ -32,6 +33,24 @@ from ctf.tokenizer.interface import Tokenizer
 
 #: `largest_batch` takes at most this many images: beyond, a step is bound by arithmetic, not by reading weights.
 LARGEST_BATCH = 256
+
+#: Called with the work that was done since the last call, in images.
+OnProgress = Callable[[float], object]
+
+#: One class or several, each by its index or its name.
+Labels = int | str | Sequence[int | str]
+
+
+def _no_attribute(self: object, name: str) -> NoReturn:
+    """Name what stands here for an attribute of diffusers' pipelines."""
+    raise AttributeError(our_name(name) or f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+class Images(list[Image.Image]):
+    """A list of PIL images: what calling a pipeline returns."""
+
+    if not TYPE_CHECKING:  # to which no attribute would then be a mistake
+        __getattr__ = _no_attribute
 
 
 class StagePipeline:
@@ -81,13 +100,32 @@ class StagePipeline:
         self._packed: dict[str, tuple[Any, Stage]] = {}
         self._packing = threading.Lock()
 
+    if not TYPE_CHECKING:  # to which no attribute would then be a mistake
+        __getattr__ = _no_attribute
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        what = f"{height} × {width} pixels, {len(self.class_names)} classes, {self.device}, {self.compute.dtype}"
+        lines = [
+            f"  {stage.name}: {stage.kind}, predicts {level(stage.predicts, stage.codebook_size)}, "
+            f"{stage.num_parameters() / 1e6:.1f} M parameters"
+            for stage in self.stages
+        ]
+        return "\n".join([f"{type(self).__name__} of {what}", *lines])
+
     @property
     def device(self) -> torch.device:
+        """The device that samples."""
         return self.stages[0].device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the stages sample; their weights stay as they are."""
+        return self.compute.torch_dtype
+
+    @property
     def layout(self) -> Layout:
-        """Where the tokens of an image lie."""
+        """The grids of an image's tokens."""
         return self.stages[0].layout
 
     @property
@@ -113,6 +151,8 @@ class StagePipeline:
 
     def to(self, device: str | torch.device) -> StagePipeline:
         """Move every part, in place. Raises InputError if there is no such device."""
+        if isinstance(device, torch.dtype):
+            raise InputError(our_name("torch_dtype"))
         device = usable_device(device)
         for part in self.parts().values():
             part.to(device)
@@ -125,25 +165,28 @@ class StagePipeline:
         (`fine_temperature=0.7`). Steps and order are always said. Raises InputError: no such setting, or a value
         without meaning, or that the stage cannot take.
         """
+        for name in overrides:
+            if ours := our_name(name):
+                raise InputError(ours)
         settings = overridden([(stage.name, stage.sampling) for stage in self.stages], overrides)
         return {stage.name: stage.resolved(settings[stage.name]) for stage in self.stages}
 
     def __call__(
         self,
-        labels: Sequence[int | str],
+        labels: Labels,
         seed: int | Sequence[int] = 0,
         batch_size: int = 64,
         progress: bool = False,
         known: Tensor | None = None,
         **overrides: Any,
     ) -> list[Image.Image]:
-        """Generate one image per label. An image depends on its own label, seed and settings only.
+        """Generate one image per label, as a list. An image depends on its own label, seed and settings only.
 
         In float32 on a CPU that is exact. On a GPU, products round differently with the size of the batch, and now
-        and then another token is drawn.
+        and then another token is sampled.
 
         Args:
-            labels: class indices (int) or names (str).
+            labels: class indices (int) or names (str); one alone gives a list of one image.
             seed: image i uses seed + i; or one seed per label.
             batch_size: images at a time.
             progress: show a progress bar.
@@ -155,31 +198,37 @@ class StagePipeline:
                 stage cannot keep.
         """
         batches = self.generate(labels, seed, batch_size, progress, known, **overrides)
-        return [Image.fromarray(image) for batch in batches for image in batch]
+        return Images(Image.fromarray(image) for batch in batches for image in batch)
 
     def generate(
         self,
-        labels: Sequence[int | str],
+        labels: Labels,
         seed: int | Sequence[int] = 0,
         batch_size: int = 64,
         progress: bool = False,
         known: Tensor | None = None,
+        on_progress: OnProgress | None = None,
         **overrides: Any,
     ) -> Iterator[np.ndarray]:
-        """Like calling the pipeline, as a stream of uint8 batches (b, H, W, 3)."""
+        """Like calling the pipeline, as a stream of uint8 batches (b, H, W, 3).
+
+        `on_progress` is called after every step (on a GPU, after every stage) with what was done since the last call,
+        in images: the numbers of a batch add up to its size.
+        """
         indices, seeds = self._images(labels, seed)
         settings = self.sampling(**overrides)
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         self._check_known(known)
         parts = [slice(start, start + batch_size) for start in range(0, len(indices), batch_size)]
-        first = (partial(self._run, 0, indices[part], seeds[part], settings, None, known) for part in parts)
         with progress_bar(len(indices), "sample", "image", hidden=not progress) as bar:
+            tick = on_progress or (bar.update if progress else None)
+            first = (partial(self._run, 0, indices[part], seeds[part], settings, None, known, tick) for part in parts)
             for part, tokens in zip(parts, prefetch(first, self.device), strict=True):
                 for place in range(1, len(self.stages)):
-                    tokens = self._run(place, indices[part], seeds[part], settings, tokens, known)
+                    tokens = self._run(place, indices[part], seeds[part], settings, tokens, known, tick)
                 yield self.decode(tokens)
-                bar.update(len(tokens))
+            bar.update(len(indices) - bar.n)  # parts of images add up to almost as many
 
     def generate_tokens(
         self, labels: Tensor, seeds: Sequence[int], known: Tensor | None = None, **overrides: Any
@@ -193,10 +242,10 @@ class StagePipeline:
         return tokens
 
     def known_tokens(self, image: Image.Image, mask: np.ndarray | Image.Image) -> Tensor:
-        """Tokens of what is to stay of an image: int64 (N,), −1 where to generate.
+        """Tokens of the kept part of an image: int64 (N,), −1 where to generate.
 
-        A token stays if nothing of its patch is to be generated. Its neighbours decide too how it is painted, so kept
-        pixels change a little along the border, and by as much as the tokenizer loses.
+        A token is kept if no pixel of its patch is to be generated. Its neighbours influence how it is decoded: kept
+        pixels change a little along the border, and everywhere by as much as the tokenizer loses.
 
         Args:
             image: of any size; what the model cannot show is cut off by ADM's centre crop.
@@ -206,17 +255,17 @@ class StagePipeline:
             InputError: sizes that differ, a mask that keeps all or nothing, or an image of another size than the
                 model's, whose images are not square.
         """
-        image, drawn = divided(image, mask, self.image_size, self.layout)
+        image, generated = split_by_mask(image, mask, self.image_size, self.layout)
         pixels = np.array(image)
         with torch.no_grad():
             tokens = self.tokenizer.encode(to_tensor(pixels[None]).to(self.device))[0].cpu()
-        return tokens.masked_fill(drawn, -1)
+        return tokens.masked_fill(generated, -1)
 
     def complete(
         self,
         image: Image.Image,
         mask: np.ndarray | Image.Image,
-        labels: Sequence[int | str],
+        labels: Labels,
         seed: int | Sequence[int] = 0,
         batch_size: int = 64,
         progress: bool = False,
@@ -251,7 +300,7 @@ class StagePipeline:
 
     def stream(
         self,
-        labels: Sequence[int | str],
+        labels: Labels,
         seed: int | Sequence[int] = 0,
         previews: int = 8,
         known: Tensor | None = None,
@@ -260,7 +309,7 @@ class StagePipeline:
         """Generate one batch and yield what can be seen on the way; the last preview shows the images.
 
         Args:
-            labels: class indices or names, at least one.
+            labels: a class index or name, or several.
             seed: image i uses seed + i; or one seed per label.
             previews: of each stage, at most, evenly spread over its steps and after the last of them.
             known: tokens that every image keeps, from `known_tokens`; a stage may then take fewer steps.
@@ -274,7 +323,7 @@ class StagePipeline:
             assert sampling.steps is not None
             count = sampling.steps
             every = math.ceil(count / max(1, previews))
-            steps = stage.draw(indices, Random(seeds, place), sampling, given, stay(stage, known, len(indices)))
+            steps = stage.draw(indices, Random(seeds, place), sampling, given, known_labels(stage, known, len(indices)))
             show = self._preview_of(stage, given)
             for number, tokens in enumerate(steps, start=1):
                 if shown := number % every == 0:
@@ -283,8 +332,9 @@ class StagePipeline:
                 yield Preview(stage.name, number, count, [Image.fromarray(image) for image in show(tokens)])
             given = tokens.clone()
 
-    def _images(self, labels: Sequence[int | str], seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:
+    def _images(self, labels: Labels, seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:
         """Labels as indices (B,), and a seed for each."""
+        labels = [labels] if isinstance(labels, (str, int, Integral)) else labels
         indices = torch.tensor([self.label_index(label) for label in labels], dtype=torch.int64)
         seeds = list(seed) if isinstance(seed, Iterable) else [seed + i for i in range(len(indices))]
         if len(seeds) != len(indices):
@@ -299,9 +349,25 @@ class StagePipeline:
         settings: dict[str, Sampling],
         given: Tensor | None = None,
         known: Tensor | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Tensor:
         stage, random = self.packed()[place], Random(seeds, place)
-        return stage.generate(labels, random, settings[stage.name], given, stay(stage, known, len(labels)))
+        steps = {name: sampling.steps or 1 for name, sampling in settings.items()}
+        left, per_step = steps[stage.name], len(labels) / sum(steps.values())
+
+        def on_step(number: int, tokens: Tensor) -> None:
+            nonlocal left
+            left -= 1
+            assert on_progress is not None
+            on_progress(per_step)
+
+        # Whoever watches the steps of a recorded loop would have them run one by one.
+        watch = on_step if on_progress is not None and stage.recorded is None else None
+        kept = known_labels(stage, known, len(labels))
+        tokens = stage.generate(labels, random, settings[stage.name], given, kept, on_step=watch)
+        if on_progress is not None:
+            on_progress(left * per_step)
+        return tokens
 
     def packed(self) -> list[Stage]:
         """The stages made ready for sampling: packed once, and again when their weights or `compute` change."""
@@ -365,9 +431,16 @@ class StagePipeline:
         return class_index(self.class_names, label)
 
 
-def stay(stage: Stage, known: Tensor | None, images: int) -> Tensor | None:
-    """Known tokens (N,), −1 where to generate → the labels of the stage's level that every image keeps, (images, N)."""
+def known_labels(stage: Stage, known: Tensor | None, images: int) -> Tensor | None:
+    """Labels of the stage's level that every image keeps, (images, N), from known tokens (N,), −1 where to generate."""
     if known is None:
         return None
     labels, _ = stage.levels(known.clamp(min=0).to(stage.device))
     return labels.masked_fill(known.to(stage.device) < 0, -1).expand(images, -1)
+
+
+def level(coarse_map: CoarseMap | None, codebook_size: int) -> str:
+    """A level in words."""
+    if coarse_map is None:
+        return f"{codebook_size:,} tokens"
+    return f"{coarse_map.num_coarse:,} clusters ({coarse_map.method}) of {codebook_size:,} tokens"

@@ -1,4 +1,4 @@
-"""What users bring in files of their own: "file.py:name" or "package.module:name"."""
+"""Code of the user's own: "file.py:name" or "package.module:name"."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ctf.files import existing
 
 
 def load_object(name: str) -> Any:
-    """What "file.py:name" or "package.module:name" names.
+    """The function or class that "file.py:name" or "package.module:name" names.
 
     Raises:
         InputError: there is no such file, module or name, or importing it fails.
@@ -38,7 +38,7 @@ def import_plugins() -> None:
 
 
 def source_fingerprint(name: str) -> str:
-    """Of the file that defines what "file.py:name" names: its SHA-256, shortened.
+    """The shortened SHA-256 of the file in which "file.py:name" is defined.
 
     Raises:
         InputError: as `load_object`; there is no source file.

@@ -1,4 +1,4 @@
-"""What can be seen of an image while it is generated."""
+"""Previews of images while they are generated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ctf.tokenizer.interface import Tokenizer
 
 @dataclass(frozen=True)
 class Preview:
-    """What can be seen after a step.
+    """The images as they look after a step.
 
     Attributes:
         stage: name of the stage that took it.
@@ -65,7 +65,7 @@ def preview_of(
 
 
 def level_embeddings(tokenizer: Tokenizer, level: CoarseMap | None) -> Tensor:
-    """What each label of a level looks like when nothing finer is known: its codeword, or the mean of its cluster's.
+    """Embeddings of a level's labels for a preview: a token's codeword, or the mean codeword of a cluster.
 
     float32 (labels, d), for `Tokenizer.decode_embeddings`.
     """

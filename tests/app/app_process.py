@@ -24,7 +24,8 @@ def running(folder, *arguments):
     pipes = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": heed_interrupts}
     with subprocess.Popen(command, cwd=places["work"], env=environment, **pipes) as process:
         try:
-            line = process.stdout.readline()
+            assert process.stdout.readline().startswith("Loading ")
+            line = next(line for line in process.stdout if "http" in line)
             yield re.search(r"http://127\.0\.0\.1:\d+", line)[0]
             assert process.poll() is None, "the server has ended"
         finally:

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,26 @@ def test_an_interrupted_import_continues(tmp_path):
     token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, shard_size=4)
     assert np.array_equal(torch.cat(list(token_set.blocks())).numpy(), codes)
     assert all(path.stat().st_mtime_ns == written for path, written in shards.items())
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "interrupted"])
+def test_codes_that_changed_since_they_were_read_are_named(tmp_path, finished):
+    write_codes(tmp_path / "in")
+    last = tmp_path / "in" / "imagenet64_codes" / "11.npy"
+    whole = last.read_bytes()
+    if not finished:
+        last.write_bytes(whole[:50])
+        with pytest.raises(InputError, match=r"11\.npy is truncated"):
+            import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, shard_size=4)
+        last.write_bytes(whole)
+    else:
+        import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, shard_size=4)
+    changed = tmp_path / "in" / "imagenet64_codes" / "5.npy"
+    np.save(changed, np.zeros_like(np.load(changed)))
+    now = last.stat().st_mtime_ns + 10**9  # a clock may be too coarse to tell
+    os.utime(changed, ns=(now, now))
+    with pytest.raises(InputError, match=r"5\.npy has changed since .*set was written"):
+        import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, shard_size=4)
 
 
 def test_the_codebook_is_remembered(tmp_path):

@@ -160,7 +160,10 @@ def test_an_override_without_meaning_is_named_as_it_was_given(overrides, message
 
 
 def test_a_pipeline_of_one_stage_offers_no_prefix():
-    with pytest.raises(InputError, match=r"there are cfg_scale, temperature, .*, order_seed, sampler, noise, filter$"):
+    with pytest.raises(
+        InputError,
+        match=r"there are cfg_scale, .*, sampler, noise, filter; did you mean top_k\?$",
+    ):
         overridden([("baseline", Sampling())], {"fine_top_k": 1})
 
 

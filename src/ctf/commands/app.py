@@ -37,6 +37,10 @@ def app(
 
     sources, root_path = [model] if baseline is None else [model, baseline], checked_root_path(root_path)
     with listen(host, port) as socket:
-        samplers = [Sampler.of(Pipeline.from_pretrained(source, device, Compute(dtype)), source) for source in sources]
+        samplers = []
+        for source in sources:
+            print(f"Loading {source} …", flush=True)
+            samplers.append(Sampler.of(Pipeline.from_pretrained(source, device, Compute(dtype)), source))
+        print("Starting the page …", flush=True)
         studio = Studio(*samplers)
         serve(studio, socket, lambda address: print(f"{model} is at {address} (Ctrl-C ends it)", flush=True), root_path)

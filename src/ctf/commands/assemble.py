@@ -14,7 +14,7 @@ def assemble(
     """Put a tokenizer and trained stages together into a model folder.
 
     Example:
-        ctf assemble --tokenizer emoji --stages runs/coarse runs/fine --classes runs/tokens/test
+        ctf assemble --tokenizer emoji --stages runs/coarse runs/fine --classes runs/tokens/train
             --out runs/model
 
     Args:

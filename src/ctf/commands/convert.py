@@ -163,7 +163,7 @@ def to_codes(out: str, tokens: str, size: int | None = None, second: str | None 
     """Write a token set as LlamaGen's folders of pre-extracted codes.
 
     Example:
-        ctf convert to-codes --tokens runs/tokens/test --out runs/codes
+        ctf convert to-codes --tokens runs/tokens/train --out runs/codes
 
     Args:
         out: folder that gets imagenet{size}_codes and imagenet{size}_labels.

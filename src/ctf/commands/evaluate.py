@@ -103,7 +103,7 @@ def likelihood(
     """
     import shlex
 
-    from ctf.completion import touched
+    from ctf.completion import cells_in_region
     from ctf.evaluation.likelihood import bits_by_steps, bits_per_token
     from ctf.evaluation.steps_plot import plot_steps
     from ctf.files import check_writable, write_json
@@ -122,7 +122,7 @@ def likelihood(
     overrides: dict[str, Any] = {f"{name}_{setting}": value for setting, value in settings.items()}
     if steps is None:
         height, width = pipeline.image_size
-        kept = None if region is None else ~touched(region_mask((width, height), region), pipeline.layout)
+        kept = None if region is None else ~cells_in_region(region_mask((width, height), region), pipeline.layout)
         other = None if against is None else Pipeline.from_pretrained(against, device)
         result = bits_per_token(pipeline, token_set, kept=kept, against=other, **overrides)
     else:
@@ -296,7 +296,7 @@ def swap(
     check_writable(out)
     note = ""
     if model is not None:
-        result = swap_generated(Pipeline.from_pretrained(model), num, cluster_counts, seed=seed)
+        result = swap_generated(Pipeline.from_pretrained(model, "cpu"), num, cluster_counts, seed=seed)
     else:
         opened = open_images(images, split, image_size)
         result = swap_images(open_tokenizer(tokenizer, allow_namespace), opened, cluster_counts, seed=seed)

@@ -33,6 +33,21 @@ VERBS: Verbs = {
     "info": (),
 }
 
+#: Options that `--help` shows for a verb or for the verbs of a group; `--help-all` shows all.
+ESSENTIALS = {
+    "tokenize": "images split image_size tokenizer augmentation device",
+    "cluster": "codebook num_clusters method seed",
+    "train": "images held_out image_size coarse_map name predicts given kind size tokenizer start_from "
+    "loop.steps loop.epochs loop.batch_size loop.seed loop.precision loop.device loop.resume optimizer.learning_rate",
+    "sample": "model labels num seed sampling device",
+    "complete": "image labels mask region model num seed sampling device",
+    "evaluate": "model tokens samples reference held_out images split splits tokenizer features lpips region against "
+    "num device",
+    "bench": "sizes methods stages batch_sizes batch_size dtype quantize device json",
+    "plan": "gpu gpus stages num_clusters price",
+    "reproduce": "preset dry_run look device",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
@@ -42,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_: f"ctf: warning: {message}\n"
     try:
-        dispatch(VERBS, sys.argv[1:] if arguments is None else arguments)
+        dispatch(VERBS, ESSENTIALS, sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return 0
     except InputError as error:

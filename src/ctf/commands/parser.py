@@ -7,7 +7,6 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, TypeVar, get_args, get_origin
@@ -15,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import ctf
 from ctf.classes import is_number
 from ctf.commands.kind_options import add_options, settings_of_kinds, training_of
-from ctf.errors import InputError
+from ctf.errors import InputError, did_you_mean, nearest
 from ctf.layout import Layout, with_layout
 from ctf.sampling.settings import SETTINGS
 
@@ -33,21 +32,46 @@ OPEN = "sampling"
 #: A required parameter of such a name is given without `--`: `ctf info PATH`.
 POSITIONAL = {"path", "name"}
 
+#: Short names of options, and names that one verb has in place of another's.
+ALSO = {"dtype": "precision", "precision": "dtype", "lr": "learning_rate"}
+
+#: Options that have no effect unless another is on, or has one value.
+NEEDS = {
+    "held_out_split": "held_out",
+    "weights": "features",
+    "network": "lpips",
+    "num": "model",
+    "crop_ranges": "augmentation=ten-crop",
+    "scales": "family=multi-scale",
+    "support": "given",
+    "perceptual_source": "perceptual_weight",
+    "discriminator_start": "discriminator_weight",
+    "adaptive_weight": "discriminator_weight",
+}
+
 #: How an option begins: with a dash, where no number does.
 OPTION = r"-(?![\d.]|$)"
 
 
-def dispatch(verbs: Verbs, arguments: list[str]) -> None:
+def dispatch(verbs: Verbs, essentials: Mapping[str, str], arguments: list[str]) -> None:
     """Find the verb that `arguments` begin with, parse the rest by its signature, and call it.
 
     Each function's docstring gives its help: the first line, an "Example:" and "Args:". Only the chosen verb's
     parser is built, so help is fast however many verbs there are.
 
+    Args:
+        verbs: the table of verbs.
+        essentials: options that `--help` shows, by verb or group; `--help-all` shows all. A verb without an entry
+            always shows all.
+        arguments: what was typed behind `ctf`.
+
     Raises:
         InputError: no such verb, or options that do not fit.
-        SystemExit: after `--help` and `--print_config`.
+        SystemExit: after `--print_config`.
     """
     words: list[str] = []
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     choices: Collection[str] = verbs
     while choices:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -58,11 +82,12 @@ def dispatch(verbs: Verbs, arguments: list[str]) -> None:
             print(f"ctf {ctf.__version__}")
             return
         if word not in choices:
-            nearest = _nearest(word, choices) or f": choose one of {', '.join(choices)}"
-            raise InputError(f"`{' '.join(['ctf', *words, word])}` does not exist{nearest}")
+            known = choices if words else [*verbs, *(f"{verb} {name}" for verb in verbs for name in verbs[verb])]
+            hint = did_you_mean(nearest(word, known)) or f": choose one of {', '.join(choices)}"
+            raise InputError(f"`{' '.join(['ctf', *words, word])}` does not exist{hint}")
         choices = () if words else verbs[word]
         words.append(word)
-    _run(" ".join(["ctf", *words]), load_verb(words), arguments)
+    _run(" ".join(["ctf", *words]), load_verb(words), essentials.get(words[0], "").split(), arguments)
 
 
 def load_verb(words: Sequence[str]) -> Verb:
@@ -71,7 +96,7 @@ def load_verb(words: Sequence[str]) -> Verb:
 
 
 def _overview(words: list[str], verbs: Verbs) -> str:
-    """What `ctf --help` and `ctf train --help` print."""
+    """The text of `ctf --help` and `ctf train --help`."""
     usage = " ".join(["ctf", *words])
     lines = [f"usage: {usage} VERB [options]", ""]
     if not words:
@@ -89,10 +114,11 @@ def _example(verb: Verb) -> str:
     return "example:\n  " + " \\\n    ".join(line.strip() for line in text.strip().splitlines())
 
 
-def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
+def _run(prog: str, verb: Verb, essentials: Sequence[str], arguments: list[str]) -> None:
     """Parse `arguments` by the verb's signature (its one dataclass, or its parameters) and call it.
 
-    Options may be written with dashes or underscores: `--dry-run`, `--dry_run`.
+    Options may be written with dashes or underscores, `--dry-run`, `--dry_run`, and without their group where no other
+    ends alike: `--seed` is `--loop.seed`.
     """
     import jsonargparse
 
@@ -100,7 +126,10 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
     config = parameters["config"].annotation if "config" in parameters else None
     kinds = settings_of_kinds(config, arguments)
     parser = _parser_of(prog, verb, config, kinds)
-    arguments = [re.sub("(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), word) for word in arguments]
+    arguments = [re.sub("(?<=^--)[^=]+", lambda name: _in_full(parser, name[0]), word) for word in arguments]
+    if asked := {"-h", "--help", "--help_all"}.intersection(arguments):
+        print(_help(parser, essentials if "--help_all" not in asked else ()))
+        return
     arguments = _options_as_words(parser, arguments)
     arguments = _checked_options(parser, arguments, SETTINGS if OPEN in parameters else ())
     try:
@@ -115,12 +144,23 @@ def _run(prog: str, verb: Verb, arguments: list[str]) -> None:
     except UNPARSABLE as error:
         files = re.findall(r"--config[ =](\S+)", " ".join(arguments))
         read = f"with the settings in {', '.join(files)}; " if files else ""
-        raise InputError(f"{_plain(str(error), parser)} ({read}`{prog} --help` lists the options)") from None
+        raise InputError(f"{_plain(str(error), parser)} ({read}`{prog} --help-all` lists the options)") from None
     values.pop("config", None)
+    _check_needs(vars(values), parser.get_defaults())
     if config is None:
         verb(**vars(values))
     else:
         verb(training_of(config, values, kinds))
+
+
+def _check_needs(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise InputError if an option of `NEEDS` is given without the one that it needs."""
+    for name, condition in NEEDS.items():
+        other, _, value = condition.partition("=")
+        if not {name, other} <= values.keys() or values[name] == defaults[name]:
+            continue
+        if values[other] != value if value else not values[other]:
+            raise InputError(f"{name} has no effect without {condition.replace('=', ' ')}: give both, or neither")
 
 
 @lru_cache  # building one takes most of the time of a short command, and a process may run many
@@ -134,17 +174,46 @@ def _parser_of(prog: str, verb: Verb, config: type | None, kinds: tuple[type, ..
     summary = (inspect.getdoc(verb) or "").splitlines()[0]
     parser = _new_parser(prog=prog, description=summary, epilog=_example(verb), formatter_class=Formatter)
     parser.add_argument("--config", action="config", help="Settings from a YAML file; later options override it.")
+    parser.add_argument("--help_all", action="help", help="Show all options and exit.")
     parameters = inspect.signature(verb, eval_str=True).parameters
     if config is None:
         parser.add_function_arguments(verb, as_positional=not POSITIONAL.isdisjoint(parameters))
     else:
         add_options(parser, config, kinds)
+    general = parser._action_groups.pop(1)  # --help and --config come last
+    parser._action_groups[1].title = "arguments"
+    parser._action_groups.append(general)
     for action in parser._actions:
         if _is_flag(action):  # for the help: [--quick [QUICK]]
             action.nargs = "?"
         elif _items(action):
             action.metavar = f"{action.dest.split('.')[-1].upper()} ..."
     return parser
+
+
+def _in_full(parser: argparse.ArgumentParser, name: str) -> str:
+    """An option's name: of `seed` that of the one option that ends so, `loop.seed`; others as they are."""
+    name = name.replace("-", "_")
+    known = [action.dest for action in parser._actions if action.option_strings]
+    same = [dest for dest in known if dest.split(".")[-1] in (name, ALSO.get(name))]
+    return same[0] if name not in known and len(same) == 1 else name
+
+
+def _help(parser: argparse.ArgumentParser, essentials: Collection[str]) -> str:
+    """The help of a verb: all options, or what is required, `essentials` and how to see the others."""
+    required = [action for action in parser._actions if action.required]
+    words = [f"{action.option_strings[0]} …" if action.option_strings else action.dest.upper() for action in required]
+    parser.usage = " ".join(["%(prog)s", *words, "[options]"])
+    shown = {"help", "help_all", *essentials, *(action.dest for action in required)}
+    if not essentials:
+        shown = {action.dest for action in parser._actions} - {"help_all"}
+    hidden = {action: action.help for action in parser._actions if action.dest not in shown}
+    for action in hidden:
+        action.help = argparse.SUPPRESS
+    text = parser.format_help()
+    for action, kept in hidden.items():
+        action.help = kept
+    return text
 
 
 def read_settings(config: type[Settings], path: str, **absent: Any) -> Settings:
@@ -188,16 +257,21 @@ def _new_parser(**arguments: Any) -> Any:
 
 
 def _plain(message: str, parser: argparse.ArgumentParser) -> str:
-    """What jsonargparse says of a value or a name, in the words of a command line instead of Python's."""
+    """A message of jsonargparse in the words of a command line instead of Python's."""
     message = re.sub(r'^Parser key "(.+?)":', r"\1:", " ".join(message.split()))
     union = r"Does not validate .*? Errors: - (.*) Given value type: .*? Given value:"
     message = re.sub(union, lambda found: f"{found[1].replace(' - Expected a', ' or')}. Got value:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    positional = {action.dest for action in parser._actions if not action.option_strings}
+    if found := re.search("arguments are required: (.*)", message):
+        names = found[1].split(", ")
+        message = f"needs {', '.join(name if name in positional else f'--{name}' for name in names)}"
     words = {"typing.Literal": "one of ", "NoneType": "null", "Expected a ": "expected ", ". Got value:": ", got"}
     for seen, plain in words.items():
         message = message.replace(seen, plain)
     if found := re.search(r"(?:Group '([\w.]+)' does not accept o|O)ption '(\w+)'", message):
-        message += _nearest(".".join(filter(None, found.groups())), [action.dest for action in parser._actions])
+        wrong = ".".join(filter(None, found.groups()))
+        message += did_you_mean(nearest(wrong, [action.dest for action in parser._actions]))
     return message
 
 
@@ -250,7 +324,7 @@ def _is_flag(action: argparse.Action | None) -> bool:
 
 
 def _fits(action: argparse.Action | None, word: str) -> bool:
-    """Whether a word is a value of this option; only a list or a flag may do without its last word."""
+    """True if a word is a value of this option. Only a list or a flag may do without its last word."""
     items = _items(action)
     if items:
         return str in items or word in items or (not items.isdisjoint({int, float}) and _is_float(word))
@@ -307,14 +381,9 @@ def _checked_options(parser: argparse.ArgumentParser, arguments: list[str], sett
             stages = ["", *(option[2 : mark.end()] for mark in re.finditer("_", option))]
             possible = {f"--{stage}{setting}" for stage in stages for setting in settings}
             if option not in possible:
-                nearest = _nearest(option.lstrip("-"), {name.lstrip("-") for name in known | possible}, "--")
-                listed = f" (`{parser.prog} --help` lists the options)"
-                raise InputError(f"`{parser.prog}` has no option {option}{nearest or listed}")
+                similar = nearest(option.lstrip("-"), [name.lstrip("-") for name in known | possible])
+                hint = did_you_mean(similar, "--{}") or f" (`{parser.prog} --help-all` lists the options)"
+                raise InputError(f"`{parser.prog}` has no option {option}{hint}")
             word = "=".join([f"--{OPEN}.{option[2:]}", *value])
         read.append(word)
     return read
-
-
-def _nearest(word: str, choices: Collection[str], dashes: str = "") -> str:
-    """ ": did you mean …?" of the choice that is spelt most like `word`; empty if none is."""
-    return "".join(f": did you mean {dashes}{choice}?" for choice in get_close_matches(word, choices, n=1))

@@ -21,7 +21,7 @@ def tokenize(
     """Turn images into a stored token set, alone or under torchrun. An interrupted run continues where it stopped.
 
     Example:
-        ctf tokenize --images emoji-subgroups-by-design --split test --augmentation none --out runs/tokens/test
+        ctf tokenize --images emoji-subgroups-by-design --split train --out runs/tokens/train
 
     Args:
         out: folder of the token set.

@@ -19,7 +19,7 @@ def tokenizer(config: TokenizerTraining) -> None:
     """Train a tokenizer on images.
 
     Example:
-        ctf train tokenizer --split test --loop.steps 10 --loop.batch_size 16 --out runs/tokenizer
+        ctf train tokenizer --split train --loop.steps 10 --loop.batch_size 16 --out runs/tokenizer
             --model.base_channels 32 --model.channel_multipliers 1 2 --model.patch_size 4 --model.codebook_size 512
     """
     from ctf.training.runs import train_tokenizer
@@ -31,7 +31,7 @@ def baseline(config: BaselineTraining) -> None:
     """Train a one-stage model over all tokens of the codebook.
 
     Example:
-        ctf train baseline --tokens runs/tokens/test --size nano --out runs/baseline
+        ctf train baseline --tokens runs/tokens/train --size nano --out runs/baseline
             --loop.steps 5 --loop.batch_size 16
     """
     _train(config)
@@ -41,7 +41,7 @@ def coarse(config: CoarseTraining) -> None:
     """Train stage 1: cluster labels, one after another or as the kind says.
 
     Example:
-        ctf train coarse --tokens runs/tokens/test --coarse_map runs/map.safetensors --size nano --out runs/coarse
+        ctf train coarse --tokens runs/tokens/train --coarse_map runs/map.safetensors --size nano --out runs/coarse
             --loop.steps 5 --loop.batch_size 16
     """
     _train(config)
@@ -51,7 +51,7 @@ def fine(config: FineTraining) -> None:
     """Train stage 2: all exact tokens from the cluster labels, at once or as the kind says.
 
     Example:
-        ctf train fine --tokens runs/tokens/test --coarse_map runs/map.safetensors --size nano --out runs/fine
+        ctf train fine --tokens runs/tokens/train --coarse_map runs/map.safetensors --size nano --out runs/fine
             --loop.steps 5 --loop.batch_size 16
     """
     _train(config)
@@ -61,7 +61,7 @@ def stage(config: StageTraining) -> None:
     """Train any stage: from any level, or none, to any finer one.
 
     Example:
-        ctf train stage --name fine --kind masked --given runs/map.safetensors --tokens runs/tokens/test
+        ctf train stage --name fine --kind masked --given runs/map.safetensors --tokens runs/tokens/train
             --size nano --out runs/stage --loop.steps 5 --loop.batch_size 16
     """
     _train(config)

@@ -75,7 +75,7 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
     metrics = run_fit(plan, run, "cpu")
 
     announce(f"Tokens swapped within their clusters, added to {run / PAGE}")
-    swap = swap_images(Pipeline.from_pretrained(run / MODEL).tokenizer, test, (plan.num_clusters,), seed=seed)
+    swap = swap_images(Pipeline.from_pretrained(run / MODEL, "cpu").tokenizer, test, (plan.num_clusters,), seed=seed)
     save_png(run / SWAP, swap.figure)
     metrics |= {"quick": quick, "swap_psnr": {str(count): values for count, values in swap.psnr.items()}}
     write_json(run / METRICS, metrics)
@@ -101,5 +101,5 @@ def _more(quick: bool, swaps: list[str]) -> list[str]:
 
 def _embedded_samples(seed: int) -> Image.Image:
     """Two images of each of a few classes."""
-    images = [np.asarray(image) for image in Pipeline.from_pretrained("emoji")(CLASSES * 2, seed=seed)]
+    images = [np.asarray(image) for image in Pipeline.from_pretrained("emoji", "cpu")(CLASSES * 2, seed=seed)]
     return contact_sheet([images[: len(CLASSES)], images[len(CLASSES) :]], None, CLASSES, scale=2)

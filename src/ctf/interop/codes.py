@@ -74,6 +74,7 @@ def import_codes(
         files=text_fingerprint(str(folder.resolve()) for folder in folders),  # a damaged file may be replaced meanwhile
     )
     writer = TokenWriter(out, settings)
+    _check_unchanged(writer, folders)
     missing, dtype = writer.missing(), np.min_scalar_type(codebook_size - 1)
     finished = count - sum(len(writer.inputs(shard)) for shard in missing)
     with progress_bar(count, "import", "image", finished, hidden=not progress) as bar:
@@ -152,6 +153,18 @@ def _check_numbers(folders: Sequence[Path], count: int | None) -> int:
                 f"{folder} lacks {first}.npy ({missing:,} of {len(wanted):,} missing): extract or copy them again"
             )
     return len(wanted)
+
+
+def _check_unchanged(writer: TokenWriter, folders: Sequence[Path]) -> None:
+    """Raise InputError, which names the first, if a file is newer than the shard that was written from it."""
+    for shard in filter(writer.is_finished, range(len(writer))):
+        written = writer.written(shard)
+        for path in (folder / f"{i}.npy" for folder in folders for i in writer.inputs(shard)):
+            if path.stat().st_mtime_ns > written:
+                raise InputError(
+                    f"{path} has changed since {writer.folder} was written: choose another folder, or delete "
+                    f"{writer.folder} to import again"
+                )
 
 
 def _augmentations(each: int, sets: int) -> list[str]:

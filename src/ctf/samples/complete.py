@@ -1,4 +1,4 @@
-"""Completion: a part of an image stays, the model generates the rest."""
+"""Completion: a part of an image is kept, the model generates the rest."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def region_mask(size: tuple[int, int], region: Sequence[float]) -> np.ndarray:
 
 
 def known_part(pipeline: StagePipeline, known: Tensor) -> np.ndarray:
-    """What stays, decoded by the tokenizer and white elsewhere: uint8 (H, W, 3)."""
+    """The kept part of an image, decoded by the tokenizer, and white elsewhere: uint8 (H, W, 3)."""
     image = pipeline.decode(known.clamp(min=0)[None])[0].copy()
     rows, columns = pipeline.layout.finest
     generated = (known[pipeline.layout.slices[-1]] < 0).view(rows, columns).numpy()

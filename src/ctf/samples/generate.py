@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ctf.classes import typed_index
@@ -56,6 +57,8 @@ def sample_to(
         InputError: nothing to sample, what the pipeline refuses, or other samples under this name.
     """
     out, overrides = Path(out), overrides or {}
+    if out.suffix != ".png" and out.suffix.lower() in Image.registered_extensions():
+        raise InputError(f"{out}: samples are a folder, an .npz, or a .png for the contact sheet: take such a name")
     rank, processes = rank_and_world()
     is_main_process = rank == 0
     given = [typed_index(pipeline.class_names, label) for label in labels or []]
@@ -110,7 +113,7 @@ def _earlier_batch_size(out: Path) -> int | None:
 
 
 def _finished(out: Path, manifest: Manifest) -> bool:
-    """Whether these samples are there. Raises InputError if something else is."""
+    """True if these samples are there. Raises InputError if something else is."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     path = manifest_path(out)
@@ -137,12 +140,17 @@ def _sample(
         missing = []
     images = [i for k in missing for i in shards.images(k)]
     seeds = [manifest.seed + i for i in images]
-    batches = pipeline.generate([labels[i] for i in images], seeds, manifest.batch_size, known=known, **overrides)
     with progress_bar(manifest.count, "sample", "image", shards.finished(), hidden=not is_main_process) as bar:
         # Only the very last batch may be smaller, so a stream of the missing ones is cut as they are.
+        batches = pipeline.generate(
+            *([labels[i] for i in images], seeds, manifest.batch_size),
+            known=known,
+            on_progress=bar.update if is_main_process else None,
+            **overrides,
+        )
         for k, batch in zip(missing, batches, strict=True):
             shards.add(k, batch)
-            bar.update(shards.finished() - bar.n)
+            bar.update(max(0, shards.finished() - bar.n))  # what other processes have done
 
         def all_there() -> bool:
             done = shards.finished()

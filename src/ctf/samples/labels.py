@@ -1,4 +1,4 @@
-"""Which class each image of a sample set has."""
+"""The class of each image of a sample set."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Manifest:
-    """What determines the images, by which two manifests are compared, and how they came about.
+    """Settings that determine the images, by which two manifests are compared, and how they were made.
 
     Attributes:
         count: number of images.
@@ -117,7 +117,7 @@ class Manifest:
         )
 
     def differences(self, other: Manifest) -> list[str]:
-        """What determines the images and is another `there`, in `other`, than `here`, each in words."""
+        """The determining settings that differ between this manifest (here) and `other` (there), each in words."""
         here, there = dict(flattened(self._determining())), dict(flattened(other._determining()))
         return [
             f"{name} is {shorten(there.get(name))} there and {shorten(here.get(name))} here"
@@ -135,7 +135,7 @@ class Manifest:
         return values | {"stages": {stage["name"]: stage for stage in self.stages}}
 
     def as_json(self) -> dict[str, Any]:
-        """What a manifest's file holds."""
+        """The content of a manifest's file."""
         return {"ctf": "samples", "format": FORMAT, **dataclasses.asdict(self)}
 
     def save(self, path: str | Path) -> None:
@@ -174,7 +174,7 @@ def _with_code(sampling: Sampling) -> dict[str, Any]:
 
 
 def manifest_path(samples: str | Path) -> Path:
-    """Where the manifest of a sample set is: in the folder, or `x.manifest.json` beside `x.npz`."""
+    """Path of the manifest of a sample set: in the folder, or `x.manifest.json` beside `x.npz`."""
     samples = Path(samples)
     return samples.with_suffix(".manifest.json") if samples.suffix == ".npz" else samples / "manifest.json"
 

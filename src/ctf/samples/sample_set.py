@@ -231,7 +231,7 @@ def write_folder(
 
 
 def folder_list(labels: Sequence[int], class_names: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """What `samples.json` says of each image of a folder."""
+    """The entries of `samples.json`, one for each image of a folder."""
     return [
         {"file": f"{i:06d}-class-{label:04d}.png", "label": label, "class": class_names[label], "seed": seed + i}
         for i, label in enumerate(labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -51,12 +53,17 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         _check_finite(logits.amax(-1))
         return logits.argmax(-1)
     logits = filter_logits(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p)
-    if sampling.filter is not None:
-        logits = load_object(sampling.filter)(logits)
+    if (own := find_filter(sampling)) is not None:
+        logits = own(logits)
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     total = cumulative[..., -1:]
     _check_finite(total)  # or every comparison would be false, and the token V drawn
     return torch.searchsorted(cumulative, uniform[..., None] * total, right=True).squeeze(-1)
+
+
+def find_filter(sampling: Sampling) -> Callable[[Tensor], Tensor] | None:
+    """The user's filter that the settings name, if they name one. Raises InputError if there is no such function."""
+    return None if sampling.filter is None else load_object(sampling.filter)
 
 
 def _check_finite(values: Tensor) -> None:

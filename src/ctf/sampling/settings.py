@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from ctf.errors import InputError
+from ctf.errors import InputError, did_you_mean, nearest
 
 #: Which positions a step takes: fixed before anything is drawn, or the most confident draws.
 FixedOrder = Literal["raster", "random", "halton", "locality", "scales"]
@@ -175,7 +175,9 @@ def overridden(stages: Sequence[tuple[str, Sampling]], overrides: Mapping[str, A
         if not places:
             later = " or ".join(f"{name}_" for name in [*changes][1:])
             later = later and f", or {later} before one of them"
-            raise InputError(f"no sampling setting {key!r}: there are {', '.join(SETTINGS)}{later}")
+            known = [*SETTINGS, *(f"{name}_{setting}" for name in [*changes][1:] for setting in SETTINGS)]
+            hint = did_you_mean(nearest(key, known)).replace(":", ";", 1)
+            raise InputError(f"no sampling setting {key!r}: there are {', '.join(SETTINGS)}{later}{hint}")
         if value is not None:
             changes[places[0][0]][places[0][1]] = value
     settings = {}

@@ -70,6 +70,10 @@ class TokenWriter:
         """Whether this process or another has written the shard."""
         return self._finished(shard) is not None or self.complete
 
+    def written(self, shard: int) -> int:
+        """When a finished shard that holds images was written, in ns."""
+        return tokens_path(self.folder, _stem(shard)).stat().st_mtime_ns
+
     def add(
         self, shard: int, tokens: np.ndarray | Tensor, labels: np.ndarray | Tensor, skipped: Sequence[str] = ()
     ) -> None:

@@ -45,12 +45,20 @@ class Checkpoints:
         keep: number of checkpoints to keep.
         images: number of images in an epoch, on which the order of the data depends.
         processes: writers of a file each; without sharded weights the first process writes alone.
+        data: fingerprint of the training data, or "".
     """
 
     def __init__(
-        self, run: Path, parts: Mapping[str, Part], keep: int, images: int, processes: Processes = ALONE
+        self,
+        run: Path,
+        parts: Mapping[str, Part],
+        keep: int,
+        images: int,
+        processes: Processes = ALONE,
+        data: str = "",
     ) -> None:
-        self.run, self.parts, self.keep, self.images, self.processes = run, parts, keep, images, processes
+        self.run, self.parts, self.keep, self.processes = run, parts, keep, processes
+        self.images, self.data = images, data
         self._pool = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
@@ -93,7 +101,7 @@ class Checkpoints:
                 _remove(old)
 
     def _write(self, step: int, tensors: dict[str, Tensor], shards: dict[str, tuple[int, int]]) -> None:
-        metadata = {"ctf": "checkpoint", "step": str(step), "images": str(self.images)}
+        metadata = {"ctf": "checkpoint", "step": str(step), "images": str(self.images), "data": self.data}
         metadata |= {SHARDS: json.dumps(shards), "checksum": checksum(tensors[name] for name in sorted(tensors))}
         path = checkpoint_path(self.run, step, self.processes.rank, self.processes.world)
         save_tensors(path, tensors, metadata)
@@ -108,13 +116,13 @@ def checksum(tensors: Iterable[Tensor]) -> str:
     return f"{crc:08x}"
 
 
-def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Processes = ALONE) -> int:
+def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Processes = ALONE, data: str = "") -> int:
     """Restore `parts` from the newest complete checkpoint; returns the number of steps done, 0 if there is none.
 
     A damaged checkpoint is reported on stderr, and the one before it is taken. Unfinished files are removed.
 
     Raises:
-        InputError: all checkpoints are damaged; the one to restore is of a run with other settings or another number of
+        InputError: all checkpoints are damaged; the one to restore is of a run with other settings or other
             images; or processes see different checkpoints.
     """
     found = checkpoints(run)
@@ -129,7 +137,7 @@ def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Process
         path = found.pop()
         damage = _damage(checkpoint_files(path)[processes.rank :: processes.world])  # processes share the files
         if not processes.any(damage is not None):
-            done = load_checkpoint(path, parts, images)
+            done = load_checkpoint(path, parts, images, data)
         elif not found:
             raise damage or DamagedCheckpoint(f"{path} is damaged, as another process says: restore or delete it")
         elif damage:
@@ -191,7 +199,7 @@ class _Stored:
     Attributes:
         shapes: of the full tensors.
         step: number of steps done.
-        images: in an epoch; None in old checkpoints, which do not say it.
+        images, data: in an epoch, and their fingerprint; None and "" in old checkpoints, which do not say it.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -202,6 +210,7 @@ class _Stored:
             metadata = json.loads(file.metadata()["ctf"])
             self.step = int(metadata["step"])
             self.images = int(metadata["images"]) if "images" in metadata else None
+            self.data = metadata.get("data", "")
             shards = json.loads(metadata[SHARDS])
             for name in file.keys():  # noqa: SIM118
                 shape = file.get_slice(name).get_shape()
@@ -227,17 +236,22 @@ class _Stored:
                 rows[low - begin : high - begin] = stored[low - first : high - first].to(rows.device)
 
 
-def load_checkpoint(path: Path, parts: Mapping[str, Part], images: int) -> int:
+def load_checkpoint(path: Path, parts: Mapping[str, Part], images: int, data: str = "") -> int:
     """Restore `parts` in place from a complete checkpoint (`verify`); returns the number of steps done.
 
     Raises:
-        InputError: of a run with other settings, or another number of images in an epoch.
+        InputError: of a run with other settings, or other images.
     """
     stored = _Stored(path)
     if stored.images not in (None, images):
         raise InputError(
             f"{path} is of a run over {stored.images:,} images, and here are {images:,}, in another order: resume with "
             "the same images, or choose another --out"
+        )
+    if stored.data != data and "" not in (stored.data, data):
+        raise InputError(
+            f"{path} is of a run over other images or tokens, as many of them: resume with the same ones, or choose "
+            "another --out"
         )
     for name, part in parts.items():
         try:

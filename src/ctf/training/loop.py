@@ -169,9 +169,11 @@ class Trainer:
         self.parts: dict[str, Part] = {"model": model, **optimizers, **objective.extra}
         if self.ema is not None:
             self.parts["ema"] = self.ema
-        self.done = resume(run, self.parts, objective.num_images, self.processes)
+        self.done = resume(run, self.parts, objective.num_images, self.processes, objective.data)
         writers = self.processes if self.is_sharded else Processes(self.processes.rank)
-        self.checkpoints = Checkpoints(run, self.parts, config.keep_checkpoints, objective.num_images, writers)
+        self.checkpoints = Checkpoints(
+            run, self.parts, config.keep_checkpoints, objective.num_images, writers, objective.data
+        )
 
     def batches(self) -> Generator[Batch, None, None]:
         """Batches on the device, from that of the next step on."""

@@ -25,11 +25,13 @@ class Objective(ABC):
     Attributes:
         module: what is trained.
         num_images: images in an epoch.
+        data: fingerprint of the training data, which a resumed run compares; "" where none is taken.
         extra: further modules and optimizers that a checkpoint must hold.
     """
 
     module: nn.Module
     num_images: int
+    data: str = ""
     extra: dict[str, nn.Module | Optimizer]
 
     def start(self) -> dict[str, Any]:

@@ -6,17 +6,21 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ctf.errors import InputError
+from ctf.files import joint_fingerprint
 from ctf.images.pixels import to_bytes
 from ctf.images.sheet import contact_sheet
 from ctf.models.loss import ClusterLoss
 from ctf.models.transformer import Block, compile_blocks
 from ctf.preview import level_embeddings
+from ctf.sampling.draw import find_filter
 from ctf.sampling.random import Random
+from ctf.sampling.samplers import find_sampler
 from ctf.stages.stage import Stage, bits
 from ctf.stages.transformer_stage import TransformerStage
 from ctf.tokenizer.interface import Tokenizer
@@ -27,6 +31,7 @@ from ctf.training.processes import ALONE, Processes
 from ctf.training.start import start_stage
 
 SHEET_COLUMNS = 8
+FINGERPRINTED = 256  # images
 
 
 class TokenObjective(Objective):
@@ -71,10 +76,12 @@ class TokenObjective(Objective):
         if tokenizer is not None:
             tokens.check_codebook(tokenizer.codebook)
         self.module, self.tokens, self.held_out, self.tokenizer = stage, tokens, held_out, tokenizer
-        self.num_images = len(tokens)
+        self.num_images, self.data = len(tokens), _fingerprint(tokens)
         self.extra = {}
         self.cluster_loss, self.start_from = cluster_loss, start_from
         sampling = stage.resolved()  # raises now, not in the first evaluation
+        find_sampler(sampling)
+        find_filter(sampling)
         # The order by confidence has no likelihood: evaluation then uses the default order.
         self.measured = dataclasses.replace(sampling, order=None) if sampling.order == "confidence" else sampling
 
@@ -138,3 +145,9 @@ class TokenObjective(Objective):
         vectors = level_embeddings(tokenizer, module.predicts)
         decoded = [to_bytes(tokenizer.decode_embeddings(vectors[row], module.layout)) for row in rows.values()]
         return contact_sheet([list(row) for row in decoded], list(rows), [shown.class_names[y] for y in labels])
+
+
+def _fingerprint(tokens: TokenSet) -> str:
+    """Of the labels of all images and the tokens of some, evenly spread: what tells one training set from another."""
+    shown = np.unique(np.linspace(0, len(tokens) - 1, FINGERPRINTED).astype(np.int64))
+    return joint_fingerprint([torch.from_numpy(tokens.labels), tokens.gather(shown)])
