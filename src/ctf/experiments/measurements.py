@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import abstractmethod
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -136,8 +137,22 @@ def _with_layers(stage: Stage, layers: int) -> Stage:
         return type(stage)(config, name=stage.name, predicts=stage.predicts, given=stage.given, support=stage.support)
 
 
+class Sampled(Artifact):
+    """An artifact whose time is that of sampling."""
+
+    @abstractmethod
+    def sampled(self) -> list[tuple[int, System]]:
+        """Numbers of images, and the systems that they are of."""
+
+    def operations(self) -> float:
+        return sum(num * system.operations_per_image() for num, system in self.sampled())
+
+    def seconds(self, pace: Pace) -> float:
+        return sum(num * system.seconds_per_image(pace) for num, system in self.sampled())
+
+
 @dataclass(frozen=True)
-class Samples(Artifact):
+class Samples(Sampled):
     """Images of a system, all classes in turn; image i has the seed `seed` + i."""
 
     room: ClassVar[str] = "samples"
@@ -158,11 +173,8 @@ class Samples(Artifact):
     def check(self, folder: Path) -> None:
         SampleSet.open(folder / SAMPLES)
 
-    def operations(self) -> float:
-        return self.num * self.system.operations_per_image()
-
-    def seconds(self, pace: Pace) -> float:
-        return self.num * self.system.seconds_per_image(pace)
+    def sampled(self) -> list[tuple[int, System]]:
+        return [(self.num, self.system)]
 
 
 class Result(Artifact):
@@ -245,7 +257,7 @@ class Likelihood(Result):
 
 
 @dataclass(frozen=True)
-class Swap(Result):
+class Swap(Result, Sampled):
     """Tokens of generated images replaced by others of their clusters, k-means and random: a picture and PSNRs."""
 
     room: ClassVar[str] = "swap"
@@ -262,15 +274,12 @@ class Swap(Result):
         save_png(folder / FIGURE, result.figure)
         write_json(folder / RESULT, result.psnr)
 
-    def operations(self) -> float:
-        return self.num * self.system.operations_per_image()
-
-    def seconds(self, pace: Pace) -> float:
-        return self.num * self.system.seconds_per_image(pace)
+    def sampled(self) -> list[tuple[int, System]]:
+        return [(self.num, self.system)]
 
 
 @dataclass(frozen=True)
-class Speed(Result):
+class Speed(Result, Sampled):
     """Seconds per image of systems, which take turns on one machine: the least of `repeats` batches."""
 
     room: ClassVar[str] = "speed"
@@ -294,8 +303,5 @@ class Speed(Result):
         each = [min(taken) / self.batch for taken in times]
         write_json(folder / RESULT, {"machine": machine, "seconds_per_image": each})
 
-    def operations(self) -> float:
-        return (self.repeats + 1) * self.batch * sum(system.operations_per_image() for system in self.systems)
-
-    def seconds(self, pace: Pace) -> float:
-        return (self.repeats + 1) * self.batch * sum(system.seconds_per_image(pace) for system in self.systems)
+    def sampled(self) -> list[tuple[int, System]]:
+        return [((self.repeats + 1) * self.batch, system) for system in self.systems]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ctf.experiments.experiment import METRICS, Experiment, Measured, judge
-from ctf.experiments.measurements import FIGURE, SAMPLES, Samples
+from ctf.experiments.measurements import FIGURE, SAMPLES
 from ctf.experiments.presets import Preset
 from ctf.experiments.store import Store
 from ctf.experiments.swap import swap_lines
@@ -68,7 +67,8 @@ def swaps(folder: Path, experiment: Experiment, store: Store, beside: str) -> li
 def table(experiment: Experiment, measured: list[Measured], preset: Preset, store: Store) -> str:
     """Means ± standard deviations of a seed, the published values in brackets."""
     names = [name for name in METRICS if any(name in m.values for m in measured)]
-    names += [name for end in BITS for name in _union(m.values for m in measured) if name.endswith(end)]
+    bits = [name for end in BITS for m in measured for name in m.values if name.endswith(end)]
+    names += dict.fromkeys(bits)
     head = [*experiment.columns, "parameters", *(title(name, preset) for name in names)]
     timed = experiment.speed and store.has(experiment.timed())
     seconds = store.result(experiment.timed()) if timed else None
@@ -166,25 +166,17 @@ def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> b
     rows, labels, names = [], [], []
     for row in experiment.rows[:SHEET_ROWS]:
         for samples in (metrics.samples for metrics in row.metrics(preset)[:1] if store.has(metrics.samples)):
-            shown = np.linspace(0, min(preset.num_samples, preset.data.num_classes) - 1, SHEET_COLUMNS).astype(int)
-            rows.append(_images(samples, store, shown))
+            shown = np.linspace(
+                0, min(preset.num_samples, preset.data.num_classes) - 1, SHEET_COLUMNS, dtype=int
+            ).tolist()
+            found = SampleSet.open(store.folder(samples) / SAMPLES).read(shown)
+            rows.append([found[i] for i in shown])
             labels.append(", ".join(row.name))
             tokens = row.systems[0].stages[0].training.tokens
             names = [TokenSet.open(store.folder(tokens)).index.class_names[i] for i in shown]
     if rows:
         save_png(path, contact_sheet(rows, labels, names))
     return bool(rows)
-
-
-def _images(samples: Samples, store: Store, places: np.ndarray) -> list[np.ndarray]:
-    wanted, start = set(places.tolist()), 0
-    found: dict[int, np.ndarray] = {}
-    for batch in SampleSet.open(store.folder(samples) / SAMPLES).batches(64):
-        found |= {start + i: image.copy() for i, image in enumerate(batch) if start + i in wanted}
-        start += len(batch)
-        if start > max(wanted):
-            break
-    return [found[i] for i in places.tolist()]
 
 
 def how_it_was_made(experiment: Experiment, preset: Preset, store: Store, command: str) -> list[str]:
@@ -205,7 +197,3 @@ def spread(values: list[float], decimals: int) -> str:
     """Mean ± standard deviation of a seed; of one seed its value."""
     mean = f"{np.mean(values):.{decimals}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{decimals}f}"
-
-
-def _union(names: Iterable[Iterable[str]]) -> list[str]:
-    return list(dict.fromkeys(name for each in names for name in each))
