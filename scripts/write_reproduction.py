@@ -75,7 +75,9 @@ def directions(preset: Preset, store: Store, page: str) -> str:
             if f"<!-- {name} -->" in page:
                 says = f"[{says}](#{anchor(experiment.title)})"
             rows.append([says, f"**{verdict.word}**", title(verdict.claim.metric, preset), verdict.evidence])
-    return markdown_table(rows, len(rows[0])) + (f"\n\nNot measured yet: {'; '.join(missing)}." if missing else "")
+    return markdown_table(rows, len(rows[0])) + (
+        f"\n\nWith claims that are not measured yet: {'; '.join(missing)}." if missing else ""
+    )
 
 
 if __name__ == "__main__":

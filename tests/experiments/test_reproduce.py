@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from ctf.experiments.page import write_report
 from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import EMOJI, IMAGENET, TINY_IMAGENET, Lab, Preset
 from ctf.experiments.reproduce import find, plan, reproduce
-from ctf.experiments.store import Store, in_order
-from ctf.files import read_json
+from ctf.experiments.store import Pace, Store, in_order
+from ctf.files import read_json, read_json_lines
 from ctf.images import open_images
 from ctf.model_folder import open_stage
 from ctf.models.config import Compute
@@ -27,6 +28,8 @@ from ctf.stages.cost import drawing_work, forward_operations
 from ctf.tokens import TokenSet
 
 ALL = EXPERIMENTS | BEYOND
+PHOTOGRAPHS = TINY_IMAGENET.changed("tiny-imagenet-200")
+PUBLISHED = sorted((Path(__file__).parents[2] / "benchmarks" / "reproduce").glob("*.jsonl"))
 pytestmark = pytest.mark.usefixtures("tiny_nano")
 
 
@@ -68,7 +71,7 @@ def out(tmp_path_factory):
 # What is compared
 
 
-@pytest.mark.parametrize("preset", [EMOJI, IMAGENET], ids=["emoji", "imagenet"])
+@pytest.mark.parametrize("preset", [EMOJI, IMAGENET, PHOTOGRAPHS], ids=["emoji", "imagenet", "tiny-imagenet"])
 @pytest.mark.parametrize("name", ALL)
 def test_claims_are_of_rows_that_are_measured(name, preset):
     experiment = find(name)(preset)
@@ -86,7 +89,7 @@ def test_experiments_share_what_they_train():
     def trainings(*names):
         return {a for name in names for a in in_order(find(name)(EMOJI).artifacts(EMOJI)) if isinstance(a, Training)}
 
-    assert len(trainings("table1")) == 3 * 5  # two baselines, two coarse stages, one fine
+    assert len(trainings("table1")) == 3 * 6  # baselines, coarse and fine stages of two sizes
     assert trainings("fig2", "fig3", "accuracy", "table2", "table3c", "table3d", "fig1b") <= trainings("table1")
     one_seed = trainings("table3b")
     assert len(one_seed - trainings("table1", "table3a")) == 1  # the fine stage of size XL
@@ -169,9 +172,43 @@ def test_a_difference_is_noise_up_to_two_standard_errors():
 
 def test_a_plan_counts_what_is_missing():
     text = plan("table1", IMAGENET, "nowhere")
-    assert re.search(r"^training +5 +5 ", text, re.MULTILINE)
+    assert re.search(r"^training +9 +9 ", text, re.MULTILINE)
     assert "one A100" in text
+    assert re.search(r"^missing +\S+ +774\.7 M  baseline-autoregressive-XL", text, re.MULTILINE)
     assert not re.search("^made", text, re.MULTILINE)
+
+
+def test_sampling_on_an_a100_is_planned_at_the_rates_of_the_papers_table_2():
+    rows = {row.name: Samples(row.systems[0], 1_000) for row in find("table1")(IMAGENET).rows}
+    for size, baseline, coarse_to_fine in (("B", 13.75, 12.83), ("L", 7.50, 8.71), ("XL", 5.32, 6.26)):
+        assert rows[size, "baseline", "equal"].seconds(IMAGENET.pace) == pytest.approx(1_000 / baseline)
+        assert rows[size, "coarse-to-fine", "the paper's"].seconds(IMAGENET.pace) == pytest.approx(
+            1_000 / coarse_to_fine
+        )
+    (any_order,) = find("orders")(IMAGENET).rows[-1].systems
+    assert any_order.seconds_per_image(IMAGENET.pace) == pytest.approx(16 / 256 / 12.83)
+    assert any_order.seconds_per_image(Pace("slow", 1e9)) == any_order.operations_per_image() / 1e9
+
+
+@pytest.mark.parametrize("preset", [EMOJI, IMAGENET], ids=["emoji", "imagenet"])
+def test_nothing_but_clusters_is_free(preset):
+    artifacts = in_order(find("table1")(preset).artifacts(preset))
+    assert {artifact.room for artifact in artifacts if not artifact.operations()} == {"clusters"}
+
+
+def test_the_papers_rows_have_full_support_and_all_sizes_on_imagenet():
+    experiment = find("table1")(IMAGENET)
+    fine = [row.systems[0].stages[1].training for row in experiment.rows if row.name[1] == "coarse-to-fine"]
+    assert [training.config.support for training in fine] == ["full"] * 6
+    assert [training.config.size for training in fine] == ["B", "L", "L", "L", "XL", "L"]
+    assert [row.name[0] for row in find("fig3")(IMAGENET).rows] == ["XL", "XL"]
+    assert find("table1")(EMOJI).rows[1].systems[0].stages[1].training.config.support == "cluster"
+
+
+def test_table_1_begins_with_equal_sizes_and_settings():
+    baseline, equal, paper = find("table1")(EMOJI).rows[:3]
+    assert [row.systems[0].title for row in (baseline, equal, paper)] == ["nano", "nano-nano", "nano-micro"]
+    assert set(equal.systems[0].settings) == {*baseline.systems[0].settings, ("fine_temperature", 1.0)}
 
 
 def test_operations_of_a_training_are_those_of_the_stage(tiny, out):
@@ -222,7 +259,8 @@ def test_an_experiment_stopped_at_any_artifact_repeats_nothing(tiny, out, monkey
     for row in find("table3d")(tiny).rows:
         (metrics,) = row.metrics(tiny)
         value = read_json(store.get(metrics) / RESULT)["metrics"]["Fréchet distance, emoji features"]
-        assert re.search(rf"^\| {row.name[0]} \| {value:.2f} \[{row.published['FID']:g}\] \|", text, re.MULTILINE)
+        cells = rf"{row.name[0]} \| \S+ \+ \S+ M \| {value:.2f} \[{row.published['FID']:g}\]"
+        assert re.search(rf"^\| {cells} \|", text, re.MULTILINE)
     assert re.search(r"^\| top-k = 1 in stage 2 hurts \(Table 3d\) \| (not )?as claimed, one", text, re.MULTILINE)
     plan_now = plan("table3d", tiny, str(out))
     assert re.search(r"^together +\d+ +0 ", plan_now, re.MULTILINE)
@@ -238,6 +276,33 @@ def test_seeds_are_averaged_and_milestones_opened(tiny, out):
     milestone = find("fig2")(tiny).rows[0].systems[0].stages[0]
     assert milestone.milestone == 1
     assert open_stage(milestone.path(store)).num_parameters() == milestone.training.stage().num_parameters()
+
+
+def test_an_interrupted_token_set_is_continued(tiny, tmp_path):
+    store, tokens = Store(tmp_path, "cpu"), Lab(tiny, 0).held_out
+    index = TokenSet.open(store.get(tokens)).index
+    dataclasses.replace(index, shards=[], complete=False).save(store.folder(tokens))
+    assert not store.has(tokens)
+    assert len(TokenSet.open(store.get(tokens))) == 16
+
+
+@pytest.mark.parametrize("lost", ["tokens-00000.npy", "labels-00000.npy"])
+def test_tokens_that_the_index_names_are_missed(tiny, tmp_path, lost):
+    store, tokens = Store(tmp_path, "cpu"), Lab(tiny, 0).held_out
+    (store.get(tokens) / lost).unlink()
+    with pytest.raises(InputError, match=rf"{lost} is missing.*Or delete {store.folder(tokens)}:"):
+        store.get(tokens)
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "milestones/step-00000001.safetensors"])
+def test_weights_that_are_truncated_are_missed(tiny, out, damaged, tmp_path):
+    training = Lab(tiny, 0).baseline()
+    shutil.copytree(Store(out, "cpu").get(training), Store(tmp_path).folder(training))
+    store, path = Store(tmp_path), Store(tmp_path).folder(training) / damaged
+    assert store.has(training)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InputError, match=rf"{damaged} is truncated.*Or delete"):
+        store.has(training)
 
 
 def test_a_look_makes_nothing(tiny, out, tmp_path):
@@ -271,7 +336,7 @@ def test_bits_of_full_support_are_bounds(tiny, out, tmp_path):
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
     exact, bound = (line for line in lines if line.startswith(("| cluster", "| full")))
     assert "≤" not in exact
-    assert re.match(r"\| full \| ≤ \d+\.\d{3} \|", bound)
+    assert re.match(r"\| full \| \S+ \+ \S+ M \| ≤ \d+\.\d{3} \|", bound)
 
 
 def test_results_alone_are_enough_for_a_page(tiny, out, tmp_path):
@@ -284,11 +349,31 @@ def test_results_alone_are_enough_for_a_page(tiny, out, tmp_path):
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("name", ["table1", "fig1b", "rounds"])
-def test_published_results_are_those_of_todays_settings(name):
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_results_are_those_of_todays_settings(path):
     """Else `ctf reproduce` would train and measure anew what benchmarks/reproduce holds."""
-    preset, store = EMOJI.changed(steps=800), Store(Path(__file__).parents[2] / "benchmarks" / "reproduce")
-    assert all(map(store.has, find(name)(preset).artifacts(preset)))
+    preset = EMOJI.changed(steps=800)
+    today = {f"{artifact.room}/{artifact.name}" for artifact in find(path.stem)(preset).artifacts(preset)}
+    assert {line["artifact"] for line in read_json_lines(path)} <= today
+
+
+def test_passes_compares_both_systems_at_each_milestone(tiny, out):
+    one_seed = dataclasses.replace(tiny, seeds=(0,), passes=(1 / 4,))
+    page = reproduce("passes", one_seed, str(out), "cpu")
+    text = page.read_text(encoding="utf-8")
+    for system in ("baseline", "coarse-to-fine"):
+        assert re.findall(rf"^\| {system} \| (\S+) \| .*?M \| \d", text, re.MULTILINE) == ["0.25", "0.5"]
+    for other in ("stage 2 for any rounds, in 8", "any_order as stage 1", "any_order as stage 2"):
+        assert re.findall(rf"^\| {other} \| (\S+) \| .*?M \| \d", text, re.MULTILINE) == ["0.5"]
+    plot = Image.open(page.with_name("plot.png"))  # of four metrics and bits, in two rows
+    assert plot.height > 0.4 * plot.width
+
+
+def test_weights_of_photographs_are_kept_after_half_a_pass_to_four_of_six():
+    lab = Lab(PHOTOGRAPHS, 0)
+    assert [step * 32 / 100_000 for step in lab.milestones()] == pytest.approx([0.5, 1, 2, 4], abs=1e-3)
+    two = Lab(TINY_IMAGENET.changed("photographs", steps=6_250), 0)
+    assert two.milestones() == lab.milestones()[:2]
 
 
 def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path, monkeypatch):
@@ -296,13 +381,13 @@ def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path, monkeypatch):
     lab, store = Lab(tiny, 0), Store(out, "cpu")
     systems = lab.system(lab.coarse(), lab.fine("L")), lab.system(lab.baseline())
     rows = tuple(Row((name,), (system,), measured=()) for name, system in zip("ab", systems, strict=True))
-    experiment = Experiment("T", ("system",), rows, speed=True, figures=(Swap(systems[0], (8,), num=12),))
+    experiment = Experiment("T", ("system",), rows, speed=True, swaps=(Swap(systems[0], (8,), num=12),))
     for artifact in experiment.artifacts(tiny):
         store.get(artifact)
     write_report(tmp_path, experiment, tiny, store, "ctf")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert re.search(r"M = 8: k-means [\d.]+ dB, random [\d.]+ dB", text)
-    assert re.search(r"^\| a \| [\d.e-]+ \|\n\| b \| [\d.e-]+ \|$", text, re.MULTILINE)
+    assert re.search(r"^\| a \| \S+ \+ \S+ M \| [\d.e-]+ \|\n\| b \| \S+ M \| [\d.e-]+ \|$", text, re.MULTILINE)
     assert Image.open(tmp_path / "figure-0.png").width > 300
     assert not (tmp_path / "plot.png").exists()
 

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,6 +29,10 @@ class Sum(Artifact):
     @property
     def title(self):
         return "sum"
+
+    def check(self, folder):
+        if not (folder / "sum").read_text().replace(".", "").isdigit():
+            raise InputError(f"{folder / 'sum'} is not a number")
 
     def make(self, folder, store):
         if 13 in self.numbers:
@@ -74,6 +79,15 @@ def test_an_interrupted_artifact_leaves_what_is_finished(store):
     assert Sum.made == [a]
     assert not store.has(Sum((13,), (a,)))
     assert store.has(a)
+
+
+def test_a_damaged_artifact_is_refused_with_what_to_delete(store):
+    folder = store.get(Sum((1,)))
+    (folder / "sum").write_text("one")
+    with pytest.raises(InputError, match=rf"not a number\. Or delete {folder}: what"):
+        store.get(Sum((2,), (Sum((1,)),)))
+    shutil.rmtree(folder)
+    assert (store.get(Sum((2,), (Sum((1,)),))) / "sum").read_text() == "3.0"
 
 
 def test_published_results_are_added_sorted_and_need_not_be_made(store, tmp_path):

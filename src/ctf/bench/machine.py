@@ -76,15 +76,20 @@ def measure_machine(
     memory = torch.full((2**30 if on_gpu else 2**27,), 1.0, device=device)
     bandwidth = memory.nbytes / min(seconds(memory.amax, device) for _ in range(REPEATS))
     del memory
-    rows, side = (8192, 8192) if on_gpu else (1024, 2048)
+    rate = matrix_rate(device, dtype, quantize)
+    software = f"torch {torch.__version__}, ctf {ctf.__version__}, Python {platform.python_version()}"
+    date = datetime.date.today().isoformat()
+    return Machine(device_name(device), torch.get_num_threads(), bandwidth, rate, quantize or dtype, software, date)
+
+
+def matrix_rate(device: torch.device, dtype: str = "float32", quantize: Quantize | None = None) -> float:
+    """Operations per second of one product, as `measure_machine` measures it."""
+    rows, side = (8192, 8192) if device.type == "cuda" else (1024, 2048)
     # Random values, since a GPU multiplies zeros faster: its clock is higher.
     x, weight = (torch.randn(n, side, device=device).to(getattr(torch, dtype)) for n in (rows, side))
     product = pack_linear(weight, quantize)
     # The least time: other work on the machine can only slow a call. Two operations per multiply-add.
-    rate = 2 * rows * side * side / min(seconds(lambda: product(x), device) for _ in range(REPEATS))
-    software = f"torch {torch.__version__}, ctf {ctf.__version__}, Python {platform.python_version()}"
-    date = datetime.date.today().isoformat()
-    return Machine(device_name(device), torch.get_num_threads(), bandwidth, rate, quantize or dtype, software, date)
+    return 2 * rows * side * side / min(seconds(lambda: product(x), device) for _ in range(REPEATS))
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:

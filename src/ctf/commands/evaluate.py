@@ -94,9 +94,9 @@ def likelihood(
         order: of the stage's positions, the model's own without it; any but confidence, whose bits are not known.
         schedule: how many positions each step takes, the model's own without it.
         order_seed: of the orders random and locality.
-        region: measure the completion of this rectangle: its tokens given the others, as `ctf complete` draws them.
+        region: measure the completion of this rectangle: its tokens given the others, as `ctf complete` samples them.
             Left, top, right and bottom edge as shares of the width and the height, from 0 to 1.
-        against: another model on the same tokens, with its own settings: adds its figures, and the difference in bits
+        against: another model on the same tokens, with its own settings: adds its bits, and the difference in bits
             per token with the standard error of the differences image by image.
         out: folder for result.json and, with steps, plot.png.
         device: where to compute; auto is a GPU where there is one.

@@ -24,7 +24,7 @@ def plan(
     Args:
         path: settings as `ctf train` takes them with --config. Images and tokens are counted in its token set; until
             that is there, ImageNet's at 256 pixels are taken.
-        gpu: A100-40GB, A100, H100, H200, B200, L40S or RTX-4090, with the figures of their datasheets.
+        gpu: A100-40GB, A100, H100, H200, B200, L40S or RTX-4090, with the numbers of their datasheets.
         gpus: how many, over all machines.
         stages: which of the paper's to plan; all three without it. The paper's fine stage has size L.
         num_clusters: until the coarse map is there.

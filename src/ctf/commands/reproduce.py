@@ -26,7 +26,7 @@ def reproduce(
 
     Args:
         name: of the paper: table1, table2, table3a, table3b, table3c, table3d, table3e, table3f, fig1b, fig2, fig3,
-            accuracy. Beyond it: kinds, orders, rounds, clusterings, support, guidance, levels.
+            accuracy. Beyond it: kinds, orders, rounds, passes, clusterings, support, guidance, levels.
         preset: emoji, the bundled images, and tiny-imagenet, photographs that --images names, with small models for two
             CPU cores; or imagenet, the paper's settings.
         out: trained stages, sample sets and metrics, each made once and shared by all experiments; and a folder with

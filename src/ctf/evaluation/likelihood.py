@@ -46,13 +46,13 @@ def bits_per_token(
 ) -> dict[str, Any]:
     """Bits that a pipeline needs for a token of a set, without augmentation, in float32.
 
-    They are those of the steps and the order in which each stage draws, at temperature 1 without guidance and filters:
+    They are those of the steps and the order in which each stage samples, at temperature 1 without guidance or filters:
     of the settings, `steps`, `order`, `schedule` and `order_seed` matter. Exact unless a stage that is given labels has
     support "full": it can draw the same tokens from other labels too, which are not counted, so the sum is then an
     upper bound on the bits.
 
-    With `kept` they are those of completion as `StagePipeline.complete` does it: every stage draws the other labels of
-    its level given the kept labels of that level. Where all stages are autoregressive that is −log2 P(rest | kept)
+    With `kept` they are those of completion as `StagePipeline.complete` does it: every stage samples the other labels
+    of its level given the kept labels of that level. Where all stages are autoregressive that is −log2 P(rest | kept)
     of the pipeline. Elsewhere it is another distribution: kept positions come first whatever the order, and stage 1
     does not hear what the kept exact tokens say about the labels of the rest.
 
@@ -116,11 +116,11 @@ def bits_by_steps(
 
     Args:
         pipeline, tokens, batch_size, progress, overrides: as those of `bits_per_token`.
-        steps: in how many the stage draws.
+        steps: numbers of steps of the stage.
         stage: its name; the first stage when None.
 
     Returns:
-        stage, kind, order, schedule, order_seed: the stage, and how it draws.
+        stage, kind, order, schedule, order_seed: the stage, and how it samples.
         rows: for each number of steps, ascending, `steps` and what `bits_per_token` returns.
 
     Raises:
@@ -226,7 +226,7 @@ def of_classes(pipeline: StagePipeline, tokens: TokenSet) -> TokenSet:
 
 
 def _by_name(scores: Mapping[str, Score]) -> dict[str, np.ndarray]:
-    """Of each image, by the names that `bits_per_token` returns."""
+    """The values of each image, by the names that `bits_per_token` returns."""
     values = {"bits_per_token": np.sum([score.bits for score in scores.values()], axis=0)}
     if len(scores) == 1:
         values["token_accuracy"] = next(iter(scores.values())).accuracy
@@ -237,7 +237,7 @@ def _by_name(scores: Mapping[str, Score]) -> dict[str, np.ndarray]:
 
 
 def _means(pipeline: StagePipeline, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What `bits_per_token` returns, from values of each image."""
+    """The result of `bits_per_token`, from the values of each image."""
     result: dict[str, Any] = {name: float(each.mean()) for name, each in values.items()}
     if any(stage.given is not None and stage.support == "full" for stage in pipeline.stages):
         result["bound"] = "upper"

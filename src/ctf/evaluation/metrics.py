@@ -122,9 +122,9 @@ def kernel_distance(
     Args:
         reference, samples: (n, d) and (m, d), any real dtype.
         subsets: how many pairs of subsets to average over.
-        subset_size: images of each, drawn without replacement; all images of the smaller set if it has fewer, for the
+        subset_size: images of each, sampled without replacement; all images of the smaller set if it has fewer, for the
             estimate is unbiased at any size.
-        seed: of the draws.
+        seed: of the subsets.
 
     Returns:
         The mean squared MMD, without the factor 10³ that some papers apply; slightly negative for equal distributions.

@@ -147,7 +147,7 @@ def compare_neighbours(
     }
     copies = near["pixels"].distance == 0
     shown = np.arange(num) * samples.count // num
-    images = _read(training, {int(found.index[i]) for found in near.values() for i in shown})
+    images = training.read(int(found.index[i]) for found in near.values() for i in shown)
     rows = {"sample": pixels[shown]}
     rows |= {f"nearest by {name}": np.stack([images[found.index[i]] for i in shown]) for name, found in near.items()}
     labels = [f"features {distances['features'][i]:.3g}\npixels {distances['pixels'][i]:.3g}" for i in shown]
@@ -218,13 +218,3 @@ def _with_bar(images: SampleSet, progress: bool) -> Iterator[np.ndarray]:
         for batch in images.batches(BLOCK_ROWS):
             yield batch
             bar.update(len(batch))
-
-
-def _read(images: SampleSet, wanted: set[int]) -> dict[int, np.ndarray]:
-    """The images of these places: uint8 (H, W, 3) each."""
-    found: dict[int, np.ndarray] = {}
-    start = 0
-    for batch in images.batches(BLOCK_ROWS):
-        found |= {start + i: batch[i].copy() for i in range(len(batch)) if start + i in wanted}
-        start += len(batch)
-    return found

@@ -126,7 +126,7 @@ def evaluate_samples(
 
 
 def sample_facts(samples: SampleSet, source: str) -> dict[str, Any]:
-    """What a result says of its samples, as plain JSON."""
+    """The samples in a result, as plain JSON."""
     return {
         "source": source,
         "count": samples.count,
@@ -136,7 +136,7 @@ def sample_facts(samples: SampleSet, source: str) -> dict[str, Any]:
 
 
 def title(extractor: FeatureExtractor, inception: str, other: str | None = None) -> str:
-    """What to call a metric: the field's name if the features are Inception's, else one that names the features."""
+    """The title of a metric: the field's name if the features are Inception's, else one that names the features."""
     if extractor.name == "inception":
         return inception
     return f"{other or inception}, {Path(extractor.name).name} features"

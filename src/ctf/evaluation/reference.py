@@ -70,7 +70,7 @@ class Reference:
             )
 
     def facts(self) -> dict[str, Any]:
-        """What a result says of its reference, as plain JSON."""
+        """The reference in a result, as plain JSON."""
         names = ("source", "count", "image_size", "fingerprint", "origin", "resize", "cached")
         size = None if self.image_size is None else list(self.image_size)
         return {name: getattr(self, name) for name in names} | {"image_size": size}
@@ -151,7 +151,7 @@ def holds_moments_only(source: str) -> bool:
         with zipfile.ZipFile(source) as archive:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile):
-        return False  # whoever opens it as images says why
+        return False  # opening it as images raises with the reason
     return {"mu.npy", "sigma.npy"} <= {*names} and "arr_0.npy" not in names
 
 

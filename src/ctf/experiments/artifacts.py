@@ -1,4 +1,4 @@
-"""What experiments train, and train on: token sets, clusters, stages."""
+"""Artifacts that experiments train and train on: token sets, clusters, stages."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from ctf.bench.sampling import decoder_work
 from ctf.codebook.clustering import Method, cluster_codebook
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import usable_device
 from ctf.experiments.store import Artifact, Store, decisive_settings
+from ctf.files import read_metadata
 from ctf.images.image_set import open_images
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.layout import Layout
-from ctf.run_folder import RUN_MODEL
+from ctf.run_folder import RUN_MODEL, milestone_path
 from ctf.stages import Stage, new_stage
 from ctf.stages.cost import forward_operations
 from ctf.stages.registry import find_kind
 from ctf.stages.settings import BUILT_IN
-from ctf.tokens.token_set import TokenSet
-from ctf.tokens.tokenize import Augmentation, tokenize_images
+from ctf.tokenizer.config import TOKENIZER_PRESETS
+from ctf.tokenizer.vq_tokenizer import VQTokenizer
+from ctf.tokens.token_set import TokenIndex, TokenSet
+from ctf.tokens.tokenize import Augmentation, augmentation_names, tokenize_images
 from ctf.training.config import LoopConfig, StageTask, TokenTraining
-from ctf.training.runs import train_stage
 
 MAP = "map.safetensors"
 #: Settings of the loop that decide the weights; the others say where to compute and what to write.
@@ -41,6 +44,7 @@ class Data:
         architecture: the tokenizer's, of `TOKENIZER_PRESETS`, to count its operations by; None opens it.
         layout: of the tokens.
         num_classes, num_images: of the training split.
+        num_held_out: images of the test split.
         codebook_size: K.
     """
 
@@ -54,6 +58,7 @@ class Data:
     layout: Layout
     num_classes: int
     num_images: int
+    num_held_out: int
     codebook_size: int = 16_384
 
 
@@ -74,10 +79,23 @@ class Tokens(Artifact):
         """The layout under its older name, by which published results are found; the tokenizer decides it anyway."""
         data = dataclasses.asdict(self.data)
         layout = data.pop("layout")
+        del data["num_held_out"]  # younger than published results, and decided by images and split
         return super().decisive() | {"data": data | {"grid": layout.finest}}
 
     def is_made(self, folder: Path) -> bool:
-        return super().is_made(folder) and TokenSet.open(folder).index.complete
+        return super().is_made(folder) and TokenIndex.load(folder).complete
+
+    def check(self, folder: Path) -> None:
+        TokenSet.open(folder)
+
+    @property
+    def num_images(self) -> int:
+        return self.data.num_images if self.split == "train" else self.data.num_held_out
+
+    def operations(self) -> float:
+        """Encoding every image in each of its augmentations, an encoder taken for as large as its decoder."""
+        augmentation = self.data.augmentation if self.split == "train" else "none"
+        return self.num_images * len(augmentation_names(augmentation, (1.1,))) * decoder_operations(self.data)
 
     def make(self, folder: Path, store: Store) -> None:
         data, training = self.data, self.split == "train"
@@ -123,8 +141,11 @@ class Clusters(Artifact):
         made = cluster_codebook(codebook, self.num_clusters, self.method, self.seed, finer, counts)
         made.save(folder / MAP)
 
+    def check(self, folder: Path) -> None:
+        CoarseMap.load(folder / MAP)
+
     def decisive(self) -> dict[str, Any]:
-        """Of the data, the tokenizer alone."""
+        """The tokenizer alone of the data: nothing else of it changes the clusters."""
         return super().decisive() | {"data": self.data.tokenizer}
 
     def placeholder(self) -> CoarseMap:
@@ -170,8 +191,14 @@ class Training(Artifact):
             "held_out": str(store.get(self.held_out)),
             **{name: str(store.get(clusters) / MAP) for name, clusters in self.maps},
         }
+        from ctf.training.runs import train_stage  # which imports FSDP: a second that plans and pages do without
+
         loop = dataclasses.replace(self.config.loop, resume=True, device=store.device)
         train_stage(dataclasses.replace(self.config, loop=loop, **paths))
+
+    def check(self, folder: Path) -> None:
+        for path in (folder / RUN_MODEL, *(milestone_path(folder, step) for step in self.config.loop.milestones)):
+            read_metadata(path)  # which compares the size of the file with its header
 
     def operations(self) -> float:
         """Three forward passes for each image seen: the backward pass multiplies twice for each product."""
@@ -180,7 +207,7 @@ class Training(Artifact):
 
     @property
     def task(self) -> StageTask:
-        """What the stage is to do, its maps called "map"."""
+        """The task of the stage, with "map" for the paths of its maps."""
         maps: dict[str, Any] = {name: "map" for name, _ in self.maps}
         return dataclasses.replace(self.config, **maps).task()
 
@@ -189,8 +216,19 @@ class Training(Artifact):
         return _stage_without_values(self.architecture())
 
     def architecture(self) -> Training:
-        """The same for all lengths and seeds of training: what is counted once for them."""
+        """This training without length and seed, so that equal stages are counted once."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, loop=LoopConfig()))
+
+
+@lru_cache
+def decoder_operations(data: Data) -> float:
+    """Operations of decoding an image, counted without values; only an unnamed architecture needs the tokenizer."""
+    if data.architecture is None:
+        tokenizer = open_tokenizer(data.tokenizer)
+    else:
+        with torch.device("meta"):
+            tokenizer = VQTokenizer(TOKENIZER_PRESETS[data.architecture])
+    return decoder_work(tokenizer, data.layout, 1).operations
 
 
 @lru_cache

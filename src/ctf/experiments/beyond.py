@@ -1,4 +1,4 @@
-"""Comparisons that the paper does not make: kinds of stages, rounds, clusterings, support, guidance, levels.
+"""Comparisons that the paper does not make: types of stages, rounds, passes, clusterings, support, guidance, levels.
 
 All sample at temperature 1 without guidance, unless that is what they compare: from the very distribution whose bits
 per token stand beside.
@@ -6,7 +6,7 @@ per token stand beside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,9 @@ from ctf.experiments.measurements import System
 from ctf.experiments.paper import every, first
 from ctf.experiments.presets import Lab, Preset
 from ctf.stages.settings import MaskedSettings
+
+#: Systems of one seed by their names.
+Systems = dict[str, Callable[[Lab], System]]
 
 PLAIN = {"cfg_scale": 1.0, "temperature": 1.0}
 PLAIN_FINE = {**PLAIN, "fine_temperature": 1.0}
@@ -29,13 +32,13 @@ CLUSTERINGS: dict[str, dict[str, Any]] = {
 
 
 def steps_of(preset: Preset) -> tuple[int, ...]:
-    """Of parallel stages: all positions one by one, and a quarter, an eighth and a sixteenth of that."""
+    """Numbers of steps of a parallel stage: one per position, and a quarter, an eighth and a sixteenth of that."""
     count = preset.data.layout.num_tokens
     return count, count // 4, count // 8, count // 16
 
 
 def kinds(preset: Preset) -> Experiment:
-    """Kinds of the first stage in fewer and fewer steps, over clusters and over all tokens."""
+    """Types of the first stage in fewer and fewer steps, over clusters and over all tokens."""
 
     def system(method: str, kind: str, way: dict[str, Any], lab: Lab) -> System:
         if method == "baseline":
@@ -61,11 +64,11 @@ def kinds(preset: Preset) -> Experiment:
         for steps in (count, fewer[-1])
         for metric in ("bits_per_token", "FID")
     )
-    return Experiment("Kinds of the first stage", ("system", "kind", "steps"), tuple(rows), claims, curve=2)
+    return Experiment("Types of the first stage", ("system", "type", "steps"), tuple(rows), claims, curve=2)
 
 
 def orders(preset: Preset) -> Experiment:
-    """Orders in which an any-order stage 1 draws."""
+    """Orders of an any-order stage 1."""
     lab = Lab(preset, preset.seeds[0])
     stages = lab.coarse(kind="any_order"), lab.fine()
     rows = tuple(
@@ -105,8 +108,51 @@ def rounds(preset: Preset) -> Experiment:
     return Experiment("Rounds of stage 2", ("trained for", "rounds"), rows, claims, speed=True)
 
 
+def passes(preset: Preset) -> Experiment:
+    """Both systems at one size over passes through the images, and after the last one other types of stages."""
+    loop, num_images = preset.training["loop"], preset.data.num_images
+    milestones, last = Lab(preset, preset.seeds[0]).milestones(), loop.total_steps(num_images)
+
+    def baseline(lab: Lab) -> System:
+        return lab.system(lab.baseline(), **PLAIN)
+
+    def system(lab: Lab, coarse: Mapping[str, Any], fine: Mapping[str, Any], **way: Any) -> System:
+        return lab.system(lab.coarse(**coarse), lab.fine(**fine), **PLAIN_FINE, **way)
+
+    both: Systems = {"baseline": baseline, "coarse-to-fine": partial(system, coarse={}, fine={})}
+    few: dict[str, Any] = {"steps": preset.data.layout.num_tokens // 8, "order": "halton"}
+    others: Systems = {
+        f"stage 2 for any rounds, in {count}": partial(
+            system, coarse={}, fine={"kind_settings": MaskedSettings("any")}, fine_steps=count, fine_order="halton"
+        )
+        for count in (1, 2, 4, 8)
+    }
+    any_order = {"kind": "any_order"}
+    others["any_order as stage 1"] = partial(system, coarse=any_order, fine={}, **few)
+    others["any_order as stage 2"] = partial(system, coarse={}, fine=any_order, fine_steps=8, fine_order="halton")
+
+    def row(name: str, of: Callable[[Lab], System], step: int) -> Row:
+        systems = every(preset, lambda lab: of(lab).at(None if step == last else step))
+        return Row((name, f"{step * loop.batch_size / num_images:.3g}"), systems)
+
+    rows = [row(name, of, step) for name, of in both.items() for step in (*milestones, last)]
+    ends = [row(name, of, last) for name, of in others.items()]
+    pairs = list(zip(rows[len(rows) // 2 :], rows, strict=False)) + [(other, rows[len(milestones)]) for other in ends]
+    claims = tuple(
+        Claim(
+            f"{better.name[0]} is better than the baseline after {better.name[1]} passes",
+            metric,
+            (better.name,),
+            (worse.name,),
+        )
+        for better, worse in pairs
+        for metric in ("bits_per_token", "FID")
+    )
+    return Experiment("Quality over passes", ("system", "passes"), (*rows, *ends), claims, curve=1)
+
+
 def clusterings(preset: Preset) -> Experiment:
-    """What the clusters are made by, beside the baseline and IAR's loss, which uses clusters in another way."""
+    """Methods of clustering, beside the baseline and IAR's loss, which uses clusters in another way."""
 
     def system(settings: dict[str, Any], lab: Lab) -> System:
         counted = {"counted": lab.tokens} if "counted" in settings else {}
@@ -169,5 +215,5 @@ def levels(preset: Preset) -> Experiment:
 
 
 BEYOND: dict[str, Callable[[Preset], Experiment]] = {
-    make.__name__: make for make in (kinds, orders, rounds, clusterings, support, guidance, levels)
+    make.__name__: make for make in (kinds, orders, rounds, passes, clusterings, support, guidance, levels)
 }

@@ -84,7 +84,7 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
 
 
 def _more(quick: bool, swaps: list[str]) -> list[str]:
-    """What the demo adds to the report of `ctf fit`."""
+    """The parts that the demo adds to the report of `ctf fit`."""
     note = "**This was `--quick`: it proves that every step runs. The models have seen next to nothing.**"
     return [
         note if quick else "",

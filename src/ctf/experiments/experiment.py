@@ -37,6 +37,10 @@ class Row:
     published: Mapping[str, float] = field(default_factory=dict)
     measured: tuple[str, ...] = ("samples", "bits")
 
+    def parameters(self) -> str:
+        """The parameters of each stage, in millions."""
+        return " + ".join(f"{count / 1e6:.1f}" for count in self.systems[0].parameters()) + " M"
+
     def metrics(self, preset: Preset) -> list[Metrics]:
         if "samples" not in self.measured:
             return []
@@ -44,13 +48,13 @@ class Row:
         return [Metrics(Samples(system, preset.num_samples), *to) for system in self.systems]
 
     def likelihoods(self) -> list[list[Likelihood]]:
-        """Of each system's stages."""
+        """The likelihoods of each system's stages."""
         return [Likelihood.of(system) for system in self.systems] if "bits" in self.measured else []
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, as a comparison of rows.
+    """A statement of the paper, as a comparison of rows.
 
     Attributes:
         says: in words, with the paper's section or table.
@@ -75,7 +79,7 @@ class Experiment:
         claims: that the rows can confirm.
         curve: the place in `Row.name` of a number that the plot runs over; None plots bars.
         speed: measure the seconds per image of the first seed's systems.
-        figures: further pictures with numbers.
+        swaps: pictures of swapped tokens, with their PSNRs.
         note: what a reader must know.
     """
 
@@ -85,12 +89,12 @@ class Experiment:
     claims: tuple[Claim, ...] = ()
     curve: int | None = None
     speed: bool = False
-    figures: tuple[Swap, ...] = ()
+    swaps: tuple[Swap, ...] = ()
     note: str = ""
 
     def artifacts(self, preset: Preset) -> list[Artifact]:
         """All that is measured; what it is made from hangs on it."""
-        found: list[Artifact] = list(self.figures)
+        found: list[Artifact] = list(self.swaps)
         seeds = max((len(row.systems) for row in self.rows), default=0)
         for seed in range(seeds):  # one after another: an early look is a fair one
             rows = [replace(row, systems=row.systems[seed : seed + 1]) for row in self.rows]
@@ -119,7 +123,7 @@ class Measured:
 
     @classmethod
     def read(cls, row: Row, preset: Preset, store: Store) -> Measured:
-        """What is in the store; nothing is made."""
+        """Read what is in the store; nothing is made."""
         values: dict[str, list[float]] = {}
         bound = False
         for metrics in filter(store.has, row.metrics(preset)):

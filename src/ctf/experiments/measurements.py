@@ -1,8 +1,10 @@
-"""What experiments measure: sample sets, metrics, exact bits, seconds."""
+"""Artifacts that experiments measure: sample sets, metrics, exact bits, seconds."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from abc import abstractmethod
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,16 +13,15 @@ from typing import Any, ClassVar
 import torch
 
 from ctf.bench.machine import measure_machine, seconds_in_turns
-from ctf.bench.sampling import decoder_work
 from ctf.device import usable_device
 from ctf.evaluation.features import FeatureExtractor, open_features
 from ctf.evaluation.likelihood import stage_score
 from ctf.evaluation.protocol import evaluate_samples
 from ctf.evaluation.reference import Reference, open_reference
-from ctf.experiments.artifacts import Data, Tokens, Training
-from ctf.experiments.store import Artifact, Store
+from ctf.experiments.artifacts import Data, Tokens, Training, decoder_operations
+from ctf.experiments.store import Artifact, Pace, Store
 from ctf.experiments.swap import swap_generated
-from ctf.files import write_json
+from ctf.files import read_json, write_json
 from ctf.images.sheet import save_png
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_folder import Pipeline, open_stage
@@ -32,13 +33,13 @@ from ctf.samples.sample_set import SampleSet
 from ctf.sampling.settings import Sampling, overridden
 from ctf.stages import Stage
 from ctf.stages.cost import drawing_work
-from ctf.tokenizer.config import TOKENIZER_PRESETS
-from ctf.tokenizer.vq_tokenizer import VQTokenizer
 from ctf.tokens.token_set import TokenSet
 
 RESULT, SAMPLES, FIGURE = "result.json", "samples.npz", "figure.png"
 #: The settings that decide in which steps and order a stage generates.
 DRAW_SETTINGS = ("steps", "order", "schedule", "order_seed")
+#: Operations of a feature network per image: two for each of Inception-v3's 5.7 G multiply-adds, and so on.
+FEATURE_OPERATIONS = {"inception": 11.4e9, "efficientnet": 0.8e9, "emoji": 0.02e9}
 #: Images at a time, in sampling, likelihood and features.
 BATCH = 64
 
@@ -77,6 +78,15 @@ class System:
         """The same weights with other settings."""
         return dataclasses.replace(self, settings=tuple(sorted({**dict(self.settings), **settings}.items())))
 
+    def at(self, milestone: int | None) -> System:
+        """The same stages after so many steps of their trainings, or at their ends."""
+        stages = tuple(dataclasses.replace(weights, milestone=milestone) for weights in self.stages)
+        return dataclasses.replace(self, stages=stages)
+
+    def parameters(self) -> list[int]:
+        """The number of each stage."""
+        return [weights.training.stage().num_parameters() for weights in self.stages]
+
     def open(self, store: Store) -> StagePipeline:
         tokens = TokenSet.open(store.get(self.stages[0].training.tokens))
         stages = [open_stage(weights.path(store)) for weights in self.stages]
@@ -84,22 +94,38 @@ class System:
         return pipeline.to(store.device).compute_in(Compute())
 
     def operations_per_image(self) -> float:
-        """Of sampling: every step of every stage, and the decoder."""
-        stages = [weights.training.stage() for weights in self.stages]
-        settings = overridden([(s.name, s.sampling) for s in stages], dict(self.settings))
-        drawn = [
-            drawing_operations(weights.training.architecture(), settings[stage.name])
-            for weights, stage in zip(self.stages, stages, strict=True)
-        ]
-        return sum(drawn) + _decoder_operations(self.data)
+        """Operations of sampling: every step of every stage, and the decoder."""
+        drawn = [drawing_operations(training, sampling) for training, sampling in self._drawn()]
+        return sum(drawn) + decoder_operations(self.data)
+
+    def seconds_per_image(self, pace: Pace) -> float:
+        """Time of sampling: that of the operations, or of the steps of stage 1 at the measured rate if longer."""
+        training, sampling = self._drawn()[0]
+        system = "coarse-to-fine" if len(self.stages) > 1 else "baseline"
+        rate = pace.images_per_second.get((training.config.size, system), math.inf)
+        stage = training.stage()
+        steps = len(stage.plan(sampling).groups) / stage.num_tokens
+        return max(self.operations_per_image() / pace.rate, steps / rate)
+
+    def _drawn(self) -> list[tuple[Training, Sampling]]:
+        """The stages in turn, each with its settings."""
+        named = [(weights.training.task.name, weights.training.config.sampling) for weights in self.stages]
+        settings = overridden(named, dict(self.settings))
+        return [(w.training, settings[name]) for w, (name, _) in zip(self.stages, named, strict=True)]
+
+
+def drawing_operations(training: Training, sampling: Sampling) -> float:
+    """Operations that a stage takes for an image; guidance computes everything twice."""
+    way = Sampling(**{name: getattr(sampling, name) for name in DRAW_SETTINGS})
+    return (1 + sampling.guided) * _unguided_operations(training.architecture(), way)
 
 
 @lru_cache
-def drawing_operations(training: Training, sampling: Sampling) -> float:
+def _unguided_operations(training: Training, way: Sampling) -> float:
     """Counted with one block and with two: each further block of these networks adds what the second one adds."""
     stage = training.stage()
     one, two = (
-        sum(work.operations for work in drawing_work(_with_layers(stage, layers), 1, sampling, Compute("float32")))
+        sum(work.operations for work in drawing_work(_with_layers(stage, layers), 1, way, Compute("float32")))
         for layers in (1, 2)
     )
     return one + (stage.config.layers - 1) * (two - one)
@@ -111,18 +137,22 @@ def _with_layers(stage: Stage, layers: int) -> Stage:
         return type(stage)(config, name=stage.name, predicts=stage.predicts, given=stage.given, support=stage.support)
 
 
-@lru_cache
-def _decoder_operations(data: Data) -> float:
-    if data.architecture is None:
-        tokenizer = open_tokenizer(data.tokenizer)
-    else:
-        with torch.device("meta"):
-            tokenizer = VQTokenizer(TOKENIZER_PRESETS[data.architecture])
-    return decoder_work(tokenizer, data.layout, 1).operations
+class Sampled(Artifact):
+    """An artifact whose time is that of sampling."""
+
+    @abstractmethod
+    def sampled(self) -> list[tuple[int, System]]:
+        """Numbers of images, and the systems that they are of."""
+
+    def operations(self) -> float:
+        return sum(num * system.operations_per_image() for num, system in self.sampled())
+
+    def seconds(self, pace: Pace) -> float:
+        return sum(num * system.seconds_per_image(pace) for num, system in self.sampled())
 
 
 @dataclass(frozen=True)
-class Samples(Artifact):
+class Samples(Sampled):
     """Images of a system, all classes in turn; image i has the seed `seed` + i."""
 
     room: ClassVar[str] = "samples"
@@ -140,16 +170,27 @@ class Samples(Artifact):
         pipeline = self.system.open(store)
         sample_to(pipeline, folder / SAMPLES, None, self.num, self.seed, BATCH, overrides, "balanced", self.name)
 
-    def operations(self) -> float:
-        return self.num * self.system.operations_per_image()
+    def check(self, folder: Path) -> None:
+        SampleSet.open(folder / SAMPLES)
+
+    def sampled(self) -> list[tuple[int, System]]:
+        return [(self.num, self.system)]
+
+
+class Result(Artifact):
+    """A measurement that is one JSON file."""
+
+    finished: ClassVar[str] = RESULT
+
+    def check(self, folder: Path) -> None:
+        read_json(folder / RESULT)
 
 
 @dataclass(frozen=True)
-class Metrics(Artifact):
+class Metrics(Result):
     """A sample set against a reference: what `ctf evaluate samples` writes."""
 
     room: ClassVar[str] = "metrics"
-    finished: ClassVar[str] = RESULT
     samples: Samples
     features: str
     reference: str
@@ -165,6 +206,10 @@ class Metrics(Artifact):
         extractor, reference = _reference(self.features, store.device, self.reference, self.split, samples.image_size)
         write_json(folder / RESULT, asdict(evaluate_samples(samples, reference, extractor, str(source), BATCH)))
 
+    def operations(self) -> float:
+        """Operations of the samples' features; those of the reference are computed once for all."""
+        return self.samples.num * FEATURE_OPERATIONS[self.features]
+
 
 @lru_cache
 def _reference(
@@ -176,18 +221,17 @@ def _reference(
 
 
 @dataclass(frozen=True)
-class Likelihood(Artifact):
+class Likelihood(Result):
     """Exact bits per token of one stage on held-out tokens, with the steps and the order of `way`."""
 
     room: ClassVar[str] = "likelihood"
-    finished: ClassVar[str] = RESULT
     stage: Weights
     tokens: Tokens
     way: tuple[tuple[str, Any], ...]
 
     @classmethod
     def of(cls, system: System) -> list[Likelihood]:
-        """Of each stage. What guidance and filters are changes no probability, and stages are shared by systems."""
+        """The likelihood of each stage: without guidance and filters, so that systems share it."""
         names = [weights.training.task.name for weights in system.stages]
         settings = overridden([(name, Sampling()) for name in names], dict(system.settings))
         tokens = Tokens(system.data, "test")
@@ -207,13 +251,16 @@ class Likelihood(Artifact):
         means = {"bits_per_token": float(score.bits.mean()), "accuracy": float(score.accuracy.mean())}
         write_json(folder / RESULT, facts | means)
 
+    def operations(self) -> float:
+        """The operations of sampling as many images without guidance: the same passes."""
+        return self.tokens.num_images * drawing_operations(self.stage.training, Sampling(**dict(self.way)))
+
 
 @dataclass(frozen=True)
-class Swap(Artifact):
+class Swap(Result, Sampled):
     """Tokens of generated images replaced by others of their clusters, k-means and random: a picture and PSNRs."""
 
     room: ClassVar[str] = "swap"
-    finished: ClassVar[str] = RESULT
     system: System
     cluster_counts: tuple[int, ...]
     num: int = 108
@@ -227,16 +274,15 @@ class Swap(Artifact):
         save_png(folder / FIGURE, result.figure)
         write_json(folder / RESULT, result.psnr)
 
-    def operations(self) -> float:
-        return self.num * self.system.operations_per_image()
+    def sampled(self) -> list[tuple[int, System]]:
+        return [(self.num, self.system)]
 
 
 @dataclass(frozen=True)
-class Speed(Artifact):
+class Speed(Result, Sampled):
     """Seconds per image of systems, which take turns on one machine: the least of `repeats` batches."""
 
     room: ClassVar[str] = "speed"
-    finished: ClassVar[str] = RESULT
     systems: tuple[System, ...]
     batch: int = BATCH
     repeats: int = 3
@@ -257,5 +303,5 @@ class Speed(Artifact):
         each = [min(taken) / self.batch for taken in times]
         write_json(folder / RESULT, {"machine": machine, "seconds_per_image": each})
 
-    def operations(self) -> float:
-        return (self.repeats + 1) * self.batch * sum(system.operations_per_image() for system in self.systems)
+    def sampled(self) -> list[tuple[int, System]]:
+        return [((self.repeats + 1) * self.batch, system) for system in self.systems]

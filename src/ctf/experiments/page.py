@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ctf.experiments.experiment import METRICS, Experiment, Measured, judge
-from ctf.experiments.measurements import FIGURE, SAMPLES, Samples
+from ctf.experiments.measurements import FIGURE, SAMPLES
 from ctf.experiments.presets import Preset
 from ctf.experiments.store import Store
 from ctf.experiments.swap import swap_lines
@@ -42,7 +41,7 @@ def results(folder: Path, experiment: Experiment, preset: Preset, store: Store, 
     parts = [experiment.note] if experiment.note else []
     if measured:
         parts.append(table(experiment, measured, preset, store))
-    parts += figures(folder, experiment, store, beside)
+    parts += swaps(folder, experiment, store, beside)
     if experiment.claims:
         parts += ["What the paper claims, and other expectations:", claims(experiment, measured, preset)]
     if any(m.values for m in measured):
@@ -53,10 +52,10 @@ def results(folder: Path, experiment: Experiment, preset: Preset, store: Store, 
     return parts
 
 
-def figures(folder: Path, experiment: Experiment, store: Store, beside: str) -> list[str]:
-    """Write the figures of swapped tokens to `folder`, which a page calls `beside`; parts of the page."""
+def swaps(folder: Path, experiment: Experiment, store: Store, beside: str) -> list[str]:
+    """Write the pictures of swapped tokens to `folder`, which a page calls `beside`; parts of the page."""
     parts = []
-    for place, swap in enumerate(filter(store.has, experiment.figures)):
+    for place, swap in enumerate(filter(store.has, experiment.swaps)):
         if (drawn := store.folder(swap) / FIGURE).exists():
             with Image.open(drawn) as figure:
                 save_png(folder / f"figure-{place}.png", figure)
@@ -68,13 +67,14 @@ def figures(folder: Path, experiment: Experiment, store: Store, beside: str) -> 
 def table(experiment: Experiment, measured: list[Measured], preset: Preset, store: Store) -> str:
     """Means ± standard deviations of a seed, the published values in brackets."""
     names = [name for name in METRICS if any(name in m.values for m in measured)]
-    names += [name for end in BITS for name in _union(m.values for m in measured) if name.endswith(end)]
-    head = [*experiment.columns, *(title(name, preset) for name in names)]
+    bits = [name for end in BITS for m in measured for name in m.values if name.endswith(end)]
+    names += dict.fromkeys(bits)
+    head = [*experiment.columns, "parameters", *(title(name, preset) for name in names)]
     timed = experiment.speed and store.has(experiment.timed())
     seconds = store.result(experiment.timed()) if timed else None
     lines = []
     for place, m in enumerate(measured):
-        cells = list(m.row.name)
+        cells = [*m.row.name, m.row.parameters()]
         for name in names:
             ours = spread(m.values[name], digits(name)) if name in m.values else "–"
             if m.bound and name == "bits_per_token":
@@ -92,7 +92,7 @@ def table(experiment: Experiment, measured: list[Measured], preset: Preset, stor
 
 
 def claims(experiment: Experiment, measured: list[Measured], preset: Preset) -> str:
-    """What `judge` says of each."""
+    """A table of the verdicts."""
     verdicts = [judge(claim, measured) for claim in experiment.claims]
     head = ["claim", "here", "by", "evidence: mean against mean, difference ± standard error"]
     rows = [[v.claim.says, v.word, title(v.claim.metric, preset), v.evidence] for v in verdicts]
@@ -100,7 +100,7 @@ def claims(experiment: Experiment, measured: list[Measured], preset: Preset) -> 
 
 
 def title(metric: str, preset: Preset) -> str:
-    """What to call a metric, with the direction that is better."""
+    """The name of a metric in a table, with the direction that is better."""
     inception = preset.features == "inception"
     words = {"FID": "FID ↓" if inception else "Fréchet distance ↓", "IS": "IS ↑" if inception else "score ↑"}
     arrow = "↓" if metric.endswith("bits_per_token") else "↑"
@@ -113,10 +113,13 @@ def digits(metric: str) -> int:
 
 
 def draw(path: Path, experiment: Experiment, measured: list[Measured], preset: Preset) -> None:
-    """Distance, score and bits: curves over the number in `Experiment.curve`, or a point for each row."""
-    shown = [name for name in ("FID", "IS", "bits_per_token") if any(name in m.values for m in measured)]
-    with plot(path, 5 * len(shown), 4) as figure:
-        for axes, name in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+    """Metrics and bits: curves over the number in `Experiment.curve`, or a point for each row."""
+    shown = [name for name in (*METRICS, "bits_per_token") if any(name in m.values for m in measured)]
+    columns = min(len(shown), 3)
+    height = -(-len(shown) // columns)
+    with plot(path, 6 * columns, 4 * height) as figure:
+        for place, name in enumerate(shown, start=1):
+            axes = figure.add_subplot(height, columns, place)
             rows = [m for m in measured if name in m.values]
             axes.set_title(title(name, preset))
             if experiment.curve is None:
@@ -163,25 +166,17 @@ def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> b
     rows, labels, names = [], [], []
     for row in experiment.rows[:SHEET_ROWS]:
         for samples in (metrics.samples for metrics in row.metrics(preset)[:1] if store.has(metrics.samples)):
-            shown = np.linspace(0, min(preset.num_samples, preset.data.num_classes) - 1, SHEET_COLUMNS).astype(int)
-            rows.append(_images(samples, store, shown))
+            shown = np.linspace(
+                0, min(preset.num_samples, preset.data.num_classes) - 1, SHEET_COLUMNS, dtype=int
+            ).tolist()
+            found = SampleSet.open(store.folder(samples) / SAMPLES).read(shown)
+            rows.append([found[i] for i in shown])
             labels.append(", ".join(row.name))
             tokens = row.systems[0].stages[0].training.tokens
             names = [TokenSet.open(store.folder(tokens)).index.class_names[i] for i in shown]
     if rows:
         save_png(path, contact_sheet(rows, labels, names))
     return bool(rows)
-
-
-def _images(samples: Samples, store: Store, places: np.ndarray) -> list[np.ndarray]:
-    wanted, start = set(places.tolist()), 0
-    found: dict[int, np.ndarray] = {}
-    for batch in SampleSet.open(store.folder(samples) / SAMPLES).batches(64):
-        found |= {start + i: image.copy() for i, image in enumerate(batch) if start + i in wanted}
-        start += len(batch)
-        if start > max(wanted):
-            break
-    return [found[i] for i in places.tolist()]
 
 
 def how_it_was_made(experiment: Experiment, preset: Preset, store: Store, command: str) -> list[str]:
@@ -202,7 +197,3 @@ def spread(values: list[float], decimals: int) -> str:
     """Mean ± standard deviation of a seed; of one seed its value."""
     mean = f"{np.mean(values):.{decimals}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{decimals}f}"
-
-
-def _union(names: Iterable[Iterable[str]]) -> list[str]:
-    return list(dict.fromkeys(name for each in names for name in each))

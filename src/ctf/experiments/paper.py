@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from ctf.experiments.experiment import Claim, Experiment, Row
-from ctf.experiments.measurements import Swap, System, Weights
+from ctf.experiments.measurements import Swap, System
 from ctf.experiments.presets import Lab, Preset
 
 METRICS = ("FID", "IS", "precision", "recall")
+#: Columns of the experiments that show the systems of Table 1, and the two comparisons that it makes.
+SYSTEMS = ("size", "system", "settings")
+EQUAL, PAPER = "equal", "the paper's"
 
 
 def published(*values: float) -> dict[str, float]:
@@ -28,41 +31,54 @@ def first(preset: Preset, system: Callable[[Lab], System]) -> tuple[System, ...]
 
 
 def table1(preset: Preset) -> Experiment:
-    """Baseline and coarse-to-fine at two sizes (the paper: three, with fine models of size L)."""
-    values = {
-        ("B", "baseline"): (5.46, 193.61, 0.83, 0.45),
-        ("B", "coarse-to-fine"): (4.15, 254.99, 0.86, 0.48),
-        ("L", "baseline"): (3.80, 248.28, 0.83, 0.52),
-        ("L", "coarse-to-fine"): (2.97, 291.53, 0.84, 0.53),
+    """Baseline and coarse-to-fine: of equal size at equal settings, then as in the paper, with stage 2 of size L."""
+    values: dict[tuple[str, str, str], tuple[float, ...]] = {
+        ("B", "baseline", EQUAL): (5.46, 193.61, 0.83, 0.45),
+        ("B", "coarse-to-fine", EQUAL): (5.51, 273.45, 0.88, 0.44),  # Table 3a, 512 clusters
+        ("B", "coarse-to-fine", PAPER): (4.15, 254.99, 0.86, 0.48),
+        ("L", "baseline", EQUAL): (3.80, 248.28, 0.83, 0.52),
+        ("L", "coarse-to-fine", EQUAL): (),
+        ("L", "coarse-to-fine", PAPER): (2.97, 291.53, 0.84, 0.53),
+        ("XL", "baseline", EQUAL): (3.39, 227.08, 0.81, 0.54),
+        ("XL", "coarse-to-fine", EQUAL): (),
+        ("XL", "coarse-to-fine", PAPER): (2.76, 299.69, 0.84, 0.55),
     }
 
-    def system(size: str, method: str, lab: Lab) -> System:
+    def system(size: str, method: str, settings: str, lab: Lab) -> System:
         if method == "baseline":
             return lab.system(lab.baseline(size), temperature=1.0)
-        return lab.system(lab.coarse(size), lab.fine("L"))
+        if settings == PAPER:
+            return lab.system(lab.coarse(size), lab.paper_fine())
+        return lab.system(lab.coarse(size), lab.paper_fine(size), temperature=1.0, fine_temperature=1.0)
 
     rows = tuple(
-        Row((size, method), every(preset, partial(system, size, method)), published(*metrics))
-        for (size, method), metrics in values.items()
+        Row(name, every(preset, partial(system, *name)), published(*metrics))
+        for name, metrics in values.items()
+        if name[0] in preset.table_sizes
     )
     claims = tuple(
         Claim(
-            f"size {size}: coarse-to-fine is better than the baseline (Table 1)",
+            f"size {size}, {settings} settings: coarse-to-fine is better than the baseline (Table 1)",
             metric,
-            ((size, "coarse-to-fine"),),
-            ((size, "baseline"),),
+            ((size, "coarse-to-fine", settings),),
+            ((size, "baseline", EQUAL),),
         )
-        for size in ("B", "L")
+        for size in preset.table_sizes
+        for settings in (EQUAL, PAPER)
         for metric in (*METRICS, "bits_per_token")
     )
-    return Experiment("Table 1: coarse-to-fine beside the baseline", ("size", "system"), rows, claims)
+    note = (
+        "Equal: stage 2 of the size of stage 1, temperature 1. The paper's: stage 2 of size L, temperature 1.1 in both "
+        "stages. Guidance 2 in all rows."
+    )
+    return Experiment("Table 1: coarse-to-fine beside the baseline", SYSTEMS, rows, claims, note=note)
 
 
 def table2(preset: Preset) -> Experiment:
     """Seconds per image of the systems of Table 1, decoding included."""
     return Experiment(
         "Table 2: sampling speed",
-        ("size", "system"),
+        SYSTEMS,
         tuple(Row(row.name, row.systems[:1], measured=()) for row in table1(preset).rows),
         speed=True,
         note="`ctf bench sampling` measures other sizes and devices, part by part.",
@@ -80,7 +96,7 @@ def table3a(preset: Preset) -> Experiment:
 
     def system(count: int, method: str, lab: Lab) -> System:
         clusters = lab.clusters(count, method=method)
-        stages = lab.coarse("B", clusters), lab.fine("B", clusters)
+        stages = lab.coarse("B", clusters), lab.paper_fine("B", clusters)
         return lab.system(*stages, temperature=1.0, fine_temperature=1.0)
 
     rows = tuple(
@@ -102,7 +118,7 @@ def table3b(preset: Preset) -> Experiment:
     values = {"B": (5.51, 273.45, 0.88, 0.44), "L": (5.33, 285.15, 0.89, 0.43), "XL": (5.27, 289.10, 0.89, 0.46)}
 
     def system(size: str, lab: Lab) -> System:
-        return lab.system(lab.coarse("B"), lab.fine(size), temperature=1.0, fine_temperature=1.0)
+        return lab.system(lab.coarse("B"), lab.paper_fine(size), temperature=1.0, fine_temperature=1.0)
 
     rows = tuple(
         Row((size,), first(preset, partial(system, size)), published(*metrics)) for size, metrics in values.items()
@@ -118,7 +134,7 @@ def sampled(
 
     def system(value: float, lab: Lab) -> System:
         settings = {"temperature": 1.0, "fine_temperature": 1.0, **shared, setting: value}
-        return lab.system(lab.coarse("B"), lab.fine("L"), **settings)
+        return lab.system(lab.coarse("B"), lab.paper_fine(), **settings)
 
     rows = tuple(
         Row((f"{value:g}",), every(preset, partial(system, value)), published(*metrics), ("samples",))
@@ -180,9 +196,9 @@ def table3f(preset: Preset) -> Experiment:
 def fig1b(preset: Preset) -> Experiment:
     """Tokens of generated images replaced by others of their cluster (section 3)."""
     lab = Lab(preset, preset.seeds[0])
-    figure = Swap(lab.system(lab.coarse("B"), lab.fine("L")), (2_048, 512))
+    swap = Swap(lab.system(lab.coarse("B"), lab.paper_fine()), (2_048, 512))
     note = "The paper shows 2,048 clusters of 16,384 tokens; the images keep their structure, content and quality."
-    return Experiment("Figure 1b: tokens swapped within their clusters", (), (), figures=(figure,), note=note)
+    return Experiment("Figure 1b: tokens swapped within their clusters", (), (), swaps=(swap,), note=note)
 
 
 def fig2(preset: Preset) -> Experiment:
@@ -191,14 +207,13 @@ def fig2(preset: Preset) -> Experiment:
     steps = preset.training["loop"].total_steps(preset.data.num_images)
     systems = {
         "baseline": lab.system(lab.baseline("B"), temperature=1.0),
-        "coarse-to-fine": lab.system(lab.coarse("B"), lab.fine("L")),
+        "coarse-to-fine": lab.system(lab.coarse("B"), lab.paper_fine()),
     }
     rows = []
     for name, system in systems.items():
         for step in (*lab.milestones(), steps):
-            stages = tuple(Weights(w.training, None if step == steps else step) for w in system.stages)
-            rows.append(Row((name, str(step)), (System(stages, system.settings),)))
-    third, end = str(lab.milestones()[1]), str(steps)
+            rows.append(Row((name, str(step)), (system.at(None if step == steps else step),)))
+    third, end = str(min(lab.milestones(), key=lambda step: abs(step - steps / 3))), str(steps)
     claims = (
         Claim(
             "after a third of the training coarse-to-fine is as good as the baseline at its end (Fig. 2, section 5.4)",
@@ -221,18 +236,18 @@ def fig2(preset: Preset) -> Experiment:
 
 def fig3(preset: Preset) -> Experiment:
     """Images of the largest systems of Table 1, the same seeds in each row."""
-    rows = table1(preset).rows[-2:]
-    return Experiment("Figure 3: images", ("size", "system"), tuple(Row(r.name, r.systems[:1]) for r in rows))
+    baseline, _, paper = table1(preset).rows[-3:]
+    return Experiment("Figure 3: images", SYSTEMS, tuple(Row(r.name, r.systems[:1]) for r in (baseline, paper)))
 
 
 def accuracy(preset: Preset) -> Experiment:
-    """How often the most probable label is right, and the losses (sections 3 and 5.5.5)."""
+    """Accuracy of the most probable label, and the losses (sections 3 and 5.5.5)."""
     rows = tuple(Row(row.name, row.systems, measured=("bits",)) for row in table1(preset).rows)
     note = (
         "The paper: a VAR of two billion parameters predicts less than 7 % of ImageNet's test tokens (section 3); "
         "the training loss of the coarse model ends at about 5, the baseline's at about 7 nats (section 5.5.5)."
     )
-    return Experiment("Accuracy and loss on held-out images", ("size", "system"), rows, note=note)
+    return Experiment("Accuracy and loss on held-out images", SYSTEMS, rows, note=note)
 
 
 EXPERIMENTS: dict[str, Callable[[Preset], Experiment]] = {

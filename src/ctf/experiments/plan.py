@@ -30,10 +30,10 @@ SETTINGS_OF: dict[SystemStage, type[TokenTraining]] = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs of one kind, and how they are used.
+    """GPUs of one model, and how they are used.
 
     Attributes:
-        gpu: the kind.
+        gpu: the model.
         count: how many.
         utilisation: MFU, the share of the datasheet's bfloat16 rate that the model's operations make up.
         price: of a GPU and hour, in whatever currency.
@@ -55,7 +55,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a training takes.
+    """The plan of one training.
 
     Attributes:
         size: named size of the model.
@@ -132,14 +132,16 @@ def plan_stage(config: TokenTraining, data: Data, num_clusters: int, cluster: Cl
 
 
 def data_of(tokens: str, kind: str) -> tuple[Data, str]:
-    """What a token set holds, and where that is known from; ImageNet's figures for one that is not there yet, of the
-    tokenizer that stages of this kind read."""
+    """The facts of a token set, and their source.
+
+    Until the set is there: ImageNet's numbers, with the tokenizer that stages of this type read.
+    """
     if not tokens or not Path(tokens).exists():
         data, usual = IMAGENET.data, find_kind(kind).usual_tokenizer()
         if usual is not None:
             layout = usual.layout((data.image_size, data.image_size))
             data = dataclasses.replace(data, layout=layout, codebook_size=usual.codebook_size)
-        return data, "ImageNet's figures, since its tokens are not there yet"
+        return data, "ImageNet's numbers, since its tokens are not there yet"
     found = TokenSet.open(tokens)
     data = dataclasses.replace(
         IMAGENET.data,

@@ -1,14 +1,15 @@
-"""On what experiments run, and the systems that they compare: as in the paper, and offline on the emoji."""
+"""Presets: data, sizes and settings of experiments, and the systems that they compare."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ctf.bench.gpus import GPUS, UTILISATION
 from ctf.errors import InputError
 from ctf.experiments.artifacts import Clusters, Data, Tokens, Training
 from ctf.experiments.measurements import System, Weights
+from ctf.experiments.store import Pace
 from ctf.layout import Layout
 from ctf.training.config import (
     BaselineTraining,
@@ -23,7 +24,7 @@ from ctf.training.config import (
 
 @dataclass(frozen=True)
 class Preset:
-    """What all experiments on some images share.
+    """Everything that the experiments on one set of images share.
 
     Attributes:
         data: the images and their tokenizer.
@@ -33,7 +34,11 @@ class Preset:
             images are it.
         num_samples: images of a sample set.
         seeds: of the experiments that are repeated; the others take the first.
-        machine: what plans are for, with the operations per second that it sustains; None is this machine.
+        table_sizes: the paper's sizes that Tables 1 and 2 compare; Fig. 3 shows the last one.
+        support: of stage 2 in the paper's tables and figures; "full" is the paper's softmax over all tokens.
+        passes: over the images, after which weights are kept, as far as a training has so many; without any, after the
+            shares of it that the paper's Fig. 2 shows.
+        pace: of the machine that plans are for; None is this machine.
     """
 
     data: Data
@@ -44,7 +49,10 @@ class Preset:
     reference_split: str | None
     num_samples: int
     seeds: tuple[int, ...]
-    machine: tuple[str, float] | None = None
+    table_sizes: tuple[str, ...] = ("B", "L")
+    support: Literal["cluster", "full"] = "cluster"
+    passes: tuple[float, ...] = ()
+    pace: Pace | None = None
 
     def changed(
         self,
@@ -79,7 +87,7 @@ class Preset:
 
 #: Two CPU cores in an evening. The sizes stand for B, L and XL.
 EMOJI = Preset(
-    data=Data("emoji", "train", "test", 64, "emoji", "flip", None, Layout.square(8), 54, 8_367),
+    data=Data("emoji", "train", "test", 64, "emoji", "flip", None, Layout.square(8), 54, 8_367, 786),
     sizes={"B": "nano", "L": "micro", "XL": "mini"},
     training={
         "dropout": 0.0,
@@ -93,10 +101,20 @@ EMOJI = Preset(
     seeds=(0, 1, 2),
 )
 
-#: The paper's settings (section 5.1).
+#: The paper's settings (section 5.1), and its rates of sampling (Table 2).
 IMAGENET = Preset(
     data=Data(
-        "imagenet", "train", "val", 256, "vq_ds16_c2i.pt", "ten-crop", "vq16", Layout.square(16), 1_000, 1_281_167
+        images="imagenet",
+        train_split="train",
+        test_split="val",
+        image_size=256,
+        tokenizer="vq_ds16_c2i.pt",
+        augmentation="ten-crop",
+        architecture="vq16",
+        layout=Layout.square(16),
+        num_classes=1_000,
+        num_images=1_281_167,
+        num_held_out=50_000,
     ),
     sizes={"B": "B", "L": "L", "XL": "XL"},
     training={
@@ -109,24 +127,38 @@ IMAGENET = Preset(
     reference_split=None,
     num_samples=50_000,
     seeds=(0,),
-    machine=("A100", UTILISATION * GPUS["A100"].bfloat16),
+    table_sizes=("B", "L", "XL"),
+    support="full",
+    pace=Pace(
+        "A100",
+        UTILISATION * GPUS["A100"].bfloat16,
+        {
+            ("B", "baseline"): 13.75,
+            ("B", "coarse-to-fine"): 12.83,
+            ("L", "baseline"): 7.50,
+            ("L", "coarse-to-fine"): 8.71,
+            ("XL", "baseline"): 5.32,
+            ("XL", "coarse-to-fine"): 6.26,
+        },
+    ),
 )
 
-#: Photographs on two CPU cores: Tiny ImageNet's official folder, which `--images` names, in two passes. Metrics are
-#: those of EfficientNet's features.
+#: Photographs on two CPU cores: Tiny ImageNet's official folder, which `--images` names, in six passes;
+#: `--steps 6250` is two of them. Metrics are those of EfficientNet's features.
 TINY_IMAGENET = Preset(
-    data=Data("", "train", "val", 64, "photos", "flip", None, Layout.square(16), 200, 100_000),
+    data=Data("", "train", "val", 64, "photos", "flip", None, Layout.square(16), 200, 100_000, 10_000),
     sizes={"B": "micro", "L": "mini", "XL": "S"},
     training={
         "dropout": 0.0,
         "optimizer": OptimizerConfig(3e-3, 3e-5, warmup_steps=200),
-        "loop": LoopConfig(32, epochs=2, ema=0.999, log_every=100, evaluate_every=0, checkpoint_every=200),
+        "loop": LoopConfig(32, epochs=6, ema=0.999, log_every=100, evaluate_every=0, checkpoint_every=200),
     },
     features="efficientnet",
     reference="",
     reference_split="train",
     num_samples=10_000,
     seeds=(0, 1),
+    passes=(1 / 2, 1, 2, 4),
 )
 
 PRESETS = {"emoji": EMOJI, "imagenet": IMAGENET, "tiny-imagenet": TINY_IMAGENET}
@@ -162,8 +194,12 @@ class Lab:
         return Tokens(self.preset.data, "test")
 
     def milestones(self) -> tuple[int, ...]:
-        steps = self.preset.training["loop"].total_steps(self.preset.data.num_images)
-        return tuple(dict.fromkeys(max(1, round(share * steps)) for share in MILESTONES))
+        """Steps after which every training keeps its weights, before its last one."""
+        loop, num_images = self.preset.training["loop"], self.preset.data.num_images
+        last = loop.total_steps(num_images)
+        wanted = [passes * num_images / loop.batch_size for passes in self.preset.passes]
+        steps = (max(1, round(step)) for step in wanted or [share * last for share in MILESTONES])
+        return tuple(dict.fromkeys(step for step in steps if step < last))
 
     def train(self, kind_of: type[TokenTraining], size: str, maps: dict[str, Clusters], **settings: Any) -> Training:
         loop = replace(self.preset.training["loop"], seed=self.seed, milestones=self.milestones())
@@ -183,6 +219,10 @@ class Lab:
 
     def fine(self, size: str = "B", clusters: Clusters | None = None, **settings: Any) -> Training:
         return self.train(FineTraining, size, {"coarse_map": clusters or self.clusters()}, **settings)
+
+    def paper_fine(self, size: str = "L", clusters: Clusters | None = None) -> Training:
+        """Stage 2 of the paper's tables and figures, with the support that the preset gives it there."""
+        return self.fine(size, clusters, support=self.preset.support)
 
     def middle(self, given: Clusters, predicts: Clusters, size: str = "B") -> Training:
         maps = {"given": given, "predicts": predicts}

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from ctf.bench.gpus import UTILISATION
-from ctf.bench.machine import measure_machine
-from ctf.device import usable_device
+from ctf.bench.machine import matrix_rate
+from ctf.device import device_name, usable_device
 from ctf.errors import InputError
+from ctf.experiments.artifacts import Training
 from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Experiment
 from ctf.experiments.page import write_report
 from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import Preset
-from ctf.experiments.store import Artifact, Store, in_order
+from ctf.experiments.store import Artifact, Pace, Store, in_order
 from ctf.files import check_writable
 from ctf.reporting.page import PAGE
 
@@ -47,37 +46,40 @@ def reproduce(name: str, preset: Preset, out: str, device: str = "auto", command
 
 
 def plan(name: str, preset: Preset, out: str) -> str:
-    """What an experiment makes, what of it is there, and the operations and time of the rest, as text."""
+    """The plan of an experiment as text: its artifacts, which are missing, and their operations and time."""
     experiment, store = find(name)(preset), Store(Path(out))
     artifacts = in_order(experiment.artifacts(preset))
-    machine, rate = preset.machine or _this_machine()
+    pace = preset.pace or _this_machine()
     lines = [experiment.title, "", f"{'':12}{'all':>6}{'missing':>9}{'operations':>13}{'time':>12}"]
     missing = [artifact for artifact in artifacts if not store.has(artifact)]
     for room in dict.fromkeys(artifact.room for artifact in artifacts):
         every = [artifact for artifact in artifacts if artifact.room == room]
-        lines.append(_line(room, len(every), [a for a in every if a in missing], rate))
+        lines.append(_line(room, len(every), [a for a in every if a in missing], pace))
     lines += [
-        _line("together", len(artifacts), missing, rate),
+        _line("together", len(artifacts), missing, pace),
         "",
-        f"Time of one {machine} at {rate:.3g} operations a second.",
+        f"Time of one {pace.machine} at {pace.rate:.3g} operations a second.",
+        *["Autoregressive sampling at its measured rates (the paper's Table 2)."] * bool(pace.images_per_second),
         "",
+        f"{'':8}{'operations':>12}{'parameters':>12}",
     ]
     for artifact in artifacts:
-        if artifact.room == "training":
+        if isinstance(artifact, Training):
             state = "missing" if artifact in missing else "made"
-            lines.append(f"{state:9}{artifact.operations():10.2e}  {artifact.name}")
+            parameters = f"{artifact.stage().num_parameters() / 1e6:.1f} M"
+            lines.append(f"{state:8}{artifact.operations():12.2e}{parameters:>12}  {artifact.name}")
     return "\n".join(lines)
 
 
-def _this_machine() -> tuple[str, float]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    machine = measure_machine(device)
-    return machine.name, UTILISATION * machine.matrix_rate
+def _this_machine() -> Pace:
+    device = usable_device("auto")
+    return Pace(device_name(device), UTILISATION * matrix_rate(device))
 
 
-def _line(title: str, count: int, missing: Sequence[Artifact], rate: float) -> str:
+def _line(title: str, count: int, missing: Sequence[Artifact], pace: Pace) -> str:
     operations = sum(artifact.operations() for artifact in missing)
-    return f"{title:12}{count:6}{len(missing):9}{operations:13.2e}{duration(operations / rate):>12}"
+    seconds = sum(artifact.seconds(pace) for artifact in missing)
+    return f"{title:12}{count:6}{len(missing):9}{operations:13.2e}{duration(seconds):>12}"
 
 
 def duration(seconds: float) -> str:

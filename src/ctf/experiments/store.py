@@ -7,8 +7,8 @@ import hashlib
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,12 +21,30 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Artifact(ABC):
-    """What is made once. Subclasses are frozen dataclasses; their fields, other artifacts among them, decide what comes
-    out, and nothing else does.
+class Pace:
+    """The speed of a machine at making artifacts, for plans.
 
     Attributes:
-        room: its kind, and the folder of all of its kind.
+        machine: its name.
+        rate: operations per second that it sustains.
+        images_per_second: measured sampling by the size of an autoregressive stage 1 and the system, "baseline" or
+            "coarse-to-fine". Its steps wait for memory, which operations do not show.
+    """
+
+    machine: str
+    rate: float
+    images_per_second: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact(ABC):
+    """Something that is made once.
+
+    Subclasses are frozen dataclasses. Their fields, some of them other artifacts, decide what comes out, and nothing
+    else does.
+
+    Attributes:
+        room: the folder of all artifacts of its type.
         finished: the file that is written last, atomically.
     """
 
@@ -46,13 +64,21 @@ class Artifact(ABC):
     def make(self, folder: Path, store: Store) -> None:
         """Make it in `folder`, or go on where an interrupted call stopped. What it is made from is in `store`."""
 
+    @abstractmethod
+    def check(self, folder: Path) -> None:
+        """Open the files of a finished artifact, without reading all of them. Raises InputError: one is damaged."""
+
     def operations(self) -> float:
-        """Of making it, two per multiply-add; 0 where that takes no time worth planning."""
+        """Operations of making it, two per multiply-add; 0 where that takes no time worth planning."""
         return 0.0
+
+    def seconds(self, pace: Pace) -> float:
+        """The time of making it on a machine."""
+        return self.operations() / pace.rate
 
     def decisive(self) -> dict[str, Any]:
         """The fields that decide what comes out, by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
     @cached_property
     def key(self) -> str:
@@ -68,15 +94,15 @@ class Artifact(ABC):
         return f"{self.title}-{self.key}"
 
     def inputs(self) -> list[Artifact]:
-        """What it is directly made from."""
+        """The artifacts that it is directly made from."""
         return list(_artifacts(self.decisive().values()))
 
 
 def decisive_settings(value: Any) -> dict[str, Any]:
     """The fields of a dataclass, without those that are younger than published results and at their default."""
-    settings = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
-    young = [field for field, own in settings.items() if field.metadata.get("young") and own == field.default]
-    return {field.name: own for field, own in settings.items() if field not in young}
+    settings = {each: getattr(value, each.name) for each in dataclasses.fields(value)}
+    young = [each for each, own in settings.items() if each.metadata.get("young") and own == each.default]
+    return {each.name: own for each, own in settings.items() if each not in young}
 
 
 def _plain(value: Any) -> Any:
@@ -94,7 +120,7 @@ def _artifacts(values: Iterable[Any]) -> Iterator[Artifact]:
         if isinstance(value, Artifact):
             yield value
         elif dataclasses.is_dataclass(value):
-            yield from _artifacts(getattr(value, field.name) for field in dataclasses.fields(value))
+            yield from _artifacts(getattr(value, each.name) for each in dataclasses.fields(value))
         elif isinstance(value, (tuple, list)):
             yield from _artifacts(value)
 
@@ -117,11 +143,20 @@ class Store:
         return self.root / artifact.room / artifact.name
 
     def has(self, artifact: Artifact) -> bool:
+        """Whether an artifact is there, or its result. Raises InputError: it is there and damaged."""
         folder = self.folder(artifact)
-        return artifact.is_made(folder) or folder in self.published
+        if not artifact.is_made(folder):
+            return folder in self.published
+        try:
+            artifact.check(folder)
+        except InputError as error:
+            raise InputError(
+                f"{error}. Or delete {folder}: what an experiment needs of it is then made again"
+            ) from None
+        return True
 
     def result(self, artifact: Artifact) -> Any:
-        """What a measurement's JSON file says, or else its published line; for artifacts that the store has."""
+        """The content of a measurement's JSON file, or else its published line; for artifacts that the store has."""
         folder = self.folder(artifact)
         return read_json(folder / artifact.finished) if artifact.is_made(folder) else self.published[folder]
 

@@ -35,7 +35,7 @@ class SwapResult:
 
 
 def swap_lines(psnr: Mapping[Any, Mapping[str, float]]) -> list[str]:
-    """The figures in words, a line for each M."""
+    """The PSNRs as text, a line for each M."""
     return [
         f"M = {m}: " + ", ".join(f"{name.replace('kmeans', 'k-means')} {dB:.2f} dB" for name, dB in by.items())
         for m, by in psnr.items()
@@ -71,7 +71,7 @@ def swap_images(
 def swap_generated(
     pipeline: StagePipeline, num: int, cluster_counts: tuple[int, ...], columns: int = 12, seed: int = 0
 ) -> SwapResult:
-    """The same with `num` images that a model generates, as in the paper: all classes in turn, image i of seed + i."""
+    """Swap the tokens of `num` generated images, as in the paper: all classes in turn, image i of seed + i."""
     labels = torch.arange(num) % len(pipeline.class_names)
     shown = set(np.linspace(0, num - 1, columns).astype(int).tolist())
 

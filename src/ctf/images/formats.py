@@ -1,4 +1,4 @@
-"""Which files are pictures, by their names."""
+"""File names of pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SYSTEM = frozenset(
 
 @cache
 def image_endings() -> frozenset[str]:
-    """Of the pictures that the installed Pillow reads: ".jpg", ".png", …"""
+    """Endings of the pictures that the installed Pillow reads: ".jpg", ".png", …"""
     registered = Image.registered_extensions()  # also fills `Image.OPEN`
     return frozenset(end for end, kind in registered.items() if kind in Image.OPEN and kind not in NO_PICTURES)
 

@@ -54,7 +54,7 @@ class ImageSet:
         return text_fingerprint(self._records.files())
 
     def name(self, index: int) -> str:
-        """What to call image `index` in a message, in one line."""
+        """The name of image `index` in a message, in one line."""
         return self._records.name(index)
 
     def read(self, index: int, size: int | None = None, crop: Crop = center_crop) -> np.ndarray:

@@ -103,7 +103,7 @@ def save_png(path: str | Path, image: Image.Image) -> None:
 
 
 def png_bytes(image: Image.Image, **notes: str) -> bytes:
-    """What a PNG file of `image` holds, with `notes` in its text."""
+    """The bytes of a PNG file of `image`, with `notes` in its text."""
     info, file = PngInfo(), io.BytesIO()
     for name, text in notes.items():
         info.add_itxt(name, text)

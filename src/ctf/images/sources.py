@@ -1,4 +1,4 @@
-"""Where images come from: each layout becomes `Records`, encoded images with names and labels."""
+"""Sources of images: each layout becomes `Records`, encoded images with names and labels."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def split_of(name: str) -> str | None:
 
 
 def splits_among(names: Iterable[str]) -> list[str]:
-    """Those of `names`, all in one folder, that are splits: only such a word, or the same name as another but for it.
+    """The splits among `names`, all in one folder: only such a word, or the same name as another but for it.
 
     So "seg_train" and "seg_test" are splits, and "freight train" beside "bus" is a class.
     """

@@ -25,7 +25,7 @@ WNIDS, WORDS, ANNOTATIONS = "wnids.txt", "words.txt", "val_annotations.txt"
 
 
 def label_tables(files: Sequence[str]) -> list[str]:
-    """Those of the paths below a folder that `metadata_labels` and `tiny_imagenet_labels` read."""
+    """The paths below a folder that `metadata_labels` and `tiny_imagenet_labels` read."""
     names = METADATA | {WNIDS, WORDS, ANNOTATIONS} if WNIDS in files else METADATA
     return [path for path in files if posixpath.basename(path) in names]
 

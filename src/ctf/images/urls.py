@@ -180,7 +180,7 @@ def tar_records(source: str, fs: AbstractFileSystem, paths: Sequence[str], colum
 
 
 def tar_index(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
-    """Where the images of a .tar file are: names, starts, ends, and columns of what may be labels.
+    """The places of the images in a .tar file: names, starts, ends, and columns of what may be labels.
 
     To find out takes a walk through the whole file, so it is kept in the cache folder, where other processes find it.
     """
@@ -191,7 +191,7 @@ def tar_index(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
 
 
 def walk_tar(fs: AbstractFileSystem, path: str) -> dict[str, list[Any]]:
-    """What `tar_index` returns, from the file itself. Raises tarfile.ReadError: it is truncated."""
+    """The result of `tar_index`, from the file itself. Raises tarfile.ReadError: it is truncated."""
     with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
         index = read_tar(archive)
         file.seek(archive.offset)
@@ -201,7 +201,7 @@ def walk_tar(fs: AbstractFileSystem, path: str) -> dict[str, list[Any]]:
 
 
 def read_tar(archive: tarfile.TarFile) -> dict[str, Any]:
-    """What `tar_index` returns. Members with the same name up to its first dot, one after another, are one example."""
+    """The result of `tar_index`. Members with the same name up to its first dot, one after another, are one example."""
     index: dict[str, Any] = {"names": [], "starts": [], "ends": []}
     rows = []
     files = (member for member in archive if member.isfile() and all(key_and_extension(member)[1:]))
@@ -224,14 +224,14 @@ def read_tar(archive: tarfile.TarFile) -> dict[str, Any]:
 
 
 def key_and_extension(member: tarfile.TarInfo) -> tuple[str, str, str]:
-    """Of "a/b.c.png" "a", "b" and "c.png"."""
+    """Folder, key and extension of a member: "a", "b" and "c.png" of "a/b.c.png"."""
     folder, _, name = member.name.rpartition("/")
     name, _, extension = name.partition(".")
     return folder, name, extension
 
 
 def label_fields(example: dict[str, Any]) -> dict[str, Any]:
-    """What may be labels in an example's `json`."""
+    """The fields of an example's `json` that may be labels."""
     fields = example.items()
     return {name: value for name, value in fields if LABEL_LIKE.search(name) and isinstance(value, (int, float, str))}
 

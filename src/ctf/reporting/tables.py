@@ -22,7 +22,7 @@ def markdown_table(rows: Sequence[Sequence[str]], words: int = 1) -> str:
 
 
 def text_table(rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """The same for a terminal, in aligned columns."""
+    """A table for a terminal, in aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

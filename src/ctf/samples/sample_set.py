@@ -66,6 +66,17 @@ class SampleSet:
         """
         raise NotImplementedError
 
+    def read(self, places: Iterable[int]) -> dict[int, np.ndarray]:
+        """The images at these places: uint8 (H, W, 3) each. Raises InputError: damaged images."""
+        wanted, start = set(places), 0
+        found: dict[int, np.ndarray] = {}
+        for batch in self.batches(64):
+            found |= {i: batch[i - start].copy() for i in wanted if start <= i < start + len(batch)}
+            start += len(batch)
+            if len(found) == len(wanted):
+                break
+        return found
+
 
 class ImageArray(SampleSet):
     """`arr_0` of an .npz, which is read as a stream and never loaded whole; `labels` of the same file.

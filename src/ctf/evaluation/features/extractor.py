@@ -1,4 +1,4 @@
-"""What every feature extractor is: uint8 images in, features out."""
+"""The interface of feature extractors: uint8 images in, features out."""
 
 from __future__ import annotations
 

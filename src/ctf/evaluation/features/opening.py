@@ -50,7 +50,7 @@ def open_features(name: str = "inception", weights: str | None = None, device: s
 
 
 class CustomFeatures(FeatureExtractor):
-    """What a function makes of images: "file.py:function" or "package.module:function".
+    """The features that a function computes: "file.py:function" or "package.module:function".
 
     The function gets uint8 images (n, H, W, 3) and returns an array or tensor (n, d), or `Features`. The
     fingerprint is that of the source file; changes to weights that the function reads are noticed on the first image of
