@@ -153,6 +153,7 @@ def test_a_tokenizer_is_no_transformer(tokenizer):
         load_var(GOLDEN / "vq.pt", tokenizer)
 
 
-def test_other_scales_are_refused(tokenizer):
-    with pytest.raises(InputError, match="scales"):
-        load_var(GOLDEN / "var_adaln.pt", tokenizer.with_scales((1, 3, 4)))
+@pytest.mark.parametrize("scales", [(1, 3, 4), (1, 2, 3, 4)])
+def test_other_scales_are_refused(tokenizer, scales):
+    with pytest.raises(InputError, match=r"has the scales 1x1,2x2,4x4, the tokenizer 1x1,.*: open it with"):
+        load_var(GOLDEN / "var_adaln.pt", tokenizer.with_scales(scales))

@@ -56,7 +56,7 @@ def load_tokenizer(
     Args:
         path_or_state_dict: a `torch.save` or safetensors file, "owner/name:file" on the Hugging Face Hub, or a state
             dict, bare as `vae_ch160v4096z32.pth` or within a training checkpoint of VAR.
-        scales: side of each scale. By default VAR's for 256 × 256 pixels, where the file says that it has ten.
+        scales: side of each scale. By default VAR's for 256 × 256 pixels, unless the file says that it has not ten.
         allow_namespace: accept `argparse.Namespace` beside the weights, and nothing else that is not plain data.
 
     Raises:
@@ -65,10 +65,9 @@ def load_tokenizer(
     state = read_part(path_or_state_dict, "vae_local", allow_namespace)
     where = name_of(path_or_state_dict)
     if scales is None:
-        known = MultiScaleConfig.scales
-        if USAGE not in state or len(state[USAGE]) != len(known):
-            raise InputError(f"{where} does not say that it has {len(known)} scales: give the side of each as scales")
-        scales = known
+        scales = MultiScaleConfig.scales
+        if USAGE in state and len(state[USAGE]) != len(scales):
+            raise InputError(f"{where} has {len(state[USAGE])} scales, not VAR's {len(scales)}: give their sides")
     config = _config(state, tuple(scales), where)
     tokenizer = MultiScaleTokenizer(config)
     tokenizer.load_state_dict(_translation(config).ours(tokenizer, state, where))

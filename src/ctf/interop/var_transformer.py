@@ -25,6 +25,7 @@ from ctf.sampling.settings import Sampling
 from ctf.stages.next_scale import NextScale
 from ctf.stages.stage import Stage
 from ctf.tokenizer.interface import Tokenizer
+from ctf.tokenizer.multi_scale import MultiScaleTokenizer
 from ctf.weights import name_of
 
 #: Our names to VAR's, applied in order.
@@ -80,6 +81,7 @@ def load_var(
     state = read_part(path_or_state_dict, "var_wo_ddp", allow_namespace)
     where = name_of(path_or_state_dict)
     of_tokenizer = NextScale.settings_of(tokenizer)
+    assert isinstance(tokenizer, MultiScaleTokenizer)
     config = dataclasses.replace(_config(state, where), convolutions=of_tokenizer["convolutions"])
     labels = tokenizer.codebook_size if predicts is None else predicts.num_coarse
     needed, held = (labels, of_tokenizer["codeword_dim"]), (config.output_vocab, config.codeword_dim)
@@ -88,10 +90,8 @@ def load_var(
             f"{where} predicts {held[0]} labels from vectors of {held[1]} numbers, the tokenizer and its level have "
             f"{needed[0]} and {needed[1]}: give the parts of one model"
         )
-    if (scales := tokenizer.layout_of(config.num_tokens)) != config.layout:
-        raise InputError(
-            f"{where} has the scales {config.layout}, the tokenizer {scales}: open it with the same scales"
-        )
+    if (scales := tokenizer.quantizer.scales) != config.layout:
+        raise InputError(f"{where} has the scales {config.layout}, the tokenizer {scales}: open it with the file's")
     with torch.device("meta"):  # large ones would take a minute to initialize, for nothing
         stage = NextScale(config, name=name, predicts=predicts, sampling=SAMPLING)
     stage.transformer.load_state_dict(TRANSLATION.ours(stage.transformer, state, where), assign=True)

@@ -13,14 +13,15 @@ from ctf.weights import name_of, read_checkpoint, read_state_dict
 
 
 def read_part(source: str | Path | Mapping[str, Any], part: str, allow_namespace: bool = False) -> dict[str, Tensor]:
-    """The weights in `source`, as `read_state_dict`, or those called `part` where it is a training checkpoint of VAR.
+    """The weights in `source`, as `read_state_dict`, or those called `part` in a training checkpoint of VAR.
 
     Raises:
         InputError: as `read_state_dict`.
     """
     held = source if isinstance(source, Mapping) else read_checkpoint(source, allow_namespace)
-    if isinstance(held, Mapping) and isinstance(held.get("trainer"), Mapping) and part in held["trainer"]:
-        held = held["trainer"][part]
+    for name in ("trainer", part):
+        if isinstance(held, Mapping):
+            held = held.get(name, held)
     if not isinstance(held, Mapping):
         raise InputError(f"{name_of(source)} holds a {type(held).__name__}, not a dictionary of weights")
     return read_state_dict(held)

@@ -47,6 +47,11 @@ class Tokenizer(nn.Module, ABC):
         return len(self.codebook)
 
     @property
+    def residual_fingerprint(self) -> str | None:
+        """Of codebook and convolutions, where tokens are residuals of several scales; None where they are not."""
+        return None
+
+    @property
     @abstractmethod
     def downsampling(self) -> int:
         """f: pixels per token and side."""

@@ -78,6 +78,10 @@ class MultiScaleTokenizer(ConvolutionalTokenizer):
     def new(cls, model: TokenizerConfig, **own: Any) -> ConvolutionalTokenizer:
         return super().new(dataclasses.replace(model, l2_normalize=False), **own)  # which the family vq alone has
 
+    @property
+    def residual_fingerprint(self) -> str:
+        return self.quantizer.residual.fingerprint(self.codebook)
+
     def build_quantizer(self) -> MultiScaleQuantizer:
         return MultiScaleQuantizer(self.config)
 
