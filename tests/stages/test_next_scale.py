@@ -10,7 +10,7 @@ from torch.distributions import Chi2
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
-from ctf.interop.var_transformer import var_state
+from ctf.interop.var import var_state
 from ctf.layout import Layout
 from ctf.models import Compute, NextScaleConfig
 from ctf.pipeline import StagePipeline
