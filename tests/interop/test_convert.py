@@ -26,7 +26,7 @@ def ctf(line):
 
 
 def write_codes(folder, codes, labels, size=256):
-    """As LlamaGen's extraction leaves them: int64 files of one image each. Codes [n, A, N]."""
+    """Files as LlamaGen's extraction leaves them: int64, one image each. Codes [n, A, N]."""
     for kind, array in ("codes", codes), ("labels", labels):
         (folder / f"imagenet{size}_{kind}").mkdir(parents=True)
         for i in range(len(array)):

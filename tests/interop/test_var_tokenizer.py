@@ -69,7 +69,7 @@ def test_tokens_of_no_image(tokenizer, golden):
 
 @pytest.mark.parametrize("drawn", ["", "drawn_"])
 @torch.no_grad()
-def test_what_a_next_scale_transformer_reads(tokenizer, golden, drawn):
+def test_inputs_of_a_next_scale_transformer(tokenizer, golden, drawn):
     found = tokenizer.next_scale_input(golden[f"{drawn}tokens"])
     torch.testing.assert_close(found, golden[f"{drawn}var_input"], **CLOSE)
 

@@ -72,7 +72,7 @@ def test_greedy_tokens_and_images(golden, tokenizer, cfg):
 
 
 @pytest.mark.parametrize("name", ["var_adaln", "var_shared"])
-def test_what_is_written_is_what_was_read(name, tokenizer):
+def test_a_file_there_and_back(name, tokenizer):
     original = torch.load(GOLDEN / f"{name}.pt", weights_only=True)
     written = var_state(load_var(original, tokenizer))
     assert written.keys() == original.keys()
