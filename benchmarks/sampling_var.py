@@ -44,10 +44,10 @@ def reference_of(depth: int) -> torch.nn.Module:
 
 
 def tokens_by_var(network: torch.nn.Module, labels: Tensor, **filters: float) -> Tensor:
-    """What VAR samples for `labels`, (B, N)."""
+    """Tokens (B, N) that VAR samples for `labels`."""
     from models import var as module
 
-    found: list[Tensor] = []
+    found: list[Tensor] = []  # (B, p², 1) of each scale
     drawn, decode = module.sample_with_top_k_top_p_, network.vae_proxy[0].fhat_to_img
 
     def keep(*arguments: object, **settings: object) -> Tensor:

@@ -136,6 +136,7 @@ def test_a_model_replaces_a_model_in_one_commit(hub, model, models):
 def test_the_card_says_what_is_known(model):
     card = (model / "README.md").read_text(encoding="utf-8")
     assert 'license: "mit"\nlibrary_name: ctf' in card
+    assert "tags: [autoregressive, vq, masked]" in card
     assert "![samples](samples.png)" in card
     assert "**Data.** 20 birds" in card
     assert "| bits per token | 8.25 |" in card

@@ -53,6 +53,13 @@ def test_half_precision_rounds_the_stages_only(make_pipeline, tmp_path):
     assert sizes["half"] < 0.7 * sizes["full"]
 
 
+def test_the_model_card_of_several_scales(scales_pipeline, tmp_path):
+    scales_pipeline.save_pretrained(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "tags: [autoregressive, vq, multi-scale, next-scale]" in card
+    assert "4 classes; 1 × 1, 2 × 2, 4 × 4 tokens of a codebook of 24" in card
+
+
 def test_the_model_card_says_what_the_model_is(make_pipeline, tmp_path):
     make_pipeline("cluster").save_pretrained(tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")

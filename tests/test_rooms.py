@@ -89,7 +89,7 @@ def test_light_modules_import_nothing_heavy():
 
 #: Where the paper's systems are set up or reported: presets, not branches.
 PRESETS = ("training/config.py", "fit/", "experiments/", "bench/", "interop/llamagen.py", "evaluation/table")
-PRESETS += ("commands/main.py", "commands/plan.py", "interop/var_transformer.py")
+PRESETS += ("commands/main.py", "commands/plan.py", "interop/var.py")
 
 
 @pytest.mark.parametrize("name", ["coarse", "fine", "baseline"])

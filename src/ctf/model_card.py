@@ -128,9 +128,11 @@ def model_card(pipeline: StagePipeline, about: About) -> str:
     """The README.md of a model folder."""
     licence = f"license: {json.dumps(about.licence)}\n" if about.licence else ""
     height, width = pipeline.image_size
+    kinds = (stage.kind.replace("_", "-") for stage in pipeline.stages)
+    tags = dict.fromkeys(["autoregressive", "vq", pipeline.tokenizer.family, *kinds])  # each once
     parts = [
         f"---\n{licence}library_name: ctf\npipeline_tag: unconditional-image-generation\n"
-        "tags: [autoregressive, vq]\n---",
+        f"tags: [{', '.join(tags)}]\n---",
         f"# Class-conditional images of {height} × {width} pixels",
         f"![samples]({SHEET})" if about.sheet else "",
         f"{len(pipeline.class_names)} classes; {pipeline.layout.words} tokens of a codebook of "

@@ -222,7 +222,7 @@ def assemble(
         trained_on = Path((run_settings(run) or {}).get("tokens", run))
         if (trained_on / "index.json").exists():  # the tokens still lie where they were
             check_same(TokenIndex.load(trained_on).class_names, tokens.class_names, str(trained_on), classes)
-    tokens.check_codebook(pipeline.tokenizer.codebook)
+    tokens.check_tokenizer(pipeline.tokenizer)
     if tokens.layout != pipeline.layout:
         raise InputError(
             f"{classes} has the layout {tokens.layout}, the stages have {pipeline.layout}: give their token set"

@@ -26,7 +26,7 @@ def ctf(line):
 
 
 def write_codes(folder, codes, labels, size=256):
-    """As LlamaGen's extraction leaves them: int64 files of one image each. Codes [n, A, N]."""
+    """Files as LlamaGen's extraction leaves them: int64, one image each. Codes [n, A, N]."""
     for kind, array in ("codes", codes), ("labels", labels):
         (folder / f"imagenet{size}_{kind}").mkdir(parents=True)
         for i in range(len(array)):
@@ -116,7 +116,7 @@ def test_vars_tokenizer_becomes_a_tokenizer_file(tmp_path, capsys):
     assert ctf(f"convert var --tokenizer {file} --scales 1 2 4 --out {out}") == 0
     assert load_tokenizer(out).layout((8, 8)).num_tokens == 21
     assert ctf(f"convert var --tokenizer {GOLDEN / 'vq16.pt'} --out {tmp_path / 'none'}") == 2
-    assert "give the side of each as scales" in capsys.readouterr().err
+    assert "not VAR's tokenizer" in capsys.readouterr().err
     assert ctf(f"convert half --source {file} --out {tmp_path / 'none'}") == 2
     assert "is VAR's tokenizer: `ctf convert var`" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

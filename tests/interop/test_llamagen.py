@@ -21,7 +21,7 @@ SMALL = {"num_heads": 4, "layout": Layout.square(4)}
 
 
 class Hostile:
-    """What a malicious checkpoint holds: unpickling it creates a file."""
+    """Content of a malicious checkpoint: unpickling it creates a file."""
 
     def __init__(self, path):
         self.path = path

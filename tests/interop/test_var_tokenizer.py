@@ -69,7 +69,7 @@ def test_tokens_of_no_image(tokenizer, golden):
 
 @pytest.mark.parametrize("drawn", ["", "drawn_"])
 @torch.no_grad()
-def test_what_a_next_scale_transformer_reads(tokenizer, golden, drawn):
+def test_inputs_of_a_next_scale_transformer(tokenizer, golden, drawn):
     found = tokenizer.next_scale_input(golden[f"{drawn}tokens"])
     torch.testing.assert_close(found, golden[f"{drawn}var_input"], **CLOSE)
 
@@ -122,10 +122,11 @@ def test_ours_there_and_back(tokenizer, golden, tmp_path):
 
 
 def test_within_a_training_checkpoint(state, golden, tmp_path):
-    other = {"word_embed.weight": torch.zeros(2, 2)}
-    torch.save({"epoch": 3, "trainer": {"var_wo_ddp": other, "vae_local": state}}, tmp_path / "ar-ckpt-last.pth")
-    tokenizer = var.load_tokenizer(tmp_path / "ar-ckpt-last.pth", SETTINGS["patch_nums"])
-    assert torch.equal(tokenizer.encode(golden["images"]), golden["tokens"])
+    trainer = {"config": {}, "var_wo_ddp": {"word_embed.weight": torch.zeros(2, 2)}, "vae_local": state}
+    torch.save({"epoch": 3, "trainer": trainer}, tmp_path / "ar-ckpt-last.pth")
+    for file in (tmp_path / "ar-ckpt-last.pth", trainer, {"state_dict": state}):
+        tokenizer = var.load_tokenizer(file, SETTINGS["patch_nums"])
+        assert torch.equal(tokenizer.encode(golden["images"]), golden["tokens"])
 
 
 def test_the_released_size_is_recognised(monkeypatch):
@@ -169,10 +170,13 @@ def test_files_that_are_refused(state):
         assert "\n" not in str(error.value)
 
 
-def test_unknown_scales_are_asked_for(state):
-    for file in (state, without(state, var.USAGE)):
-        with pytest.raises(InputError, match="does not say that it has 10 scales: give the side of each as scales"):
-            var.load_tokenizer(file)
+def test_other_scales_than_the_released_ones_are_asked_for(state):
+    with pytest.raises(InputError, match="has 3 scales, not VAR's 10: give their sides"):
+        var.load_tokenizer(state)
+
+
+def test_without_a_record_of_scales_they_are_the_released_ones(state):
+    assert var.load_tokenizer(without(state, var.USAGE)).config.scales == MultiScaleConfig().scales
 
 
 def test_tokenizers_that_var_has_not():

@@ -7,10 +7,12 @@ import pytest
 import torch
 from stage_cases import LABELS, LAYOUT, SEEDS, SETTINGS, TASKS, N, in_pairs
 
+from ctf.files import load_tensors, save_tensors
 from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling, draw
 from ctf.sampling.orders import group_sizes, order_groups
+from ctf.stages import load_stage
 
 KIND = "any_order"
 WAYS = [
@@ -158,3 +160,46 @@ def test_a_training_loss_is_the_likelihood_in_an_order_of_its_own(make, task):
         assert distances.max() < 1e-5
         seen.add(tuple(sorted(nearest.unique().tolist())))
     assert seen == {(0, 1), (2,)}  # a batch shares its number of groups, its images have orders of their own
+
+
+SCALES = Layout.square(1, 3)  # the cell of the first scale, position 0, has the centre of position 5
+
+
+@torch.no_grad()
+def test_cells_with_one_centre_are_told_apart(make_stage):
+    """As queries, and as known tokens; without an embedding of scales both gave equal logits."""
+    stage, label = make_stage(KIND, layout=SCALES, codebook_size=4), torch.tensor([1])
+    tokens = torch.zeros(1, 10, dtype=torch.int64)
+    asked = stage.logits(tokens, label, stage.plan(Sampling(steps=1, order="raster")))[0]
+    assert (asked[0] - asked[5]).abs().max() > 1e-3
+
+    def after(kept):
+        known = torch.zeros(10, dtype=torch.bool)
+        known[kept] = True
+        return stage.logits(tokens, label, stage.plan(Sampling(steps=1, order="raster"), known))[0]
+
+    assert (after(0)[1] - after(5)[1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_cached_steps_over_several_scales_are_teacher_forcing(make_stage):
+    stage = make_stage(KIND, layout=SCALES, codebook_size=4)
+    tokens, labels = torch.randint(4, (2, 10), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
+    for sampling in (Sampling(order="scales"), Sampling(order="raster", steps=4)):
+        plan, found = stage.plan(sampling), []
+        state = stage.begin(labels, None, plan)
+        for group in plan.groups:
+            found.append(stage.head(stage.hidden(state, group), None))
+            stage.observe(state, group, tokens[:, group.at])
+        torch.testing.assert_close(torch.cat(found, 1), stage.logits(tokens, labels, plan), atol=1e-5, rtol=1e-5)
+
+
+def test_a_file_without_an_embedding_of_scales_computes_what_it_did(tmp_path, make_stage):
+    stage, label = make_stage(KIND, layout=SCALES, codebook_size=4), torch.tensor([1])
+    torch.nn.init.zeros_(stage.transformer.scale_embedding.weight)
+    stage.save(tmp_path / "new.safetensors")
+    tensors, metadata = load_tensors(tmp_path / "new.safetensors")
+    del tensors["transformer.scale_embedding.weight"]
+    save_tensors(tmp_path / "old.safetensors", tensors, metadata)
+    tokens = torch.zeros(1, 10, dtype=torch.int64)
+    assert torch.equal(load_stage(tmp_path / "old.safetensors").logits(tokens, label), stage.logits(tokens, label))

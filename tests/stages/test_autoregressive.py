@@ -5,6 +5,7 @@ import torch
 from stage_cases import LABELS, SEEDS
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling
 from ctf.stages import generate_tokens
@@ -161,3 +162,13 @@ def test_tokens_can_be_trained_on(make):
 def test_wrong_arguments_of_generate_are_refused(make, wrong, message):
     with pytest.raises(InputError, match=message):
         generate_tokens(make(KIND), **{"labels": LABELS, **wrong})
+
+
+@torch.no_grad()
+def test_cells_with_one_centre_are_told_apart_by_what_they_see(make_stage):
+    """The next token after position 0 and after position 5, whose inputs and coordinates are equal."""
+    stage, tokens = make_stage(KIND, layout=Layout.square(1, 3), codebook_size=4), torch.zeros(1, 10, dtype=torch.int64)
+    coordinates = stage.layout.coordinates
+    assert coordinates[0][1:] == coordinates[5][1:]
+    logits = stage.logits(tokens, torch.tensor([1]))[0]
+    assert (logits[1] - logits[6]).abs().max() > 1e-3

@@ -1,5 +1,7 @@
 """Kind next_scale by its properties; tests/interop/test_var_transformer.py compares it with VAR."""
 
+import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -8,11 +10,13 @@ from torch.distributions import Chi2
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
-from ctf.interop.var_transformer import var_state
+from ctf.interop.var import var_state
 from ctf.layout import Layout
 from ctf.models import Compute, NextScaleConfig
+from ctf.pipeline import StagePipeline
 from ctf.sampling import Random, Sampling
 from ctf.stages import NextScale, load_stage
+from ctf.tokenizer import MultiScaleTokenizer
 
 K, LABELS = 3, torch.tensor([0, 2])
 PAIRS = CoarseMap(torch.tensor([0, 1, 0]), "test", 0, "none")
@@ -26,12 +30,12 @@ TASKS = {
 }
 
 
-def make(sides=(1, 2), codebook_size=K, dim=16, **facts):
+def make(sides=(1, 2), codebook_size=K, dim=16, layout=None, **facts):
     """A random stage in evaluation mode, whose logits and inputs matter."""
     predicts, given = facts.get("predicts"), facts.get("given")
     config = NextScaleConfig(
         output_vocab=codebook_size if predicts is None else predicts.num_coarse,
-        layout=Layout.square(*sides),
+        layout=layout or Layout.square(*sides),
         num_classes=4,
         layers=2,
         heads=2,
@@ -61,27 +65,34 @@ def total(log_probs):
     return log_probs.exp().sum().item()
 
 
-def test_probabilities_of_all_coarse_labels_sum_to_one():
-    assert total(log_prob(make(predicts=PAIRS), sequences(2))) == pytest.approx(1, abs=1e-5)
+@pytest.fixture(params=[Layout.square(1, 2), Layout([(1, 1), (1, 2)])], ids=str)
+def layout(request):
+    """1 + 4 positions, and 1 + 2."""
+    return request.param
 
 
-def test_probabilities_of_all_tokens_sum_to_one():
-    assert total(log_prob(make(), sequences(K))) == pytest.approx(1, abs=1e-5)
+def test_probabilities_of_all_coarse_labels_sum_to_one(layout):
+    tokens = sequences(2, layout.num_tokens)  # tokens 0 and 1 are of the clusters 0 and 1
+    assert total(log_prob(make(layout=layout, predicts=PAIRS), tokens)) == pytest.approx(1, abs=1e-5)
 
 
-def test_probabilities_of_the_tokens_of_each_coarse_sequence_sum_to_one():
-    tokens = sequences(K)
-    probabilities = log_prob(make(given=PAIRS), tokens).exp()
-    _, of_coarse = PAIRS.to_coarse(tokens).unique(dim=0, return_inverse=True)
-    sums = torch.zeros(2**5, dtype=torch.float64).index_add(0, of_coarse, probabilities)
-    torch.testing.assert_close(sums, torch.ones(2**5, dtype=torch.float64), atol=1e-5, rtol=0)
+def test_probabilities_of_all_tokens_sum_to_one(layout):
+    assert total(log_prob(make(layout=layout), sequences(K, layout.num_tokens))) == pytest.approx(1, abs=1e-5)
 
 
-def test_probabilities_of_both_stages_together_sum_to_one():
-    tokens = sequences(K)
-    assert total(log_prob(make(predicts=PAIRS), tokens) + log_prob(make(given=PAIRS), tokens)) == pytest.approx(
-        1, abs=1e-5
-    )
+def test_probabilities_of_the_tokens_of_each_coarse_sequence_sum_to_one(layout):
+    tokens = sequences(K, layout.num_tokens)
+    probabilities = log_prob(make(layout=layout, given=PAIRS), tokens).exp()
+    coarse, of_coarse = PAIRS.to_coarse(tokens).unique(dim=0, return_inverse=True)
+    assert len(coarse) == 2**layout.num_tokens
+    sums = torch.zeros(len(coarse), dtype=torch.float64).index_add(0, of_coarse, probabilities)
+    torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-5, rtol=0)
+
+
+def test_probabilities_of_both_stages_together_sum_to_one(layout):
+    tokens = sequences(K, layout.num_tokens)
+    stages = make(layout=layout, predicts=PAIRS), make(layout=layout, given=PAIRS)
+    assert total(sum(log_prob(stage, tokens) for stage in stages)) == pytest.approx(1, abs=1e-5)
 
 
 def test_frequencies_of_samples_are_the_probabilities():
@@ -183,6 +194,26 @@ def test_kept_labels_that_differ_stay():
     tokens = stage.generate(labels, Random(range(8)), known=known)
     assert torch.equal(tokens[:, [0, 3, 9]], known[:, [0, 3, 9]])
     assert tokens.min() >= 0
+
+
+def test_a_pipeline_with_another_tokenizer_is_refused(scales_pipeline):
+    coarse, fine = scales_pipeline.stages
+    tokenizer = scales_pipeline.tokenizer
+
+    def assemble(tokenizer):
+        return StagePipeline(tokenizer, scales_pipeline.class_names, [coarse, fine])
+
+    other = copy.deepcopy(tokenizer)
+    assert assemble(other).stages == [coarse, fine]
+    other.quantizer.residual.convolutions[0].weight.data[0, 0, 0, 0] += 1e-3
+    with pytest.raises(InputError, match="stage coarse reads the codewords and convolutions of another tokenizer"):
+        assemble(other)
+    single = MultiScaleTokenizer(dataclasses.replace(tokenizer.config, shared_convolutions=1))
+    single.quantizer.weight = tokenizer.quantizer.weight
+    with pytest.raises(InputError, match="stage coarse reads the codewords and convolutions of another tokenizer"):
+        assemble(single)
+    with pytest.raises(InputError, match="stage coarse is for tokens of 1x1,2x2,4x4, the tokenizer makes 1x1,4x4"):
+        assemble(tokenizer.with_scales((1, 4)))
 
 
 def test_no_likelihood_with_kept_labels():

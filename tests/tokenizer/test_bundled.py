@@ -14,7 +14,7 @@ from ctf.tokenizer.registry import BUNDLED
     ("name", "layout", "least"), [("emoji", Layout.square(8), 23.0), ("photos", Layout.square(16), 18.0)]
 )
 def test_bundled_tokenizers_keep_an_image(name, layout, least):
-    """Of emoji, which `photos` never saw."""
+    """Images of emoji, which `photos` never saw."""
     images = open_images("emoji", "test", 64)
     pixels = torch.from_numpy(np.stack([images.read(i) for i in range(0, 64, 8)]))
     tokenizer = load_tokenizer(name)

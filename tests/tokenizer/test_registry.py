@@ -67,7 +67,7 @@ def test_a_family_from_elsewhere_is_saved_and_loaded(registered, tmp_path):
         assert torch.equal(loaded.codebook, tokenizer.codebook)
 
 
-def test_what_the_interface_gives_a_family(registered):
+def test_a_family_inherits_the_rest_of_the_interface(registered):
     tokenizer = registered(GreyConfig(levels=3))
     image = torch.tensor([[-1.0, 0.0, 1.0], [1.0, 1.0, -1.0]]).repeat_interleave(2, 0).repeat_interleave(2, 1)
     tokens = tokenizer.encode(image.expand(1, 3, 4, 6))
@@ -103,7 +103,7 @@ def test_the_embedded_tokenizer():
     assert load_tokenizer("emoji").codebook.shape == (16_384, 8)
 
 
-def test_what_is_no_tokenizer(tmp_path):
+def test_other_files_are_refused(tmp_path):
     save_tensors(tmp_path / "map.safetensors", {"fine_to_coarse": torch.zeros(3)}, {"ctf": "coarse_map"})
     assert is_ours(tmp_path / "map.safetensors")
     assert not is_ours(tmp_path / "nothing.pt")

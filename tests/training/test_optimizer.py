@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ctf.errors import InputError
-from ctf.interop.var_transformer import TRANSLATION
+from ctf.interop.var import TRANSLATION
 from ctf.layout import Layout
 from ctf.models import NextScaleConfig
 from ctf.stages import NextScale, new_stage

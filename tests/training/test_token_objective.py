@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -9,8 +11,11 @@ from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.images.pixels import to_bytes
 from ctf.layout import Layout
+from ctf.stages import new_stage
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
+from ctf.tokens import TokenSet, tokenize_images
 from ctf.training.config import OptimizerConfig
+from ctf.training.token_objective import TokenObjective
 
 FINER_MAP = CoarseMap(torch.arange(16) % 8, "test", 0, "none")
 NAMES = pytest.mark.parametrize("name", ["baseline", "coarse", "fine"])
@@ -114,6 +119,25 @@ def test_mismatched_parts_are_refused(tokens, tokenizer, tmp_path):
     with pytest.raises(InputError, match="codebook"):
         make_token_objective(known, tokenizer=tokenizer)
     assert make_token_objective(known, held_out=tokens).held_out is tokens  # tokens of an unknown codebook go with any
+
+
+def test_a_tokenizer_with_other_convolutions_between_scales_is_refused(tmp_path, scales_pipeline, noise_images):
+    tokenizer, noise_images.size = scales_pipeline.tokenizer, 16
+    tokens = tokenize_images(noise_images, tokenizer, tmp_path / "tokens")
+    other = copy.deepcopy(tokenizer)
+    other.quantizer.residual.convolutions[2].bias.data[0] += 1e-3
+
+    def objective(tokenizer, tokens=tokens):
+        facts = {"layout": tokens.layout, "num_classes": 1, "codebook_size": 24, "tokenizer": tokenizer}
+        stage = new_stage("next_scale", "nano", name="baseline", codebook=tokens.fingerprint_of_codebook, **facts)
+        return TokenObjective(stage, tokens, tokenizer=tokenizer)
+
+    assert objective(tokenizer).num_images == 20
+    with pytest.raises(InputError, match="was made with other convolutions between scales: use the tokenizer that"):
+        objective(other)
+    index = dataclasses.replace(tokens.index, residual=None)  # of a set from before, which does not say
+    index.save(tokens.folder)
+    assert objective(other, TokenSet.open(tokens.folder)).num_images == 20
 
 
 @pytest.mark.parametrize("size", [{"codebook_size": 32}, {"layout": Layout((1, 4))}, {"num_classes": 3}])

@@ -199,7 +199,7 @@ def _check(
     pipeline: StagePipeline, tokens: TokenSet, sampling: Mapping[str, Sampling], kept: Tensor | None = None
 ) -> None:
     """Find what has no likelihood before the work begins, which may be another pipeline's."""
-    tokens.check_codebook(pipeline.tokenizer.codebook)
+    tokens.check_tokenizer(pipeline.tokenizer)
     for stage in pipeline.stages:
         _check_tokens(stage, tokens)
         stage.plan(sampling[stage.name], kept).fixed_groups(stage.name)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.files import atomic_path, save_tensors
-from ctf.interop.translation import Translation, count, few, renamed, shape
+from ctf.interop.translation import Translation, convolutional_sizes, count, few, renamed, shape
 from ctf.layout import Layout
 from ctf.models.config import MODEL_SIZES, TransformerConfig
 from ctf.models.rotary import rotary_table
@@ -185,21 +185,8 @@ def _gpt_config(state: Mapping[str, Tensor], num_heads: int | None, layout: Layo
 
 
 def _tokenizer_config(state: Mapping[str, Tensor], where: str) -> TokenizerConfig:
-    base = shape(state, "encoder.conv_in.weight", where)[0]
-    widths = [
-        shape(state, f"encoder.conv_blocks.{level}.res.0.conv1.weight", where)[0]
-        for level in range(count(state, "encoder.conv_blocks."))
-    ]
-    size, dim = shape(state, "quantize.embedding.weight", where)
-    return TokenizerConfig(
-        base_channels=base,
-        channel_multipliers=tuple(width // base for width in widths),
-        encoder_blocks=count(state, "encoder.conv_blocks.0.res."),
-        decoder_blocks=count(state, "decoder.conv_blocks.0.res."),
-        z_channels=shape(state, "encoder.conv_out.weight", where)[0],
-        codebook_size=size,
-        codebook_dim=dim,
-    )
+    sizes = convolutional_sizes(state, "encoder.conv_blocks", "res", "decoder.conv_blocks.0.res", where)
+    return TokenizerConfig(**sizes, z_channels=shape(state, "encoder.conv_out.weight", where)[0])
 
 
 def _check_kind(state: Mapping[str, Tensor], mark: str, wanted: str, where: str) -> None:

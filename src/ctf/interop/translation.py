@@ -91,6 +91,24 @@ def count(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 
+def convolutional_sizes(
+    state: Mapping[str, Tensor], levels: str, blocks: str, decoder_blocks: str, where: str
+) -> dict[str, Any]:
+    """Settings of a `TokenizerConfig` that are in names and shapes, from the names of the encoder's levels, of the
+    residual blocks in them, and of those in a level of the decoder."""
+    base = shape(state, "encoder.conv_in.weight", where)[0]
+    first = [f"{levels}.{level}.{blocks}.0.conv1.weight" for level in range(count(state, f"{levels}."))]
+    size, dim = shape(state, "quantize.embedding.weight", where)
+    return {
+        "base_channels": base,
+        "channel_multipliers": tuple(shape(state, name, where)[0] // base for name in first),
+        "encoder_blocks": count(state, f"{levels}.0.{blocks}."),
+        "decoder_blocks": count(state, f"{decoder_blocks}."),
+        "codebook_size": size,
+        "codebook_dim": dim,
+    }
+
+
 def few(names: list[str]) -> str:
     """The first three names, and how many follow."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -40,10 +40,10 @@ class ScaleAttention(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, n, dim) → queries, keys and values (B, heads, n, head_dim)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, n, dim) each
-        heads = ((q + self.q_bias), k, (v + self.v_bias).type_as(v))
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in heads)  # (B, heads, n, head_dim)
-        # √head_dim cancels the division in attention: scores are scaled by the head's learned number alone.
-        factor = self.scale.clamp(max=LARGEST_SCALE).exp() * math.sqrt(v.shape[-1])
+        biased = q + self.q_bias, k, (v + self.v_bias).type_as(v)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in biased)  # (B, heads, n, head_dim)
+        # softmax(exp(scale) · q · k): √head_dim cancels the division in `attend`.
+        factor = self.scale.clamp(max=LARGEST_SCALE).exp() * math.sqrt(v.shape[-1])  # (1, heads, 1, 1)
         q, k = F.normalize(q.float(), dim=-1) * factor, F.normalize(k.float(), dim=-1)
         return q.type_as(v), k.type_as(v), v
 
@@ -85,13 +85,14 @@ class ScaleBlock(Block):
         return after(self, x, attend(*before(self, x, modulation)), modulation)
 
     def before(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, n, dim) and its modulation (B, 1, 6, dim) → queries, keys and values for attention."""
-        _, _, scale, _, shift, _ = modulation.unbind(2)
+        """Queries, keys and values of the input (B, n, dim); `modulation` is γ₁, γ₂, s₁, s₂, b₁, b₂ (B, 1, 6, dim)."""
+        _, _, scale, _, shift, _ = modulation.unbind(2)  # (B, 1, dim) each
         return self.attention(normalize(x, scale, shift))
 
     def after(self, x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:  # type: ignore[override]
         """The block's input (B, n, dim) and its attention (B, heads, n, head_dim) → its output."""
         gamma_attention, gamma_ffn, _, scale, _, shift = modulation.unbind(2)
+        # x + γ₁ · attention(LN(x) · (1 + s₁) + b₁), then x + γ₂ · ffn(LN(x) · (1 + s₂) + b₂)
         x = x + self._branch(self.attention.out(y.transpose(1, 2).flatten(2)), gamma_attention)
         return x + self._branch(self.ffn(normalize(x, scale, shift)), gamma_ffn)
 
@@ -99,7 +100,7 @@ class ScaleBlock(Block):
         """γ · y; in training, drop path makes it 0 for some images and larger for the others."""
         if not self.random:
             return gamma * y
-        kept = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
+        kept = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path  # (B, 1, 1)
         return gamma * self.dropout(y) * (kept / max(1 - self.drop_path, 1e-6))
 
 
@@ -221,5 +222,5 @@ class NextScaleTransformer(nn.Module):
     def _run(self, x: Tensor, y: Tensor, modulations: list[Tensor], attend: Sequence[Callable[..., Tensor]]) -> Tensor:
         for block, modulation, attention in zip(self.blocks, modulations, attend, strict=True):
             x = block(x, modulation, attention)
-        scale, shift = self.head_modulation(silu(y))[:, None].chunk(2, dim=-1)
+        scale, shift = self.head_modulation(silu(y))[:, None].chunk(2, dim=-1)  # (rows, 1, dim) each
         return normalize(x, scale, shift)

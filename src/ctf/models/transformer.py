@@ -184,8 +184,8 @@ class Transformer(nn.Module):
             self.given_embedding = nn.Embedding(config.given_vocab, config.dim)
         if config.attention == "groups":
             self.query_embedding = nn.Embedding(1, config.dim)
-        # Under full attention positions of two scales with the same centre have the same rotary embedding.
-        if config.attention == "full" and len(config.layout) > 1:
+        # Cells of several scales can have one centre. A causal model tells them apart by how many tokens each sees.
+        if config.attention != "causal" and len(config.layout) > 1:
             self.scale_embedding = nn.Embedding(len(config.layout), config.dim)
             scales = torch.tensor([scale for scale, _, _ in config.layout.coordinates])
             self.register_buffer("scales", scales, persistent=False)
@@ -201,6 +201,12 @@ class Transformer(nn.Module):
     def _initialize(module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Models of groups had no embedding of scales at first: zeros are what those files mean.
+        if self.config.attention == "groups" and len(self.config.layout) > 1:
+            state.setdefault(f"{prefix}scale_embedding.weight", torch.zeros_like(self.scale_embedding.weight))
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, tokens: Tensor | None, labels: Tensor, given: Tensor | None = None) -> Tensor:
         """Logits of whole sequences: (B, N), (B,) and (B, N) → (B, N, output_vocab); see `hidden`."""
@@ -243,18 +249,26 @@ class Transformer(nn.Module):
         before, table = positions[..., :known], self.rotary[1 + positions]  # (N, 2, head_dim), or (B, N, 2, head_dim)
         start = self.rotary[:1].expand(*table.shape[:-3], -1, -1, -1)
         rotary = torch.cat([start, table[..., :known, :, :], table], dim=-3)
-        queries = self.queries(table, None if given is None else take(given, positions))
-        parts = [self._first(labels), self.token_embedding(take(tokens, before)), queries.expand(len(labels), -1, -1)]
-        x = torch.cat(parts, dim=1)  # (B, 1 + known + N, dim)
-        return self._run(x, rotary, group_attention(tuple(sizes), tokens.device))[:, 1 + known :]
+        queries = self.queries(positions, None if given is None else take(given, positions))
+        embedded = self.embed_tokens(take(tokens, before), before)
+        x = torch.cat([self._first(labels), embedded, queries.expand(len(labels), -1, -1)], dim=1)
+        return self._run(x, rotary, group_attention(tuple(sizes), tokens.device))[:, 1 + known :]  # (B, N, dim)
 
-    def queries(self, table: Tensor, given: Tensor | None) -> Tensor:
-        """Queries of n positions, from their rows of the rotary table: (1, n, dim).
+    def queries(self, at: Tensor | slice, given: Tensor | None) -> Tensor:
+        """Queries of the positions `at`, int64 (n,) or a slice of n: (1, n, dim).
 
-        With given labels (B, n), or a table for each image, (B, n, dim).
+        With given labels (B, n), or positions (B, n) where images differ, (B, n, dim).
         """
-        queries = self._rotated(self.query_embedding.weight, table)
+        queries = self._marked(self._rotated(self.query_embedding.weight, self.rotary[1:][at]), at)
         return queries if given is None else queries + self.given_embedding(given)
+
+    def embed_tokens(self, tokens: Tensor, at: Tensor | slice) -> Tensor:
+        """Inputs of known tokens (B, n) at the positions `at`: (B, n, dim)."""
+        return self._marked(self.token_embedding(tokens), at)
+
+    def _marked(self, x: Tensor, at: Tensor | slice) -> Tensor:
+        """Inputs (…, n, dim) plus the embedding of each position's scale, if there are several."""
+        return x if len(self.config.layout) == 1 else x + self.scale_embedding(self.scales[at])
 
     def _rotated(self, vector: Tensor, table: Tensor) -> Tensor:
         """One vector (1, dim), or one for each position (n, dim), rotated by position: (1, n, dim), or (B, n, dim) with
@@ -281,9 +295,7 @@ class Transformer(nn.Module):
         x = self.given_embedding(given) if tokens is None else self._known_or_hidden(tokens)  # (B, N, dim)
         if tokens is not None and given is not None:
             x = x + self.given_embedding(given)
-        if len(c.layout) > 1:
-            x = x + self.scale_embedding(self.scales)
-        return torch.cat([first, x], dim=1)
+        return torch.cat([first, self._marked(x, slice(None))], dim=1)
 
     def _known_or_hidden(self, tokens: Tensor) -> Tensor:
         """(B, N) → (B, N, dim); from `output_vocab` on, tokens stand for hidden ones (mask tokens)."""

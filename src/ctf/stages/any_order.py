@@ -51,10 +51,13 @@ class AnyOrder(CachedStage):
     def hidden(self, state: CacheState, group: Group) -> Tensor:
         network, at = self.transformer, group.at
         num_inputs, table = state.inputs.shape[1], network.rotary[1:][at]  # row 0 is the class's
-        queries = network.queries(table, None if state.given is None else state.given[:, at])
+        queries = network.queries(at, None if state.given is None else state.given[:, at])
         x = torch.cat([state.inputs, queries.expand(len(state.inputs), -1, -1)], dim=1)  # (rows, num_inputs + n, dim)
         # The inputs take the cache entries that the queries of their positions had.
         start = 1 + group.before - num_inputs
         states = network.step_group(x, torch.cat([state.rotary, table]), state.cache, start, num_inputs)
         state.rotary = table
         return states
+
+    def observe(self, state: CacheState, group: Group, labels: Tensor) -> None:
+        state.inputs = self.transformer.embed_tokens(labels, group.at)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ctf.errors import InputError
+from ctf.layout import Layout
 
 #: The networks that LPIPS comes over.
 Network = Literal["vgg", "alex"]
@@ -80,7 +81,7 @@ class MultiScaleConfig(TokenizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "scales", tuple(self.scales))
+        object.__setattr__(self, "scales", tuple(side for side, _ in Layout.square(*self.scales)))
         if self.l2_normalize:
             raise InputError("tokenizer: a multi-scale tokenizer searches by distance: leave out l2_normalize")
 

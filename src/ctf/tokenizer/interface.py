@@ -1,4 +1,4 @@
-"""What every tokenizer does, whatever its family."""
+"""The interface of every family of tokenizers."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ class Tokenizer(nn.Module, ABC):
     def codebook_size(self) -> int:
         """K."""
         return len(self.codebook)
+
+    @property
+    def residual_fingerprint(self) -> str | None:
+        """16 hexadecimal digits of codebook and convolutions between scales; None with one scale."""
+        return None
 
     @property
     @abstractmethod
@@ -103,14 +108,14 @@ class Tokenizer(nn.Module, ABC):
         return layout
 
     def layout(self, image_size: Sequence[int]) -> Layout:
-        """Where the tokens of an image of (height, width) pixels lie. Raises InputError: the size does not fit."""
+        """Layout of an image of (height, width) pixels. Raises InputError: the size does not fit."""
         (height, width), f = image_size, self.downsampling
         if height % f or width % f or min(height, width) < f:
             raise InputError(f"images of {height} × {width} pixels: the tokenizer takes multiples of {f}")
         return Layout([(height // f, width // f)])
 
     def layout_of(self, num_tokens: int) -> Layout:
-        """Where N tokens lie if nothing else is said: a square. Raises InputError: N is no such number."""
+        """Layout of N tokens by default: a square. Raises InputError: N is no such number."""
         return square_layout(num_tokens)
 
     def image_size(self, layout: Layout) -> tuple[int, int]:

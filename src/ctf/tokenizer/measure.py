@@ -1,4 +1,4 @@
-"""What a tokenizer keeps of an image, and how much of its codebook it uses."""
+"""Quality of a tokenizer's reconstructions, and usage of its codebook."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _blur(maps: Tensor) -> Tensor:
 
 
 def standard_error(values: np.ndarray) -> float | None:
-    """Of the mean of independent values (n,), from their spread; None for a single one, which has none."""
+    """Standard error of the mean of independent values (n,); None for a single one."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 

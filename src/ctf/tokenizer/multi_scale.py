@@ -37,8 +37,8 @@ class MultiScaleQuantizer(Quantizer):
         rest = to_map(features.detach(), self.scales.finest)
         f_hat = torch.zeros_like(rest)
         for scale in range(len(self.scales)):
-            vectors = self.residual.input_of_scale(rest, scale, self.scales)
-            tokens = self.nearest(vectors)
+            vectors = self.residual.input_of_scale(rest, scale, self.scales)  # (B, n, d)
+            tokens = self.nearest(vectors)  # (B, n)
             added = self.residual.contribution(F.embedding(tokens, self.weight), scale, self.scales)
             rest, f_hat = rest - added.detach(), f_hat + added
             yield vectors, tokens, to_rows(f_hat)
@@ -52,12 +52,12 @@ class MultiScaleQuantizer(Quantizer):
             self._mark_used(found)
             codebook = torch.stack([F.mse_loss(f_hat, f.detach()) for f_hat in sums]).mean() + self._zero()
             commitment = torch.stack([F.mse_loss(f, f_hat.detach()) for f_hat in sums]).mean()
-            vectors = f + (sums[-1] - f).detach()
+            vectors = f + (sums[-1] - f).detach()  # straight-through
             return Quantized(vectors, found, torch.cat(searched, 1), codebook, commitment)
 
     @torch.no_grad()
     def to_cluster(self, features: Tensor) -> Tensor:
-        """What would be searched at each scale if every vector were a codeword: (B, H·W, d) → (B · N, d)."""
+        """Vectors that each scale would search if every vector were a codeword: (B, H·W, d) → (B · N, d)."""
         rest, found = to_map(features.float(), self.scales.finest), []
         for scale in range(len(self.scales)):
             found.append(self.residual.input_of_scale(rest, scale, self.scales))
@@ -77,6 +77,10 @@ class MultiScaleTokenizer(ConvolutionalTokenizer):
     @classmethod
     def new(cls, model: TokenizerConfig, **own: Any) -> ConvolutionalTokenizer:
         return super().new(dataclasses.replace(model, l2_normalize=False), **own)  # which the family vq alone has
+
+    @property
+    def residual_fingerprint(self) -> str:
+        return self.quantizer.residual.fingerprint(self.codebook)
 
     def build_quantizer(self) -> MultiScaleQuantizer:
         return MultiScaleQuantizer(self.config)
@@ -114,7 +118,7 @@ class MultiScaleTokenizer(ConvolutionalTokenizer):
         return self.decode_features(to_rows(self.quantizer.residual(vectors, layout)), layout.finest)
 
     def next_scale_input(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
-        """What a next-scale transformer reads for scales 1 … S − 1: tokens (B, N) → (B, N − n_0, d).
+        """Inputs of a next-scale transformer for scales 1 … S − 1, from tokens (B, N): (B, N − n_0, d).
 
         Raises:
             InputError: as of `decode`.

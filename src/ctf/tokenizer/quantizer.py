@@ -13,7 +13,7 @@ from ctf.layout import Layout
 
 
 class Quantized(NamedTuple):
-    """What quantisation of encoder features (B, H·W, d) gives.
+    """Result of quantising encoder features (B, H·W, d).
 
     With one scale N = H·W and each feature becomes its codeword. With several the tokens of all scales stand for the
     sum `vectors`.

@@ -54,13 +54,13 @@ class ResidualSum(nn.Module):
         self.convolutions = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(convolutions))
 
     def convolution_of_scale(self, layout: Layout) -> tuple[int, ...]:
-        """Which convolution each scale takes. Raises InputError: fewer than 2 scales, or more than 14."""
+        """Number of the convolution that each scale takes. Raises InputError: fewer than 2 scales, or more than 14."""
         if len(layout) not in CONVOLUTION_OF_SCALE:
             raise InputError(f"{len(layout)} scales: a multi-scale tokenizer has from 2 to {max(CONVOLUTION_OF_SCALE)}")
         return CONVOLUTION_OF_SCALE[len(layout)] if len(self.convolutions) > 1 else (0,) * len(layout)
 
     def contribution(self, vectors: Tensor, scale: int, layout: Layout) -> Tensor:
-        """What vectors (B, n, d) of one scale add to f̂: (B, d, H, W).
+        """Contribution of one scale's vectors (B, n, d) to f̂: (h + ψ(h)) / 2 of the upsampled vectors h, (B, d, H, W).
 
         Without gradients an image's is the same whatever its batch: a CPU, which rounds a convolution of another batch
         otherwise, takes one image at a time.
@@ -68,7 +68,7 @@ class ResidualSum(nn.Module):
         convolution = self.convolutions[self.convolution_of_scale(layout)[scale]]
         kind = vectors.device.type
         with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
-            h = to_map(vectors.float(), layout[scale])
+            h = to_map(vectors.float(), layout[scale])  # (B, d, rows, columns)
             if scale < len(layout) - 1:
                 h = F.interpolate(h, size=layout.finest, mode="bicubic")
             h = h.contiguous(memory_format=torch.channels_last)  # of a 1 × 1 grid interpolation cannot tell the format
@@ -102,7 +102,7 @@ class ResidualSum(nn.Module):
     def input_of_scale(self, f_hat: Tensor, scale: int, layout: Layout) -> Tensor:
         """f̂ of the scales before `scale`, area-pooled to its grid: (B, d, H, W) → (B, n, d).
 
-        That is what a next-scale transformer sees of the image when it predicts this scale.
+        A next-scale transformer predicts this scale from it.
         """
         return to_rows(F.adaptive_avg_pool2d(f_hat, layout[scale]))
 

@@ -27,6 +27,7 @@ from ctf.classes import renumbered
 from ctf.errors import InputError
 from ctf.files import existing, fingerprint, read_json, write_json
 from ctf.layout import Layout, with_layout
+from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.quantizer import perplexity, usage
 
 FORMAT = "ctf tokens"
@@ -46,6 +47,7 @@ class TokenIndex:
         class_names: the name of each label, in Unicode's form NFC.
         shard_size: shard i is what is readable of this many inputs, from i · shard_size on.
         codebook: `ctf.files.fingerprint` of the tokenizer's codebook; None for tokens from elsewhere.
+        residual: `residual_fingerprint` of the tokenizer; None with one scale, or for tokens from elsewhere.
         source: where the images came from, in words; None if not known.
         split: which part of the source, e.g. "train"; None if it has no parts.
         image_size: pixels per side; None if not known.
@@ -65,6 +67,7 @@ class TokenIndex:
     class_names: list[str]
     shard_size: int
     codebook: str | None = None
+    residual: str | None = None
     source: str | None = None
     split: str | None = None
     image_size: int | None = None
@@ -79,7 +82,8 @@ class TokenIndex:
         sizes = self.codebook_size, self.shard_size, *(shard["count"] for shard in self.shards)
         names = *self.augmentations, *self.class_names, *self.skipped, *(shard["stem"] for shard in self.shards)
         numbers = *sizes, *(number for number in (self.image_size, self.inputs) if number is not None)
-        texts = *names, *(text for text in (self.codebook, self.source, self.split, self.files) if text is not None)
+        known = self.codebook, self.residual, self.source, self.split, self.files
+        texts = *names, *(text for text in known if text is not None)
         lists = self.augmentations, self.class_names, self.skipped
         if (
             not all(isinstance(number, int) for number in numbers)
@@ -105,7 +109,8 @@ class TokenIndex:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in PROGRESS}
 
     def save(self, folder: Path) -> None:
-        write_json(folder / "index.json", {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)})
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None or k != "residual"}
+        write_json(folder / "index.json", {"format": FORMAT, "version": VERSION, **values})
 
     @classmethod
     def load(cls, folder: Path) -> TokenIndex:
@@ -272,6 +277,14 @@ class TokenSet:
         else:
             return
         raise InputError(f"{self.folder} {problem}: tokenize again, or use the tokenizer that made the tokens")
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """As `check_codebook`, and that convolutions between scales are those that made the tokens, where known."""
+        self.check_codebook(tokenizer.codebook)
+        if self.index.residual not in (None, tokenizer.residual_fingerprint):
+            raise InputError(
+                f"{self.folder} was made with other convolutions between scales: use the tokenizer that made the tokens"
+            )
 
     def describe(self) -> dict[str, Any]:
         """What the set holds, ready for JSON. Reads every token, for the codebook's usage and perplexity."""

@@ -81,6 +81,7 @@ def tokenize_images(
         class_names=list(images.class_names),
         shard_size=shard_size,
         codebook=fingerprint(encoder.codebook),
+        residual=encoder.residual_fingerprint,
         source=images.source,
         split=split,
         image_size=images.size,

@@ -176,7 +176,7 @@ def check_same_settings(folder: Path, found: TokenIndex, wanted: TokenIndex) -> 
     differences = [
         f"{name} is {shorten(value)} there and {shorten(wanted.settings[name])} here"
         for name, value in found.settings.items()
-        if value != wanted.settings[name] and name != "files"
+        if value != wanted.settings[name] and name != "files" and (name, value) != ("residual", None)
     ]
     if differences:
         raise InputError(

@@ -74,7 +74,7 @@ class TokenObjective(Objective):
                     f"{part.folder} and the stage belong to different codebooks: tokenize or cluster again"
                 )
         if tokenizer is not None:
-            tokens.check_codebook(tokenizer.codebook)
+            tokens.check_tokenizer(tokenizer)
         self.module, self.tokens, self.held_out, self.tokenizer = stage, tokens, held_out, tokenizer
         self.num_images, self.data = len(tokens), _fingerprint(tokens)
         self.extra = {}
