@@ -91,9 +91,9 @@ def demo_plan(run: Path, steps: int, batch_size: int, seed: int) -> Plan:
         start_from=NOTHING,
         num_clusters=512,
         stages={
-            "coarse": StagePlan("nano", "autoregressive", None, guided),
-            "fine": StagePlan("nano", "masked", None, fine),
-            "baseline": StagePlan("nano", "autoregressive", None, guided),
+            "coarse": StagePlan("nano", "autoregressive", {}, guided),
+            "fine": StagePlan("nano", "masked", {}, fine),
+            "baseline": StagePlan("nano", "autoregressive", {}, guided),
         },
         batch_size=batch_size,
         tokenizer_batch=0,

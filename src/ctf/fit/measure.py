@@ -85,7 +85,6 @@ def seconds_of_steps(plan: Plan, images: ImageSet, tokenizer: Tokenizer, device:
         for name, made in plan.stages.items():
             training = plan.stage_training(name, folder, str(device))
             settings: dict[str, Any] = {CLUSTERS[name]: clusters} if name in CLUSTERS else {}
-            settings |= {} if made.rounds is None else {"rounds": made.rounds}
             stage = new_stage(
                 made.kind,
                 made.size,
@@ -95,6 +94,7 @@ def seconds_of_steps(plan: Plan, images: ImageSet, tokenizer: Tokenizer, device:
                 codebook_size=codebook_size,
                 tokenizer=tokenizer,
                 **settings,
+                **made.settings,
             )
             objective = TokenObjective(stage, tokens)
             each[name] = step_seconds(objective, averaging(training.loop), training.optimizer, TIMED_STEPS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ctf.classes import renumbered
 from ctf.errors import InputError
@@ -13,6 +13,7 @@ from ctf.fit.config import NEW, NOTHING, FitConfig
 from ctf.images.image_set import MADE_SPLITS, ImageSet, open_images
 from ctf.layout import Layout, with_layout
 from ctf.sampling.settings import Sampling
+from ctf.stages.registry import kind_settings
 from ctf.tokenizer.config import TokenizerConfig
 from ctf.tokens.tokenize import Augmentation
 from ctf.tokens.writer import shorten
@@ -34,13 +35,13 @@ class StagePlan:
     Attributes:
         size: a named size.
         kind: type of stage.
-        rounds: of masked stages, as for `ctf train`.
+        settings: that stages of this kind alone have, such as `rounds`.
         sampling: settings that are stored with the weights.
     """
 
     size: str
     kind: str
-    rounds: Literal["one", "any", "scales"] | None
+    settings: dict[str, Any]
     sampling: Sampling
 
 
@@ -164,7 +165,7 @@ class Plan:
             held_out=str(run / "tokens" / "test"),
             name=name,
             kind=stage.kind,
-            rounds=stage.rounds,
+            kind_settings=kind_settings(stage.kind, **stage.settings),
             size=stage.size,
             sampling=stage.sampling,
             tokenizer=self.tokenizer_source(run),

@@ -54,7 +54,7 @@ def stages_like(model: Pipeline, names: list[str]) -> dict[str, StagePlan]:
     made = {}
     for name in names:
         stage = next((stage for stage in model.stages if stage.name == name), model.stages[0])
-        made[name] = StagePlan(size_of(stage), stage.kind, rounds_of(stage), stage.sampling)
+        made[name] = StagePlan(size_of(stage), stage.kind, own_settings(stage), stage.sampling)
     return made
 
 
@@ -62,7 +62,7 @@ def random_stages(recipe: Recipe, size: str, names: list[str]) -> dict[str, Stag
     """Stages of these names and one size; the first ones are guided as in the paper."""
     guided = Sampling(cfg_scale=2.0, **recipe.sampling)  # its temperature of 1.1 is for models trained for long
     return {
-        name: StagePlan(size, recipe.kinds[name], None, Sampling() if CLUSTERS.get(name) == "given" else guided)
+        name: StagePlan(size, recipe.kinds[name], {}, Sampling() if CLUSTERS.get(name) == "given" else guided)
         for name in names
     }
 
@@ -76,8 +76,8 @@ def size_of(stage: Stage) -> str:
     raise InputError(f"the stage {stage.name} to start from has no size of `ctf info sizes`: use `ctf train`")
 
 
-def rounds_of(stage: Stage) -> Any:
-    """What a masked stage was trained for, as for `ctf train`; None for other kinds."""
+def own_settings(stage: Stage) -> dict[str, Any]:
+    """What a masked stage was trained for, as for `ctf train`; nothing for other kinds."""
     if not isinstance(stage, Masked):
-        return None
-    return "scales" if stage.by_scales else "one" if stage.once else "any"
+        return {}
+    return {"rounds": "scales" if stage.by_scales else "one" if stage.once else "any"}
