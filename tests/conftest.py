@@ -72,7 +72,7 @@ def two_threads():
 def small_examples(tiny_nano, quick_machine):
     """The commands of help and documentation as they are, but on every eighth emoji; `ctf fit` takes three steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ctf.fit.plan.FEWEST_STEPS", 3)
+        patch.setattr("ctf.fit.decide.FEWEST_STEPS", 3)
         patch.setattr(sources, "emoji_records", eighth_of_the_emoji)
         yield
 

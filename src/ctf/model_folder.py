@@ -256,6 +256,8 @@ def _training(run: Path, stage: Stage) -> dict[str, Any]:
     last.pop("steps_per_second", None)
     loop = {name: settings["loop"][name] for name in PUBLISHED_OF_LOOP}
     made = {"settings": {n: settings[n] for n in names if n in settings} | {"loop": loop}, "last": last}
+    if start := settings.get("start_from"):  # whose terms may bind these weights; of a path its last name
+        made["settings"]["start_from"] = Path(start).name
     published = {"step", *(f"loop.{name}" for name in PUBLISHED_OF_LOOP)}
     lines = [
         {name: value for name, value in line.items() if name in published or name.split(".")[0] in names}

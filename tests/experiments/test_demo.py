@@ -1,4 +1,3 @@
-import dataclasses
 import re
 
 import pytest
@@ -11,8 +10,7 @@ from ctf.files import read_json
 
 @pytest.mark.usefixtures("small_examples")
 def test_the_report_has_pictures_and_the_swaps(tmp_path, monkeypatch):
-    steps = {"tokenizer": 0, "coarse": 1, "fine": 1, "baseline": 1}
-    monkeypatch.setattr(demo, "QUICK", dataclasses.replace(demo.QUICK, steps=steps))
+    monkeypatch.setattr(demo, "QUICK", (1, 16))
     metrics = run_demo(tmp_path / "demo", quick=True)
     page = (tmp_path / "demo" / "report.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[.+\]\((.+)\)", page)
@@ -22,4 +20,7 @@ def test_the_report_has_pictures_and_the_swaps(tmp_path, monkeypatch):
     assert swap["kmeans"] > swap["random"] + 4
     assert f"M = 512: k-means {swap['kmeans']:.2f} dB, random {swap['random']:.2f} dB" in page
     assert "This was `--quick`" in page
+    images = tmp_path / "demo" / "images"
+    assert {path.name for path in (images / "train").iterdir()} == {*demo.FOLDERS}
+    assert len([*images.glob("train/*/*.png")]) == read_json(tmp_path / "demo" / "plan.json")["num_images"]
     assert read_json(tmp_path / "demo" / "metrics.json") == metrics

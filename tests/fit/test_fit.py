@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import math
 import shutil
 from pathlib import Path
 
@@ -7,13 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
+from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.evaluation.likelihood import bits_per_token
 from ctf.files import read_json
-from ctf.fit import FitConfig, Plan, carry_out, choose, run_fit
-from ctf.fit.plan import files_of, parse_time
+from ctf.fit import FitConfig, Plan, choose, decide, run_fit, run_plan
+from ctf.fit.decide import parse_time
+from ctf.fit.measure import bundled_tokenizers
+from ctf.fit.plan import files_of
+from ctf.fit.recipes import RECIPES, tokenizer_to_train
+from ctf.fit.run_plan import tokenizer_warning
 from ctf.images import contact_sheet, open_images
+from ctf.interop.tokenizers import open_tokenizer
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline, open_stage
+from ctf.tokenizer.registry import BUNDLED
 from ctf.tokens import TokenSet
 from ctf.training import loop
 
@@ -39,7 +49,8 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plan(photos):
     """Of a few steps, with a tokenizer of 64 codewords, and a baseline."""
-    chosen = chosen_for(photos, "30s", image_size=32, batch_size=4, num_clusters=8, baseline=True)
+    asked = {"image_size": 32, "batch_size": 4, "num_clusters": 8, "baseline": True, "tokenizer": "new"}
+    chosen = chosen_for(photos, "30s", **asked)
     assert chosen.steps["baseline"] == chosen.steps["coarse"]
     steps = {"tokenizer": 12, "coarse": 6, "fine": 5, "baseline": 6}
     return dataclasses.replace(chosen, steps=steps, tokenizer_batch=4)
@@ -50,10 +61,11 @@ def weights(run):
 
 
 def test_a_plan_fits_the_time(photos):
-    short, long = (chosen_for(photos, time, image_size=32, size="nano") for time in ("1m", "10m"))
+    asked = {"image_size": 32, "size": "nano", "tokenizer": "new"}
+    short, long = (chosen_for(photos, time, **asked) for time in ("1m", "10m"))
     for time, chosen in (60.0, short), (600.0, long):
         assert (chosen.num_images, chosen.held_out, chosen.size) == (24, "held-out", "nano")
-        assert chosen.architecture.codebook_size == 64  # 22 images of 4 × 4 tokens are less than 16 vectors for 64
+        assert chosen.architecture.codebook_size == 64  # 22 images of 8 × 8 tokens are less than 16 vectors for 128
         assert sum(chosen.seconds.values()) <= time or min(chosen.steps.values()) == 20
     assert all(long.steps[name] >= short.steps[name] for name in long.steps)
     assert long.steps["tokenizer"] <= 100 * 22 / 22  # a batch is all images, which are seen at most 100 times
@@ -61,16 +73,17 @@ def test_a_plan_fits_the_time(photos):
 
 
 def test_a_split_is_held_out():
-    chosen = chosen_for("emoji", split="train", held_out="test", tokenizer="emoji", batch_size=2)
+    asked = {"tokenizer": "emoji", "start_from": "none", "batch_size": 2}
+    chosen = chosen_for("emoji", split="train", held_out="test", **asked)
     assert (chosen.num_images, chosen.splits) == (8367, ("train", "test"))
     assert "8,367 images of 64 × 64 pixels, the split test held out" in chosen.table()
 
 
 def test_a_given_tokenizer_is_not_trained(photos):
-    chosen = chosen_for(photos, tokenizer="emoji")
-    assert (chosen.steps["tokenizer"], chosen.num_clusters) == (0, 512)
-    assert "tokenizer" not in chosen.seconds
-    assert "tokenizer: emoji, as it is" in chosen.table()
+    chosen = chosen_for(photos, tokenizer="emoji", start_from="none", batch_size=2)
+    assert chosen.num_clusters == 512
+    assert [*chosen.steps] == ["coarse", "fine"]
+    assert "tokenizer: emoji, of the family vq, 8 × 8 tokens an image" in chosen.table()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +101,7 @@ def test_a_folder_becomes_a_model(run, plan):
     page, metrics = (run / "report.md").read_text(encoding="utf-8"), read_json(run / "metrics.json")
     assert f"Tokenizer: {metrics['tokenizer']['psnr']:.2f} dB PSNR" in page
     assert metrics["tokenizer"]["images"] == 2
-    assert "dB only, where a good one has 24" in page  # it learnt nothing in 12 steps
+    assert "what it loses no stage can give back: the bundled one" in page  # it learnt nothing in 12 steps
     assert 0 < metrics["likelihood"]["coarse_bits_per_token"] < 4
     assert Image.open(run / "curves.png").width == 4 * 540
     assert Plan.load(run / "plan.json") == plan
@@ -133,8 +146,8 @@ def test_killed_and_started_again_it_gives_the_same_model(run, plan, tmp_path, m
     run_fit(plan, tmp_path / "run", "cpu")
     assert weights(tmp_path / "run") == weights(run)
     trained = []
-    monkeypatch.setattr("ctf.fit.carry_out.train_stage", trained.append)
-    monkeypatch.setattr("ctf.fit.carry_out.train_tokenizer", trained.append)
+    monkeypatch.setattr("ctf.fit.run_plan.train_stage", trained.append)
+    monkeypatch.setattr("ctf.fit.run_plan.train_tokenizer", trained.append)
     run_fit(plan, tmp_path / "run", "cpu")
     assert trained == []  # all is there
 
@@ -144,7 +157,7 @@ def test_a_flat_folder_of_few_images_is_one_class_with_none_held_out(photos, tmp
     flat.mkdir()
     for i, path in enumerate(sorted(Path(photos, "red").iterdir())[:6]):
         (flat / f"{i}.png").write_bytes(path.read_bytes())
-    chosen = chosen_for(str(flat), "20s", image_size=32, batch_size=2, num_clusters=8)
+    chosen = chosen_for(str(flat), "20s", image_size=32, batch_size=2, num_clusters=8, tokenizer="new")
     assert chosen.held_out is None
     assert "none held out" in chosen.table()
     chosen = dataclasses.replace(chosen, steps={"tokenizer": 2, "coarse": 2, "fine": 2})
@@ -163,8 +176,8 @@ def test_columns_of_the_sheet_are_classes_that_were_held_out(run, photos, tmp_pa
         columns.append(([len(row) for row in rows], names))
         return contact_sheet(rows, titles, names, **settings)
 
-    monkeypatch.setattr(carry_out, "contact_sheet", watched)
-    carry_out._sheet({"model": Pipeline.from_pretrained(run / "model")}, held_out, 0)
+    monkeypatch.setattr(run_plan, "contact_sheet", watched)
+    run_plan._sheet({"model": Pipeline.from_pretrained(run / "model")}, held_out, 0)
     assert columns == [([8] * 6, ["red"] * 8)]
 
 
@@ -181,8 +194,8 @@ def test_a_held_out_folder_that_lacks_a_class_is_matched_by_name(run, plan, spli
     train, test = dataclasses.replace(plan, images=str(splits), split="train", held_out="val", files=None).open()
     assert (train.class_names, test.class_names) == (["blue", "red"], ["red"])
     columns = []
-    monkeypatch.setattr(carry_out, "contact_sheet", lambda rows, titles, names, **settings: columns.append(names))
-    carry_out._sheet({"model": Pipeline.from_pretrained(run / "model")}, test, 0)
+    monkeypatch.setattr(run_plan, "contact_sheet", lambda rows, titles, names, **settings: columns.append(names))
+    run_plan._sheet({"model": Pipeline.from_pretrained(run / "model")}, test, 0)
     assert columns == [["red"] * 8]
 
 
@@ -215,11 +228,15 @@ def test_what_cannot_be_planned(plan, photos, tmp_path):
             chosen_for("emoji", split=split, held_out="test")
     with pytest.raises(InputError, match="says size 'nano', not 'micro': leave it out to go on"):
         plan.check_asked(tmp_path / "plan.json", FitConfig(plan.images, "", size="micro"))
-    (tmp_path / "plan.json").write_text('{"images": "x"}')
-    with pytest.raises(InputError, match="is no plan of this version"):
-        Plan.load(tmp_path / "plan.json")
+    old = dataclasses.asdict(plan) | {"size": "nano", "scales": [], "tokenizer": None}
+    for name in ("layout", "stages", "start_from", "bundled", "reasons"):
+        del old[name]
+    for text in json.dumps(old), '{"images": "x"}', "[]":
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(InputError, match=r"is no plan of this version of ctf: choose another --out"):
+            Plan.load(tmp_path / "plan.json")
     with pytest.raises(InputError, match="takes multiples of 8"):
-        chosen_for(photos, image_size=36)
+        chosen_for(photos, image_size=36, tokenizer="emoji")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5 h", 5400)])
@@ -236,16 +253,20 @@ def test_what_is_no_time(text):
 def test_a_family_of_several_scales(photos, tmp_path):
     """Plan, trainings and report follow from the family; a continued run and another family are told apart."""
     chosen = chosen_for(photos, "30s", image_size=32, batch_size=4, num_clusters=8, family="multi-scale", baseline=True)
-    assert (chosen.family, chosen.scales) == ("multi-scale", (1, 2, 3, 4))
-    assert "1 × 1, 2 × 2, 3 × 3, 4 × 4 tokens an image, of the family multi-scale" in chosen.table()
-    assert "coarse next_scale, fine next_scale, baseline next_scale" in chosen.table()
+    assert (chosen.tokenizer, chosen.family, chosen.layout) == ("new", "multi-scale", Layout.square(1, 2, 3, 4))
+    assert "no bundled one of the family multi-scale suits 32 × 32 pixels" in chosen.table()
+    assert (
+        "tokenizer: new, of the family multi-scale, 1 × 1, 2 × 2, 3 × 3, 4 × 4 tokens an image, 64 codewords"
+        in chosen.table()
+    )
+    assert chosen.table().count(": next_scale, size nano") == 3
     plan = dataclasses.replace(chosen, steps=dict.fromkeys(chosen.steps, 4), tokenizer_batch=4)
     run_fit(plan, tmp_path / "run", "cpu")
     model = Pipeline.from_pretrained(tmp_path / "run" / "model")
     assert [(stage.name, stage.kind) for stage in model.stages] == [("coarse", "next_scale"), ("fine", "next_scale")]
     assert model.stages[0].sampling.cfg_schedule == "steps"
     assert model.tokenizer.family == "multi-scale"
-    assert "coarse next_scale, fine next_scale" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "fine: next_scale, size nano" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert Plan.load(tmp_path / "run" / "plan.json") == plan
     with pytest.raises(InputError, match="says family 'multi-scale', not 'vq'"):
         plan.check_asked(tmp_path / "run" / "plan.json", FitConfig(photos, "", family="vq"))
@@ -253,6 +274,170 @@ def test_a_family_of_several_scales(photos, tmp_path):
 
 def test_families_that_fit_cannot_train(photos):
     with pytest.raises(InputError, match="family 'vae': choose one of vq, multi-scale, or give a tokenizer"):
-        chosen_for(photos, family="vae")
+        chosen_for(photos, family="vae", tokenizer="new")
     with pytest.raises(InputError, match="tokenizer emoji is of the family vq: leave family out"):
         chosen_for(photos, family="multi-scale", tokenizer="emoji")
+
+
+@pytest.fixture(scope="module")
+def landscapes(tmp_path_factory):
+    """Twenty images of smooth colours, which a tokenizer of photographs keeps better than one of emoji."""
+    folder, generator = tmp_path_factory.mktemp("landscapes") / "all", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(20):
+        colours = Image.fromarray(generator.integers(40, 216, (6, 6, 3), dtype=np.uint8))
+        colours.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return str(folder)
+
+
+def psnr_of(name, folder):
+    """From the definition, one held-out image after another."""
+    tokenizer, images, values = open_tokenizer(name), open_images(folder, "held-out", 64), []
+    for index in range(len(images)):
+        pixels = torch.tensor(images.read(index)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            decoded = tokenizer.decode(tokenizer.encode(pixels / 127.5 - 1))
+        error = ((decoded.clamp(-1, 1) * 127.5 + 127.5).round() - pixels).double().square().mean()
+        values.append(10 * math.log10(255**2 / error.item()))
+    return sum(values) / len(values)
+
+
+def test_the_bundled_tokenizer_that_keeps_the_images_best_is_taken(landscapes):
+    chosen = chosen_for(landscapes, batch_size=2)
+    expected = {name: psnr_of(name, landscapes) for name in BUNDLED}
+    assert {name: kept["psnr"] for name, kept in chosen.bundled.items()} == pytest.approx(expected, abs=0.01)
+    assert chosen.tokenizer == max(expected, key=expected.get) != "emoji"
+    assert f"{chosen.tokenizer} {expected[chosen.tokenizer]:.1f} dB" in chosen.table()
+
+
+def test_of_two_that_keep_the_images_alike_the_one_with_fewer_tokens_is_taken(monkeypatch):
+    monkeypatch.setattr("ctf.fit.measure.COMPARED_IMAGES", 16)
+    chosen = chosen_for("emoji", split="test", batch_size=2, start_from="none")
+    assert abs(chosen.bundled["emoji"]["psnr"] - chosen.bundled["photos"]["psnr"]) < 1
+    assert (chosen.tokenizer, chosen.layout) == ("emoji", Layout.square(8))
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Sets what is measured of the bundled tokenizers."""
+
+    def keep(**values):
+        monkeypatch.setattr(decide, "compare_tokenizers", lambda *_: values)
+
+    return keep
+
+
+def test_lpips_decides_where_it_is_measured(photos, kept):
+    kept(emoji={"psnr": 24.0, "lpips": 0.5}, photos={"psnr": 22.0, "lpips": 0.3})
+    chosen = [chosen_for(photos, image_size=32, batch_size=2, lpips=lpips) for lpips in (None, "weights")]
+    assert [plan.tokenizer for plan in chosen] == ["emoji", "photos"]
+
+
+def test_a_new_tokenizer_is_trained_where_bundled_ones_are_poor_and_there_is_time(photos, kept, monkeypatch):
+    kept(emoji={"psnr": 15.0}, photos={"psnr": 19.9})
+    chosen = chosen_for(photos, "10m", image_size=32, batch_size=2)
+    assert chosen.tokenizer == "photos"
+    assert "a new one would have 100 steps where it needs 1,500" in chosen.table()  # 100 passes over 22 images
+    monkeypatch.setattr(decide, "NEW_STEPS", 100)
+    chosen = chosen_for(photos, "10m", image_size=32, batch_size=2)
+    assert (chosen.tokenizer, chosen.steps["tokenizer"]) == ("new", 100)
+    kept(emoji={"psnr": 15.0}, photos={"psnr": 20.0})
+    assert chosen_for(photos, "10m", image_size=32, batch_size=2).tokenizer == "photos"
+
+
+def test_where_no_bundled_tokenizer_suits_the_size_a_new_one_is_trained(photos, monkeypatch):
+    assert {size: {*bundled_tokenizers(size)} for size in (64, 62, 128, 256)} == {
+        64: {*BUNDLED},
+        62: set(),
+        128: {"emoji"},  # photos makes 1,024 tokens of an image
+        256: set(),
+    }
+    monkeypatch.setattr(decide, "bundled_tokenizers", lambda size: {})
+    chosen = chosen_for(photos, image_size=32, batch_size=2)
+    assert (chosen.tokenizer, chosen.bundled) == ("new", {})
+    assert "no bundled one suits 32 × 32 pixels" in chosen.table()
+
+
+def test_stages_start_from_the_bundled_model_and_a_killed_run_goes_on(photos, tmp_path, monkeypatch):
+    plan = chosen_for(photos, image_size=16, batch_size=2, tokenizer="emoji")
+    assert (plan.start_from, plan.size, plan.num_clusters) == ("emoji", "micro", 512)
+    assert "training starts from emoji" in plan.table()
+    plan = dataclasses.replace(plan, steps={"coarse": 3, "fine": 1}, augmentation="none")
+    bundled = Pipeline.from_pretrained("emoji")
+    assert plan.stages["fine"].sampling == bundled.stages[1].sampling
+    run_fit(plan, tmp_path / "run", "cpu")
+    model = Pipeline.from_pretrained(tmp_path / "run" / "model")
+    assert model.about.training["fine"]["settings"]["start_from"] == "emoji"
+    for ours, theirs in zip(model.stages, bundled.stages, strict=True):
+        after, before = (stage.transformer.blocks[0].attention.qkv.weight for stage in (ours, theirs))
+        assert 0 < (after - before).norm() < 0.1 * before.norm()
+    coarse_map = CoarseMap.load(tmp_path / "run" / "map.safetensors")
+    assert torch.equal(coarse_map.fine_to_coarse, bundled.stages[0].predicts.fine_to_coarse)
+
+    class Killed(BaseException):
+        pass
+
+    take = loop.Trainer.step
+
+    def step(self, batch, number):
+        if number == 2:
+            raise Killed
+        return take(self, batch, number)
+
+    monkeypatch.setattr(loop.Trainer, "step", step)
+    with pytest.raises(Killed):
+        run_fit(plan, tmp_path / "again", "cpu")
+    monkeypatch.setattr(loop.Trainer, "step", take)
+    run_fit(Plan.load(tmp_path / "again" / "plan.json"), tmp_path / "again", "cpu")
+    assert weights(tmp_path / "again") == weights(tmp_path / "run")
+
+
+def test_a_model_to_start_from_brings_its_tokenizer(photos, tmp_path):
+    bundled = BUNDLED["emoji"]
+    chosen = chosen_for(photos, image_size=32, batch_size=2, start_from=str(bundled), num_clusters=16, baseline=True)
+    assert (chosen.tokenizer, chosen.start_from, chosen.num_clusters) == (str(bundled), str(bundled), 16)
+    assert chosen.stages["baseline"] == chosen.stages["coarse"]
+    with pytest.raises(InputError, match="its stages are of size micro: leave size out"):
+        chosen_for(photos, image_size=32, start_from="emoji", size="nano")
+    with pytest.raises(InputError, match="another codebook than the tokenizer's"):
+        chosen_for(photos, image_size=32, start_from="emoji", tokenizer="photos")
+
+
+@pytest.mark.parametrize("asked", [{"baseline": True}, {"size": "nano"}, {"start_from": "none"}])
+def test_what_makes_stages_start_from_random_weights(photos, asked):
+    chosen = chosen_for(photos, image_size=32, batch_size=2, tokenizer="emoji", **asked)
+    assert (chosen.start_from, chosen.size) == ("none", "nano")
+    assert "the stages start from random weights" in chosen.table()
+
+
+def test_too_short_a_time_is_said_with_the_least_that_makes_sense(photos):
+    with pytest.warns(UserWarning, match=r"--time 1s is too short: the shortest plan takes .* min, and only from"):
+        chosen_for(photos, "1s", image_size=32, tokenizer="emoji")
+
+
+def test_what_is_measured_is_said(photos, capsys):
+    chosen_for(photos, image_size=32, batch_size=2, tokenizer="emoji")
+    said = capsys.readouterr().out
+    assert "Comparing the bundled tokenizers emoji and photos on the images" in said
+    assert "Timing steps of coarse, fine" in said
+
+
+def test_codebooks_suit_the_family():
+    sizes = {name: tokenizer_to_train(recipe, 64, 100_000, False) for name, recipe in RECIPES.items()}
+    assert {name: (made.codebook_size, made.downsampling) for name, made in sizes.items()} == {
+        "vq": (16_384, 4),
+        "multi-scale": (1_024, 8),
+    }
+    assert tokenizer_to_train(RECIPES["multi-scale"], 256, 100_000, False).codebook_size == 4_096  # VAR's
+
+
+def test_a_tokenizer_is_judged_by_what_bundled_ones_reach(plan):
+    def warning(psnr, **changes):
+        return tokenizer_warning(dataclasses.replace(plan, **changes), psnr)
+
+    of_both = {"emoji": {"psnr": 19.0}, "photos": {"psnr": 26.0}}
+    assert "the bundled one, photos, keeps 26.0 dB" in warning(24.0, tokenizer="new", bundled=of_both)
+    assert "take --tokenizer photos" in warning(19.0, tokenizer="emoji", bundled=of_both)
+    assert warning(25.5, tokenizer="new", bundled=of_both) is None
+    assert "--tokenizer new" in warning(18.0, tokenizer="photos", bundled={"photos": {"psnr": 18.0}})
+    assert warning(26.0, tokenizer="photos", bundled=of_both) is None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 def demo(out: str = "runs/demo", quick: bool = False, seed: int = 0) -> None:
-    """`ctf fit` on the bundled emoji, beside a baseline: tokenize, cluster, train, sample, compare.
+    """`ctf fit --baseline` on six kinds of the bundled emoji: tokenize, cluster, train, sample, compare.
 
     Example:
         ctf demo --quick --out runs/quick
 
     Args:
-        out: folder for what `ctf fit` writes, embedded.png and swap.png. An interrupted command goes on where it
-            stopped.
+        out: folder for what `ctf fit` writes, the images that it learns from, embedded.png and swap.png. An interrupted
+            command goes on where it stopped.
         quick: about a minute, at a size that only proves the path.
         seed: of clustering, training and sampling.
     """

@@ -9,13 +9,14 @@ def fit(config: FitConfig) -> None:
     """From a folder of images to a model: tokenizer, clusters, both stages, samples and a report.
 
     Example:
-        ctf fit --images pictures --time 20s --out runs/mine
+        ctf fit --images pictures --time 15m --out runs/mine
     """
     from pathlib import Path
 
     from ctf.device import usable_device
-    from ctf.fit.carry_out import run_fit
-    from ctf.fit.plan import PLAN, Plan, choose, parse_time
+    from ctf.fit.decide import choose, parse_time
+    from ctf.fit.plan import PLAN, Plan
+    from ctf.fit.run_plan import check_folder, run_fit
 
     parse_time(config.time)
     where, path = usable_device(config.device), Path(config.out) / PLAN
@@ -24,6 +25,8 @@ def fit(config: FitConfig) -> None:
         plan.check_asked(path, config)
         print(f"Going on with the plan in {path}.")
     else:
+        if not config.dry_run:
+            check_folder(Path(config.out))
         plan = choose(config, where)
     print(plan.table())
     if not config.dry_run:

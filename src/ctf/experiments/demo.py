@@ -1,8 +1,7 @@
-"""`ctf demo`: `ctf fit` on the bundled emoji beside a baseline, and what swapping tokens within clusters changes."""
+"""`ctf demo`: `ctf fit --baseline` on six kinds of emoji, and what swapping tokens within clusters changes."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +10,32 @@ from PIL import Image
 
 from ctf.errors import InputError
 from ctf.experiments.swap import swap_images, swap_lines
-from ctf.files import write_json
-from ctf.fit.carry_out import METRICS, announce, begin, run_fit
+from ctf.files import atomic_path, write_json
+from ctf.fit.config import NOTHING
 from ctf.fit.page import MODEL, write_report
-from ctf.fit.plan import Plan
+from ctf.fit.plan import PLAN, Plan, StagePlan
+from ctf.fit.run_plan import METRICS, announce, check_folder, run_fit
+from ctf.images.image_set import ImageSet, open_images
 from ctf.images.sheet import contact_sheet, save_png
+from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.reporting.page import PAGE, picture
 from ctf.reporting.tables import bullets
+from ctf.sampling.settings import Sampling
 
-#: The same number of steps, batch and size for every stage, so that the comparison is fair.
-FULL = Plan(
-    images="emoji",
-    split="train",
-    held_out="test",
-    image_size=64,
-    num_images=8_367,
-    augmentation="none",
-    tokenizer="emoji",
-    architecture=None,
-    num_clusters=512,
-    size="nano",
-    batch_size=32,
-    tokenizer_batch=0,
-    steps={"tokenizer": 0, "coarse": 700, "fine": 700, "baseline": 700},
-    seed=0,
-    seconds={},
-)
-#: Trains on the test images: fewer to tokenize.
-QUICK = replace(
-    FULL,
-    split="test",
-    held_out=None,
-    num_images=786,
-    batch_size=16,
-    steps={"tokenizer": 0, "coarse": 12, "fine": 12, "baseline": 12},
-)
+#: What is easy to name: a folder of images each, and the subgroups of emoji in it, of the designs that look alike.
+FOLDERS = {
+    "cat": ["cat-face"],
+    "clock": ["time"],
+    "face": [f"face-{mood}" for mood in ("smiling", "affection", "tongue", "neutral-skeptical", "concerned", "sleepy")],
+    "flag": ["country-flag"],
+    "heart": ["heart"],
+    "keycap": ["keycap"],
+}
+DESIGNS = ("fluent-emoji", "fluent-emoji-flat", "noto", "twemoji")
+IMAGES = "images"
+#: Steps of every stage, the same for a fair comparison, and images a step.
+FULL, QUICK = (600, 16), (12, 16)
 
 #: Of the bundled model, shown first.
 CLASSES = ["noto face-smiling", "noto cat-face", "fluent-emoji heart", "twemoji country-flag", "noto person-role"]
@@ -55,7 +44,7 @@ FIRST_SHEET, SWAP = "embedded.png", "swap.png"
 
 
 def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Carry the plan out, and add to its report; returns what metrics.json holds.
+    """Run the demo's plan, and add to its report; returns what metrics.json holds.
 
     Interrupted and called again it goes on where it stopped.
 
@@ -65,22 +54,79 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
     run = Path(out)
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed} is out of range: choose one in [0, 2^32)")
-    plan = replace(QUICK if quick else FULL, seed=seed)
-    _, test = begin(plan, run)
-    announce(
-        f"Samples of the bundled model, to look at while a small one is trained from the start: {run / FIRST_SHEET}"
-    )
+    plan = demo_plan(run, *(QUICK if quick else FULL), seed)
+    check_folder(run, plan)
+    plan.save(run / PLAN)
+    announce(f"Samples of the bundled model, to look at while a small one is trained: {run / FIRST_SHEET}")
     save_png(run / FIRST_SHEET, _embedded_samples(seed))
+    if not (run / IMAGES).exists():
+        write_images(run / IMAGES)
     announce(plan.table())
     metrics = run_fit(plan, run, "cpu")
 
     announce(f"Tokens swapped within their clusters, added to {run / PAGE}")
+    _, test = plan.open()
     swap = swap_images(Pipeline.from_pretrained(run / MODEL, "cpu").tokenizer, test, (plan.num_clusters,), seed=seed)
     save_png(run / SWAP, swap.figure)
     metrics |= {"quick": quick, "swap_psnr": {str(count): values for count, values in swap.psnr.items()}}
     write_json(run / METRICS, metrics)
     write_report(run, plan, metrics, _more(quick, swap_lines(swap.psnr)))
     return metrics
+
+
+def demo_plan(run: Path, steps: int, batch_size: int, seed: int) -> Plan:
+    """Coarse-to-fine and the baseline of equal sizes and steps, from random weights, over the bundled tokenizer."""
+    guided, fine = Sampling(cfg_scale=2.5, top_p=0.95), Sampling(temperature=0.3)  # those of the bundled model
+    return Plan(
+        images=str(run / IMAGES),
+        split="train",
+        held_out="test",
+        image_size=64,
+        num_images=len(emoji_of_folders("train")[1]),
+        augmentation="ten-shift",  # without it nano models know 786 images by heart after 10 passes
+        tokenizer="emoji",
+        family="vq",
+        architecture=None,
+        layout=Layout.square(8),
+        start_from=NOTHING,
+        num_clusters=512,
+        stages={
+            "coarse": StagePlan("nano", "autoregressive", {}, guided),
+            "fine": StagePlan("nano", "masked", {}, fine),
+            "baseline": StagePlan("nano", "autoregressive", {}, guided),
+        },
+        batch_size=batch_size,
+        tokenizer_batch=0,
+        steps=dict.fromkeys(("coarse", "fine", "baseline"), steps),
+        seed=seed,
+        seconds={},
+        bundled={},
+        reasons=(),
+    )
+
+
+def emoji_of_folders(split: str) -> tuple[ImageSet, dict[int, str]]:
+    """The bundled emoji, and the folder of each that is in one, by its index."""
+    images = open_images("emoji-subgroups-by-design", split)
+    folder_of = {
+        f"{design} {subgroup}": folder
+        for folder, subgroups in FOLDERS.items()
+        for subgroup in subgroups
+        for design in DESIGNS
+    }
+    names = [images.class_names[label] for label in images.labels]
+    return images, {index: folder_of[name] for index, name in enumerate(names) if name in folder_of}
+
+
+def write_images(place: Path) -> None:
+    """Write train/ and test/ with a folder of PNG files for each class, as a user's own images lie."""
+    with atomic_path(place) as temporary:
+        for split in ("train", "test"):
+            images, chosen = emoji_of_folders(split)
+            for index, folder in chosen.items():
+                path = temporary / split / folder / f"{index:05}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(images.read(index)).save(path)
 
 
 def _more(quick: bool, swaps: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-from .carry_out import run_fit as run_fit
+from .decide import choose as choose
 from .config import FitConfig as FitConfig
 from .plan import Plan as Plan
-from .plan import choose as choose
+from .run_plan import run_fit as run_fit

@@ -1,4 +1,4 @@
-"""Carry a plan out: tokenizer, tokens, clusters, stages, model, report. Every part is made once, and continued."""
+"""Run a plan: tokenizer, tokens, clusters, stages, model, report. Each part is made once; a killed run continues."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from PIL import Image
 from ctf.bench.machine import seconds_in_turns
 from ctf.classes import renumbered
 from ctf.codebook.clustering import cluster_codebook
+from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import usable_device
 from ctf.errors import InputError
 from ctf.evaluation.likelihood import bits_per_token
 from ctf.files import check_writable, read_json_lines, write_json
+from ctf.fit.config import NEW, NOTHING
+from ctf.fit.decide import NEAR, POOR_PSNR
 from ctf.fit.page import CURVES, MODEL, SHEET, curves, write_report
 from ctf.fit.plan import MAP, PLAN, Plan
 from ctf.images.image_set import ImageSet
@@ -28,14 +31,13 @@ from ctf.model_folder import Pipeline, assemble, complete_card, open_stage
 from ctf.pipeline import StagePipeline
 from ctf.reporting.page import PAGE
 from ctf.run_folder import RUN_LOG, RUN_MODEL
+from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.measure import measure_tokenizer
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import tokenize_images
 from ctf.training.runs import train_stage, train_tokenizer
 
 METRICS = "metrics.json"
-#: Below this PSNR in dB a tokenizer loses what an image shows.
-POOR_PSNR = 20.0
 #: Of the sheet: images, and samples of each system.
 COLUMNS, ROWS = 8, 4
 
@@ -45,20 +47,13 @@ def announce(line: str) -> None:
     print(f"\n{line}", flush=True)
 
 
-def begin(plan: Plan, run: Path) -> tuple[ImageSet, ImageSet]:
-    """Write plan.json and open the images, to train on and for the figures.
-
-    Raises:
-        InputError: a folder that cannot be written or holds something else; images that have changed.
-    """
+def check_folder(run: Path, plan: Plan | None = None) -> None:
+    """Raise InputError if `run` cannot be written, or holds something else than a run, of `plan` if it is known."""
     check_writable(run, "folder")
     if run.exists() and any(run.iterdir()) and not (run / PLAN).exists():
         raise InputError(f"{run} is not empty and holds something else: choose another --out")
-    if (run / PLAN).exists() and Plan.load(run / PLAN) != plan:
+    if plan is not None and (run / PLAN).exists() and Plan.load(run / PLAN) != plan:
         raise InputError(f"{run / PLAN} is another plan: choose another --out")
-    opened = plan.open()
-    plan.save(run / PLAN)
-    return opened
 
 
 def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]:
@@ -73,15 +68,16 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
         device: where to train.
 
     Raises:
-        InputError: a folder that cannot be written or holds something else; what the parts raise.
+        InputError: as `check_folder` and `Plan.open`; what the parts raise.
     """
     run, last = Path(out), 4 + len(plan.stages)
-    train, test = begin(plan, run)
-    if plan.tokenizer is None and not (run / "tokenizer" / RUN_MODEL).exists():
+    check_folder(run, plan)
+    train, test = plan.open()
+    plan.save(run / PLAN)
+    if plan.tokenizer == NEW and not (run / "tokenizer" / RUN_MODEL).exists():
         announce(f"1/{last}  The tokenizer")
         train_tokenizer(plan.tokenizer_training(run, device))
-    source = plan.tokenizer or str(run / "tokenizer")
-    tokenizer = open_tokenizer(source)
+    tokenizer = open_tokenizer(plan.tokenizer_source(run))
 
     announce(f"2/{last}  Images to tokens")
     train_split, test_split = plan.splits
@@ -89,29 +85,26 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
     tokenize_images(train, tokenizer, run / "tokens" / "train", plan.augmentation, split=train_split, device=where)
     tokenize_images(test, tokenizer, run / "tokens" / "test", "none", split=test_split, device=where)
     metrics: dict[str, Any] = {"tokenizer": measure_tokenizer(tokenizer, test)}
-    if metrics["tokenizer"]["psnr"] < POOR_PSNR:
-        more = "give it more time or more images" if plan.tokenizer is None else "leave --tokenizer out to train one"
-        metrics["warning"] = (
-            f"the tokenizer keeps these images to {metrics['tokenizer']['psnr']:.1f} dB only, where a good one has 24 "
-            f"and more: what it loses no stage can give back; {more}"
-        )
-        announce(f"Note: {metrics['warning']}")
+    if warning := tokenizer_warning(plan, metrics["tokenizer"]["psnr"]):
+        metrics["warning"] = warning
+        announce(f"Note: {warning}")
 
     announce(f"3/{last}  Codewords to clusters")
     if not (run / MAP).exists():
-        cluster_codebook(tokenizer.codebook, plan.num_clusters, "kmeans", plan.seed).save(run / MAP)
+        _clusters(plan, tokenizer).save(run / MAP)
     for number, name in enumerate(plan.stages, start=4):
-        announce(f"{number}/{last}  The {name} stage" if name != "baseline" else f"{number}/{last}  The baseline")
+        announce(f"{number}/{last}  The stage {name}")
         if not (run / name / RUN_MODEL).exists():
             train_stage(plan.stage_training(name, run, device))
 
     announce(f"{last}/{last}  The model, samples and report")
-    parts = [str(run / name) for name in plan.stages if name != "baseline"]
-    model = assemble(run / MODEL, source, parts, str(run / "tokens" / "train")).to(device)
-    systems: dict[str, StagePipeline] = {"coarse-to-fine": model}
-    if plan.baseline:
-        baseline = Pipeline(model.tokenizer, model.class_names, [open_stage(run / "baseline")])
-        systems["baseline"] = baseline.to(device)
+    ours, *others = plan.systems
+    parts = [str(run / name) for name in plan.systems[ours]]
+    model = assemble(run / MODEL, plan.tokenizer_source(run), parts, str(run / "tokens" / "train")).to(device)
+    systems: dict[str, StagePipeline] = {ours: model}
+    for system in others:
+        stages = [open_stage(run / name) for name in plan.systems[system]]
+        systems[system] = Pipeline(model.tokenizer, model.class_names, stages).to(device)
     held_out = TokenSet.open(run / "tokens" / "test")
     metrics["likelihood"] = bits_per_token(model, held_out, against=systems.get("baseline"))
     metrics["images_per_second"] = _images_per_second(systems)
@@ -122,12 +115,36 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
         "bits_per_token": metrics["likelihood"]["bits_per_token"],
     }
     complete_card(run / MODEL, About(metrics=figures, sheet=png_bytes(sheet)))
-    trained = [name for name in plan.steps if (run / name).exists()]
-    curves(run / CURVES, {name: read_json_lines(run / name / RUN_LOG) for name in trained})
+    curves(run / CURVES, {name: read_json_lines(run / name / RUN_LOG) for name in plan.steps})
     write_json(run / METRICS, metrics)
     write_report(run, plan, metrics)
     announce(f"Done: open {run / PAGE}; sample more with `ctf sample --model {run / MODEL} --out samples`")
     return metrics
+
+
+def tokenizer_warning(plan: Plan, psnr: float) -> str | None:
+    """What is wrong with a tokenizer of this PSNR in dB, against bundled ones on the same images."""
+    lost = f"the tokenizer keeps these images to {psnr:.1f} dB only, and what it loses no stage can give back"
+    if plan.bundled:
+        best = max(plan.bundled, key=lambda name: plan.bundled[name]["psnr"])
+        reached = plan.bundled[best]["psnr"]
+        if plan.tokenizer != best and psnr < reached - NEAR["psnr"]:
+            return (
+                f"{lost}: the bundled one, {best}, keeps {reached:.1f} dB of a hundred of them; take --tokenizer {best}"
+            )
+    if psnr < POOR_PSNR:
+        more = "give it more time or more images" if plan.tokenizer == NEW else "--tokenizer new trains one, given time"
+        return f"{lost}: {more}"
+    return None
+
+
+def _clusters(plan: Plan, tokenizer: Tokenizer) -> CoarseMap:
+    """Those of the model to start from, if they are as many as planned; else made anew."""
+    if plan.start_from != NOTHING:
+        for stage in Pipeline.from_pretrained(plan.start_from, "cpu").stages:
+            if stage.predicts is not None and stage.predicts.num_coarse == plan.num_clusters:
+                return stage.predicts
+    return cluster_codebook(tokenizer.codebook, plan.num_clusters, "kmeans", plan.seed)
 
 
 def _images_per_second(systems: dict[str, StagePipeline]) -> dict[str, float]:

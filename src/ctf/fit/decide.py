@@ -1,0 +1,259 @@
+"""Decide what `ctf fit` does: from the images, the device and the time that there is."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+
+import torch
+
+from ctf.errors import InputError
+from ctf.fit.config import NEW, NOTHING, FitConfig
+from ctf.fit.measure import bundled_tokenizers, compare_tokenizers, seconds_of_steps, seconds_to_encode
+from ctf.fit.plan import SYSTEMS, Plan, check_classes, files_of
+from ctf.fit.recipes import RECIPES, tokenizer_to_train
+from ctf.fit.stages import random_stages, stages_like, starting_model
+from ctf.images.image_set import MADE_SPLITS, ImageSet, every_tenth, open_images
+from ctf.images.records import warn
+from ctf.images.splits import match_split
+from ctf.interop.tokenizers import open_tokenizer
+from ctf.model_folder import find_model
+from ctf.tokenizer.config import scales_up_to
+from ctf.tokenizer.interface import Tokenizer
+from ctf.tokenizer.registry import BUNDLED, new_tokenizer
+from ctf.tokens.tokenize import Augmentation
+
+#: Below this PSNR in dB a tokenizer loses what a photograph shows: 19.6 dB is fog, at 22.5 dB objects can be named.
+POOR_PSNR = 20.0
+#: Steps of 32 photographs after which a new tokenizer of 16 × 16 tokens reached 22.9 dB (benchmarks/tokenizer.md).
+NEW_STEPS = 1_500
+#: Differences between bundled tokenizers that do not pay for more tokens, which make each step of the stages longer.
+NEAR = {"psnr": 1.0, "lpips": 0.03}
+#: How trainings share the time that is left for them.
+SHARES = {"tokenizer": 0.45, "coarse": 0.33, "fine": 0.22, "baseline": 0.33}
+#: Views of an image that are turned into tokens: the most that take at most a share of the time, or else the image.
+VIEWS: dict[Augmentation, int] = {"ten-shift": 10, "flip": 2, "none": 1}
+VIEWS_SHARE = 0.1
+#: Opening, clustering, evaluating and sampling: seconds, and a share of the time.
+OTHERS, OTHERS_SHARE = 10.0, 0.05
+#: Passes over the images after which more teach next to nothing, or only the images by heart.
+MOST_EPOCHS = {"tokenizer": 100, "coarse": 120, "fine": 80, "baseline": 120}
+FEWEST_STEPS = 20
+
+
+def parse_time(text: str) -> float:
+    """ "90s", "30m", "2h" or "1.5h" in seconds. Raises InputError: anything else."""
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*([smh])", text.strip())
+    if not found or not float(found[1]):
+        raise InputError(f"time {text!r}: give seconds, minutes or hours, such as 90s, 30m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def choose(config: FitConfig, device: torch.device) -> Plan:
+    """Decide what `config` leaves open, and say what is measured for it.
+
+    Bundled tokenizers are compared on a hundred of the images. Steps of each training are timed here and now, with
+    models of the sizes chosen, and as many are planned as fit into the time, or fewer where more would teach nothing.
+
+    Raises:
+        InputError: images that cannot be opened, a split to hold out that would be trained on, or a tokenizer or
+            starting model that does not fit.
+    """
+    for name in ("image_size", "num_clusters", "batch_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value} must be at least 1")
+    parse_time(config.time)  # refuses what is no time before anything is opened
+    task = Task.open(config, device)
+    plan = task.choose()
+    task.warn_of_time(plan)
+    return plan
+
+
+@dataclass(frozen=True)
+class Task:
+    """What decisions follow from: what was asked for, the images, and what bundled tokenizers keep of them.
+
+    Attributes:
+        config: as asked.
+        device: where to train.
+        image_size: pixels per side.
+        images: of the split to train on, those held out of it included.
+        test: those for the report's figures.
+        held_out: the split that `test` is; None if it is `images`.
+        count: of the images to train on.
+        tokenizers: the bundled ones that suit the image size, by name.
+        bundled: their PSNR, and LPIPS if asked for, on `test`.
+    """
+
+    config: FitConfig
+    device: torch.device
+    image_size: int
+    images: ImageSet
+    test: ImageSet
+    held_out: str | None
+    count: int
+    tokenizers: dict[str, Tokenizer]
+    bundled: dict[str, dict[str, float]]
+
+    @classmethod
+    def open(cls, config: FitConfig, device: torch.device) -> Task:
+        """Open the images and compare bundled tokenizers on them."""
+        size = config.image_size or (256 if device.type == "cuda" else 64)
+        images, split, held_out = open_images(config.images, config.split, size), config.split, config.held_out
+        num_held_out = int(every_tenth(images.labels).sum()) if split is held_out is None else 0
+        test = images
+        if num_held_out:
+            held_out = MADE_SPLITS[0]
+        elif held_out is not None and (split is None or match_split(held_out, [split])):  # "Train" is "train" too
+            raise InputError(f"held_out {held_out}: name another split to train on, such as --split train")
+        if held_out is not None:
+            test = open_images(config.images, held_out, size)
+            check_classes(images, test, held_out)
+        tokenizers = bundled_tokenizers(size)
+        if tokenizers:
+            print(f"Comparing the bundled tokenizers {' and '.join(tokenizers)} on the images …", flush=True)
+        bundled = compare_tokenizers(tokenizers, test, device, config.lpips)
+        return cls(config, device, size, images, test, held_out, len(images) - num_held_out, tokenizers, bundled)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def kept(self) -> str:
+        """What bundled tokenizers keep, in words."""
+        said = []
+        for name, kept in self.bundled.items():
+            said.append(f"{name} {kept['psnr']:.1f} dB" + (f", LPIPS {kept['lpips']:.3f}" if "lpips" in kept else ""))
+        return "; ".join(said)
+
+    def tokens(self, name: str) -> int:
+        """That a bundled tokenizer makes of an image."""
+        return self.tokenizers[name].layout((self.image_size, self.image_size)).num_tokens
+
+    def best_of(self, names: list[str]) -> str:
+        """The bundled tokenizer that keeps the images best, or one with fewer tokens that is `NEAR` it."""
+        metric = "lpips" if self.config.lpips else "psnr"
+        loss = {name: self.bundled[name][metric] * (1 if metric == "lpips" else -1) for name in names}
+        near = [name for name in names if loss[name] <= min(loss.values()) + NEAR[metric]]
+        return min(near, key=lambda name: (self.tokens(name), loss[name]))
+
+    def choose(self) -> Plan:
+        """The plan with the tokenizer that was asked for, or else with the one that keeps the images best."""
+        asked, start = self.config.tokenizer, self.config.start_from
+        if asked is not None:
+            return self.plan(asked, f"the tokenizer {asked} was asked for")
+        if start not in (None, NOTHING):
+            source = start if start in BUNDLED else str(find_model(start))
+            return self.plan(source, f"the tokenizer is that of {start}")
+        family = self.config.family
+        suited = [name for name in self.bundled if family in (None, self.tokenizers[name].family)]
+        if not suited:
+            size, of_family = f"{self.image_size} × {self.image_size}", f" of the family {family}" if family else ""
+            return self.plan(NEW, f"a new tokenizer, since no bundled one{of_family} suits {size} pixels")
+        best = self.best_of(suited)
+        if self.bundled[best]["psnr"] >= POOR_PSNR:
+            return self.plan(best, f"the bundled tokenizer {best} keeps the images best for its tokens: {self.kept}")
+        plan = self.plan(NEW, f"a new tokenizer, since bundled ones lose much of the images: {self.kept}")
+        steps = plan.steps["tokenizer"]
+        if steps >= NEW_STEPS:
+            return plan
+        few = f"a new one would have {steps:,} steps where it needs {NEW_STEPS:,}"
+        return self.plan(best, f"the bundled tokenizer {best}, though it loses much ({self.kept}): {few}")
+
+    def plan(self, tokenizer: str, reason: str) -> Plan:
+        """The plan with this tokenizer, which `reason` explains; the steps follow from the time that they take."""
+        config, architecture = self.config, None
+        if tokenizer == NEW:
+            family = config.family or "vq"
+            if family not in RECIPES:
+                raise InputError(f"family {family!r}: choose one of {', '.join(RECIPES)}, or give a tokenizer")
+            architecture = tokenizer_to_train(RECIPES[family], self.image_size, self.count, self.on_gpu)
+            side = self.image_size // architecture.downsampling
+            own = {"scales": scales_up_to(side)} if RECIPES[family].several else {}
+            used: Tokenizer = new_tokenizer(family, architecture, **own)
+        else:
+            used = open_tokenizer(tokenizer)
+            if config.family not in (None, used.family):
+                raise InputError(f"tokenizer {tokenizer} is of the family {used.family}: leave family out")
+        recipe = RECIPES.get(used.family, RECIPES["vq"])
+        num_clusters = max(2, used.codebook_size // recipe.tokens_per_cluster)
+        names = [*SYSTEMS["coarse-to-fine"], *(SYSTEMS["baseline"] if config.baseline else ())]
+        model, start, why = starting_model(config, tokenizer, used)
+        if model is None:
+            on_cpu = "micro" if parse_time(config.time) >= 1800 else "nano"
+            stages = random_stages(recipe, config.size or ("B" if self.on_gpu else on_cpu), names)
+        else:
+            stages = stages_like(model, names)
+            clusters = model.stages[0].predicts
+            num_clusters = num_clusters if clusters is None else clusters.num_coarse
+        batch_size = config.batch_size or (256 if self.on_gpu else 32)
+        return self.timed(
+            Plan(
+                images=config.images,
+                split=config.split,
+                held_out=self.held_out,
+                image_size=self.image_size,
+                num_images=len(self.images),
+                augmentation="none",
+                tokenizer=tokenizer,
+                family=used.family,
+                architecture=architecture,
+                layout=used.layout((self.image_size, self.image_size)),
+                start_from=start,
+                num_clusters=config.num_clusters or num_clusters,
+                stages=stages,
+                batch_size=min(batch_size, max(2, self.count)),
+                tokenizer_batch=min(64 if self.on_gpu else 32, max(2, self.count)),
+                steps=dict.fromkeys([*(["tokenizer"] if tokenizer == NEW else []), *names], 1),
+                seed=config.seed or 0,
+                seconds={},
+                bundled=self.bundled,
+                reasons=(reason, why),
+                files=files_of(self.images, self.test),
+            ),
+            used,
+        )
+
+    def timed(self, plan: Plan, tokenizer: Tokenizer) -> Plan:
+        """`plan` with the steps and the views of the images that fit into the time."""
+        print(f"Timing steps of {', '.join(plan.steps)} …", flush=True)
+        time, count = parse_time(self.config.time), self.count
+        each = seconds_of_steps(plan, self.images, tokenizer, self.device)
+        one_view = count * seconds_to_encode(tokenizer, self.images, self.device)
+        fitting = [name for name, views in VIEWS.items() if views * one_view <= VIEWS_SHARE * time]
+        augmentation = fitting[0] if fitting else "none"
+        seconds = {"else": OTHERS + OTHERS_SHARE * time + VIEWS[augmentation] * one_view}
+        left, total = time - seconds["else"], sum(SHARES[name] for name in each)
+        batches = {name: plan.batch_size if name in plan.stages else plan.tokenizer_batch for name in each}
+        steps = {}
+        for name in each:
+            most = math.ceil(MOST_EPOCHS[name] * count / batches[name])
+            steps[name] = max(FEWEST_STEPS, min(most, int(SHARES[name] / total * left / each[name])))
+        if plan.baseline:  # as many as stage 1 has, for a fair comparison
+            steps["coarse"] = steps["baseline"] = min(steps["coarse"], steps["baseline"])
+        seconds |= {name: steps[name] * each[name] for name in each}
+        return replace(
+            plan,
+            steps=steps,
+            augmentation=augmentation,
+            seconds={name: round(value, 1) for name, value in seconds.items()},
+        )
+
+    def warn_of_time(self, plan: Plan) -> None:
+        """Say so if the shortest plan takes longer than was asked for, and what time would make sense."""
+        time, total = parse_time(self.config.time), sum(plan.seconds.values())
+        if total <= 1.1 * time:
+            return
+        shares = sum(SHARES[name] for name in plan.steps)
+        passes = []
+        for name, steps in plan.steps.items():
+            batch = plan.batch_size if name in plan.stages else plan.tokenizer_batch
+            passes.append(plan.seconds[name] / steps * self.count / batch * shares / SHARES[name])
+        least = (plan.seconds["else"] - OTHERS_SHARE * time + max(passes)) / (1 - OTHERS_SHARE)
+        warn(
+            f"--time {self.config.time} is too short: the shortest plan takes {total / 60:.1f} min, and only from "
+            f"{max(total, least) / 60:.1f} min on does each training see every image"
+        )
