@@ -5,8 +5,8 @@
     git clone --bare https://github.com/mozilla/fxemoji fxemoji.git
     python scripts/build_emoji_subgroups.py . src/ctf/assets/emoji_subgroups.json src/ctf/assets/emoji_keywords.json
 
-The second file maps each keyword of Unicode, and each word of an emoji's label, to the subgroups of its emoji, the one
-with most of them first: "dog" is an animal before it is food.
+The second file maps each keyword of Unicode, and each word of an emoji's label, to the subgroups of its emoji and how
+many they are, the one with most of them first: "dog" is an animal before it is food.
 
 The first file maps each subgroup to the names of its icons. A name stands alone where it has the same subgroup in every
 design, else after its design: "fxemoji/sunglasses" is a face, "noto/sunglasses" is clothing.
@@ -88,7 +88,8 @@ def main() -> None:
 
     titles = read_package(arguments.packages, EMOJIBASE, "meta/groups.json")["subgroups"]
     emoji = [e for e in read_package(arguments.packages, EMOJIBASE, "en/data.json") if "subgroup" in e]
-    write_text(arguments.keywords, json.dumps(keywords(emoji, titles), indent=0) + "\n")
+    lines = [f"{json.dumps(word)}: {json.dumps(found)}" for word, found in keywords(emoji, titles).items()]
+    write_text(arguments.keywords, "{\n" + ",\n".join(lines) + "\n}\n")
     unicode_names = read_package(arguments.packages, EMOJIBASE, "meta/unicode-names.json")
     by_code = {code_points(e["hexcode"]): titles[str(e["subgroup"])] for e in emoji}
     by_label = {e["label"]: titles[str(e["subgroup"])] for e in emoji}
@@ -125,13 +126,13 @@ def main() -> None:
     print(f"{arguments.output}: {len(listed)} subgroups of {known} emoji, {len(table) - known} without one")
 
 
-def keywords(emoji: list[dict[str, Any]], titles: dict[str, str]) -> dict[str, list[str]]:
-    """Keyword → subgroups, the one with most of its emoji first."""
+def keywords(emoji: list[dict[str, Any]], titles: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Keyword → how many emoji of each subgroup have it, the subgroup with most of them first."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for one in emoji:
         for word in {*one["tags"], *re.findall(r"[^\W_]+", one["label"])}:
             counts[word.lower()][titles[str(one["subgroup"])]] += 1
-    return {word: [title for title, _ in found.most_common()] for word, found in sorted(counts.items())}
+    return {word: dict(found.most_common()) for word, found in sorted(counts.items())}
 
 
 def code_points(text: str) -> str:

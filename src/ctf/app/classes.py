@@ -11,11 +11,11 @@ from ctf.errors import InputError
 from ctf.files import read_json
 from ctf.images.sources import EMOJI
 
-EMOJI_KEYWORDS = EMOJI.with_name("emoji_keywords.json")  # keyword → subgroups, the one with most of its emoji first
+EMOJI_KEYWORDS = EMOJI.with_name("emoji_keywords.json")  # keyword → subgroups, most of its emoji first → how many
 #: Classes of the bundled model that it draws well.
 EXAMPLES = (
-    *("noto face-smiling", "twemoji heart", "fluent-emoji-flat drink", "emojione animal-mammal"),
-    *("fluent-emoji food-fruit", "noto plant-flower", "twemoji transport-ground"),
+    *("noto face-smiling", "fluent-emoji food-fruit", "twemoji heart", "noto cat-face"),
+    *("noto person-role", "noto plant-flower", "fluent-emoji face-affection"),
 )
 
 
@@ -39,7 +39,7 @@ class Classes:
         self._found_by = {
             keyword: here
             for keyword, subgroups in read_json(EMOJI_KEYWORDS).items()
-            if (here := [subgroup for subgroup in subgroups if subgroup in self._subjects])
+            if (here := {subgroup: count for subgroup, count in subgroups.items() if subgroup in self._subjects})
         }
         self.examples = [name for name in EXAMPLES if name in self.names]
         self.examples = self.examples or self.names[:: -(-len(self.names) // len(EXAMPLES))]
@@ -47,15 +47,18 @@ class Classes:
     def choices(self) -> list[tuple[str, str]]:
         """What to show and what to send for each subject, first for all of them. What is shown holds the keywords, so
         that a drop-down list finds the subject by them. A name that occurs twice is sent as its index."""
-        keywords = defaultdict(list)
-        for keyword, subjects in self._found_by.items():
-            for subject in subjects:
-                keywords[subject].append(keyword)
         shown = [("all classes, evenly spread", "")]
-        if self.designs:
-            return shown + [(" · ".join([s, *filter(None, [", ".join(keywords[s])])]), s) for s in self._subjects]
-        times = Counter(self.names)
-        return shown + [(f"{n} ({i})", str(i)) if times[n] > 1 else (n, n) for i, n in enumerate(self.names)]
+        if not self.designs:
+            times = Counter(self.names)
+            return shown + [(f"{n} ({i})", str(i)) if times[n] > 1 else (n, n) for i, n in enumerate(self.names)]
+        keywords: dict[str, Counter[str]] = defaultdict(Counter)
+        for keyword, subjects in self._found_by.items():
+            for subject, count in subjects.items():
+                keywords[subject][keyword] = count
+        for subject in self._subjects:
+            common = ", ".join(keyword for keyword, _ in keywords[subject].most_common())
+            shown.append((f"{subject} · {common}" if common else subject, subject))
+        return shown
 
     def parted(self, text: str) -> tuple[str, str]:
         """A class, or what was typed for one → its subject, and the design in it, "" if there is none."""
@@ -86,6 +89,6 @@ class Classes:
         """Subjects that some words may mean, the likeliest first."""
         parts = words.casefold().split()
         alike = [s for s in self._subjects if all(part in s.casefold() for part in parts)]
-        begun = [s for keyword, s in self._found_by.items() if keyword.startswith(words.casefold())]
+        begun = [[*s] for keyword, s in self._found_by.items() if keyword.startswith(words.casefold())]
         exact = [[s] for s in self._found_by.get(words.casefold(), [])]
         return [[words], *exact, alike, *begun]

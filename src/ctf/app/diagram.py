@@ -23,7 +23,7 @@ def diagram(pipeline: StagePipeline) -> str:
         steps = stage.resolved().steps
         speed = "all at once" if steps == 1 else f"in {steps} steps"
         says.append(
-            f"stage {place} ({escape(stage.name)}, {escape(stage.kind)}) predicts {stage.num_tokens} {level} "
+            f"stage {place} ({escape(stage.kind)}) predicts {stage.num_tokens} {level} "
             f"out of {stage.vocabulary:,} {speed}" + ", given the labels before" * (stage.given is not None)
         )
     end = len(pipeline.stages) + 1
