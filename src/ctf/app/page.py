@@ -111,15 +111,7 @@ class Results:
         self.images, self.beside = gallery(name, 4), gallery(f"{name}-beside", 4, visible=False)
         self.frame = gr.Slider(1, 2, value=1, step=1, label="", elem_id=f"{name}-frame", buttons=[])
         self.stages, self.links = gallery(f"{name}-stages", 3), gr.HTML()
-        self.outputs: list[Any] = [
-            self.runs,
-            self.status,
-            self.images,
-            self.beside,
-            self.frame,
-            self.stages,
-            self.links,
-        ]
+        self.outputs = [self.runs, self.status, self.images, self.beside, self.frame, self.stages, self.links]
 
     @staticmethod
     def shown(studio: Studio, runs: list[Run]) -> list[Any]:
@@ -146,6 +138,7 @@ def picture_input(studio: Studio, columns: int) -> tuple[gr.HTML, gr.Button]:
 
 
 def say(text: str) -> gr.Markdown:
+    """What a tab is for."""
     return gr.Markdown(text, elem_classes="say")
 
 
@@ -195,7 +188,7 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Column(elem_classes="settings"):
                     rest_fields = rest_form.number_and_seed("completions", COMPLETIONS)
                     note = say("")
-        with gr.Tab("Clusters"):
+        with gr.Tab("Clusters", visible=bool(counts)):
             say(
                 "Tokens of one cluster look alike. Swap some of a picture's tokens for others of their cluster: within "
                 "k-means clusters little is lost, within random ones of the same number nearly everything."
@@ -207,7 +200,7 @@ def build(studio: Studio) -> gr.Blocks:
                     swap_count = gr.Dropdown(counts, value=count, label="clusters")
                 with gr.Column(elem_classes="results"):
                     swapped = gallery("swapped", 3)
-        with gr.Tab("Codebook") as tab:
+        with gr.Tab("Codebook", visible=bool(counts)) as tab:
             say(
                 f"The {pipeline.tokenizer.codebook_size:,} codewords as tiles, each decoded among its like: a block "
                 "for each cluster, from dark to light, with up to 16 of its tokens. Click a block to see all of them."
