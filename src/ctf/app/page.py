@@ -109,7 +109,8 @@ class Results:
         self.runs = gr.State(time_to_live=KEPT_FOR)
         self.status = gr.HTML(elem_id=f"{name}-status")
         self.images, self.beside = gallery(name, 4), gallery(f"{name}-beside", 4, visible=False)
-        self.frame = gr.Slider(1, 2, value=1, step=1, label="", elem_id=f"{name}-frame", buttons=[])
+        info = "drag to see how the images appeared, from coarse to fine"
+        self.frame = gr.Slider(1, 2, value=1, step=1, label="", info=info, elem_id=f"{name}-frame", buttons=[])
         self.stages, self.links = gallery(f"{name}-stages", 3), gr.HTML()
         self.outputs = [self.runs, self.status, self.images, self.beside, self.frame, self.stages, self.links]
 
