@@ -253,7 +253,7 @@ def test_uploads_and_swaps(page, tmp_path):
     page.get_by_text("64 of 64 swapped within k-means").first.wait_for()
 
 
-def test_codebook(page, pipeline):
+def test_a_click_on_the_codebook_shows_a_cluster(page, pipeline):
     page.get_by_role("tab", name="Codebook").click()
     page.wait_for_selector("#codebook img")
     page.wait_for_function("() => document.querySelectorAll('#members img').length === 35")

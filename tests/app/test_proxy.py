@@ -23,7 +23,7 @@ def client(studio):
 
 
 @pytest.mark.parametrize("prefix", ["", "/ctf"])
-def test_the_page_its_files_and_its_api(client, prefix):
+def test_the_web_app_its_files_and_its_api_are_served(client, prefix):
     page = client.get(f"{prefix}/?label=dog&seed=3")  # as a permalink leads to it
     assert re.findall(r'"root": ?"([^"]*)"', page.text) == ["https://example.org/ctf"]
     (script,) = re.findall(r'src="\./(assets/[^"]+)"', page.text)
@@ -62,7 +62,7 @@ def test_another_name_is_refused_behind_a_proxy_too(client):
     assert client.get("/ctf/", headers={"host": "example.org"}).status_code == 400
 
 
-def test_prefixes():
+def test_a_prefix_is_the_path_of_an_address():
     assert [checked_root_path(path) for path in ("", "/", "/ctf", "/a/b-c/")] == ["", "", "/ctf", "/a/b-c"]
     for path in ("ctf", "https://example.org/ctf", "/a b", "//ctf", '/"x'):
         with pytest.raises(InputError, match="give the path below which a proxy shows the web app, such as /ctf"):

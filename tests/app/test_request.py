@@ -69,13 +69,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("query", "message"), BAD, ids=str)
-def test_bad_addresses(controls, query, message):
+def test_addresses_with_wrong_values_are_refused(controls, query, message):
     with pytest.raises(InputError, match=message):
         ImageRequest.from_query(controls, query)
 
 
 @pytest.mark.parametrize("value", [True, [1], {"a": 1}, 1e400, "1e3"], ids=str)
-def test_numbers_that_are_none(controls, value):
+def test_values_that_are_no_whole_numbers_are_refused(controls, value):
     with pytest.raises(InputError, match="must be a whole number"):
         ImageRequest.from_form(controls, "", value, 0, {})
 

@@ -1,4 +1,4 @@
-"""What the page shows and hands out: the pipeline's own images, reproducible, with their manifest."""
+"""What the web app shows and hands out: the pipeline's own images, reproducible, with their manifest."""
 
 import base64
 import io
@@ -155,7 +155,7 @@ def test_nothing_says_where_the_model_lies(pipeline, tmp_path):
     ],
     ids=str,
 )
-def test_bad_wishes(studio, label, num, seed, message):
+def test_requests_that_cannot_be_met_are_refused(studio, label, num, seed, message):
     with pytest.raises(InputError, match=message):
         next(studio.generate(label, "", num, seed, False, *values(studio)))
 
@@ -169,7 +169,7 @@ def test_bad_wishes(studio, label, num, seed, message):
         ("sketch_top_k", "many", "must be a whole number"),
     ],
 )
-def test_bad_settings(free_studio, key, value, message):
+def test_settings_that_a_stage_cannot_take_are_refused(free_studio, key, value, message):
     with pytest.raises(InputError, match=message):
         generated(free_studio, **{key: value})
 
@@ -237,7 +237,7 @@ def test_a_completion_inherits_class_and_settings(studio, pipeline):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_bad_pictures_to_complete(studio, given, message):
+def test_pictures_that_cannot_be_completed_are_refused(studio, given, message):
     with pytest.raises(InputError, match=re.escape(message)):
         studio.known(given)
 
@@ -245,7 +245,7 @@ def test_bad_pictures_to_complete(studio, given, message):
 # Clusters, codebook, programs
 
 
-def test_swaps_are_shown(studio, picture):
+def test_a_swap_shows_five_pictures_and_what_was_lost(studio, picture):
     shown = studio.swap(dropped(studio, picture), 100, 8)
     assert len(images(shown)) == 5
     assert all(re.match(r"16 of 16 swapped within [\w-]+ clusters · [\d.]+ dB", item["caption"]) for item in shown[3:])
@@ -276,7 +276,7 @@ def test_a_model_of_several_scales_shows_its_frames_stages_and_clusters(scales_s
     assert read_upload(codebook["url"]).size == (60, 40)
 
 
-def test_programs_get_images_and_manifest(free_studio, picture):
+def test_the_api_gives_images_and_manifest(free_studio, picture):
     *steps, last = free_studio.api_generate("dog", 2, 3, {"sketch_steps": 2})
     assert steps[0] == {"stage": "sketch", "step": 1, "steps": 2}
     wanted = free_studio.pipeline(labels=["dog"] * 2, seed=3, sketch_steps=2)

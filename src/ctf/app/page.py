@@ -47,10 +47,10 @@ ROWS = """(picture, rows) => ({
 
 
 class App(gr.Blocks):
-    """Gradio's blocks, which tell a visitor what went wrong in one line."""
+    """Gradio's blocks, with errors as one line each."""
 
     async def call_function(self, *arguments: Any, **options: Any) -> Any:
-        """Run what an event asks for; what is not the visitor's doing is told to the terminal in full."""
+        """Run the function of an event. An error that is no user error is printed in full to the terminal."""
         try:
             return await super().call_function(*arguments, **options)
         except InputError as error:
@@ -203,7 +203,7 @@ def build(studio: Studio) -> gr.Blocks:
                     swapped = gallery("swapped", 3)
         with gr.Tab("Codebook", visible=bool(counts)) as tab:
             say(
-                f"The {pipeline.tokenizer.codebook_size:,} codewords as tiles, each decoded among its like: a block "
+                f"The {pipeline.tokenizer.codebook_size:,} codewords as tiles, each decoded among equal ones: a block "
                 "for each cluster, from dark to light, with up to 16 of its tokens. Click a block to see all of them."
             )
             with gr.Row():
@@ -259,8 +259,8 @@ def build(studio: Studio) -> gr.Blocks:
         def point(count: Any, event: gr.EventData) -> Any:
             return studio.cluster_at(count, *event._data["index"])
 
-        # Without Gradio's own checks, whose messages are long, and without its files: the studio takes what comes, says
-        # what is wrong, and gives images as data URLs.
+        # Without Gradio's own checks, whose messages are long, and without its files: the studio checks what comes and
+        # gives images as data URLs. Gradio would write them to the disk and serve them to whoever asks.
         own: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         own |= {"preprocess": False, "postprocess": False}
         model = {**own, "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}

@@ -161,8 +161,8 @@ class Studio:
         if len({*keep}) == 1:
             raise InputError("mark what to keep first" if "0" in keep else "leave a part unmarked, to generate")
         image = fitted(read_upload(picture["src"]), self.pipeline.image_size)
-        drawn = np.array([mark == "0" for mark in keep]).reshape(rows, columns)
-        mask = drawn.repeat(image.height // rows, 0).repeat(image.width // columns, 1)
+        generated = np.array([mark == "0" for mark in keep]).reshape(rows, columns)
+        mask = generated.repeat(image.height // rows, 0).repeat(image.width // columns, 1)
         known = self.pipeline.known_tokens(image, mask)
         for stage in self.pipeline.stages:
             stage.check_kept(known >= 0)
