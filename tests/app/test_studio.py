@@ -174,6 +174,17 @@ def test_settings_that_a_stage_cannot_take_are_refused(free_studio, key, value, 
         generated(free_studio, **{key: value})
 
 
+def test_a_class_that_is_typed_with_its_design_needs_no_other(make_parts):
+    pipeline = Pipeline(
+        **make_parts("baseline") | {"class_names": ["noto cat", "noto dog", "fxemoji cat", "fxemoji dog"]}
+    )
+    request = Studio(Sampler.of(pipeline, "pairs")).request
+    assert [request(subject, "noto", 1, 0, {}).label for subject in ("dog", "fxemoji dog")] == [
+        "noto dog",
+        "fxemoji dog",
+    ]
+
+
 # Completion
 
 

@@ -65,7 +65,8 @@ class Studio:
 
     def request(self, subject: Any, design: Any, num: Any, seed: Any, settings: Any) -> ImageRequest:
         """What a form holds. Raises InputError as `checked`, and for a number out of bounds."""
-        label = " ".join(str(part) for part in (design, subject) if part)
+        whole = subject in self.classes.names  # typed with its design
+        label = " ".join(str(part) for part in ("" if whole else design, subject) if part)
         return self.checked(ImageRequest.from_form(self.controls, label, num, seed, settings))
 
     def generate(
