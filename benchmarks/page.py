@@ -1,4 +1,4 @@
-"""How long the page of `ctf app` takes: to its first image after a cold start, and for 16 images after that.
+"""How long the web app of `ctf app` takes: to its first image after a cold start, and for 16 images after that.
 
 python benchmarks/page.py [--starts 3]
 """
@@ -50,7 +50,7 @@ def generate(client: httpx.Client, num: int) -> None:
     asked = client.post("/gradio_api/call/generate", json={"data": ["", num, 0, {}]}).raise_for_status()
     with client.stream("GET", f"/gradio_api/call/generate/{asked.json()['event_id']}") as stream:
         if "event: complete" not in stream.read().decode():
-            raise SystemExit("the page did not answer with images")
+            raise SystemExit("the web app did not answer with images")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Build the second labelling of the bundled emoji, src/ctf/assets/emoji_subgroups.json: Unicode's subgroups.
+"""Build the second labelling of the bundled emoji, Unicode's subgroups, and the keywords that find a subgroup.
 
     npm pack emojibase-data@17.0.0
     for p in noto@1.2.9 twemoji@1.2.5 fluent-emoji-flat@1.2.6; do npm pack "@iconify-json/$p"; done
     git clone --bare https://github.com/mozilla/fxemoji fxemoji.git
-    python scripts/build_emoji_subgroups.py . src/ctf/assets/emoji_subgroups.json
+    python scripts/build_emoji_subgroups.py . src/ctf/assets/emoji_subgroups.json src/ctf/assets/emoji_keywords.json
 
-The file maps each subgroup to the names of its icons. A name stands alone where it has the same subgroup in every
+The second file maps each keyword of Unicode, and each word of an emoji's label, to the subgroups of its emoji and how
+many they are, the one with most of them first: "dog" is an animal before it is food.
+
+The first file maps each subgroup to the names of its icons. A name stands alone where it has the same subgroup in every
 design, else after its design: "fxemoji/sunglasses" is a face, "noto/sunglasses" is clothing.
 
 The rules, in order. No subgroup is guessed: an icon that none of them covers is in no list.
@@ -23,8 +26,9 @@ import json
 import re
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from emoji_packages import DESIGNS, concept, read_package
@@ -78,11 +82,14 @@ ALIASES = {  # icon → label of its emoji
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", type=Path, help="folder with the .tgz files of `npm pack` and fxemoji.git")
-    parser.add_argument("output", type=Path, help="the JSON file to write")
+    parser.add_argument("output", type=Path, help="the JSON file of subgroups to write")
+    parser.add_argument("keywords", type=Path, help="the JSON file of keywords to write")
     arguments = parser.parse_args()
 
     titles = read_package(arguments.packages, EMOJIBASE, "meta/groups.json")["subgroups"]
     emoji = [e for e in read_package(arguments.packages, EMOJIBASE, "en/data.json") if "subgroup" in e]
+    lines = [f"{json.dumps(word)}: {json.dumps(found)}" for word, found in keywords(emoji, titles).items()]
+    write_text(arguments.keywords, "{\n" + ",\n".join(lines) + "\n}\n")
     unicode_names = read_package(arguments.packages, EMOJIBASE, "meta/unicode-names.json")
     by_code = {code_points(e["hexcode"]): titles[str(e["subgroup"])] for e in emoji}
     by_label = {e["label"]: titles[str(e["subgroup"])] for e in emoji}
@@ -117,6 +124,15 @@ def main() -> None:
     write_text(arguments.output, json.dumps(listed, indent=0) + "\n")
     known = sum(subgroup is not None for designs in subgroups_of.values() for subgroup in designs.values())
     print(f"{arguments.output}: {len(listed)} subgroups of {known} emoji, {len(table) - known} without one")
+
+
+def keywords(emoji: list[dict[str, Any]], titles: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Keyword → how many emoji of each subgroup have it, the subgroup with most of them first."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in emoji:
+        for word in {*one["tags"], *re.findall(r"[^\W_]+", one["label"])}:
+            counts[word.lower()][titles[str(one["subgroup"])]] += 1
+    return {word: dict(found.most_common()) for word, found in sorted(counts.items())}
 
 
 def code_points(text: str) -> str:

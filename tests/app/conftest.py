@@ -40,3 +40,8 @@ def studio(pipeline, make_pipeline):
 @pytest.fixture(scope="session")
 def free_studio(free_pipeline):
     return Studio(Sampler.of(free_pipeline, "free"))
+
+
+@pytest.fixture(scope="session")
+def scales_studio(scales_pipeline):
+    return Studio(Sampler.of(scales_pipeline, "scales"))

@@ -56,7 +56,7 @@ def test_all_swapped_tokens_lie_in_their_clusters(clusters, tokens, method, monk
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_share_is_one(clusters, tokens, share):
+def test_a_share_lies_between_0_and_1(clusters, tokens, share):
     with pytest.raises(InputError, match="from 0 \\(none\\) to 1"):
         clusters.swaps(tokens, share, 8)
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from ctf.app.pictures import read_upload
 from ctf.app.server import application, checked_root_path
 from ctf.errors import InputError
 
@@ -22,7 +23,7 @@ def client(studio):
 
 
 @pytest.mark.parametrize("prefix", ["", "/ctf"])
-def test_the_page_its_files_and_its_api(client, prefix):
+def test_the_web_app_its_files_and_its_api_are_served(client, prefix):
     page = client.get(f"{prefix}/?label=dog&seed=3")  # as a permalink leads to it
     assert re.findall(r'"root": ?"([^"]*)"', page.text) == ["https://example.org/ctf"]
     (script,) = re.findall(r'src="\./(assets/[^"]+)"', page.text)
@@ -34,9 +35,22 @@ def test_the_page_its_files_and_its_api(client, prefix):
     assert json.loads(last)[0]["images"][0].startswith("data:image/png")
 
 
+def test_a_model_of_several_scales_opens(scales_studio):
+    with testclient.TestClient(application(scales_studio, loopback=True), base_url="http://127.0.0.1") as client:
+        assert "from class to image" in client.get("/").text
+        event = client.post("/gradio_api/call/generate", json={"data": ["owl", 1, 0, {}]}).json()["event_id"]
+        stream = client.get(f"/gradio_api/call/generate/{event}").text
+    (wanted,) = scales_studio.pipeline(labels=["owl"], seed=0)
+    (last,) = re.findall("event: complete\ndata: (.*)\n", stream)
+    assert read_upload(json.loads(last)[0]["images"][0]).tobytes() == wanted.tobytes()
+
+
 def test_permalinks_and_downloads_need_no_prefix(studio):
-    *_, (_, links) = studio.generate("dog", 1, 0, False, *(control.value for control in studio.controls))
-    assert {re.split("[?:]", address)[0] for address in re.findall('href="([^"]+)"', links)} == {"", "data"}
+    *_, runs = studio.generate("dog", "", 1, 0, False, *(control.value for control in studio.controls))
+    assert {re.split("[?:]", address)[0] for address in re.findall('href="([^"]+)"', studio.links(runs))} == {
+        "",
+        "data",
+    }
 
 
 @pytest.mark.parametrize("path", ["/ctf/gradio_api/file=/etc/passwd", "/ctf/ctf/", "/ctfx/", "/other/"])
@@ -45,10 +59,10 @@ def test_other_addresses_stay_closed(client, path):
 
 
 def test_another_name_is_refused_behind_a_proxy_too(client):
-    assert client.get("/ctf/", headers={"host": "example.org"}).status_code == 403
+    assert client.get("/ctf/", headers={"host": "example.org"}).status_code == 400
 
 
-def test_prefixes():
+def test_a_prefix_is_the_path_of_an_address():
     assert [checked_root_path(path) for path in ("", "/", "/ctf", "/a/b-c/")] == ["", "", "/ctf", "/a/b-c"]
     for path in ("ctf", "https://example.org/ctf", "/a b", "//ctf", '/"x'):
         with pytest.raises(InputError, match="give the path below which a proxy shows the web app, such as /ctf"):

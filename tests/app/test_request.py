@@ -4,8 +4,9 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+from ctf.app.classes import Classes
 from ctf.app.request import MOST_IMAGES, ImageRequest, controls_of
-from ctf.app.sampler import Sampler
+from ctf.app.sampler import Run, Sampler
 from ctf.errors import InputError
 from ctf.pipeline import StagePipeline
 from ctf.sampling import Sampling
@@ -68,26 +69,28 @@ BAD = [
 
 
 @pytest.mark.parametrize(("query", "message"), BAD, ids=str)
-def test_bad_addresses(controls, query, message):
+def test_addresses_with_wrong_values_are_refused(controls, query, message):
     with pytest.raises(InputError, match=message):
         ImageRequest.from_query(controls, query)
 
 
 @pytest.mark.parametrize("value", [True, [1], {"a": 1}, 1e400, "1e3"], ids=str)
-def test_numbers_that_are_none(controls, value):
+def test_values_that_are_no_whole_numbers_are_refused(controls, value):
     with pytest.raises(InputError, match="must be a whole number"):
         ImageRequest.from_form(controls, "", value, 0, {})
 
 
-def test_no_class_means_all_of_them_evenly(pipeline):
-    assert ImageRequest(num=3).labels(pipeline) == [0, 2, 3]
-    assert ImageRequest(num=1).labels(pipeline) == [0]
-    assert set(ImageRequest(num=MOST_IMAGES).labels(pipeline)) == {0, 1, 2, 3}
-    assert ImageRequest("red fox", 2).labels(pipeline) == ImageRequest("1", 2).labels(pipeline) == [1, 1]
+def test_images_are_spread_evenly_over_the_classes_found():
+    classes = Classes(["cat", "red fox", "dog", "owl"])
+    assert ImageRequest(num=3).labels(classes) == [0, 2, 3]
+    assert ImageRequest(num=1).labels(classes) == [0]
+    assert set(ImageRequest(num=MOST_IMAGES).labels(classes)) == {0, 1, 2, 3}
+    assert ImageRequest("red fox", 2).labels(classes) == ImageRequest("1", 2).labels(classes) == [1, 1]
 
 
-def test_a_class_is_meant_by_its_name_before_its_index(make_parts):
+def test_a_command_says_a_class_whose_name_is_a_number_by_its_name(make_parts):
     numbered = StagePipeline(**make_parts("baseline") | {"class_names": ["1", "10", "2", "x"]})
-    assert [ImageRequest(label, 1).labels(numbered) for label in ("1", "10", "2", "3")] == [[0], [1], [2], [3]]
-    command = Sampler(numbered, "x", {"coarse": ""}).manifest(ImageRequest("10", 2)).command
+    sampler = Sampler(numbered, "x", {"coarse": ""}, Classes(numbered.class_names))
+    assert Run(sampler, ImageRequest("3")).labels == [3] * 8
+    command = Run(sampler, ImageRequest("10", 2)).manifest().command
     assert """--labels '["10", "10"]'""" in command  # as 1 it would be ambiguous

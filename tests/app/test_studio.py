@@ -1,4 +1,4 @@
-"""What the page shows and hands out: the pipeline's own images, reproducible, with their manifest."""
+"""What the web app shows and hands out: the pipeline's own images, reproducible, with their manifest."""
 
 import base64
 import io
@@ -27,8 +27,19 @@ def values(studio, **changes):
     return [changes.get(control.key, control.value) for control in studio.controls]
 
 
-def images(html):
-    return [np.asarray(read_upload(url)) for url in re.findall('src="(data:image/png[^"]+)"', html)]
+def images(items):
+    """Gradio's Gallery → uint8 arrays."""
+    return [np.asarray(read_upload(item["image"]["url"])) for item in items]
+
+
+def equal(items, wanted):
+    return all(np.array_equal(a, np.asarray(b)) for a, b in zip(images(items), wanted, strict=True))
+
+
+def generated(studio, label="", num=2, seed=0, beside=False, **changes):
+    """The runs of a request that is carried out to its end."""
+    *_, runs = studio.generate(label, "", num, seed, beside, *values(studio, **changes))
+    return runs
 
 
 def unpacked(links):
@@ -36,31 +47,48 @@ def unpacked(links):
     return zipfile.ZipFile(io.BytesIO(base64.b64decode(url)))
 
 
-def stages(steps):
-    return [re.findall('data-stage="(\\w+)" data-done="(\\d)"', html) for html, _ in steps]
+def test_a_run_ends_with_the_images_of_the_pipeline(studio, pipeline):
+    runs = generated(studio, "dog", 3, 5, coarse_temperature=0.5, fine_top_k=3)
+    assert equal(runs[0].gallery(), pipeline(labels=["dog"] * 3, seed=5, coarse_temperature=0.5, fine_top_k=3))
+    assert [item["caption"] for item in runs[0].gallery()] == ["dog · seed 5", "dog · seed 6", "dog · seed 7"]
+    assert runs[0].gallery()[1]["image"]["orig_name"] == "dog-seed-6.png"
 
 
-def test_the_page_ends_with_the_images_of_the_pipeline(studio, pipeline):
-    *_, (html, _) = studio.generate("dog", 3, 5, False, *values(studio, coarse_temperature=0.5, fine_top_k=3))
-    wanted = pipeline(labels=["dog"] * 3, seed=5, coarse_temperature=0.5, fine_top_k=3)
-    assert [np.array_equal(a, np.asarray(b)) for a, b in zip(images(html), wanted, strict=True)] == [True] * 3
+def test_frames_and_stages_of_a_run_can_be_looked_at_afterwards(studio, pipeline):
+    runs = generated(studio)
+    frames = list(pipeline.stream([0, 3], seed=0))
+    run = studio.frame(runs, 9)
+    for number, frame in enumerate(frames, 1):
+        assert equal(run.gallery(number), frame.images)
+    assert [run.when(number) for number in range(1, 9)] == [
+        f"stage 1 · clusters, step {2 * i} of 16" for i in range(1, 9)
+    ]
+    run.chosen = 1
+    coarse, fine, changed = run.stages()
+    assert equal([coarse, fine], [frames[7].images[1], frames[8].images[1]])
+    change = np.asarray(frames[8].images[1], int) - np.asarray(frames[7].images[1], int)
+    assert np.abs(images([changed])[0] - (128 + change / 2)).max() <= 0.5
+    for kept, number in ((runs, 10), (runs, 0), (None, 1)):
+        with pytest.raises(InputError, match="not kept any more: press Generate again"):
+            studio.frame(kept, number)
 
 
-def test_coarse_previews_come_first(studio):
-    seen = stages(studio.generate("", 2, 0, False, *values(studio)))
-    assert [step[0] for step in seen[:8]] == [("coarse", "0")] * 8
-    assert seen[8:] == [[("fine", "0")], [("fine", "1")]]
+def test_a_stopped_run_says_where_and_leaves_a_link(studio):
+    runs = [next(steps) for steps in [studio.generate("dog", "", 2, 5, False, *values(studio))] for _ in range(3)][-1]
+    assert re.fullmatch(r"stage 1 · clusters, step 6 of 16 · \d\.\d s", runs[0].state)
+    runs[0].stopped = True
+    assert runs[0].state == "stopped after stage 1 · clusters, step 6 of 16"
+    assert runs[0].stages() == []
+    assert re.findall('href="([^"]{4})', studio.links(runs)) == ["?lab"]  # no ZIP: these are not the model's images
 
 
-def test_the_baseline_stands_beside_with_the_same_seeds(studio):
-    *_, (html, links) = studio.generate("", 4, 9, True, *values(studio, coarse_temperature=0.5))
-    assert re.findall('data-stage="(\\w+)" data-done="1"', html) == ["fine", "baseline"]
-    assert len(re.findall(r"done in \d+\.\d s", html)) == 2
-    captions = re.findall("<figcaption[^>]*>(.*?)</figcaption>", html)
-    assert captions[:4] == captions[4:]
-    plain = studio.baseline.pipeline(labels=ImageRequest(num=4).labels(studio.pipeline), seed=9)
-    assert np.array_equal(images(html)[4], np.asarray(plain[0]))
-    assert {name.split("/")[0] for name in unpacked(links).namelist()} == {"tiny", "plain"}
+def test_a_baseline_stands_beside_with_the_same_seeds(studio):
+    runs = generated(studio, "", 4, 9, True, coarse_temperature=0.5)
+    assert [run.sampler.name for run in runs if run.done] == ["tiny", "plain"]
+    mine, theirs = (run.gallery() for run in runs)
+    assert [item["caption"] for item in mine] == [item["caption"] for item in theirs]
+    assert equal(theirs, studio.baseline.pipeline(labels=[0, 1, 2, 3], seed=9))
+    assert {name.split("/")[0] for name in unpacked(studio.links(runs)).namelist()} == {"tiny", "plain"}
 
 
 def test_models_of_other_classes_are_no_baseline(studio, make_parts):
@@ -70,39 +98,36 @@ def test_models_of_other_classes_are_no_baseline(studio, make_parts):
 
 
 def test_the_link_leads_back_to_the_same_images(studio):
-    *_, (html, links) = studio.generate("red fox", 2, 7, False, *values(studio, fine_temperature=0.4))
-    address = re.search('id="permalink" href="([^"]+)"', links)[1].replace("&amp;", "&")
+    runs = generated(studio, "red fox", 2, 7, fine_temperature=0.4)
+    address = re.search('id="permalink" href="([^"]+)"', studio.links(runs))[1].replace("&amp;", "&")
     request = ImageRequest.from_query(studio.controls, dict(parse_qsl(address[1:], keep_blank_values=True)))
-    again = studio.generate(request.label, request.num, request.seed, False, *request.settings.values())
-    *_, (second, _) = again
-    assert [a.tobytes() for a in images(html)] == [b.tobytes() for b in images(second)]
+    again = studio.generate(request.label, "", request.num, request.seed, False, *request.settings.values())
+    assert list(again)[-1][0].gallery() == runs[0].gallery()
 
 
-def test_what_is_downloaded_is_a_sample_set_whose_command_makes_it_again(studio, pipeline, tmp_path, monkeypatch):
-    *_, (html, links) = studio.generate("", 3, 11, False, *values(studio, coarse_top_p=0.9))
+def test_a_download_is_a_sample_set_whose_command_makes_it_again(studio, pipeline, tmp_path, monkeypatch):
+    runs = generated(studio, "", 3, 11, coarse_top_p=0.9)
+    assert 'download="tiny-all-classes-seed-11.zip"' in studio.links(runs)
     monkeypatch.chdir(tmp_path)
     pipeline.save_pretrained("tiny")
-    unpacked(links).extractall("download")
+    unpacked(studio.links(runs)).extractall("download")
     samples = SampleSet.open("download/tiny")
     assert (samples.count, samples.image_size, samples.labels.tolist()) == (3, (16, 16), [0, 2, 3])
     program, *arguments = shlex.split(samples.manifest.command)
     assert program == "ctf"
     assert main([*arguments, "--device", "cpu"]) == 0
     again = SampleSet.open("samples")
-    assert again.manifest.differences(samples.manifest) == [
-        "batch_size is 3 there and 64 here",
-    ]
-    for image, name in zip(images(html), sorted(f.name for f in (tmp_path / "samples").glob("0*.png")), strict=True):
-        assert np.array_equal(image, np.asarray(Image.open(f"samples/{name}")))
-        assert np.array_equal(image, np.asarray(Image.open(f"download/tiny/{name}")))
+    assert again.manifest.differences(samples.manifest) == ["batch_size is 3 there and 64 here"]
+    names = sorted(f.name for f in (tmp_path / "samples").glob("0*.png"))
+    for folder in ("samples", "download/tiny"):
+        assert equal(runs[0].gallery(), [Image.open(f"{folder}/{name}") for name in names])
 
 
 def test_a_single_image_knows_how_it_was_made(studio):
-    *_, (html, links) = studio.generate("owl", 1, 3, False, *values(studio))
-    url = re.search('src="data:image/png;base64,([^"]+)"', html)[1]
-    with Image.open(io.BytesIO(base64.b64decode(url))) as image:
+    runs = generated(studio, "owl", 1, 3)
+    with Image.open(io.BytesIO(base64.b64decode(runs[0].gallery()[0]["image"]["url"].split(",")[1]))) as image:
         manifest = json.loads(image.text["ctf"])
-    kept = json.loads(unpacked(links).read("tiny/manifest.json"))
+    kept = json.loads(unpacked(studio.links(runs)).read("tiny/manifest.json"))
     assert {**manifest, "date": ""} == {**kept, "date": ""}
     assert (manifest["seed"], manifest["given_labels"], manifest["count"]) == (3, [3], 1)
 
@@ -110,34 +135,29 @@ def test_a_single_image_knows_how_it_was_made(studio):
 def test_nothing_says_where_the_model_lies(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "secret" / "model")
     studio = Studio(Sampler.of(pipeline, str(tmp_path / "secret" / "model")))
-    *_, (html, links) = studio.generate("", 1, 0, False, *values(studio))
-    text = html + unpacked(links).read("model/manifest.json").decode()
-    text += str(next(iter(images(html))).tobytes())
+    runs = generated(studio, num=1)
+    text = runs[0].state + unpacked(studio.links(runs)).read("model/manifest.json").decode()
+    text += base64.b64decode(runs[0].gallery()[0]["image"]["url"].split(",")[1]).decode("latin-1")
     assert "secret" not in text
-
-
-def test_classes_are_said_by_names_that_are_unique(studio, make_parts):
-    pipeline = Pipeline(**make_parts("baseline") | {"class_names": ["crane", "owl", "crane", "3"]})
-    choices = Studio(Sampler.of(pipeline, "birds")).classes()
-    assert choices[1:] == [("crane (0)", "0"), ("owl", "owl"), ("crane (2)", "2"), ("3", "3")]
 
 
 @pytest.mark.parametrize(
     ("label", "num", "seed", "message"),
     [
-        ("nobody", 1, 0, "class 'nobody' does not exist"),
+        ("nobody", 1, 0, "no such class: 'nobody'"),
+        ("owls", 1, 0, "no such class: 'owls'; did you mean 'owl'\\?"),
         ("7", 1, 0, "the model has the classes 0 … 3"),
         ("", 17, 0, "ask for 1 to 16 images"),
         ("", 10**9, 0, "ask for 1 to 16 images"),
         ("", None, 0, "num 'None' must be a whole number"),
         ("", 1, -1, "seed -1"),
-        ([{}], 1, 0, "does not exist"),
+        ([{}], 1, 0, "no such class"),
     ],
     ids=str,
 )
-def test_bad_wishes(studio, label, num, seed, message):
+def test_requests_that_cannot_be_met_are_refused(studio, label, num, seed, message):
     with pytest.raises(InputError, match=message):
-        next(studio.generate(label, num, seed, False, *values(studio)))
+        next(studio.generate(label, "", num, seed, False, *values(studio)))
 
 
 @pytest.mark.parametrize(
@@ -149,9 +169,20 @@ def test_bad_wishes(studio, label, num, seed, message):
         ("sketch_top_k", "many", "must be a whole number"),
     ],
 )
-def test_bad_settings(free_studio, key, value, message):
+def test_settings_that_a_stage_cannot_take_are_refused(free_studio, key, value, message):
     with pytest.raises(InputError, match=message):
-        next(free_studio.generate("", 1, 0, False, *values(free_studio, **{key: value})))
+        generated(free_studio, **{key: value})
+
+
+def test_a_class_that_is_typed_with_its_design_needs_no_other(make_parts):
+    pipeline = Pipeline(
+        **make_parts("baseline") | {"class_names": ["noto cat", "noto dog", "fxemoji cat", "fxemoji dog"]}
+    )
+    request = Studio(Sampler.of(pipeline, "pairs")).request
+    assert [request(subject, "noto", 1, 0, {}).label for subject in ("dog", "fxemoji dog")] == [
+        "noto dog",
+        "fxemoji dog",
+    ]
 
 
 # Completion
@@ -163,29 +194,44 @@ def picture(pipeline):
 
 
 def dropped(studio, picture, keep=None):
-    return {**studio.upload(data_url(png_bytes(picture))), **({} if keep is None else {"keep": keep})}
+    return {**studio.upload(data_url(png_bytes(picture)), 2), **({} if keep is None else {"keep": keep})}
 
 
-def test_what_is_kept_stays(studio, free_studio, picture):
-    for host, keep in (studio, "1" * 6 + "0" * 10), (free_studio, "0110" * 4):
+def test_what_is_kept_stays(studio, free_studio, scales_studio, picture):
+    """Of a model of several scales too: each scale keeps the tokens of which nothing is to be generated."""
+    for host, keep in (studio, "1" * 6 + "0" * 10), (free_studio, "0110" * 4), (scales_studio, "0110" * 4):
         pipeline, given = host.pipeline, dropped(host, picture, keep)
         known = host.known(given)
-        assert (known >= 0).tolist() == [mark == "1" for mark in keep]
+        finest = known[pipeline.layout.slices[-1]]
+        assert (finest >= 0).tolist() == [mark == "1" for mark in keep]
         assert (known[known >= 0] == host.clusters.tokens(read_upload(given["src"]))[known >= 0]).all()
-        *_, (html, links) = host.complete(given, "dog", 2, 3, *values(host))
-        wanted = pipeline(labels=["dog", "dog"], seed=3, known=known)
-        assert [image.tobytes() for image in images(html)] == [image.tobytes() for image in wanted]
-        manifest = json.loads(unpacked(links).read(f"{host.model.name}/manifest.json"))
+        *_, runs = host.complete(given, "dog", "", 2, 3)
+        assert equal(runs[0].gallery(), pipeline(labels=["dog", "dog"], seed=3, known=known))
+        manifest = json.loads(unpacked(host.links(runs)).read(f"{host.model.name}/manifest.json"))
         assert manifest["known"] == known.tolist()
-        assert "permalink" not in links
+        assert "permalink" not in host.links(runs)
 
 
-def test_a_model_says_what_it_can_keep(studio, free_studio, picture):
-    assert "stage coarse is autoregressive" in studio.keeps()
-    assert "rows from the top only" in studio.keeps()
-    assert free_studio.keeps() == "This model can keep any part."
+def test_a_model_that_goes_row_by_row_asks_for_rows(studio, free_studio, scales_studio, picture):
+    assert [host.continues for host in (studio, free_studio, scales_studio)] == [True, False, False]
+    assert studio.upload(data_url(png_bytes(picture)), 3)["keep"] == "1" * 12 + "0" * 4
     with pytest.raises(InputError, match="stage coarse is autoregressive: it continues images from their first tokens"):
         studio.known(dropped(studio, picture, "0110" * 4))
+
+
+def test_a_completion_inherits_class_and_settings(studio, pipeline):
+    runs = generated(studio, "", 4, 9, coarse_temperature=0.5)
+    runs[0].chosen = 2
+    picture, *label = studio.take(runs, 2)
+    assert label == ["dog", ""]
+    assert np.array_equal(np.asarray(read_upload(picture["src"])), images(runs[0].gallery())[2])
+    assert studio.settings_note(picture) == "Settings of the picture: coarse_temperature 0.5."
+    *_, (completed,) = studio.complete(picture, *label, 2, 3)
+    known = studio.known(picture)
+    assert equal(completed.gallery(), pipeline(["dog"] * 2, seed=3, known=known, coarse_temperature=0.5))
+    assert studio.settings_note(studio.upload(picture["src"], 2)) == "Settings of the picture: the model's own."
+    with pytest.raises(InputError, match="no finished image in the tab Generate"):
+        studio.take(None, 2)
 
 
 @pytest.mark.parametrize(
@@ -202,52 +248,46 @@ def test_a_model_says_what_it_can_keep(studio, free_studio, picture):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_bad_pictures_to_complete(studio, given, message):
+def test_pictures_that_cannot_be_completed_are_refused(studio, given, message):
     with pytest.raises(InputError, match=re.escape(message)):
         studio.known(given)
-
-
-def test_an_upload_is_cropped_and_half_marked(studio, picture):
-    given = studio.upload(data_url(png_bytes(picture)))
-    assert read_upload(given["src"]).size == (16, 16)
-    assert given["keep"] == "1" * 8 + "0" * 8
-
-
-def test_the_example_is_one_of_the_first_images(studio):
-    *_, (html, _) = studio.generate("", 6, 0, False, *values(studio))
-    given = studio.example(html)
-    assert np.array_equal(np.asarray(read_upload(given["src"])), images(html)[2])
-    assert (studio.known(given) >= 0).tolist() == [True] * 8 + [False] * 8
 
 
 # Clusters, codebook, programs
 
 
-def test_swaps_are_shown(studio, picture):
-    html = studio.swap(dropped(studio, picture), 100, 8)
-    assert len(images(html)) == 5
-    assert "16 of 16 tokens swapped" in html
-    assert len(re.findall(r"<small>[\d.]+ dB", html)) == 2
-    assert "data-swapped='0'" in studio.swap(dropped(studio, picture), 0, 8)
+def test_a_swap_shows_five_pictures_and_what_was_lost(studio, picture):
+    shown = studio.swap(dropped(studio, picture), 100, 8)
+    assert len(images(shown)) == 5
+    assert all(re.match(r"16 of 16 swapped within [\w-]+ clusters · [\d.]+ dB", item["caption"]) for item in shown[3:])
+    assert studio.swap(dropped(studio, picture), 0, 8)[3]["caption"] == "0 of 16 swapped within k-means clusters"
     with pytest.raises(InputError, match="choose one of 8, 16, 32"):
         studio.swap(dropped(studio, picture), 50, 9)
 
 
 def test_a_click_on_the_codebook_finds_its_cluster(studio):
     *_, (_, order) = studio.clusters.overview(8)
-    assert [studio.cluster_at(8, x, y) for y, x in ((0.1, 0.1), (0.1, 0.9), (0.5, 0.5))] == [
-        order[0],
-        order[2],
-        order[4],
-    ]
-    assert studio.cluster_at(8, 1.0, 1.0) == order[7]
+    (picture,) = studio.codebook(8)
+    width, height = read_upload(picture["url"]).size
+    assert (width, height) == (60, 60)  # 3 × 3 blocks of 4 × 4 tiles of 4 pixels, and 4 between them
+    assert [studio.cluster_at(8, x, y) for x, y in ((2, 2), (55, 2), (30, 30))] == [order[0], order[2], order[4]]
+    assert studio.cluster_at(8, 59, 59) == order[7]
     with pytest.raises(InputError, match="x 'None' must be a number"):
-        studio.cluster_at(8, None, 0.5)
+        studio.cluster_at(8, None, 5)
     assert len(images(studio.members(8, 2))) == len(studio.clusters.clustering(8).members(2))
-    assert len([*studio.codebook(8)]) == 1
 
 
-def test_programs_get_images_and_manifest(free_studio, picture):
+def test_a_model_of_several_scales_shows_its_frames_stages_and_clusters(scales_studio, picture):
+    (run,) = generated(scales_studio, "owl")
+    assert equal(run.gallery(), scales_studio.pipeline(labels=["owl"] * 2, seed=0))
+    assert [run.when(i) for i in (1, 2, 3)] == [f"stage 1 · clusters, step {i} of 3" for i in (1, 2, 3)]
+    assert len(run.stages()) == 3
+    assert len(scales_studio.swap(dropped(scales_studio, picture), 50, 5)) == 5
+    *_, codebook = scales_studio.codebook(5)
+    assert read_upload(codebook["url"]).size == (60, 40)
+
+
+def test_the_api_gives_images_and_manifest(free_studio, picture):
     *steps, last = free_studio.api_generate("dog", 2, 3, {"sketch_steps": 2})
     assert steps[0] == {"stage": "sketch", "step": 1, "steps": 2}
     wanted = free_studio.pipeline(labels=["dog"] * 2, seed=3, sketch_steps=2)

@@ -1,4 +1,4 @@
-"""The web page: `ctf app`."""
+"""The web app: `ctf app`."""
 
 import lazy_loader
 

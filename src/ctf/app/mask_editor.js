@@ -1,14 +1,15 @@
-// A picture that a visitor drops or chooses; where `props.rows` is set, its tokens can be marked with the pointer.
+// A picture that a visitor drops or chooses, with `props.count` tokens over it. The pointer marks those to keep, unless
+// `props.line`: then a slider beside it says how many rows are kept.
 const editor = element.querySelector(".mask-editor"), image = editor.querySelector("img"), cells = editor.querySelector(".cells");
 const drop = element.querySelector(".drop"), chooser = drop.querySelector("input"), words = drop.querySelector("span");
-const count = (props.rows || 0) * (props.columns || 0);
 
 function draw() {
   const value = props.value || {};
   editor.hidden = !value.src;
   if (value.src) image.src = value.src;
+  cells.classList.toggle("line", props.line);
   const keep = value.keep || "";
-  cells.replaceChildren(...Array.from({ length: count }, (_, i) => {
+  cells.replaceChildren(...Array.from({ length: props.count || 0 }, (_, i) => {
     const cell = document.createElement("i");
     cell.className = keep[i] === "1" ? "kept" : "";
     return cell;
@@ -37,6 +38,7 @@ function mark(event) {
   if (cell && cell.parentNode === cells) cell.className = marks ? "kept" : "";
 }
 cells.addEventListener("pointerdown", (event) => {
+  if (props.line) return;
   event.preventDefault();
   marks = event.target.className !== "kept";
   mark(event);

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.images.sheet import png_bytes
@@ -22,8 +21,6 @@ from ctf.samples.complete import read_picture
 MOST_BYTES = 8 << 20
 MOST_PIXELS = 4096 * 4096
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-#: Pixels on the screen that an image should have at least.
-SHOWN = 128
 
 
 def read_upload(url: Any) -> Image.Image:
@@ -48,32 +45,23 @@ def data_url(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def enlarged(image: Image.Image, shown: int = SHOWN) -> int:
-    """Pixels on the screen for an image's width: a whole multiple, so that pixels stay crisp."""
-    return image.width * max(1, round(shown / image.width))
+def item(image: Image.Image, caption: str = "", name: str = "image", **notes: str) -> dict[str, Any]:
+    """An image for Gradio's Gallery, which downloads it as `name`.png; `notes` go into its PNG.
+
+    Gradio would write it to a file and serve that; a value with an address of its own and no path is left alone.
+    """
+    return {"image": {"url": data_url(png_bytes(image, **notes)), "orig_name": f"{name}.png"}, "caption": caption}
 
 
-def figure(
-    image: Image.Image, caption: str, note: str = "", width: int = 0, notes: Mapping[str, str] | None = None
-) -> str:
-    """An image with a caption, and a second line under it, as HTML; `notes` go into its PNG."""
-    width, name = width or enlarged(image), escape(caption, quote=True)
-    below, source = f"<small>{escape(note)}</small>" if note else "", data_url(png_bytes(image, **notes or {}))
-    return (
-        f'<figure style="width:{width}px"><img src="{source}" alt="{name}" width="{width}">'
-        f'<figcaption title="{name}">{escape(caption)}{below}</figcaption></figure>'
-    )
+def difference(before: Image.Image, after: Image.Image) -> Image.Image:
+    """What changed from one image to another of the same size: grey where nothing did, brighter where it grew."""
+    return Image.fromarray(np.uint8(128 + (np.asarray(after, np.int16) - np.asarray(before, np.int16)) // 2))
 
 
-def token_grid(numbers: Sequence[int], labels: Sequence[int], columns: int) -> str:
-    """Tokens as coloured cells: equal colours are equal clusters; which token and cluster each is, is in its title."""
-    text = columns <= 8  # more would be too small to read
-    cells = "".join(
-        f'<i style="--hue:{label * 137.5 % 360:.0f};--light:{45 + label * 7 % 30}%" title="token {number}, cluster '
-        f'{label}">{label if text else ""}</i>'
-        for number, label in zip(numbers, labels, strict=True)
-    )
-    return f'<div class="tokens" style="--columns:{columns}">{cells}</div>'
+def label_colours(labels: Tensor) -> Image.Image:
+    """Labels (rows, columns) as a pixel each: equal colours are equal labels."""
+    colours = np.random.default_rng(0).integers(40, 230, (int(labels.max()) + 1, 3), np.uint8)
+    return Image.fromarray(colours[labels.numpy()])
 
 
 def tile_sheet(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
@@ -84,3 +72,8 @@ def tile_sheet(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
     padded[:count, :height, :width] = tiles
     grid = padded.reshape(rows, columns, height + gap, width + gap, 3).transpose(0, 2, 1, 3, 4)
     return grid.reshape(rows * (height + gap), columns * (width + gap), 3)
+
+
+def file_name(*parts: str) -> str:
+    """Words as a part of a file's name."""
+    return "-".join(re.sub(r"\W+", "-", part).strip("-") for part in parts)

@@ -11,9 +11,8 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from ctf.classes import class_index, is_number
+from ctf.app.classes import Classes
 from ctf.errors import InputError
-from ctf.pipeline import StagePipeline
 from ctf.sampling.settings import SETTINGS, Sampling
 from ctf.stages.stage import Stage
 
@@ -103,7 +102,7 @@ class ImageRequest:
     """Images to make. Its address leads back to the same ones.
 
     Attributes:
-        label: name of a class, or else its index; "" for classes evenly spread over all.
+        label: what `Classes.find` reads: a name, an index, or words that find one or several classes.
         num: how many images, up to `MOST_IMAGES`.
         seed: image i uses seed + i.
         settings: in place of the model's own, see `StagePipeline.sampling`.
@@ -123,12 +122,10 @@ class ImageRequest:
         if not 0 <= self.seed <= LARGEST_SEED:
             raise InputError(f"seed {self.seed}: give a whole number from 0 to 2^53 − {MOST_IMAGES}")
 
-    def labels(self, pipeline: StagePipeline) -> list[int]:
-        """A class index for each image. Raises InputError: no such class."""
-        if self.label != "":
-            names, label = pipeline.class_names, self.label
-            return [class_index(names, int(label) if is_number(label) and label not in names else label)] * self.num
-        return np.linspace(0, len(pipeline.class_names) - 1, self.num).round().astype(int).tolist()
+    def labels(self, classes: Classes) -> list[int]:
+        """A class index for each image, evenly spread over those found. Raises InputError: no such class."""
+        found = classes.find(self.label)
+        return [found[i] for i in np.linspace(0, len(found) - 1, self.num).round().astype(int)]
 
     def query(self) -> str:
         """The part of the address behind "?"."""

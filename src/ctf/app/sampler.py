@@ -1,4 +1,4 @@
-"""A model as the web app samples from it: previews with times, a manifest, and what there is to download."""
+"""A model as the web app samples from it: a run with its previews, a manifest, and what there is to download."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import json
 import shlex
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ctf.app.classes import Classes
+from ctf.app.pictures import difference, file_name, item
 from ctf.app.request import ImageRequest
 from ctf.classes import typed_label
 from ctf.images.sheet import png_bytes
@@ -30,72 +34,140 @@ PREVIEWS = 8
 
 @dataclass(frozen=True)
 class Sampler:
-    """A pipeline, what to call it, and the fingerprints of its weights, which do not change any more."""
+    """A pipeline, what to call it, the fingerprints of its weights, which do not change any more, and its classes."""
 
     pipeline: StagePipeline
     name: str
     weights: dict[str, str]
+    classes: Classes
 
     @classmethod
     def of(cls, pipeline: StagePipeline, source: str) -> Sampler:
-        """`source` is what the pipeline was opened by; of a folder the page says its name, not where it is."""
-        return cls(pipeline, Path(source).name if Path(source).exists() else source, weights_of(pipeline))
+        """`source` is what the pipeline was opened by; of a folder the web app says its name, not where it is."""
+        name = Path(source).name if Path(source).exists() else source
+        return cls(pipeline, name, weights_of(pipeline), Classes(pipeline.class_names))
 
-    def watch(self, request: ImageRequest, known: Tensor | None = None) -> Iterator[tuple[Preview, float]]:
-        """Previews, the last of them the images, with the seconds that all so far took to make.
+    @cached_property
+    def stage_titles(self) -> dict[str, str]:
+        """What to call each stage: "stage 1 · clusters"."""
+        return {
+            stage.name: f"stage {place} · {'tokens' if stage.predicts is None else 'clusters'}"
+            for place, stage in enumerate(self.pipeline.stages, 1)
+        }
 
-        Args:
-            request: what to make.
-            known: tokens that every image keeps, see `StagePipeline.known_tokens`.
+
+@dataclass
+class Run:
+    """A request that a model carries out, and what was seen of it so far.
+
+    Attributes:
+        sampler, request: the model, and what it makes.
+        known: tokens that every image keeps, see `StagePipeline.known_tokens`.
+        frames: the previews. The last one of a run that is done shows the images.
+        seconds: that all frames took to make.
+        done, stopped: whether it ran to its end, or a visitor stopped it.
+        chosen: which image a visitor chose.
+    """
+
+    sampler: Sampler
+    request: ImageRequest
+    known: Tensor | None = None
+    frames: list[Preview] = field(default_factory=list)
+    seconds: float = 0.0
+    done: bool = False
+    stopped: bool = False
+    chosen: int = 0
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """A class index for each image. Raises InputError: no such class."""
+        return self.request.labels(self.sampler.classes)
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """As the last frame shows them."""
+        return self.frames[-1].images
+
+    def when(self, number: int = 0) -> str:
+        """The stage and step of frame `number`, from 1; 0 is the last."""
+        frame = self.frames[number - 1]
+        return f"{self.sampler.stage_titles[frame.stage]}, step {frame.step} of {frame.steps}"
+
+    @property
+    def state(self) -> str:
+        """How far it is, in words."""
+        if self.done:
+            return f"done in {self.seconds:.1f} s"
+        return f"stopped after {self.when()}" if self.stopped else f"{self.when()} · {self.seconds:.1f} s"
+
+    def gallery(self, number: int = 0) -> list[dict[str, Any]]:
+        """The images of frame `number`, for Gradio's Gallery. Those of a run that is done say how they were made."""
+        final = self.done and number in (0, len(self.frames))
+        notes = {"ctf": json.dumps(self.manifest().as_json(), ensure_ascii=False)} if final else {}
+        items = []
+        for place, (image, label) in enumerate(zip(self.frames[number - 1].images, self.labels, strict=True)):
+            name, seed = self.sampler.pipeline.class_names[label], self.request.seed + place
+            items.append(item(image, f"{name} · seed {seed}", file_name(name, f"seed-{seed}"), **notes))
+        return items
+
+    def stages(self) -> list[dict[str, Any]]:
+        """The chosen image after each stage, and what the last of them changed; nothing of a single stage."""
+        seen = {self.sampler.stage_titles[frame.stage]: frame.images[self.chosen] for frame in self.frames}
+        if len(seen) == 1:
+            return []
+        items = [item(image, f"after {title}", file_name(title)) for title, image in seen.items()]
+        *_, before, after = seen.values()
+        return [*items, item(difference(before, after), f"changed by {[*seen][-1]}; grey: nothing", "changed")]
+
+    def steps(self) -> Iterator[Preview]:
+        """Make the images, one frame after another.
 
         Raises:
             InputError: no such class, or settings or known tokens that a stage cannot take.
         """
-        labels, seconds = request.labels(self.pipeline), 0.0
-        previews = self.pipeline.stream(labels, request.seed, PREVIEWS, known, **request.settings)
-        while True:
+        pipeline, request = self.sampler.pipeline, self.request
+        previews = pipeline.stream(self.labels, request.seed, PREVIEWS, self.known, **request.settings)
+        start = time.perf_counter()
+        for preview in previews:
+            self.seconds += time.perf_counter() - start
+            self.frames.append(preview)
+            yield preview
             start = time.perf_counter()
-            preview = next(previews, None)
-            seconds += time.perf_counter() - start
-            if preview is None:
-                return
-            yield preview, seconds
+        self.done = True
 
-    def manifest(self, request: ImageRequest, known: Tensor | None = None) -> Manifest:
+    def manifest(self) -> Manifest:
         """How these images come about. Its command makes them again, unless they complete a picture."""
-        labels = request.labels(self.pipeline)
+        sampler, request = self.sampler, self.request
         manifest = Manifest.of(
-            self.pipeline,
-            labels,
+            sampler.pipeline,
+            self.labels,
             request.settings,
             processes=1,
-            weights=self.weights,
+            weights=sampler.weights,
             label_policy="given",
-            given_labels=labels,
+            given_labels=self.labels,
             seed=request.seed,
             batch_size=request.num,
-            model=self.name,
-            known=[] if known is None else known.tolist(),
+            model=sampler.name,
+            known=[] if self.known is None else self.known.tolist(),
         )
-        words = ["ctf", "app", "--model", self.name]
-        if known is None:
+        words = ["ctf", "app", "--model", sampler.name]
+        if self.known is None:
             words[1] = "sample"
-            typed = [typed_label(self.pipeline.class_names, label) for label in labels]
+            typed = [typed_label(sampler.pipeline.class_names, label) for label in self.labels]
             words += ["--labels", json.dumps(typed, ensure_ascii=False), "--seed", str(request.seed)]
             words += ["--out", "samples"]
             for name, value in request.settings.items():
                 words += [] if value is None else [f"--{name}", str(value)]
         return dataclasses.replace(manifest, command=shlex.join(words))
 
-    def folder(
-        self, images: Sequence[Image.Image], request: ImageRequest, known: Tensor | None = None
-    ) -> Iterator[tuple[str, bytes]]:
+    def folder(self) -> Iterator[tuple[str, bytes]]:
         """The files of a sample set, as `ctf sample` writes it to a folder: names and contents."""
-        facts = folder_list(request.labels(self.pipeline), self.pipeline.class_names, request.seed)
-        for fact, image in zip(facts, images, strict=True):
+        facts = folder_list(self.labels, self.sampler.pipeline.class_names, self.request.seed)
+        for fact, image in zip(facts, self.images, strict=True):
             yield fact["file"], png_bytes(image)
-        yield SHEET, png_bytes(sheet([np.asarray(image) for image in images]))
-        for name, value in ((LIST, facts), ("manifest.json", self.manifest(request, known).as_json())):
+        yield SHEET, png_bytes(sheet([np.asarray(image) for image in self.images]))
+        for name, value in ((LIST, facts), ("manifest.json", self.manifest().as_json())):
             yield name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 

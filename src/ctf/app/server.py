@@ -1,9 +1,8 @@
-"""The web app over HTTP: a gate that lets in what it needs and nothing else, and the server behind it."""
+"""The web app over HTTP."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 import socket as sockets
 from collections.abc import Callable
@@ -11,104 +10,6 @@ from typing import Any
 
 from ctf.app.studio import Studio
 from ctf.errors import InputError
-
-#: What a request may hold: an upload in base64, and some room.
-MOST_BODY = 12 << 20
-#: The addresses that the web app and its API need. Of Gradio's others, some write uploads to the disk, read files, or
-#: fetch addresses for whoever asks.
-OPEN = {
-    "GET": r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?|/(assets|static|svelte)/.*"
-    r"|/gradio_api/(info|startup-events|theme\.css|app_id|queue/data|heartbeat/\w+|call/(v2/)?\w+/\w+)/?",
-    "POST": r"/gradio_api/(queue/join|cancel|reset|call/(v2/)?\w+)/?",
-}
-#: The browser fetches nothing from elsewhere, whatever the web app asks for.
-POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
-LOOPBACK = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
-
-
-class Gate:
-    """ASGI middleware: refuses other addresses and methods, bodies that are large or that name files, and, on a server
-    for this machine only, visits under another name (which a page elsewhere may have pointed here). A reverse proxy may
-    leave its prefix `root_path` in an address or take it off."""
-
-    def __init__(self, app: Callable[..., Any], loopback: bool, root_path: str = "") -> None:
-        self.app, self.loopback, self.root_path = app, loopback, root_path
-
-    async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            return
-        if self.root_path and scope["path"].startswith(f"{self.root_path}/"):
-            scope = {**scope, "path": scope["path"].removeprefix(self.root_path)}
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-        if self.loopback and not LOOPBACK.fullmatch(host):
-            await _refuse(send, 403, "this page is for the machine that it runs on")
-        elif not re.fullmatch(OPEN.get(method, "(?!)"), scope["path"]):
-            await _refuse(send, 404, "there is no such page")
-        elif method == "GET":
-            await self.app(scope, receive, _with_policy(send))
-        else:
-            body = bytearray()
-            more = True
-            while more and len(body) <= MOST_BODY:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-            if len(body) > MOST_BODY:
-                await _refuse(send, 413, f"a request may have {MOST_BODY >> 20} MiB")
-            elif not _plain(body):
-                await _refuse(send, 400, "give JSON without files: pictures come as data URLs, not as paths")
-            else:
-                await self.app(scope, _replayed(bytes(body), receive), send)
-
-
-def _plain(body: bytearray) -> bool:
-    """Whether a body is JSON in which nothing stands for a file: Gradio opens or fetches what does."""
-    try:
-        values = [json.loads(body)]
-    except (ValueError, RecursionError):
-        return False
-    while values:
-        value = values.pop()
-        if isinstance(value, dict):
-            if "path" in value or "meta" in value:
-                return False
-            values += value.values()
-        elif isinstance(value, list):
-            values += value
-    return True
-
-
-def _replayed(body: bytes, receive: Callable[..., Any]) -> Callable[..., Any]:
-    """A `receive` that gives a body which was read before."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def again() -> Any:
-        return messages.pop() if messages else await receive()
-
-    return again
-
-
-def _with_policy(send: Callable[..., Any]) -> Callable[..., Any]:
-    async def sent(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            added = {b"content-security-policy": POLICY, b"referrer-policy": "no-referrer"}
-            message["headers"] = [*message["headers"], *((name, text.encode()) for name, text in added.items())]
-        await send(message)
-
-    return sent
-
-
-async def _refuse(send: Callable[..., Any], status: int, reason: str) -> None:
-    body = json.dumps({"detail": reason}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def listen(host: str, port: int) -> sockets.socket:
@@ -134,13 +35,14 @@ def checked_root_path(root_path: str) -> str:
     return root_path.rstrip("/")
 
 
-def application(studio: Studio, loopback: bool, root_path: str = "") -> Gate:
+def application(studio: Studio, loopback: bool, root_path: str = "") -> Any:
     """The web app as an ASGI application, its first images made; `root_path` as `checked_root_path` gives it."""
     try:
         import fastapi
         import gradio
     except ImportError as error:
         raise InputError(f"the web app needs Gradio ({error}): pip install -e '.[app]' in a checkout of ctf") from None
+    from ctf.app.gate import gated
     from ctf.app.page import CSS, LONGEST_QUEUE, build
 
     page = build(studio)
@@ -161,7 +63,7 @@ def application(studio: Studio, loopback: bool, root_path: str = "") -> Gate:
         enable_monitoring=False,
         mcp_server=False,
     )
-    return Gate(app, loopback, root_path)
+    return gated(app, loopback, root_path)
 
 
 def serve(

@@ -14,7 +14,7 @@ def app(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     device: str = "auto",
 ) -> None:
-    """Open a page to play with a model: generate, complete, swap within clusters, look at the codebook.
+    """Open a web app for a model: generate, complete, swap within clusters, look at the codebook.
 
     Example:
         ctf app --model emoji --port 7860
@@ -22,10 +22,10 @@ def app(
     Args:
         model: "emoji", a model folder or a hub id.
         baseline: another model of the same classes, shown beside it on request, with the same seeds.
-        host: the address to listen on. Without it the page is for this machine only; 0.0.0.0 lets everyone in who
+        host: the address to listen on. Without it the web app is for this machine only; 0.0.0.0 lets everyone in who
             reaches it.
         port: 0 takes a free one.
-        root_path: where a reverse proxy shows the page, such as /ctf for https://example.org/ctf/.
+        root_path: where a reverse proxy shows the web app, such as /ctf for https://example.org/ctf/.
         dtype: of the stages; auto is bfloat16 on a GPU and float32 elsewhere.
         device: where to sample; auto is a GPU where there is one.
     """
