@@ -1,6 +1,7 @@
-"""The README and docs/: blocks of commands and of Python run, in order; what they write, the next ones read.
+"""The README and docs/: blocks of commands and Python run in order, in one folder for each page.
 
-A block that needs what is not here is marked by a comment before it, `<!-- needs: data -->`, and parsed only.
+Python that begins with the name of a file is written to that file first. A block with a comment such as
+`<!-- needs: data -->` before it needs what is not here, and is only parsed.
 """
 
 import io
@@ -115,7 +116,9 @@ def test_blocks_run(page, tmp_path, monkeypatch, fill_workplace):
         assert block.needs is None or block.needs in NEEDS, f"{where}: needs what?"
         if block.language == "python":
             code = compile("\n" * block.line + block.text, str(page), "exec")
-            if block.needs is None:
+            if file := re.match(r"# (\w+\.py)\n", block.text):
+                Path(file[1]).write_text(block.text)
+            elif block.needs is None:
                 exec(code, names)
         elif block.language == "sh":
             for words in commands(block.text):
