@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import secrets
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -170,36 +168,6 @@ def write_npy(path: str | Path, array: np.ndarray) -> None:
         file.write(np.ascontiguousarray(array).data)
 
 
-def cache_folder() -> Path:
-    """Where what can be made again is kept: $CTF_CACHE or ~/.cache/ctf."""
-    return Path(os.environ.get("CTF_CACHE") or Path.home() / ".cache" / "ctf")
-
-
-def from_cache(
-    path: Path, load: Callable[[Path], Result], make: Callable[[], Result], save: Callable[[Path, Result], None]
-) -> tuple[Result, bool]:
-    """What `load` reads at `path` in a cache, or else what `make` returns, which `save` keeps there.
-
-    A cache is optional: an entry that `load` refuses is made again, and a cache that cannot be written costs a warning,
-    never the result.
-
-    Returns:
-        The result, and whether it came from the cache.
-    """
-    with suppress(InputError, OSError, KeyError, ValueError):
-        return load(path), True
-    result = make()
-    try:
-        save(path, result)
-    except InputError:
-        warnings.warn(
-            f"the cache at {path.parent} cannot be written, so this work is done again next time: free some space "
-            "there, or set $CTF_CACHE to another folder",
-            stacklevel=3,
-        )
-    return result, False
-
-
 def existing(path: str | Path, what: str = "file or folder") -> Path:
     """`path` as a Path, or an InputError that says it is missing."""
     path = Path(path)
@@ -336,37 +304,6 @@ def check_finite(where: str | Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{where}: {name} holds NaN or infinity: use another checkpoint")
-
-
-def text_fingerprint(lines: Iterable[str]) -> str:
-    """16 hexadecimal digits (SHA-256) of lines of text."""
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def fingerprint(tensor: Tensor) -> str:
-    """16 hexadecimal digits (SHA-256) of a tensor's shape and float32 or int64 values.
-
-    Independent of the stored dtype as long as the values are: a float16 codebook and its exact float32
-    copy have the same fingerprint.
-    """
-    import torch
-
-    values = tensor.detach().cpu()
-    values = values.to(torch.float32 if values.is_floating_point() else torch.int64).contiguous() + 0  # −0 is 0
-    digest = hashlib.sha256(repr(tuple(values.shape)).encode())
-    digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def joint_fingerprint(tensors: Iterable[Tensor]) -> str:
-    """`fingerprint` of the concatenated values as float32, without concatenating them."""
-    import torch
-
-    tensors = list(tensors)
-    digest = hashlib.sha256(repr((sum(tensor.numel() for tensor in tensors),)).encode())
-    for tensor in tensors:
-        digest.update((tensor.detach().cpu().to(torch.float32).contiguous() + 0).numpy().data)  # −0 is 0
-    return digest.hexdigest()[:16]
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
