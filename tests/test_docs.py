@@ -118,7 +118,7 @@ def test_blocks_run(page, tmp_path, monkeypatch, fill_workplace):
             code = compile("\n" * block.line + block.text, str(page), "exec")
             if file := re.match(r"# (\w+\.py)\n", block.text):
                 Path(file[1]).write_text(block.text)
-            elif block.needs is None:
+            if block.needs is None:
                 exec(code, names)
         elif block.language == "sh":
             for words in commands(block.text):
