@@ -28,7 +28,7 @@ class Config:
 
 
 @pytest.mark.parametrize("place", ["missing", "file"])
-def test_a_temporary_folder_that_cannot_be_used_is_named(tmp_path, monkeypatch, place):
+def test_an_unusable_temporary_folder_is_named(tmp_path, monkeypatch, place):
     (tmp_path / "file").touch()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / place))
     with (
@@ -60,7 +60,7 @@ def write_folder(folder, text):
     (folder / "file").write_text(text)
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "deep" / "file"
     fail_halfway(path, lambda temporary: temporary.write_text("half"))
     assert list(tmp_path.iterdir()) == []
@@ -73,7 +73,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_old_folder_alone(tmp_path):
     path = tmp_path / "folder"
     with atomic_path(path) as temporary:
         write_folder(temporary, "old")
@@ -86,7 +86,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+def test_the_old_folder_returns_if_the_new_one_cannot_be_renamed(tmp_path, monkeypatch):
     path = tmp_path / "folder"
     write_folder(path, "old")
     replace, moved = os.replace, []
@@ -108,7 +108,7 @@ def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monk
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_json_round_trip_is_readable(tmp_path):
+def test_json_is_written_readably_and_read_back(tmp_path):
     value = {"a": [1, 2.5, None], "ü": "π"}
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
@@ -116,14 +116,14 @@ def test_json_round_trip_is_readable(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe"])
-def test_what_is_not_json(content, tmp_path):
+def test_damaged_json_is_refused(content, tmp_path):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.json is not valid JSON") as error:
         read_json(tmp_path / "x.json")
     assert "\n" not in str(error.value)
 
 
-def test_what_is_missing_or_a_folder(tmp_path):
+def test_missing_files_and_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match="nothing: no such file or folder"):
         read_json(tmp_path / "nothing")
     with pytest.raises(InputError, match="nothing: no such token set"):
@@ -136,7 +136,7 @@ def test_what_is_missing_or_a_folder(tmp_path):
         load_tensors(tmp_path)
 
 
-def test_tensors_round_trip(tmp_path):
+def test_tensors_and_metadata_are_read_back(tmp_path):
     tensors = {
         "t": torch.randn(3, 4).T,
         "half": torch.randn(2).half(),
@@ -156,7 +156,7 @@ def test_tensors_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("length", [0, 7, 50, -1])
-def test_a_truncated_tensor_file(length, tmp_path):
+def test_a_truncated_tensor_file_is_refused(length, tmp_path):
     path = tmp_path / "x.safetensors"
     save_tensors(path, {"a": torch.randn(8)})
     path.write_bytes(path.read_bytes()[:length])
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_old_tensors(tmp_path):
     assert load_tensors(path)[0]["a"].tolist() == [0]
 
 
-def test_modules_round_trip_and_refuse_other_files(tmp_path):
+def test_modules_are_read_back_and_other_files_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     module = torch.nn.Linear(3, 3)
     save_module(path, module, "linear", Config(3), dtype=torch.float16)

@@ -29,7 +29,7 @@ def emoji():
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "masked", "any_order"])
-def test_64_to_512_to_16384(emoji, tmp_path, kind):
+def test_three_levels_train_sample_and_stream(emoji, tmp_path, kind):
     tokenizer, middle, top = emoji
     middle.save(tmp_path / "512.safetensors")
     top.save(tmp_path / "64.safetensors")
@@ -92,7 +92,7 @@ def test_a_middle_level_is_a_distribution_over_its_cluster(make_stage, kind):
         assert {tuple(row) for row in drawn.tolist()} <= {tuple(pair) for pair in tokens}
 
 
-def test_levels_that_are_not_nested(make_stage):
+def test_levels_that_are_not_nested_are_refused(make_stage):
     finer = CoarseMap(torch.arange(12) % 6, "test", 0, "none")
     across = CoarseMap(torch.arange(12) // 4, "test", 0, "none")
     with pytest.raises(InputError, match="no coarsening of what it predicts"):
@@ -100,7 +100,7 @@ def test_levels_that_are_not_nested(make_stage):
     assert make_stage("masked", predicts=finer, given=across, codebook_size=12, support="full").members is None
 
 
-def test_a_stage_of_the_wrong_level(make_stage, make_tokenizer):
+def test_a_stage_of_the_wrong_level_is_refused(make_stage, make_tokenizer):
     tokenizer = make_tokenizer()
     coarse_map = cluster_codebook(tokenizer.codebook, 5)
     names = ["a", "b", "c", "d"]

@@ -50,7 +50,7 @@ def place(wheel, tmp_path_factory):
     return place
 
 
-def test_it_holds_the_package_and_nothing_else(wheel):
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src/ctf"]
     ours = {line.removeprefix("src/") for line in run(*listed, cwd=ROOT).splitlines()}
     with zipfile.ZipFile(wheel) as archive:
@@ -62,7 +62,7 @@ def test_it_holds_the_package_and_nothing_else(wheel):
     assert wheel.stat().st_size < 60 * 2**20
 
 
-def test_its_metadata_say_what_the_project_says(wheel):
+def test_metadata_are_those_of_the_project(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
         metadata = email.message_from_bytes(archive.read(name))
@@ -72,7 +72,7 @@ def test_its_metadata_say_what_the_project_says(wheel):
     assert metadata["License-Expression"] == "Apache-2.0"
 
 
-def test_it_samples_in_a_clean_environment(place):
+def test_an_installed_wheel_samples_the_same_images(place):
     """The images of the bundled model, equal to those of this checkout."""
     found = run(place / "env/bin/python", "-c", "import ctf; print(ctf.__file__)", cwd=place)
     assert Path(found.strip()).is_relative_to(place / "env")
@@ -92,7 +92,7 @@ def test_it_samples_in_a_clean_environment(place):
     assert sorted(image.tobytes() for image in images) == sorted(np.asarray(image).tobytes() for image in expected)
 
 
-def test_it_opens_the_page(place):
+def test_an_installed_wheel_opens_the_web_app(place):
     command = [place / "env/bin/ctf", "app", "--device", "cpu", "--port", "0"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with subprocess.Popen(command, cwd=place, env=kept, stdout=subprocess.PIPE, text=True) as server:
@@ -104,7 +104,7 @@ def test_it_opens_the_page(place):
             server.send_signal(signal.SIGINT)
 
 
-def test_its_types_are_seen(place):
+def test_type_checkers_see_the_types(place):
     """By a type checker of a project that uses it: py.typed is there and counts."""
     (place / "use.py").write_text("import ctf\n\nimages: int = ctf.Pipeline.from_pretrained('emoji')([3])\n")
     check = [sys.executable, "-m", "mypy", "--python-executable", "env/bin/python", "--follow-imports=silent", "use.py"]

@@ -15,17 +15,17 @@ Result = TypeVar("Result")
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: $CTF_CACHE or ~/.cache/ctf."""
+    """$CTF_CACHE, or ~/.cache/ctf."""
     return Path(os.environ.get("CTF_CACHE") or Path.home() / ".cache" / "ctf")
 
 
 def from_cache(
     path: Path, load: Callable[[Path], Result], make: Callable[[], Result], save: Callable[[Path, Result], None]
 ) -> tuple[Result, bool]:
-    """What `load` reads at `path` in a cache, or else what `make` returns, which `save` keeps there.
+    """Load a result from `path` in the cache, or make it and save it there.
 
-    A cache is optional: an entry that `load` refuses is made again, and a cache that cannot be written costs a warning,
-    never the result.
+    A cache is optional. An entry that `load` refuses is made again. A cache that cannot be written costs a warning, not
+    the result.
 
     Returns:
         The result, and whether it came from the cache.
