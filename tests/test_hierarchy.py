@@ -1,4 +1,4 @@
-"""Three levels with the kinds there are: 6 clusters → 24 clusters → 96 tokens, and the bundled codebook."""
+"""Hierarchies of three levels, with stages of every type."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ LOOP = LoopConfig(batch_size=4, steps=3, log_every=1, device="cpu", precision="f
 
 @pytest.fixture(scope="module")
 def emoji():
-    """The bundled tokenizer's codebook in 512 clusters, and those in 64."""
+    """The bundled tokenizer, its codebook in 512 clusters, and these in 64."""
     tokenizer = load_tokenizer("emoji")
     middle = cluster_codebook(tokenizer.codebook, 512)
     return tokenizer, middle, cluster_codebook(tokenizer.codebook, 64, finer=middle)
@@ -56,7 +56,7 @@ def test_three_levels_train_sample_and_stream(emoji, tmp_path, kind):
     assert torch.equal(levels[0][0], top_labels)  # support: every finer label lies in the cluster it was given
     assert torch.equal(levels[1][1], top_labels)
     found = bits_per_token(pipeline, held_out, progress=False)
-    # Near chance at each level: which of 64; which of those in it; which of those in that.
+    # Nearly untrained, so close to chance at each level: 64 clusters, the clusters in each, the tokens in each.
     chance = [64, *(m.sizes.double() for m in (middle.coarsened_by(top), middle))]
     assert found["coarse_bits_per_token"] == pytest.approx(math.log2(chance[0]), rel=0.1)
     assert found["middle_bits_per_token"] < math.log2(float(chance[1].max()))
@@ -77,7 +77,7 @@ def random_of(seed, count, stage):
 
 @pytest.mark.parametrize("kind", ["autoregressive", "masked", "any_order"])
 def test_a_middle_level_is_a_distribution_over_its_cluster(make_stage, kind):
-    """Over all pairs of the labels in the given clusters the probabilities sum to one."""
+    """The probabilities of all pairs of labels in the given clusters sum to one."""
     finer = CoarseMap(torch.arange(12) % 6, "test", 0, "none")
     coarser = CoarseMap(torch.arange(12) % 3, "test", 0, "none")
     stage = make_stage(kind, predicts=finer, given=coarser, codebook_size=12, layout=Layout((1, 2)))

@@ -1,4 +1,4 @@
-"""Push and pull through a stand-in for the Hub: tests/hub_stand_in.py. Never the network."""
+"""Push and pull through a stand-in for the Hub (tests/hub_stand_in.py), without the network."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ NAME = "owner/birds"
 
 @pytest.fixture(scope="module")
 def models(make_pipeline, tmp_path_factory):
-    """A folder of two model folders: "whole" with everything that one can have, and "baseline" with what one must."""
+    """A folder of two model folders: "whole" has every optional part, "baseline" none."""
     place, pipeline = tmp_path_factory.mktemp("models"), make_pipeline("cluster")
     sheet = png_bytes(Image.new("RGB", (8, 8), "red"))
     pipeline.about = About("20 birds", "mit", {"bits_per_token": 8.25}, {"coarse": {"last": {"step": 3}}}, sheet)
@@ -35,7 +35,7 @@ def models(make_pipeline, tmp_path_factory):
 
 @pytest.fixture
 def model(models, tmp_path):
-    """A copy of the whole one."""
+    """A copy of the model folder "whole"."""
     return Path(shutil.copytree(models / "whole", tmp_path / "model"))
 
 
@@ -44,13 +44,13 @@ def contents(folder):
 
 
 def on_the_hub(hub, name=NAME):
-    """The files that the newest commit names."""
+    """The names of the files in the newest commit; None without a repository."""
     repo = hub.folder / "repos" / name
     return set(hub.files(repo, "main")[1]) - {".gitattributes"} if (repo / "main").exists() else None
 
 
 def cached(tmp_path, name=NAME):
-    """The snapshots that a pull has left."""
+    """The snapshots in the local cache."""
     return sorted((tmp_path / "cache" / f"models--{name.replace('/', '--')}" / "snapshots").iterdir())
 
 
@@ -62,7 +62,7 @@ def error(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("ctf: error: ")][-1]
 
 
-# There and back
+# Pushed and pulled
 
 
 @pytest.mark.parametrize("parts_from", [2**40, 1000], ids=["in one piece", "in parts"])
@@ -84,7 +84,7 @@ def test_an_opened_model_is_saved_as_the_same_bytes(model, tmp_path):
 
 
 def test_push_and_sample_by_the_command_in_a_new_process(hub, model, tmp_path):
-    """As a user has it: HF_ENDPOINT is read when huggingface_hub is imported."""
+    """In a new process, since huggingface_hub reads HF_ENDPOINT when it is imported."""
     ours = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
     ours |= {"HF_TOKEN": "hf_owner", "HF_HUB_OFFLINE": "0"}
     program = f"""

@@ -1,4 +1,4 @@
-"""The numbers of the version before stages: see tests/golden/ctf/README.md."""
+"""Tokens, bits and losses equal those of an earlier version: see tests/golden/ctf/README.md."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def emoji():
 
 
 def assert_same_tokens(tokens, name):
-    """A number that falls on the border between two tokens may draw the other one elsewhere: one image of three."""
+    """Two of the three images must be equal: a random number between two tokens may choose the other on another CPU."""
     assert (tokens == torch.tensor(NUMBERS[name])).all(1).sum() >= 2
 
 
@@ -81,7 +81,7 @@ def test_bits_per_token_are_golden(emoji, tmp_path):
 
 
 def losses(objective, folder):
-    """Of each of 20 steps."""
+    """The loss of each of 20 steps."""
     found = []
 
     class Recorded(type(objective)):

@@ -1,4 +1,4 @@
-"""A kind, a sampler and a filter of a user's own, from the text of docs/stages.md."""
+"""A user's own type of stage, sampler and filter: the code in docs/stages.md."""
 
 import os
 import re
@@ -31,7 +31,7 @@ OWN = {"sampler": "my_sampler.py:GreedyAtTheEnd", "filter": "my_filter.py:min_p"
 
 @pytest.fixture(autouse=True)
 def files(tmp_path, monkeypatch):
-    """The docs' three files in the current folder; what they register is forgotten again."""
+    """The three files of the page in the current folder. What they register is removed after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ctf.stages.registry.KINDS", dict(KINDS))
     import_plugins.cache_clear()
@@ -121,17 +121,8 @@ def test_own_samplers_and_filters_decide_what_is_sampled(make_stage, capsys):
     logits = stage.logits(tokens, labels, stage.plan(Sampling(steps=2, order="raster"))).log_softmax(-1)
     drawn = logits.gather(2, tokens[..., None]).squeeze(2)
     assert (drawn >= logits.amax(-1) - np.log(10) - 1e-5)[:, first.at].all()
-    assert (
-        main(
-            [
-                *["sample", "--labels", "[3]", "--num", "1", "--out", "samples", "--fine_sampler"],
-                OWN["sampler"],
-                "--filter",
-                OWN["filter"],
-            ]
-        )
-        == 0
-    )
+    command = f"sample --labels 3 --num 1 --out samples --fine_sampler {OWN['sampler']} --filter {OWN['filter']}"
+    assert main(command.split()) == 0
     assert "my_sampler.py:GreedyAtTheEnd " in Path("samples/manifest.json").read_text()  # with its fingerprint
 
 
@@ -172,14 +163,11 @@ def test_own_samplers_and_filters_complete_a_picture(tmp_path):
     pipe = ctf.Pipeline.from_pretrained("emoji")
     mask = np.zeros((64, 64), dtype=bool)
     mask[32:] = True
-    assert (
-        len(pipe.complete(Image.new("RGB", (64, 64), "red"), mask, [3], filter=OWN["filter"], sampler=OWN["sampler"]))
-        == 1
-    )
+    assert len(pipe.complete(Image.new("RGB", (64, 64), "red"), mask, [3], **OWN)) == 1
 
 
 def test_a_file_of_own_code_runs_again_only_if_it_changes():
-    """Its function stays the same object, so the file was not run again."""
+    """An unchanged file was not run again if its function is still the same object."""
     Path("counting.py").write_text("def f(logits): return logits\n")
     first = load_object("counting.py:f")
     source_fingerprint("counting.py:f")

@@ -1,4 +1,4 @@
-"""The wheel, installed into an environment of its own: `pytest -m wheel`, about a minute."""
+"""The wheel in an environment of its own: `pytest -m wheel`, about a minute."""
 
 import email
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.wheel
 
 
 def run(*command, **settings):
-    """Outside the checkout, with nothing in the environment that could lead back to it."""
+    """The output of a command that runs without the variables that could lead Python back to the checkout."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=kept, check=False, **settings)
     assert done.returncode == 0, done.stderr
@@ -39,13 +39,13 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def place(wheel, tmp_path_factory):
-    """A folder with an environment of the wheel in `env`; what the wheel depends on is taken from this one."""
+    """A folder with an environment of the wheel in `env`, which takes the dependencies of the current environment."""
     place = tmp_path_factory.mktemp("place")
     run(sys.executable, "-m", "venv", "--without-pip", place / "env")
     python = place / "env" / "bin" / "python"
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel)
     (packages,) = (place / "env" / "lib").glob("python*/site-packages")
-    # Only a path: the .pth files there, of an editable ctf too, are not followed.
+    # A path alone does not follow the .pth files there, so not the one of an editable ctf.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return place
 
@@ -73,20 +73,11 @@ def test_metadata_are_those_of_the_project(wheel):
 
 
 def test_an_installed_wheel_samples_the_same_images(place):
-    """The images of the bundled model, equal to those of this checkout."""
+    """The bundled model's images equal those of this checkout."""
     found = run(place / "env/bin/python", "-c", "import ctf; print(ctf.__file__)", cwd=place)
     assert Path(found.strip()).is_relative_to(place / "env")
-    run(
-        place / "env/bin/ctf",
-        "sample",
-        "--labels",
-        "[3, noto face-smiling]",
-        "--device",
-        "cpu",
-        "--out",
-        "x",
-        cwd=place,
-    )
+    words = ["sample", "--labels", "3", "noto face-smiling", "--device", "cpu", "--out", "x"]
+    run(place / "env/bin/ctf", *words, cwd=place)
     expected = Pipeline.from_pretrained("emoji")([3, "noto face-smiling"])
     images = [np.asarray(Image.open(path)) for path in sorted((place / "x").rglob("*.png")) if path.name != "sheet.png"]
     assert sorted(image.tobytes() for image in images) == sorted(np.asarray(image).tobytes() for image in expected)
@@ -105,7 +96,7 @@ def test_an_installed_wheel_opens_the_web_app(place):
 
 
 def test_type_checkers_see_the_types(place):
-    """By a type checker of a project that uses it: py.typed is there and counts."""
+    """In a project that uses the wheel, since it holds py.typed."""
     (place / "use.py").write_text("import ctf\n\nimages: int = ctf.Pipeline.from_pretrained('emoji')([3])\n")
     check = [sys.executable, "-m", "mypy", "--python-executable", "env/bin/python", "--follow-imports=silent", "use.py"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
