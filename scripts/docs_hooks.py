@@ -1,4 +1,4 @@
-"""What `mkdocs.yml` adds to a build: the pages of benchmarks/, which live beside docs/, the notebook, and all verbs."""
+"""Hooks of `mkdocs.yml`: they add the pages of benchmarks/, the notebook and the help of all commands to the site."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links that are right in the repository, made right in the site: benchmarks/ lies within docs/ there."""
+    """Adapt links of the repository to the site, where benchmarks/ lies within docs/."""
     place = page.file.src_uri
     if place == COMMAND:
         markdown += "".join(verb_sections())
@@ -45,7 +45,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def benchmarks() -> list[Path]:
-    """The overview, README.md, first."""
+    """The pages of benchmarks/, its README.md first."""
     return sorted(BENCHMARKS.glob("*.md"), key=lambda path: (path.name != "README.md", path.name))
 
 

@@ -1,4 +1,4 @@
-"""Draw docs/scales.png: emoji by more and more scales of a multi-scale tokenizer.
+"""Draw docs/scales.png: emoji decoded from the first scale of a multi-scale tokenizer, the first two, and so on.
 
 python scripts/draw_scales.py --tokenizer runs/var/tokenizer-scales
 """
@@ -19,7 +19,7 @@ from ctf.interop.tokenizers import open_tokenizer
 
 @torch.inference_mode()
 def draw_scales(path: Path, source: str, images: list[int]) -> None:
-    """A row for each image: it, then what its first scales decode to, more and more of them."""
+    """A row for each image: the image, then its decoding from the first scale, the first two scales, and so on."""
     tokenizer, emoji = open_tokenizer(source), open_images("emoji", "test")
     pixels = np.stack([emoji.read(index) for index in images])
     tokens, layout = tokenizer.encode(to_tensor(pixels)), tokenizer.layout(pixels.shape[1:3])

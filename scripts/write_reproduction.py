@@ -56,7 +56,7 @@ def section(name: str, preset: Preset, store: Store, page: Path) -> str:
 
 
 def anchor(heading: str) -> str:
-    """Of a heading, as GitHub and MkDocs make it."""
+    """The anchor of a heading, as GitHub and MkDocs make it."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 

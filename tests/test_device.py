@@ -25,7 +25,7 @@ def test_torchrun_gives_each_process_its_own_gpu(monkeypatch):
     assert usable_device("cuda") == usable_device("auto") == torch.device("cuda:0")
 
 
-def test_name_is_that_of_the_system():
+def test_the_cpu_has_the_name_that_the_system_gives():
     cpuinfo = Path("/proc/cpuinfo")
     said = cpuinfo.read_text() if cpuinfo.exists() else " ".join(platform.uname())
     assert device_name(torch.device("cpu")) in said

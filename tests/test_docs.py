@@ -1,6 +1,7 @@
-"""The README and docs/: blocks of commands and of Python run, in order; what they write, the next ones read.
+"""The README and docs/: blocks of commands and Python run in order, in one folder for each page.
 
-A block that needs what is not here is marked by a comment before it, `<!-- needs: data -->`, and parsed only.
+Python that begins with the name of a file is written to that file first. A block with a comment such as
+`<!-- needs: data -->` before it needs what is not here, and is only parsed.
 """
 
 import io
@@ -25,7 +26,7 @@ MADE = re.compile(r"^\*Made \d{4}-\d\d-\d\d at [0-9a-f]{7}\b.* on .+\.\*$", re.M
 NEEDS = {"data", "gpu", "minutes", "network", "context"}
 BLOCK = re.compile(r"^(?:<!-- needs: (?P<needs>\w+) -->\n\s*)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
-#: Options that make a command smaller, after those on the page, by its verb.
+#: Options that are added to a command, by its verb, to make it smaller.
 STAGE = "--size nano --loop.steps 2 --loop.batch_size 4"
 PHOTOS = "--reference photos --split null --cache cache"
 SMALLER = {
@@ -37,6 +38,7 @@ SMALLER = {
     "tokenize": "--images photos --split held-out --image_size 64",
     "cluster": "--num_clusters 8",
     "sample": "--num 4",
+    "complete": "--num 2",
     "evaluate tokenizer": "--image_size 64",
     "evaluate samples": PHOTOS,
     "evaluate neighbours": f"{PHOTOS} --held_out runs/samples.npz --held_out_split null --num 2",
@@ -70,7 +72,7 @@ def commands(text):
 
 
 def arguments(words):
-    """Those of `ctf`, also under torchrun; None of another program."""
+    """The arguments of `ctf`, also under torchrun; None for another program."""
     if "ctf.cli" in words:
         return words[words.index("ctf.cli") + 1 :]
     return words[1:] if words[0] == "ctf" else None
@@ -95,7 +97,7 @@ def run_command(words):
 
 
 def parse_command(words):
-    """Options that do not exist, or lack a value, are found without running anything; so are files of scripts."""
+    """Fails if an option does not exist or lacks a value, or if a script does not exist. Runs nothing."""
     given = arguments(words)
     if given is not None:
         printed(*given, "--print_config")
@@ -115,6 +117,8 @@ def test_blocks_run(page, tmp_path, monkeypatch, fill_workplace):
         assert block.needs is None or block.needs in NEEDS, f"{where}: needs what?"
         if block.language == "python":
             code = compile("\n" * block.line + block.text, str(page), "exec")
+            if file := re.match(r"# (\w+\.py)\n", block.text):
+                Path(file[1]).write_text(block.text)
             if block.needs is None:
                 exec(code, names)
         elif block.language == "sh":
@@ -124,8 +128,7 @@ def test_blocks_run(page, tmp_path, monkeypatch, fill_workplace):
             assert block.language == "", f"{where}: {block.language!r} is not checked"
 
 
-def test_options_in_the_text_exist():
-    """`--like_this`, in code within a sentence or a table."""
+def test_options_in_sentences_and_tables_exist():
     verbs = [[verb, *word] for verb, group in VERBS.items() for word in ([[name] for name in group] or [[]])]
     helps = [printed(*words, option) for words in verbs for option in ("--help", "--help-all")]
     known = {name.replace("-", "_") for text in helps for name in re.findall(r"--([\w.-]+)", text)}
@@ -138,8 +141,8 @@ def test_options_in_the_text_exist():
         assert asked - known == set(), page.name
 
 
-def test_messages_in_troubleshooting_are_those_of_the_code():
-    """What stands in code in the first column, between "…", is in the source: a reader searches for it."""
+def test_messages_in_troubleshooting_are_in_the_source():
+    """Code in the first column is a message that readers search for; "…" stands for what differs."""
     sources = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
     sources = re.sub(r'"\s*\n\s*f?"', "", sources)  # a message that is broken over lines
     rows = re.findall(
@@ -156,8 +159,8 @@ def test_the_table_for_users_of_diffusers_has_every_name():
     assert {*ELSEWHERE} - told == {"cfg"}  # which only the command line meets
 
 
-def test_links_of_the_readme_lead_somewhere():
-    """Those of docs/ are checked when the site is built."""
+def test_links_of_the_readme_exist():
+    """Links of docs/ are checked when the site is built."""
     links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
@@ -165,20 +168,19 @@ def test_links_of_the_readme_lead_somewhere():
 
 @pytest.mark.parametrize("page", MEASURED, ids=lambda page: page.stem)
 def test_measured_tables_say_when_they_were_made(page):
-    """Above each table of benchmarks/ a line such as "*Made 2026-11-24 at 5fa12d2 on one thread.*", but of claims."""
+    """A line such as "*Made 2026-11-24 at 5fa12d2 on one thread.*" stands above each table, except tables of claims."""
     *above, _ = re.split(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), flags=re.M)
     assert above
     undated = [text[-200:] for text in above if not (MADE.search(text) or text.endswith("\nExpectations:\n\n"))]
     assert undated == []
 
 
-def shown(cell):
-    """Kinds of what a cell shows, without what it prints: a progress bar comes only where something takes its time."""
+def output_types(cell):
+    """Types of a cell's outputs, without what it prints: progress bars appear only in slow cells."""
     return [output.output_type for output in cell.outputs if output.output_type != "stream"]
 
 
-def test_notebook(tmp_path):
-    """It runs, and what is stored in it is no larger than a page may be."""
+def test_the_notebook_runs_and_holds_its_outputs(tmp_path):
     nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[docs]'")
     nbformat = pytest.importorskip("nbformat")
     path = ROOT / "docs" / "tour.ipynb"
@@ -186,6 +188,6 @@ def test_notebook(tmp_path):
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs for cell in cells), "a cell without output: `make notebook`"
-    stored = [shown(cell) for cell in cells]
+    stored = [output_types(cell) for cell in cells]
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert [shown(cell) for cell in cells] == stored
+    assert [output_types(cell) for cell in cells] == stored

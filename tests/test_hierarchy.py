@@ -1,4 +1,4 @@
-"""Three levels with the kinds there are: 6 clusters → 24 clusters → 96 tokens, and the bundled codebook."""
+"""Hierarchies of three levels, with stages of every type."""
 
 import itertools
 import math
@@ -22,14 +22,14 @@ LOOP = LoopConfig(batch_size=4, steps=3, log_every=1, device="cpu", precision="f
 
 @pytest.fixture(scope="module")
 def emoji():
-    """The bundled tokenizer's codebook in 512 clusters, and those in 64."""
+    """The bundled tokenizer, its codebook in 512 clusters, and these in 64."""
     tokenizer = load_tokenizer("emoji")
     middle = cluster_codebook(tokenizer.codebook, 512)
     return tokenizer, middle, cluster_codebook(tokenizer.codebook, 64, finer=middle)
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "masked", "any_order"])
-def test_64_to_512_to_16384(emoji, tmp_path, kind):
+def test_three_levels_train_sample_and_stream(emoji, tmp_path, kind):
     tokenizer, middle, top = emoji
     middle.save(tmp_path / "512.safetensors")
     top.save(tmp_path / "64.safetensors")
@@ -56,7 +56,7 @@ def test_64_to_512_to_16384(emoji, tmp_path, kind):
     assert torch.equal(levels[0][0], top_labels)  # support: every finer label lies in the cluster it was given
     assert torch.equal(levels[1][1], top_labels)
     found = bits_per_token(pipeline, held_out, progress=False)
-    # Near chance at each level: which of 64; which of those in it; which of those in that.
+    # Nearly untrained, so close to chance at each level: 64 clusters, the clusters in each, the tokens in each.
     chance = [64, *(m.sizes.double() for m in (middle.coarsened_by(top), middle))]
     assert found["coarse_bits_per_token"] == pytest.approx(math.log2(chance[0]), rel=0.1)
     assert found["middle_bits_per_token"] < math.log2(float(chance[1].max()))
@@ -77,7 +77,7 @@ def random_of(seed, count, stage):
 
 @pytest.mark.parametrize("kind", ["autoregressive", "masked", "any_order"])
 def test_a_middle_level_is_a_distribution_over_its_cluster(make_stage, kind):
-    """Over all pairs of the labels in the given clusters the probabilities sum to one."""
+    """The probabilities of all pairs of labels in the given clusters sum to one."""
     finer = CoarseMap(torch.arange(12) % 6, "test", 0, "none")
     coarser = CoarseMap(torch.arange(12) % 3, "test", 0, "none")
     stage = make_stage(kind, predicts=finer, given=coarser, codebook_size=12, layout=Layout((1, 2)))
@@ -92,7 +92,7 @@ def test_a_middle_level_is_a_distribution_over_its_cluster(make_stage, kind):
         assert {tuple(row) for row in drawn.tolist()} <= {tuple(pair) for pair in tokens}
 
 
-def test_levels_that_are_not_nested(make_stage):
+def test_levels_that_are_not_nested_are_refused(make_stage):
     finer = CoarseMap(torch.arange(12) % 6, "test", 0, "none")
     across = CoarseMap(torch.arange(12) // 4, "test", 0, "none")
     with pytest.raises(InputError, match="no coarsening of what it predicts"):
@@ -100,7 +100,7 @@ def test_levels_that_are_not_nested(make_stage):
     assert make_stage("masked", predicts=finer, given=across, codebook_size=12, support="full").members is None
 
 
-def test_a_stage_of_the_wrong_level(make_stage, make_tokenizer):
+def test_a_stage_of_the_wrong_level_is_refused(make_stage, make_tokenizer):
     tokenizer = make_tokenizer()
     coarse_map = cluster_codebook(tokenizer.codebook, 5)
     names = ["a", "b", "c", "d"]

@@ -1,4 +1,4 @@
-"""Push and pull through a stand-in for the Hub: tests/hub_stand_in.py. Never the network."""
+"""Push and pull through a stand-in for the Hub (tests/hub_stand_in.py), without the network."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ NAME = "owner/birds"
 
 @pytest.fixture(scope="module")
 def models(make_pipeline, tmp_path_factory):
-    """A folder of two model folders: "whole" with everything that one can have, and "baseline" with what one must."""
+    """A folder of two model folders: "whole" has every optional part, "baseline" none."""
     place, pipeline = tmp_path_factory.mktemp("models"), make_pipeline("cluster")
     sheet = png_bytes(Image.new("RGB", (8, 8), "red"))
     pipeline.about = About("20 birds", "mit", {"bits_per_token": 8.25}, {"coarse": {"last": {"step": 3}}}, sheet)
@@ -35,7 +35,7 @@ def models(make_pipeline, tmp_path_factory):
 
 @pytest.fixture
 def model(models, tmp_path):
-    """A copy of the whole one."""
+    """A copy of the model folder "whole"."""
     return Path(shutil.copytree(models / "whole", tmp_path / "model"))
 
 
@@ -44,13 +44,13 @@ def contents(folder):
 
 
 def on_the_hub(hub, name=NAME):
-    """The files that the newest commit names."""
+    """The names of the files in the newest commit; None without a repository."""
     repo = hub.folder / "repos" / name
     return set(hub.files(repo, "main")[1]) - {".gitattributes"} if (repo / "main").exists() else None
 
 
 def cached(tmp_path, name=NAME):
-    """The snapshots that a pull has left."""
+    """The snapshots in the local cache."""
     return sorted((tmp_path / "cache" / f"models--{name.replace('/', '--')}" / "snapshots").iterdir())
 
 
@@ -62,11 +62,11 @@ def error(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("ctf: error: ")][-1]
 
 
-# There and back
+# Pushed and pulled
 
 
 @pytest.mark.parametrize("parts_from", [2**40, 1000], ids=["in one piece", "in parts"])
-def test_there_and_back_it_is_the_same_to_the_byte(hub, model, tmp_path, parts_from):
+def test_a_pulled_model_has_the_bytes_that_were_pushed(hub, model, tmp_path, parts_from):
     hub.parts_from = parts_from
     assert push(model) == 0
     pulled = Pipeline.from_pretrained(NAME)
@@ -78,13 +78,13 @@ def test_there_and_back_it_is_the_same_to_the_byte(hub, model, tmp_path, parts_f
     assert any("lfs-part" in line for line in hub.requests) == (parts_from == 1000)
 
 
-def test_saved_again_it_is_the_same_to_the_byte(model, tmp_path):
+def test_an_opened_model_is_saved_as_the_same_bytes(model, tmp_path):
     Pipeline.from_pretrained(model).save_pretrained(tmp_path / "again")
     assert contents(tmp_path / "again") == contents(model)
 
 
-def test_by_the_command_in_processes_of_their_own(hub, model, tmp_path):
-    """As a user has it: HF_ENDPOINT is read when huggingface_hub is imported."""
+def test_push_and_sample_by_the_command_in_a_new_process(hub, model, tmp_path):
+    """In a new process, since huggingface_hub reads HF_ENDPOINT when it is imported."""
     ours = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
     ours |= {"HF_TOKEN": "hf_owner", "HF_HUB_OFFLINE": "0"}
     program = f"""
@@ -108,7 +108,7 @@ def test_push_from_python_in_half_precision(hub, make_pipeline):
     assert weights == {name: part_fingerprint(part) for name, part in pulled.parts().items()}
 
 
-def test_a_commit_is_opened_by_its_name(hub, model, models):
+def test_a_revision_is_opened_by_its_commit(hub, model, models):
     assert push(model) == 0
     first = hub.head(hub.folder / "repos" / NAME)
     publish(models / "baseline", NAME)
@@ -119,7 +119,7 @@ def test_a_commit_is_opened_by_its_name(hub, model, models):
         Pipeline.from_pretrained(f"{NAME}@v9")
 
 
-def test_a_model_replaces_a_model_in_one_commit(hub, model, models):
+def test_a_push_replaces_the_model_in_one_commit(hub, model, models):
     assert push(model) == 0
     publish(models / "baseline", NAME)
     files = {"README.md", "baseline.safetensors", "config.json", "generation_config.json", "manifest.json"}
@@ -133,7 +133,7 @@ def test_a_model_replaces_a_model_in_one_commit(hub, model, models):
 # The card
 
 
-def test_the_card_says_what_is_known(model):
+def test_the_card_and_the_manifest_hold_what_is_known(model):
     card = (model / "README.md").read_text(encoding="utf-8")
     assert 'license: "mit"\nlibrary_name: ctf' in card
     assert "tags: [autoregressive, vq, masked]" in card
@@ -147,7 +147,7 @@ def test_the_card_says_what_is_known(model):
     assert manifest["versions"]["torch"] == torch.__version__
 
 
-def test_options_complete_the_card(hub, model, tmp_path):
+def test_options_of_push_complete_the_card(hub, model, tmp_path):
     weights = {name: content for name, content in contents(model).items() if name.endswith(".safetensors")}
     (tmp_path / "result.json").write_text('{"metrics": {"FID": 3.5, "note": "x"}, "count": 7}')
     Image.new("RGB", (4, 4), "blue").save(tmp_path / "sheet.png")
@@ -163,7 +163,7 @@ def test_options_complete_the_card(hub, model, tmp_path):
     assert weights.items() <= contents(model).items()
 
 
-def test_a_folder_without_a_manifest_is_older(model):
+def test_a_folder_without_a_manifest_opens(model):
     (model / "manifest.json").unlink()
     (model / "samples.png").unlink()
     assert Pipeline.from_pretrained(model).about == About()
@@ -175,7 +175,7 @@ def test_a_folder_without_a_manifest_is_older(model):
     "content",
     ["[]", "{", '{"ctf": "model", "format": 9}', '{"ctf": "model", "format": 1, "data": 3}'],
 )
-def test_a_damaged_manifest(model, content):
+def test_a_damaged_manifest_is_refused(model, content):
     (model / "manifest.json").write_text(content)
     with pytest.raises(InputError, match=r"manifest\.json.*restore"):
         Pipeline.from_pretrained(model)
@@ -184,7 +184,7 @@ def test_a_damaged_manifest(model, content):
 # Refused
 
 
-def test_who_may_not(hub, model, monkeypatch, capsys):
+def test_missing_rights_and_logins_are_refused(hub, model, monkeypatch, capsys):
     assert push(model, "--private") == 0
     monkeypatch.setenv("HF_TOKEN", hub.token_of["other"])
     assert push(model) == 2
@@ -198,7 +198,7 @@ def test_who_may_not(hub, model, monkeypatch, capsys):
         Pipeline.from_pretrained("nobody/nothing")
 
 
-def test_a_gated_one(hub, model, monkeypatch):
+def test_a_gated_model_is_refused_with_a_hint(hub, model, monkeypatch):
     hub.create(NAME, private=False, gated=True)
     assert push(model) == 0
     monkeypatch.setenv("HF_TOKEN", hub.token_of["other"])
@@ -206,7 +206,7 @@ def test_a_gated_one(hub, model, monkeypatch):
         Pipeline.from_pretrained(NAME)
 
 
-def test_offline(hub, model, monkeypatch, capsys):
+def test_offline_only_the_cache_is_used(hub, model, monkeypatch, capsys):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -216,7 +216,7 @@ def test_offline(hub, model, monkeypatch, capsys):
     assert "could not be published (HF_HUB_OFFLINE is set" in error(capsys)
 
 
-def test_what_is_not_ours_is_not_replaced(hub, model, capsys):
+def test_a_repository_of_something_else_is_not_replaced(hub, model, capsys):
     bert = {"config.json": hub.store(b'{"model_type": "bert"}'), "model.bin": hub.store(b"weights")}
     hub.create(NAME, private=False)
     repo = hub.folder / "repos" / NAME
@@ -229,13 +229,13 @@ def test_what_is_not_ours_is_not_replaced(hub, model, capsys):
             Pipeline.from_pretrained(NAME)
 
 
-def test_a_public_one_does_not_become_private(hub, model, capsys):
+def test_a_public_model_does_not_become_private(hub, model, capsys):
     assert push(model) == 0
     assert push(model, "--private", "--licence", "other") == 2
     assert "is there already and public" in error(capsys)
 
 
-def test_a_licence_that_the_hub_does_not_know(hub, model, capsys):
+def test_an_unknown_licence_is_refused(hub, model, capsys):
     assert push(model, "--licence", "free beer") == 2
     assert "license" in error(capsys)
     assert on_the_hub(hub) == set()
@@ -268,7 +268,7 @@ def test_an_interrupted_push_leaves_no_half_model(hub, model, models, capsys, fa
     assert on_the_hub(hub) == set(contents(model))
 
 
-def test_a_connection_that_breaks_once_is_taken_up_again(hub, model):
+def test_a_push_survives_one_broken_connection(hub, model):
     hub.faults = Faults(upload_bytes=2000, uploads=1)
     assert push(model) == 0
     assert on_the_hub(hub) == set(contents(model))
@@ -291,7 +291,7 @@ def test_an_interrupted_pull_leaves_no_half_model(hub, model, tmp_path):
     assert whole.items() <= contents(snapshot).items()
 
 
-def test_a_download_that_breaks_is_taken_up_where_it_broke(hub, model, tmp_path, monkeypatch):
+def test_a_broken_download_resumes_where_it_broke(hub, model, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**16)  # what is written, and so kept, at a time
@@ -303,7 +303,7 @@ def test_a_download_that_breaks_is_taken_up_where_it_broke(hub, model, tmp_path,
     assert contents(model).items() <= contents(snapshot).items()
 
 
-def test_half_a_model_in_the_cache_and_no_hub(hub, model, monkeypatch):
+def test_half_a_model_in_the_cache_is_refused_without_the_hub(hub, model, monkeypatch):
     from huggingface_hub import constants
 
     assert push(model) == 0
@@ -315,7 +315,7 @@ def test_half_a_model_in_the_cache_and_no_hub(hub, model, monkeypatch):
         Pipeline.from_pretrained(NAME)
 
 
-def test_a_whole_model_in_the_cache_and_no_hub(hub, model, monkeypatch, capsys):
+def test_a_whole_model_in_the_cache_opens_without_the_hub(hub, model, monkeypatch, capsys):
     from huggingface_hub import constants
 
     assert push(model) == 0

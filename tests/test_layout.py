@@ -9,7 +9,7 @@ from ctf.errors import InputError
 from ctf.layout import Layout, square_layout, with_layout
 
 
-def test_positions_lie_scale_by_scale_and_row_by_row():
+def test_positions_are_ordered_by_scale_and_row():
     layout = Layout([(1, 1), (2, 3), (4, 6)])
     assert layout.num_tokens == 31
     assert layout.sizes == (1, 6, 24)
@@ -26,7 +26,7 @@ def test_positions_lie_scale_by_scale_and_row_by_row():
 
 
 @pytest.mark.parametrize("layout", [Layout((3, 5)), Layout.square(1, 2, 4), Layout([(1, 2), (1, 2)])])
-def test_survives_json_and_text(layout):
+def test_layouts_are_read_back_from_json_and_text(layout):
     assert Layout(json.loads(json.dumps(layout))) == layout == Layout.parse(str(layout)) == Layout(str(layout))
     assert with_layout({"layout": json.loads(json.dumps(layout)), "seed": 3}) == {"layout": layout, "seed": 3}
 
@@ -39,7 +39,7 @@ def test_a_grid_of_older_files_is_a_layout_of_one_scale():
 @pytest.mark.parametrize(
     "grids", [[], [(0, 4)], (4,), 4 * [3], [(4, 4), (2, 2)], [("a", "b")], [(1, 2, 3)], 7, None, ["2", "2"], (2.0, 3.5)]
 )
-def test_refuses_what_is_no_layout(grids):
+def test_invalid_layouts_are_refused(grids):
     with pytest.raises(InputError, match="layout"):
         Layout(grids)
 
@@ -55,6 +55,6 @@ def test_square_layout_takes_squares_only(count):
 
 
 @pytest.mark.parametrize("text", ["", "16", "16x", "4x4,2x2", "axb", "1x2x3"])
-def test_refuses_text_that_is_no_layout(text):
+def test_invalid_texts_are_refused(text):
     with pytest.raises(InputError, match="layout"):
         Layout.parse(text)

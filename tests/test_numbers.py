@@ -1,4 +1,4 @@
-"""The numbers of the version before stages: see tests/golden/ctf/README.md."""
+"""Tokens, bits and losses equal those of an earlier version: see tests/golden/ctf/README.md."""
 
 import json
 from pathlib import Path
@@ -50,24 +50,24 @@ def emoji():
 
 
 def assert_same_tokens(tokens, name):
-    """A number that falls on the border between two tokens may draw the other one elsewhere: one image of three."""
+    """Two of the three images must be equal: a random number between two tokens may choose the other on another CPU."""
     assert (tokens == torch.tensor(NUMBERS[name])).all(1).sum() >= 2
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_tokens_of_the_embedded_model(emoji, name):
+def test_tokens_of_the_bundled_model_are_golden(emoji, name):
     tokens = emoji.generate_tokens(torch.tensor([3, 17, 42]), SEEDS, **SETTINGS[name], **FINE[name])
     assert_same_tokens(tokens, f"emoji, {name}")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_tokens_of_a_llamagen_baseline(name):
+def test_tokens_of_a_llamagen_baseline_are_golden(name):
     gpt = llamagen.load_gpt(GOLDEN / "llamagen" / "gpt_mha.pt", num_heads=4, layout=Layout.square(4))
     settings = {**SETTINGS[name], "top_k": SETTINGS[name]["top_k"] // 10}
     assert_same_tokens(generate_tokens(gpt, torch.tensor([0, 5, 9]), SEEDS, **settings), f"llamagen, {name}")
 
 
-def test_bits_per_token(emoji, tmp_path):
+def test_bits_per_token_are_golden(emoji, tmp_path):
     test = open_images("emoji-subgroups-by-design", "test")
     chosen = np.linspace(0, len(test) - 1, 64).astype(int)
     tokens = emoji.tokenizer.encode(to_tensor(np.stack([test.read(int(i)) for i in chosen])))
@@ -81,7 +81,7 @@ def test_bits_per_token(emoji, tmp_path):
 
 
 def losses(objective, folder):
-    """Of each of 20 steps."""
+    """The loss of each of 20 steps."""
     found = []
 
     class Recorded(type(objective)):
@@ -104,7 +104,7 @@ def losses(objective, folder):
         ("fine, full", "masked", "given", "full"),
     ],
 )
-def test_losses_of_stages(emoji, tmp_path, name, kind, level, support):
+def test_losses_of_stages_are_golden(emoji, tmp_path, name, kind, level, support):
     drawn = np.random.default_rng(0).integers(0, 16_384, (16, 64))
     labels, codebook, names = np.arange(16) % 54, emoji.tokenizer.codebook, [str(i) for i in range(54)]
     tokens = write_token_set(tmp_path / "tokens", drawn, labels, 16_384, (8, 8), names, codebook=codebook)
@@ -116,7 +116,7 @@ def test_losses_of_stages(emoji, tmp_path, name, kind, level, support):
     assert found == pytest.approx(NUMBERS[f"losses, {name}"], rel=1e-3)
 
 
-def test_losses_of_a_tokenizer(tmp_path, noise_images):
+def test_losses_of_a_tokenizer_are_golden(tmp_path, noise_images):
     model = TokenizerConfig(32, (1, 2), 1, 1, z_channels=16, codebook_size=32, codebook_dim=4, patch_size=4)
     config = TokenizerTraining(
         out="", image_size=32, warmup_without_codebook=5, restart_after=3, restart_until=1.0, model=model, loop=LOOP

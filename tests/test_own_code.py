@@ -1,4 +1,4 @@
-"""A kind, a sampler and a filter of a user's own, from the text of docs/stages.md."""
+"""A user's own type of stage, sampler and filter: the code in docs/stages.md."""
 
 import os
 import re
@@ -31,7 +31,7 @@ OWN = {"sampler": "my_sampler.py:GreedyAtTheEnd", "filter": "my_filter.py:min_p"
 
 @pytest.fixture(autouse=True)
 def files(tmp_path, monkeypatch):
-    """The docs' three files in the current folder; what they register is forgotten again."""
+    """The three files of the page in the current folder. What they register is removed after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ctf.stages.registry.KINDS", dict(KINDS))
     import_plugins.cache_clear()
@@ -47,7 +47,7 @@ def stage():
     )
 
 
-def test_a_kind_does_all_that_a_kind_does(stage, make_tokenizer, monkeypatch):
+def test_an_own_kind_trains_samples_completes_and_is_saved(stage, make_tokenizer, monkeypatch):
     tokens = write_token_set("tokens", TRUTH, np.arange(2), 24, (2, 3), NAMES)
     loop = LoopConfig(batch_size=2, steps=60, log_every=9, device="cpu", precision="float32")
     metrics = train(TokenObjective(stage, tokens, tokens), Path("run"), OptimizerConfig(0.3, 0.01), loop, loop)
@@ -108,7 +108,7 @@ def test_the_command_refuses_settings_of_another_kind(capsys):
     assert "TableSettings has a setting size, which every training has: rename it" in capsys.readouterr().err
 
 
-def test_a_sampler_and_a_filter(make_stage, capsys):
+def test_own_samplers_and_filters_decide_what_is_sampled(make_stage, capsys):
     stage = make_stage("any_order", codebook_size=24)
     labels, random = torch.tensor([0, 1, 2]), Random([3, 4, 5])
     tokens = stage.generate(labels, random, Sampling(steps=2, order="raster", **OWN))
@@ -121,21 +121,12 @@ def test_a_sampler_and_a_filter(make_stage, capsys):
     logits = stage.logits(tokens, labels, stage.plan(Sampling(steps=2, order="raster"))).log_softmax(-1)
     drawn = logits.gather(2, tokens[..., None]).squeeze(2)
     assert (drawn >= logits.amax(-1) - np.log(10) - 1e-5)[:, first.at].all()
-    assert (
-        main(
-            [
-                *["sample", "--labels", "[3]", "--num", "1", "--out", "samples", "--fine_sampler"],
-                OWN["sampler"],
-                "--filter",
-                OWN["filter"],
-            ]
-        )
-        == 0
-    )
+    command = f"sample --labels 3 --num 1 --out samples --fine_sampler {OWN['sampler']} --filter {OWN['filter']}"
+    assert main(command.split()) == 0
     assert "my_sampler.py:GreedyAtTheEnd " in Path("samples/manifest.json").read_text()  # with its fingerprint
 
 
-def test_files_never_name_code(make_stage):
+def test_stage_files_never_name_code(make_stage):
     stage = make_stage(sampling=Sampling(**OWN, temperature=0.5))
     stage.save("stage.safetensors")
     assert load_stage("stage.safetensors").sampling == Sampling(temperature=0.5)
@@ -151,13 +142,13 @@ def test_files_never_name_code(make_stage):
         ("step.logits.argmax(-1) * 0 - 1", "must settle 6 unknown positions"),
     ],
 )
-def test_a_sampler_that_does_something_else(make_stage, body, message):
+def test_a_sampler_with_wrong_results_is_refused(make_stage, body, message):
     Path("wrong.py").write_text(f"class Wrong:\n    def __call__(self, step):\n        return {body}\n")
     with pytest.raises(InputError, match=message):
         make_stage("masked").generate(torch.tensor([0]), Random([0]), Sampling(sampler="wrong.py:Wrong"))
 
 
-def test_names_that_do_not_exist(make_stage):
+def test_unknown_samplers_are_refused(make_stage):
     for name, message in (
         ("typical", "sampler 'typical' does not exist: choose one of independent"),
         ("no.py:A", "no such file"),
@@ -166,20 +157,17 @@ def test_names_that_do_not_exist(make_stage):
             make_stage("masked").generate(torch.tensor([0]), Random([0]), Sampling(sampler=name))
 
 
-def test_the_picture_that_is_completed_by_own_code(tmp_path):
+def test_own_samplers_and_filters_complete_a_picture(tmp_path):
     import ctf
 
     pipe = ctf.Pipeline.from_pretrained("emoji")
     mask = np.zeros((64, 64), dtype=bool)
     mask[32:] = True
-    assert (
-        len(pipe.complete(Image.new("RGB", (64, 64), "red"), mask, [3], filter=OWN["filter"], sampler=OWN["sampler"]))
-        == 1
-    )
+    assert len(pipe.complete(Image.new("RGB", (64, 64), "red"), mask, [3], **OWN)) == 1
 
 
-def test_a_file_runs_once_until_it_changes():
-    """Its function stays the same object, so the file was not run again."""
+def test_a_file_of_own_code_runs_again_only_if_it_changes():
+    """An unchanged file was not run again if its function is still the same object."""
     Path("counting.py").write_text("def f(logits): return logits\n")
     first = load_object("counting.py:f")
     source_fingerprint("counting.py:f")

@@ -1,4 +1,4 @@
-"""The rooms: each imports from earlier ones only, light modules stay light, and no stage is asked for its name."""
+"""The layers of the package: imports go down only, light modules stay light, and no code branches on a stage's name."""
 
 import ast
 import subprocess
@@ -10,8 +10,11 @@ import pytest
 import ctf
 
 SOURCE = Path(ctf.__file__).parent
-ROOMS = [
-    {"errors", "files", "layout", "weights", "progress", "device", "torchrun", "classes", "plugins"},
+#: From the bottom up: each imports from lower layers only, never from its own.
+LAYERS = [
+    {"errors", "progress", "fingerprint"},
+    {"files", "cache", "layout", "device", "torchrun", "classes"},
+    {"weights", "plugins"},
     {"images"},
     {"tokenizer"},
     {"codebook"},
@@ -20,7 +23,8 @@ ROOMS = [
     {"sampling"},
     {"stages"},
     {"interop"},
-    {"pipeline", "completion", "preview"},
+    {"completion", "preview"},
+    {"pipeline"},
     {"model_card", "hub"},
     {"run_folder"},
     {"model_folder"},
@@ -35,12 +39,12 @@ ROOMS = [
     {"commands"},
     {"cli"},
 ]
-RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = ("torch", "numpy", "sklearn", "datasets")
 
 
 def imports(path):
-    """Full names of what a file imports from `ctf`, wherever it does: in functions and for type checking too."""
+    """Full names of what a file imports from `ctf`, also within functions and for type checking."""
     package = ["ctf", *path.relative_to(SOURCE).parent.parts]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -54,23 +58,23 @@ def imports(path):
         yield from (name for name in names if name.startswith("ctf."))
 
 
-def test_no_import_against_the_stream():
+def test_imports_go_down_only():
     wrong = []
     for path in sorted(SOURCE.rglob("*.py")):
-        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        package = path.relative_to(SOURCE).parts[0].removesuffix(".py")
         if path == SOURCE / "__init__.py":
             continue
-        if room not in RANK:
-            wrong.append(f"{path.relative_to(SOURCE)} is in no room of the layout")
+        if package not in RANK:
+            wrong.append(f"{path.relative_to(SOURCE)} is in no layer")
             continue
         for name in imports(path):
-            if RANK.get(name.split(".")[1], len(ROOMS)) > RANK[room]:
+            imported = name.split(".")[1]
+            if RANK.get(imported, len(LAYERS)) >= RANK[package] and imported != package:
                 wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
     assert wrong == []
 
 
-def test_no_circles_within_a_room():
-    """Two files that import each other are one."""
+def test_no_two_files_import_each_other():
     edges = {}
     for path in SOURCE.rglob("*.py"):
         if path.name != "__init__.py":
@@ -80,7 +84,7 @@ def test_no_circles_within_a_room():
     assert circles == []
 
 
-def test_light_modules_import_nothing_heavy():
+def test_the_command_line_starts_without_heavy_packages():
     modules = ["ctf", "ctf.cli", *(f"ctf.commands.{path.stem}" for path in (SOURCE / "commands").glob("*.py"))]
     code = f"import sys, {', '.join(modules)}; print(*(name for name in {HEAVY} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ from ctf.errors import InputError
 from ctf.torchrun import rank_and_world, wait_until
 
 
-def test_rank_and_world(monkeypatch):
+def test_rank_and_world_size_are_torchruns(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert rank_and_world() == (0, 1)

@@ -1,4 +1,4 @@
-"""The wheel, installed into an environment of its own: `pytest -m wheel`, about a minute."""
+"""The wheel in an environment of its own: `pytest -m wheel`, about a minute."""
 
 import email
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.wheel
 
 
 def run(*command, **settings):
-    """Outside the checkout, with nothing in the environment that could lead back to it."""
+    """The output of a command that runs without the variables that could lead Python back to the checkout."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=kept, check=False, **settings)
     assert done.returncode == 0, done.stderr
@@ -39,18 +39,18 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def place(wheel, tmp_path_factory):
-    """A folder with an environment of the wheel in `env`; what the wheel depends on is taken from this one."""
+    """A folder with an environment of the wheel in `env`, which takes the dependencies of the current environment."""
     place = tmp_path_factory.mktemp("place")
     run(sys.executable, "-m", "venv", "--without-pip", place / "env")
     python = place / "env" / "bin" / "python"
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel)
     (packages,) = (place / "env" / "lib").glob("python*/site-packages")
-    # Only a path: the .pth files there, of an editable ctf too, are not followed.
+    # A path alone does not follow the .pth files there, so not the one of an editable ctf.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return place
 
 
-def test_it_holds_the_package_and_nothing_else(wheel):
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src/ctf"]
     ours = {line.removeprefix("src/") for line in run(*listed, cwd=ROOT).splitlines()}
     with zipfile.ZipFile(wheel) as archive:
@@ -62,7 +62,7 @@ def test_it_holds_the_package_and_nothing_else(wheel):
     assert wheel.stat().st_size < 60 * 2**20
 
 
-def test_its_metadata_say_what_the_project_says(wheel):
+def test_metadata_are_those_of_the_project(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
         metadata = email.message_from_bytes(archive.read(name))
@@ -72,27 +72,18 @@ def test_its_metadata_say_what_the_project_says(wheel):
     assert metadata["License-Expression"] == "Apache-2.0"
 
 
-def test_it_samples_in_a_clean_environment(place):
-    """The images of the bundled model, equal to those of this checkout."""
+def test_an_installed_wheel_samples_the_same_images(place):
+    """The bundled model's images equal those of this checkout."""
     found = run(place / "env/bin/python", "-c", "import ctf; print(ctf.__file__)", cwd=place)
     assert Path(found.strip()).is_relative_to(place / "env")
-    run(
-        place / "env/bin/ctf",
-        "sample",
-        "--labels",
-        "[3, noto face-smiling]",
-        "--device",
-        "cpu",
-        "--out",
-        "x",
-        cwd=place,
-    )
+    words = ["sample", "--labels", "3", "noto face-smiling", "--device", "cpu", "--out", "x"]
+    run(place / "env/bin/ctf", *words, cwd=place)
     expected = Pipeline.from_pretrained("emoji")([3, "noto face-smiling"])
     images = [np.asarray(Image.open(path)) for path in sorted((place / "x").rglob("*.png")) if path.name != "sheet.png"]
     assert sorted(image.tobytes() for image in images) == sorted(np.asarray(image).tobytes() for image in expected)
 
 
-def test_it_opens_the_page(place):
+def test_an_installed_wheel_opens_the_web_app(place):
     command = [place / "env/bin/ctf", "app", "--device", "cpu", "--port", "0"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with subprocess.Popen(command, cwd=place, env=kept, stdout=subprocess.PIPE, text=True) as server:
@@ -104,8 +95,8 @@ def test_it_opens_the_page(place):
             server.send_signal(signal.SIGINT)
 
 
-def test_its_types_are_seen(place):
-    """By a type checker of a project that uses it: py.typed is there and counts."""
+def test_type_checkers_see_the_types(place):
+    """In a project that uses the wheel, since it holds py.typed."""
     (place / "use.py").write_text("import ctf\n\nimages: int = ctf.Pipeline.from_pretrained('emoji')([3])\n")
     check = [sys.executable, "-m", "mypy", "--python-executable", "env/bin/python", "--follow-imports=silent", "use.py"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

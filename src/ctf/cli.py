@@ -1,4 +1,4 @@
-"""The command as `python -m ctf.cli`: torchrun starts it so."""
+"""The command `ctf` as `python -m ctf.cli`, the form that torchrun needs."""
 
 import sys
 

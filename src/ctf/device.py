@@ -16,8 +16,8 @@ from ctf.errors import InputError
 def usable_device(name: str | torch.device = "auto") -> torch.device:
     """The device called `name`: "auto" (a GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", …
 
-    Under torchrun "auto" and "cuda" are the GPU of this process, which becomes the current one: graphs, streams and
-    Triton's kernels use the current GPU if they name none.
+    Under torchrun "auto" and "cuda" mean the GPU of this process. It also becomes the current GPU, which CUDA graphs,
+    streams and Triton kernels use by default.
 
     Raises:
         InputError: this machine has no such device.
@@ -39,7 +39,7 @@ def usable_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The product name of the GPU or the processor."""
+    """The product name of the GPU or the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -54,16 +54,15 @@ def synchronize(device: torch.device) -> None:
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on `device`. A copy from the host to a GPU goes through pinned memory, so that the host does not
-    wait."""
+    """The tensor on `device`. The copy to a GPU goes through pinned memory, so the host does not wait for it."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    with torch.cuda.device(device):  # a new thread would make a context on the first GPU
+    with torch.cuda.device(device):  # without it, pinning in a new thread makes a context on the first GPU
         return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that are free on `device` now."""
+    """Free bytes on `device`."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil
@@ -72,6 +71,6 @@ def available_memory(device: torch.device) -> int:
 
 
 def return_freed_memory() -> None:
-    """Return freed memory to the system: glibc keeps the holes that converted weights leave."""
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
+    """Return freed memory to the system. glibc keeps memory that was freed between blocks still in use."""
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)

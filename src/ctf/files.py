@@ -1,21 +1,19 @@
-"""Files that are either whole or absent: atomic writes, and reads that say what is wrong.
+"""Atomic writes, and reads that say what is wrong: text, JSON, JSON Lines, .npy, safetensors, modules.
 
-Everything `ctf` writes goes to a temporary name beside its destination and is renamed once complete, so a
-full disk, a kill or Ctrl-C never leaves a truncated file under a name that something else will read.
+Everything `ctf` writes goes to a temporary name beside its destination and is renamed once complete. So a full disk,
+a kill or Ctrl-C never leaves a truncated file under its final name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import secrets
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -35,11 +33,11 @@ Result = TypeVar("Result")
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
 
-    Works for a file or a folder, whichever the block creates under the yielded name. A folder that
-    already stands at `path` is replaced. Folders above `path` are made, and removed again if the block fails.
+    The block may create a file or a folder under the yielded name. A folder that exists at `path` is replaced. Missing
+    parents of `path` are made, and removed again if the block fails.
 
     Raises:
-        InputError: the disk does not take it: it is full, nobody may write there, or `path` is a device.
+        InputError: `path` cannot be written: the disk is full, permission is missing, or `path` is a device.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -65,7 +63,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         place = Path(str(error.filename or path))
         if temporary not in (place, *place.parents) and place not in (path, *path.parents):
-            raise  # of something that the block reads
+            raise  # an error about another file, which the block reads
         raise _not_writable(path, error) from None
     finally:
         with suppress(OSError):
@@ -78,10 +76,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path, what: Literal["file", "folder"] = "file") -> None:
-    """Make sure before long work that its result can be written at `path`; leaves nothing behind.
+    """Check before long work that its result can be written at `path`. Leaves nothing behind.
 
     Raises:
-        InputError: a file stands where a folder belongs or the reverse, or nobody may write there.
+        InputError: a file is where a folder belongs, or the reverse, or permission is missing.
     """
     path = Path(path)
     try:
@@ -97,7 +95,7 @@ def check_writable(path: str | Path, what: Literal["file", "folder"] = "file") -
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that is removed after the block. Raises InputError, which names the place, if none can be made."""
+    """Yield a folder that is removed after the block. Raises InputError, which names the place, if none can be made."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="ctf-")
     except OSError as error:
@@ -117,7 +115,7 @@ def _not_writable(path: Path, error: Exception) -> InputError:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, atomically."""
     with atomic_path(path) as temporary:
-        # Names of files that are not UTF-8 hold lone surrogates; as "\\udce4" JSON reads them back.
+        # File names that are not UTF-8 hold lone surrogates. Written as "\\udce4", JSON reads them back.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -140,7 +138,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The objects in a .jsonl file, one a line, without a last one that a kill has cut off.
+    """The objects in a .jsonl file, one per line. A last line that a kill has cut off is left out.
 
     Raises:
         InputError: the file is missing, or a line is not a JSON object.
@@ -157,9 +155,9 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_npy(path: str | Path, array: np.ndarray) -> None:
-    """What `np.save` writes; for use inside `atomic_path`.
+    """Write an array as `np.save` does, but notice a full disk. For use inside `atomic_path`.
 
-    `np.save` leaves the last bytes to C, which says nothing when the disk has no room for them.
+    `np.save` leaves the last bytes to C's buffered output, which fails silently when the disk is full.
     """
     import numpy as np
     from numpy.lib import format as npy
@@ -168,36 +166,6 @@ def write_npy(path: str | Path, array: np.ndarray) -> None:
         header = {"descr": npy.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
         npy.write_array_header_1_0(file, header)
         file.write(np.ascontiguousarray(array).data)
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: $CTF_CACHE or ~/.cache/ctf."""
-    return Path(os.environ.get("CTF_CACHE") or Path.home() / ".cache" / "ctf")
-
-
-def from_cache(
-    path: Path, load: Callable[[Path], Result], make: Callable[[], Result], save: Callable[[Path, Result], None]
-) -> tuple[Result, bool]:
-    """What `load` reads at `path` in a cache, or else what `make` returns, which `save` keeps there.
-
-    A cache is optional: an entry that `load` refuses is made again, and a cache that cannot be written costs a warning,
-    never the result.
-
-    Returns:
-        The result, and whether it came from the cache.
-    """
-    with suppress(InputError, OSError, KeyError, ValueError):
-        return load(path), True
-    result = make()
-    try:
-        save(path, result)
-    except InputError:
-        warnings.warn(
-            f"the cache at {path.parent} cannot be written, so this work is done again next time: free some space "
-            "there, or set $CTF_CACHE to another folder",
-            stacklevel=3,
-        )
-    return result, False
 
 
 def existing(path: str | Path, what: str = "file or folder") -> Path:
@@ -209,10 +177,10 @@ def existing(path: str | Path, what: str = "file or folder") -> Path:
 
 
 def file_state(path: str | Path) -> str:
-    """Size and time of change of a file, which tell it from an earlier one of its name without reading it."""
+    """Size and modification time of a file, to notice without reading it that it has changed."""
     try:
         found = os.stat(path)
-    except OSError:  # such as a link to nowhere
+    except OSError:  # for example a broken link
         return "missing"
     return f"{found.st_size} {found.st_mtime_ns}"
 
@@ -221,7 +189,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     """Write a safetensors file, atomically. Tensors are made contiguous and moved to the CPU.
 
     Raises:
-        InputError: the disk does not take it, because it is full for example.
+        InputError: the file cannot be written, for example because the disk is full.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -229,13 +197,13 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     with atomic_path(path) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            # One entry, because safetensors writes several in random order, and equal content should be equal bytes.
+            # One entry: safetensors writes several in random order, but equal content should be equal bytes.
             save_file(plain, temporary, metadata={"ctf": json.dumps(metadata)} if metadata else None)
         except SafetensorError as error:
             raise _not_writable(Path(path), error) from None
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # safetensors makes files that only their owner may read
+        temporary.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -251,7 +219,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_tensors(path: str | Path, read: Callable[[Any, dict[str, str]], Result]) -> Result:
-    """What `read` returns for an open safetensors file and its metadata. Raises InputError as `load_tensors` does."""
+    """Call `read` with an open safetensors file and its metadata, and return its result. Raises as `load_tensors`."""
     from safetensors import SafetensorError, safe_open
 
     path = existing(path, "safetensors file")
@@ -263,16 +231,16 @@ def read_tensors(path: str | Path, read: Callable[[Any, dict[str, str]], Result]
 
 
 def is_safetensors(path: str | Path) -> bool:
-    """Whether a file says at its beginning that it is a safetensors file, whatever its name ends in."""
+    """Whether a file begins like a safetensors file, whatever its name."""
     path = Path(path)
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"  # behind the length of the header, which is JSON
+        return file.read(9)[8:] == b"{"  # a JSON header after its length in 8 bytes
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file, without its tensors. Raises InputError as `load_tensors` does."""
+    """The metadata of a safetensors file, without reading its tensors. Raises as `load_tensors`."""
     return read_tensors(path, lambda _, metadata: metadata)
 
 
@@ -291,18 +259,20 @@ def save_module(
     dtype: torch.dtype | None = None,
     extra_metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a module's weights, as `dtype` if given, with its `kind` and its settings (a dataclass) beside them."""
+    """Write a module's weights, as `dtype` if given, with `kind` and the dataclass `config` as metadata."""
     metadata = {"ctf": kind, **(extra_metadata or {}), "config": json.dumps(dataclasses.asdict(config))}
     save_tensors(path, {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}, metadata)
 
 
 def load_module(path: str | Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> Module:
-    """Build a module from the settings in a file that `save_module` wrote, and load its weights.
+    """Build a module from a file of `save_module`, in evaluation mode. Half-precision weights are widened to float32.
 
-    Weights stored in half precision are widened to float32. The module comes in evaluation mode.
+    Args:
+        kind: that the file was saved with.
+        build: makes the module from its settings.
 
     Raises:
-        InputError: missing, truncated, of another kind, with NaN in it, or written by an incompatible version.
+        InputError: the file is missing, truncated, of another kind, holds NaN, or is of an incompatible version.
     """
     tensors, metadata = load_tensors(path)
     if metadata.get("ctf") != kind:
@@ -319,7 +289,7 @@ def load_module(path: str | Path, kind: str, build: Callable[[dict[str, Any]], M
 
 
 def unreadable(path: str | Path, kind: str, error: Exception) -> InputError:
-    """The error for settings and weights that do not fit the code, as those of another version."""
+    """The error for settings or weights that do not fit the code, for example those of another version."""
     reason = " ".join(str(error).split())[:200]
     return InputError(
         f"{path}: this version of ctf cannot read this {kind} ({type(error).__name__}: {reason}): update ctf, or make "
@@ -328,49 +298,14 @@ def unreadable(path: str | Path, kind: str, error: Exception) -> InputError:
 
 
 def check_finite(where: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that hold NaN or infinity: what they compute is garbage without a word.
-
-    Raises:
-        InputError: names the first such tensor in `where`.
-    """
+    """Raise InputError, which names the tensor, if weights hold NaN or infinity: they silently compute garbage."""
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{where}: {name} holds NaN or infinity: use another checkpoint")
 
 
-def text_fingerprint(lines: Iterable[str]) -> str:
-    """16 hexadecimal digits (SHA-256) of lines of text."""
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def fingerprint(tensor: Tensor) -> str:
-    """16 hexadecimal digits (SHA-256) of a tensor's shape and float32 or int64 values.
-
-    Independent of the stored dtype as long as the values are: a float16 codebook and its exact float32
-    copy have the same fingerprint.
-    """
-    import torch
-
-    values = tensor.detach().cpu()
-    values = values.to(torch.float32 if values.is_floating_point() else torch.int64).contiguous() + 0  # −0 is 0
-    digest = hashlib.sha256(repr(tuple(values.shape)).encode())
-    digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def joint_fingerprint(tensors: Iterable[Tensor]) -> str:
-    """`fingerprint` of the concatenated values as float32, without concatenating them."""
-    import torch
-
-    tensors = list(tensors)
-    digest = hashlib.sha256(repr((sum(tensor.numel() for tensor in tensors),)).encode())
-    for tensor in tensors:
-        digest.update((tensor.detach().cpu().to(torch.float32).contiguous() + 0).numpy().data)  # −0 is 0
-    return digest.hexdigest()[:16]
-
-
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each setting by its full name, such as "sampling.coarse.top_k"."""
+    """Yield each nested setting with its full name, such as "sampling.coarse.top_k"."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from flattened(value, f"{prefix}{name}.")

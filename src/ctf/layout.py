@@ -16,12 +16,11 @@ Grid: TypeAlias = tuple[int, int]
 class Layout(tuple[Grid, ...]):
     """The grids (rows, columns) of an image's scales, coarsest first.
 
-    LlamaGen's is ((16, 16),), VAR's ((1, 1), (2, 2), …, (16, 16)).
-    Tokens lie scale by scale, and row by row within a scale. A layout is a tuple: it compares, hashes and is written to
-    JSON as one.
+    LlamaGen's layout is ((16, 16),), VAR's ((1, 1), (2, 2), …, (16, 16)). Tokens are in the order of the scales, and
+    row by row within a scale. A layout is a tuple, so it can be compared, hashed and written to JSON.
 
     Args:
-        grids: (rows, columns) of each scale; a pair of numbers alone is a layout of one scale. Or text, see `parse`.
+        grids: (rows, columns) of each scale; one pair of numbers for a single scale; or text, see `parse`.
 
     Raises:
         InputError: no grid, a side below 1, or a scale with fewer rows or columns than the one before.
@@ -51,7 +50,7 @@ class Layout(tuple[Grid, ...]):
 
     @classmethod
     def parse(cls, text: str) -> Layout:
-        """What `str` writes: "16x16", or "1x1,2x2,4x4". Raises InputError: other text."""
+        """The layout of a text such as "16x16" or "1x1,2x2,4x4", which `str` writes. Raises InputError: other text."""
         try:
             pairs = [grid.split("x") for grid in text.replace("×", "x").split(",")]
             grids = [(int(rows), int(columns)) for rows, columns in pairs]
@@ -64,35 +63,35 @@ class Layout(tuple[Grid, ...]):
 
     @property
     def words(self) -> str:
-        """For people: "16 × 16", or "1 × 1, 2 × 2, 4 × 4"."""
+        """The layout for people to read: "16 × 16", or "1 × 1, 2 × 2, 4 × 4"."""
         return ", ".join(f"{rows} × {columns}" for rows, columns in self)
 
     @property
     def num_tokens(self) -> int:
-        """N."""
+        """N, the number of tokens of an image."""
         return sum(self.sizes)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Tokens of each scale."""
+        """The number of tokens of each scale."""
         return tuple(rows * columns for rows, columns in self)
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """Where each scale's tokens lie among the N."""
+        """The slice of each scale among the N tokens."""
         ends = [sum(self.sizes[: scale + 1]) for scale in range(len(self))]
         return tuple(slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True))
 
     @property
     def finest(self) -> Grid:
-        """(rows, columns) of the last scale, which is that of the tokenizer's feature map."""
+        """(rows, columns) of the last scale: the size of the tokenizer's feature map."""
         return self[-1]
 
     @property
     def coordinates(self) -> list[tuple[int, float, float]]:
-        """(scale, row, column) of each position: the centre of its cell, in cells of the finest grid.
+        """(scale, row, column) of each position: the centre of its cell, in units of the finest grid's cells.
 
-        That is (i + ½) · H / p − ½ for row i of p, so on the finest scale i itself (VAR.md §5.3).
+        Row i of p rows has its centre at (i + ½) · H / p − ½ of H rows. On the finest scale that is i.
         """
         height, width = self.finest
         return [
@@ -104,7 +103,7 @@ class Layout(tuple[Grid, ...]):
 
 
 def square_layout(num_tokens: int) -> Layout:
-    """The square of N tokens, one scale. Raises InputError: N is not a square."""
+    """A layout of one square scale. Raises InputError: the number of tokens is not a square."""
     side = math.isqrt(num_tokens)
     if side * side != num_tokens:
         raise InputError(f"{num_tokens} tokens are not a square: give their layout, such as 16x8 for 128 tokens")
@@ -112,7 +111,7 @@ def square_layout(num_tokens: int) -> Layout:
 
 
 def with_layout(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings read from a file: `layout` as a Layout, also where an older file says `grid`."""
+    """Settings from a file with `layout` as a Layout. Older files call it `grid`."""
     settings = dict(settings)
     if "grid" in settings:
         settings["layout"] = settings.pop("grid")

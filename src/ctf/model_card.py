@@ -16,7 +16,8 @@ from torch import nn
 
 import ctf
 from ctf.errors import InputError
-from ctf.files import atomic_path, joint_fingerprint, read_json, write_json, write_text
+from ctf.files import atomic_path, read_json, write_json, write_text
+from ctf.fingerprint import joint_fingerprint
 from ctf.pipeline import StagePipeline, level
 from ctf.sampling.settings import Sampling
 

@@ -1,4 +1,4 @@
-"""What a training run writes: names, settings, checkpoints, milestones."""
+"""The folder of a training run: its settings, log, checkpoints and milestones."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 from ctf.files import read_json, read_json_lines
 from ctf.hub import CONFIG
 
-#: What a run folder holds beside its config.json.
+#: The files and folders of a run beside its config.json.
 RUN_LOG, RUN_MODEL, RUN_CHECKPOINTS, RUN_MILESTONES = "log.jsonl", "model.safetensors", "checkpoints", "milestones"
 RUN_CHANGES = "changes.jsonl"
-#: Of a checkpoint: a file, or a folder of parts.
-NAME = re.compile(r"step-\d+(\.safetensors)?")
+#: A checkpoint is a file, or a folder of parts.
+CHECKPOINT_NAME = re.compile(r"step-\d+(\.safetensors)?")
 
 
 def run_settings(run: Path) -> dict[str, Any] | None:
-    """What a run folder was made from; None of a folder that is no run."""
+    """The settings of a run; None for a folder that is not a run."""
     config = read_json(run / CONFIG) if (run / CONFIG).exists() else None
     return config if isinstance(config, dict) and "loop" in config else None
 
 
 def run_changes(run: Path) -> list[dict[str, Any]]:
-    """Settings that a run changed when it was resumed: "step", after which, and by name [before, from then on]."""
+    """The settings that changed when a run was resumed: for each time the "step", and name → [before, after]."""
     return read_json_lines(run / RUN_CHANGES) if (run / RUN_CHANGES).exists() else []
 
 
 def last_entries(run: Path) -> dict[str, float]:
-    """The last value of each entry of a run's log."""
+    """The last value of each entry in a run's log."""
     last: dict[str, float] = {}
     for line in read_json_lines(run / RUN_LOG) if (run / RUN_LOG).exists() else []:
         last |= line
@@ -36,7 +36,7 @@ def last_entries(run: Path) -> dict[str, float]:
 
 
 def checkpoint_path(run: Path, step: int, part: int = 0, parts: int = 1) -> Path:
-    """The file of a checkpoint after `step` steps, or of a part of it: each process writes one if weights are cut."""
+    """The file of a checkpoint after `step` steps, or of one part: with sharded weights each process writes its own."""
     folder, name = run / RUN_CHECKPOINTS, f"step-{step:08d}"
     return folder / f"{name}.safetensors" if parts == 1 else folder / name / f"{part:05d}-of-{parts:05d}.safetensors"
 
@@ -52,8 +52,8 @@ def checkpoint_files(checkpoint: Path) -> list[Path]:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run folder that are there in all parts, each a file or a folder, the newest last."""
-    found = (path for path in (run / RUN_CHECKPOINTS).glob("step-*") if re.fullmatch(NAME, path.name))
+    """The complete checkpoints of a run folder, each a file or a folder, the newest last."""
+    found = (path for path in (run / RUN_CHECKPOINTS).glob("step-*") if CHECKPOINT_NAME.fullmatch(path.name))
     return sorted(filter(checkpoint_files, found), key=step_of)
 
 
@@ -63,10 +63,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder."""
+    """The newest complete checkpoint of a run folder; None if there is none."""
     return max(checkpoints(run), default=None, key=step_of)
 
 
 def milestone_path(run: Path, step: int, suffix: str = "") -> Path:
-    """Where the weights after `step` steps are kept."""
+    """The file of the weights after `step` steps, which are kept for good."""
     return run / RUN_MILESTONES / f"step-{step:08d}{suffix}.safetensors"

@@ -1,4 +1,4 @@
-"""Processes of torchrun that share work through files."""
+"""Processes of torchrun that share work through files, without a process group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POLL_SECONDS = 0.2
 
 
 def rank_and_world() -> tuple[int, int]:
-    """The number of this process, from 0, and how many there are: (0, 1) without torchrun."""
+    """The rank of this process and the number of processes: (0, 1) without torchrun."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -20,12 +20,12 @@ def wait_until(done: Callable[[], bool], launcher: int) -> None:
     """Wait for the work of other processes.
 
     Args:
-        done: whether it is finished; called every 0.2 seconds.
-        launcher: `os.getppid()` from before the work began: torchrun ends this process if another failed, but not
-            when it is killed itself.
+        done: whether the work is finished; called every 0.2 seconds.
+        launcher: `os.getppid()` from before the work began. If torchrun is killed, nothing ends this process, but its
+            parent changes.
 
     Raises:
-        InputError: torchrun was ended.
+        InputError: torchrun was killed.
     """
     while not done():
         if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != launcher:

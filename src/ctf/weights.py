@@ -19,24 +19,24 @@ from torch import Tensor
 from ctf.errors import InputError
 from ctf.files import flattened, is_safetensors, load_tensors
 
-#: Where training scripts put the weights beside optimizer state and settings; FSDP writes them bare.
+#: Entries that hold the weights, if a training script stores optimizer state and settings beside them.
 WRAPPERS = ("model", "module", "state_dict", "ema")
-#: What DDP, torch.compile, FSDP and activation checkpointing put before the names of a module that they wrap.
+#: Prefixes that DDP, torch.compile, FSDP and activation checkpointing add to the names of weights.
 PREFIXES = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def read_state_dict(
     source: str | Path | Mapping[str, Any], *, ema: bool = False, allow_namespace: bool = False
 ) -> dict[str, Tensor]:
-    """The weights in `source` under their names without `PREFIXES`, on the CPU and in the stored dtype.
+    """The weights in `source` by name without `PREFIXES`, on the CPU and in the stored dtype.
 
     Args:
-        source: what `read_checkpoint` takes, or what such a file holds: the weights bare or under one of `WRAPPERS`.
+        source: what `read_checkpoint` takes, or what it returns: the weights, or a dictionary with one of `WRAPPERS`.
         ema: take the moving average that LlamaGen's tokenizer training keeps beside the weights.
         allow_namespace: as for `read_checkpoint`.
 
     Raises:
-        InputError: as `read_checkpoint`; no weights in it, or two of the same name without `PREFIXES`.
+        InputError: as `read_checkpoint`; `source` holds no weights, or two with the same name without `PREFIXES`.
     """
     where = name_of(source)
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source, allow_namespace)
@@ -55,20 +55,22 @@ def read_state_dict(
 
 
 def name_of(source: str | Path | Mapping[str, Any]) -> str:
-    """What errors call `source`."""
+    """The name of `source` in error messages."""
     return "the state dict" if isinstance(source, Mapping) else str(source)
 
 
 def read_checkpoint(source: str | Path, allow_namespace: bool = False) -> Any:
-    """What a file holds, with tensors on the CPU, unpickled without running code. Its content decides, not its ending.
+    """The content of a checkpoint, with tensors on the CPU, read without running code.
+
+    The format is recognised by content, not by the file's name.
 
     Args:
         source: a `torch.save` file, a safetensors file, or "owner/name:file" on the Hugging Face Hub.
         allow_namespace: accept `argparse.Namespace`, which training scripts store beside the weights. Everything
-            else that is not plain data stays refused.
+            else that is not plain data is still refused.
 
     Raises:
-        InputError: no such file, truncated, of another format, or with objects that could run code.
+        InputError: the file does not exist, is truncated or of another format, or holds objects that could run code.
     """
     path = Path(source)
     if not path.exists() and (match := re.fullmatch(r"([\w.-]+/[\w.-]+):([\w./-]+)", str(source))):
@@ -82,19 +84,19 @@ def read_checkpoint(source: str | Path, allow_namespace: bool = False) -> Any:
     allowed = torch.serialization.safe_globals([argparse.Namespace]) if allow_namespace else contextlib.nullcontext()
     try:
         with allowed, warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # of pickles that are then refused
-            # Mapped, a checkpoint with optimizer state costs no more memory than its weights. The name decides inside
-            # torch.load, so a pickle called .safetensors comes as an open file, which cannot be mapped.
+            warnings.simplefilter("ignore")  # torch.load warns about pickles that it then refuses
+            # With mmap, optimizer state beside the weights costs no memory. torch.load goes by the name of a path, so a
+            # pickle called .safetensors is given as an open file, which cannot be mapped.
             mapped = zipfile.is_zipfile(path) and path.suffix != ".safetensors"
             return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(_refusal(path, error)) from None
-    except Exception as error:  # damaged bytes fail in the unpickler with whatever they happen to hit
+    except Exception as error:  # on damaged bytes the unpickler fails with any exception
         raise InputError(f"{path} is truncated or not a PyTorch checkpoint ({_line(error)}): copy it again") from None
 
 
 def _is_of_another_format(path: Path) -> bool:
-    """Whether a file is none that `torch.save` writes, nor the beginning of one."""
+    """Whether a file can be no output of `torch.save`, not even a truncated one."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return not any(name.endswith("data.pkl") for name in archive.namelist())
@@ -129,12 +131,12 @@ def _download(repository: str, file: str) -> Path:
 
 
 def _line(error: Exception) -> str:
-    """The first line of what an error says, or its type when it says nothing."""
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles dictionaries of numpy arrays; every other class, which could run code, is refused."""
+    """Unpickles dictionaries of numpy arrays. Every other class is refused, since it could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
@@ -148,15 +150,15 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """A pickle of nested dictionaries of numpy arrays, which JAX's users write: arrays by dotted names.
+    """The arrays in a pickle of nested dictionaries of numpy arrays (JAX users write such files), by dotted names.
 
     Returns:
-        None where the file is another kind of pickle or none, such as one of `torch.save`.
+        None if the file is not such a pickle: `torch.save` writes others, for example.
     """
     try:
         with path.open("rb") as file:
             read = _ArraysOnly(file).load()
-    except Exception:  # of other files, the unpickler fails with whatever it happens to hit
+    except Exception:  # on other files the unpickler fails with any exception
         return None
     arrays = dict(flattened(read)) if isinstance(read, dict) else {}
     return arrays if arrays and all(isinstance(value, np.ndarray) for value in arrays.values()) else None

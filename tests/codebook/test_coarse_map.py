@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
-from ctf.files import fingerprint, load_tensors, save_tensors
+from ctf.files import load_tensors, save_tensors
+from ctf.fingerprint import fingerprint
 
 partitions = st.lists(st.integers(0, 9), min_size=1, max_size=60).map(
     lambda labels: torch.tensor([sorted(set(labels)).index(label) for label in labels])

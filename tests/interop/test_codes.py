@@ -7,7 +7,7 @@ import torch
 from ctf.cli import main
 from ctf.codebook import lfq_codebook
 from ctf.errors import InputError
-from ctf.files import fingerprint
+from ctf.fingerprint import fingerprint
 from ctf.interop import export_codes, import_codes
 from ctf.layout import Layout
 from ctf.tokens import TokenSet

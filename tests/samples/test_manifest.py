@@ -7,7 +7,7 @@ import torch
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
-from ctf.files import fingerprint
+from ctf.fingerprint import fingerprint
 from ctf.model_card import part_fingerprint
 from ctf.models.config import Compute
 from ctf.samples import Manifest, manifest_path

@@ -6,7 +6,8 @@ from tiny_runs import COARSE_MAP, make_loop, make_token_set
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
-from ctf.files import fingerprint, read_json, write_json
+from ctf.files import read_json, write_json
+from ctf.fingerprint import fingerprint
 from ctf.sampling import Sampling
 from ctf.stages import load_stage
 from ctf.training import (

@@ -14,7 +14,8 @@ from tiny_runs import (
     with_masks_by_number,
 )
 
-from ctf.files import fingerprint, write_json
+from ctf.files import write_json
+from ctf.fingerprint import fingerprint
 from ctf.tokens.token_set import TokenSet
 from ctf.training.config import OptimizerConfig
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import fingerprint, load_tensors, save_tensors
+from ctf.files import load_tensors, save_tensors
+from ctf.fingerprint import fingerprint
 
 FORMAT = "1"
 

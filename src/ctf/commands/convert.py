@@ -39,7 +39,7 @@ def _save_baseline(out: str, tokenizer: Any, stage: Any, size: str) -> None:  # 
     """Write a model folder of one stage, whose classes are named by their index, and print what it is."""
     import json
 
-    from ctf.files import joint_fingerprint
+    from ctf.fingerprint import joint_fingerprint
     from ctf.model_folder import Pipeline, describe_pipeline
 
     pipeline = Pipeline(tokenizer, [str(index) for index in range(stage.num_classes)], [stage])

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ctf.cache import cache_folder, from_cache
 from ctf.errors import InputError
 from ctf.evaluation.extraction import Extracted, extract
 from ctf.evaluation.features import FeatureExtractor
 from ctf.evaluation.statistics import FeatureStatistics
-from ctf.files import cache_folder, from_cache
 from ctf.images.image_set import open_images
 from ctf.progress import progress_bar
 from ctf.samples.manifest import manifest_path

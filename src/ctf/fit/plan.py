@@ -8,7 +8,8 @@ from typing import Any
 
 from ctf.classes import renumbered
 from ctf.errors import InputError
-from ctf.files import read_json, text_fingerprint, write_json
+from ctf.files import read_json, write_json
+from ctf.fingerprint import text_fingerprint
 from ctf.fit.config import NEW, NOTHING, FitConfig
 from ctf.images.image_set import MADE_SPLITS, ImageSet, open_images
 from ctf.layout import Layout, with_layout

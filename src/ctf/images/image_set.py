@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ctf.errors import InputError
-from ctf.files import text_fingerprint
+from ctf.fingerprint import text_fingerprint
 from ctf.images.crop import Crop, center_crop
 from ctf.images.records import Records, shortened, warn
 from ctf.images.sources import open_records

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ctf.cache import cache_folder, from_cache
 from ctf.errors import InputError
-from ctf.files import cache_folder, from_cache, read_json, write_json
+from ctf.files import read_json, write_json
 from ctf.images.folders import folder_records, shard_ending
 from ctf.images.formats import is_hidden
 from ctf.images.records import (

@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import atomic_path, existing, fingerprint, text_fingerprint, write_npy
+from ctf.files import atomic_path, existing, write_npy
+from ctf.fingerprint import fingerprint, text_fingerprint
 from ctf.images.records import numbered_classes
 from ctf.layout import square_layout
 from ctf.progress import progress_bar

@@ -15,7 +15,8 @@ import torch
 
 from ctf.device import device_name
 from ctf.errors import InputError
-from ctf.files import fingerprint, flattened, read_json, write_json
+from ctf.files import flattened, read_json, write_json
+from ctf.fingerprint import fingerprint
 from ctf.model_card import part_fingerprint, versions
 from ctf.pipeline import StagePipeline
 from ctf.plugins import source_fingerprint

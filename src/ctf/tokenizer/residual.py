@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.errors import InputError
-from ctf.files import joint_fingerprint
+from ctf.fingerprint import joint_fingerprint
 from ctf.layout import Grid, Layout
 
 #: Which of four shared convolutions each scale takes, by the number of scales S. VAR gives scale k the one whose tick,

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ctf.classes import renumbered
 from ctf.errors import InputError
-from ctf.files import existing, fingerprint, read_json, write_json
+from ctf.files import existing, read_json, write_json
+from ctf.fingerprint import fingerprint
 from ctf.layout import Layout, with_layout
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.quantizer import perplexity, usage
@@ -46,7 +47,7 @@ class TokenIndex:
         augmentations: A names, e.g. ["none", "flip"] or "1.1/top-left", …
         class_names: the name of each label, in Unicode's form NFC.
         shard_size: shard i is what is readable of this many inputs, from i · shard_size on.
-        codebook: `ctf.files.fingerprint` of the tokenizer's codebook; None for tokens from elsewhere.
+        codebook: `ctf.fingerprint.fingerprint` of the tokenizer's codebook; None for tokens from elsewhere.
         residual: `residual_fingerprint` of the tokenizer; None with one scale, or for tokens from elsewhere.
         source: where the images came from, in words; None if not known.
         split: which part of the source, e.g. "train"; None if it has no parts.
@@ -144,7 +145,7 @@ class TokenSet:
         augmentations: the A names.
         class_names: the name of each label.
         labels: int64 [n].
-        fingerprint_of_codebook: `ctf.files.fingerprint` of the tokenizer's codebook, or None if not known.
+        fingerprint_of_codebook: `ctf.fingerprint.fingerprint` of the tokenizer's codebook, or None if not known.
     """
 
     def __init__(self, folder: Path, index: TokenIndex, shards: list[np.ndarray], labels: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ctf.errors import InputError
-from ctf.files import fingerprint
+from ctf.fingerprint import fingerprint
 from ctf.images import ImageSet, center_crop, ten_crop, ten_shift, to_tensor
 from ctf.images.records import shortened, warn
 from ctf.progress import progress_bar

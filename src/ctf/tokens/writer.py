@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import atomic_path, check_writable, fingerprint, read_json, write_json, write_npy
+from ctf.files import atomic_path, check_writable, read_json, write_json, write_npy
+from ctf.fingerprint import fingerprint
 from ctf.images.records import numbered_classes
 from ctf.layout import Layout, square_layout
 from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, labels_path, read_integers, tokens_path

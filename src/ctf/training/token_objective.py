@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ctf.errors import InputError
-from ctf.files import joint_fingerprint
+from ctf.fingerprint import joint_fingerprint
 from ctf.images.pixels import to_bytes
 from ctf.images.sheet import contact_sheet
 from ctf.models.loss import ClusterLoss

@@ -12,7 +12,7 @@ from torch import nn
 
 from ctf.device import usable_device
 from ctf.errors import InputError
-from ctf.files import joint_fingerprint
+from ctf.fingerprint import joint_fingerprint
 
 
 @dataclass(frozen=True)
