@@ -218,7 +218,7 @@ def test_a_device_that_is_not_here(make_pipeline, tmp_path):
         Pipeline.from_pretrained(tmp_path / "model", "abacus")
 
 
-def test_the_embedded_model():
+def test_the_bundled_model():
     pipeline = Pipeline.from_pretrained("emoji")
     assert "noto face-smiling" in pipeline.class_names
     image, *_ = pipeline(["noto face-smiling"], seed=0)
@@ -355,7 +355,7 @@ def test_a_bundled_tokenizer_without_stages_is_described():
     assert (facts["kind"], facts["family"], facts["config"]["codebook_size"]) == ("tokenizer", "vq", 16_384)
 
 
-def test_describe_the_embedded_model():
+def test_describe_the_bundled_model():
     facts = describe("emoji")
     assert (facts["kind"], facts["image_size"]) == ("pipeline", [64, 64])
     assert [stage["kind_of_stage"] for stage in facts["stages"]] == ["autoregressive", "masked"]

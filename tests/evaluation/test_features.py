@@ -40,7 +40,7 @@ def refused(call):
     return str(caught.value)
 
 
-def test_embedded_classifier_knows_held_out_emoji(emoji, held_out):
+def test_bundled_classifier_knows_held_out_emoji(emoji, held_out):
     images, labels = held_out
     found = emoji(images).probabilities.argmax(axis=1)
     assert (found == labels).mean() > 0.6

@@ -14,7 +14,7 @@ def test_the_report_has_pictures_and_the_swaps(tmp_path, monkeypatch):
     metrics = run_demo(tmp_path / "demo", quick=True)
     page = (tmp_path / "demo" / "report.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[.+\]\((.+)\)", page)
-    assert pictures == ["samples.png", "curves.png", "swap.png", "embedded.png"]
+    assert pictures == ["samples.png", "curves.png", "swap.png", "bundled.png"]
     assert all(Image.open(tmp_path / "demo" / name).width > 300 for name in pictures)
     (swap,) = metrics["swap_psnr"].values()
     assert swap["kmeans"] > swap["random"] + 4

@@ -98,7 +98,7 @@ def test_a_file_from_before_there_were_families(make_tokenizer, tmp_path):
     assert isinstance(load_tokenizer(path), VQTokenizer)
 
 
-def test_the_embedded_tokenizer():
+def test_the_bundled_tokenizer():
     assert is_ours("emoji")
     assert load_tokenizer("emoji").codebook.shape == (16_384, 8)
 

@@ -10,7 +10,7 @@ def demo(out: str = "runs/demo", quick: bool = False, seed: int = 0) -> None:
         ctf demo --quick --out runs/quick
 
     Args:
-        out: folder for what `ctf fit` writes, the images that it learns from, embedded.png and swap.png. An interrupted
+        out: folder for what `ctf fit` writes, the images that it learns from, bundled.png and swap.png. An interrupted
             command goes on where it stopped.
         quick: about a minute, at a size that only proves the path.
         seed: of clustering, training and sampling.

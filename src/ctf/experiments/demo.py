@@ -40,7 +40,7 @@ FULL, QUICK = (600, 16), (12, 16)
 #: Of the bundled model, shown first.
 CLASSES = ["noto face-smiling", "noto cat-face", "fluent-emoji heart", "twemoji country-flag", "noto person-role"]
 CLASSES += ["twemoji hand-fingers-open", "noto time", "noto transport-ground"]
-FIRST_SHEET, SWAP = "embedded.png", "swap.png"
+FIRST_SHEET, SWAP = "bundled.png", "swap.png"
 
 
 def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
     check_folder(run, plan)
     plan.save(run / PLAN)
     announce(f"Samples of the bundled model, to look at while a small one is trained: {run / FIRST_SHEET}")
-    save_png(run / FIRST_SHEET, _embedded_samples(seed))
+    save_png(run / FIRST_SHEET, _bundled_samples(seed))
     if not (run / IMAGES).exists():
         write_images(run / IMAGES)
     announce(plan.table())
@@ -145,7 +145,7 @@ def _more(quick: bool, swaps: list[str]) -> list[str]:
     ]
 
 
-def _embedded_samples(seed: int) -> Image.Image:
+def _bundled_samples(seed: int) -> Image.Image:
     """Two images of each of a few classes."""
     images = [np.asarray(image) for image in Pipeline.from_pretrained("emoji", "cpu")(CLASSES * 2, seed=seed)]
     return contact_sheet([images[: len(CLASSES)], images[len(CLASSES) :]], None, CLASSES, scale=2)
