@@ -37,7 +37,7 @@ def test_everything_survives(make, path, kind, task):
 
 @pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked, any"])
 def test_loading_draws_no_random_numbers(make, path, kind):
-    """Those of XL would take a CPU half a minute, for weights that are then replaced."""
+    """Those of XL would take a CPU seconds, for weights that are then replaced."""
     make(kind).save(path)
     before = torch.get_rng_state()
     load_stage(path)

@@ -81,8 +81,8 @@ def new_stage(
     """A stage of a named size with random weights.
 
     `settings` are fields of the kind's `Config` and `Settings`, such as `dropout`. `tokenizer` made the tokens; only
-    some kinds read it. Weights are drawn on `device`, where the stage then is: a CPU takes half a minute for XL, and a
-    GPU draws other numbers from the same seed.
+    some kinds read it. Weights are drawn on `device`, where the stage then is: a CPU takes many seconds for XL,
+    and a GPU draws other numbers from the same seed.
 
     Raises:
         InputError: no such kind or size, or parts that do not belong together.
@@ -110,18 +110,18 @@ def new_stage(
     return stage if device is None else stage.to(device)
 
 
-class ZerosForRandom(TorchFunctionMode):
-    """While entered, `torch.nn.init` fills with zeros instead of random numbers, which would take XL 25 s.
+class WithoutRandomStart(TorchFunctionMode):
+    """While entered, `torch.nn.init` draws no random numbers: for weights that a file replaces.
 
-    For weights that a file is about to replace. "meta" would leave buffers without values.
+    Those of XL take seconds. "meta" would leave buffers without values.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__name__", "") not in ("normal_", "uniform_", "kaiming_uniform_"):
             return function(*args, **(kwargs or {}))
-        tensor = args[0] if args else kwargs["tensor"]
-        tensor.detach().zero_()
-        return tensor
+        if args:  # a method, called by `trunc_normal_`, which draws until all values are within its limits
+            return args[0].detach().zero_()
+        return kwargs["tensor"]
 
 
 def load_stage(path: str | Path) -> Stage:
@@ -144,7 +144,7 @@ def load_stage(path: str | Path) -> Stage:
             if level in tensors:
                 origin = json.loads(metadata[level])
                 maps[level] = CoarseMap(tensors.pop(level), origin["method"], origin["seed"], metadata["codebook"])
-        with ZerosForRandom():
+        with WithoutRandomStart():
             stage = kind(
                 kind.Config(**with_layout(json.loads(metadata["config"]))),
                 name=metadata["name"],
