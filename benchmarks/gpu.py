@@ -30,7 +30,8 @@ from ctf.files import write_json, write_text
 from ctf.reporting.tables import table_head, table_row
 
 ROOT = Path(__file__).parents[1]
-PAPERS = "--methods '[coarse-to-fine]' --batch_sizes '[64]' --decoder_dtype bfloat16"
+BENCH = "ctf bench sampling --batch_sizes '[64]' --decoder_dtype bfloat16"
+PAPERS = f"{BENCH} --methods '[coarse-to-fine]' --sizes '[XL]'"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ FAST = f"{TINY} --fine_size nano --batch_sizes '[2]' --runs 1 --layout"
 
 #: In the order in which they matter.
 PARTS = [
-    Part("sampling", f"ctf bench sampling {PAPERS} --sizes '[XL]'", 160, f"{FAST} 4x4"),
+    Part("sampling", PAPERS, 160, f"{FAST} 4x4"),
     Part("tests", f"pytest -m gpu -n 8 --maxfail 5 {TESTS}", 150, "--collect-only -n 0"),
     Part(
         "training",
@@ -75,13 +76,13 @@ PARTS = [
     ),
     Part(
         "any order",
-        f"ctf bench sampling {PAPERS} --sizes '[XL]' --kinds '[any_order]' --steps '[20]'",
+        f"{PAPERS} --kinds '[any_order]' --steps '[20]'",
         90,
         f"{FAST} 4x4 --steps '[4]'",
     ),
     Part(
         "next scale",
-        f"ctf bench sampling {PAPERS} --methods '[baseline]' --sizes '[d16]' --kinds '[next_scale]' --layout {SCALES}",
+        f"{BENCH} --methods '[baseline]' --sizes '[d16]' --kinds '[next_scale]' --layout {SCALES}",
         90,
         f"{FAST} 1x1,2x2,4x4",
     ),
@@ -135,7 +136,8 @@ def page(gpu: str, date: str, outcomes: list[Outcome]) -> str:
     lines = [f"# On one {gpu}", "", f"{date}, {software}. All of it: `benchmarks/gpu.sh`.", ""]
     lines += table_head(["part", "seconds", "limit", "outcome", "last line"])
     for one in outcomes:
-        last = one.last_line[:100].replace("|", "·")
+        reported = one.outcome == "done" and one.rows  # below; a report's last line is its source
+        last = "" if reported else one.last_line[:100].replace("|", "·")
         lines.append(table_row([one.part.name, f"{one.seconds:.0f}", str(one.part.limit), one.outcome, last]))
     measured = {
         (one.part.name, row["size"], row.get("stage", row["kind"])): row for one in outcomes for row in one.rows

@@ -1,4 +1,4 @@
-"""Devices, their memory, and waiting for them."""
+"""Devices, their memory and compilers, and waiting for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import contextlib
 import ctypes
 import os
 import platform
+import subprocess
+import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -46,6 +49,27 @@ def device_name(device: torch.device) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+@lru_cache
+def gpu_compiles() -> bool:
+    """Whether `torch.compile` works on this machine's GPU. If it does not, a warning says why, once.
+
+    Triton builds a C library before its first kernel. Images such as `pytorch/pytorch:*-runtime` have no C compiler.
+    """
+    try:
+        from triton.runtime import driver
+
+        driver.active.utils  # noqa: B018  # what builds it
+    except (ImportError, RuntimeError, subprocess.CalledProcessError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(
+            f"the GPU runs without torch.compile, and takes longer ({reason}): install Triton, gcc and Python's "
+            "headers (python3-dev)",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def synchronize(device: torch.device) -> None:

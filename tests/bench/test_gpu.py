@@ -59,7 +59,7 @@ def test_the_page_has_every_row_and_what_was_not_measured(gpu):
     outcomes = [
         gpu.Outcome(gpu.PARTS[0], 160.0, "out of time", "", [row]),
         gpu.Outcome(gpu.PARTS[1], 61.0, "failed", "2 failed | 3 passed", []),
-        gpu.Outcome(gpu.PARTS[2], 50.0, "done", "", [trained]),
+        gpu.Outcome(gpu.PARTS[2], 50.0, "done", "Source: a paper", [trained]),
     ]
     text = gpu.page("NVIDIA H200", "2026-11-25", outcomes)
     assert "| tests | 61 | 150 | failed | 2 failed · 3 passed |" in text
@@ -68,6 +68,7 @@ def test_the_page_has_every_row_and_what_was_not_measured(gpu):
         in text
     )
     assert "| sampling: XL, autoregressive | not measured | 100 images/s |" in text
+    assert "| training | 50 | 75 | done |  |" in text
     assert "| training: L, coarse | 1,000,000 tokens/s, MFU 43% | MFU 45% |" in text
     assert all(f"    {part.command}\n" in text for part in gpu.PARTS[:3])
 

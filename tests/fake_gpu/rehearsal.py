@@ -24,6 +24,7 @@ from ctf.device import usable_device
 from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.models import config as sizes
+from ctf.models.cluster_head import ClusterMembers
 from ctf.models.loss import ClusterLoss
 from ctf.sampling import Random, Sampling
 from ctf.stages import NextScale, new_stage
@@ -36,6 +37,7 @@ from ctf.training.token_objective import TokenObjective
 
 IMAGES, K = 64, 1024
 MAP = CoarseMap(torch.arange(K) % 32, "test", 0, "none")
+ClusterMembers(MAP)  # the map keeps what it computes: among fake tensors that would be fake
 SQUARE, SCALES = Layout.square(2), Layout.square(1, 2)
 TASKS = {
     "coarse": {"predicts": MAP},
@@ -63,8 +65,14 @@ def plan_with_values(*args):
         return _plan(*args)
 
 
-_groups, _send, _plan = drawing._groups, drawing.send, NextScale.plan
-drawing._cached_groups, drawing.send, NextScale.plan = groups_with_values, send_fake, plan_with_values
+def take_with_values(*args):
+    with _disable_current_modes():
+        return _take(*args)
+
+
+_groups, _send, _plan, _take = drawing._groups, drawing.send, NextScale.plan, NextScale.take_from
+drawing._cached_groups, drawing.send = groups_with_values, send_fake
+NextScale.plan, NextScale.take_from = plan_with_values, take_with_values
 
 
 @contextlib.contextmanager
@@ -98,6 +106,14 @@ def sample(kind, task, dtype, order, **settings):
     filters = {"top_k": 50, "top_p": 0.9} if dtype == "float32" else {}
     tokens = packed.generate(labels, Random(range(IMAGES)), Sampling(2.0, 1.1, **filters, **order), given)
     assert (tokens.shape, tokens.device.type) == ((IMAGES, stage.num_tokens), "cuda")
+
+
+def initialise(kind, task):
+    """Weights drawn on the GPU, as `ctf train` and `ctf bench` do; it waits for the table of rotary embedding."""
+    extra = {"tokenizer": MULTI_SCALE} if kind == "next_scale" else {}
+    facts = {"layout": SCALES if extra else SQUARE, "num_classes": 1000, "codebook_size": K, **TASKS[task]}
+    stage = new_stage(kind, "one block", name="stage", **facts, **extra, device=torch.device("cuda"))
+    assert {p.device.type for p in stage.transformer.parameters()} == {"cuda"}
 
 
 class Tokens:
@@ -168,6 +184,11 @@ def own_device_of_a_process():
 def main():
     with part("the GPU of a process"):
         own_device_of_a_process()
+    for kind in ("autoregressive", "any_order", "masked", "next_scale"):
+        for task in ("coarse", "fine"):
+            with part(f"initialise {kind}, {task}"):
+                initialise(kind, task)
+                WAITS.clear()  # once in a run
     for kind, task, order in (
         ("autoregressive", "coarse", {}),
         ("any_order", "coarse", {"steps": 2}),

@@ -19,7 +19,7 @@ PINS = (HERE.parents[1] / "constraints.txt").read_text().split()
 TESTED = next(pin.removeprefix("torch==") for pin in PINS if pin.startswith("torch=="))
 COMPILER = shutil.which("c++")
 #: Functions that check what a user gives, and say that they wait.
-CHECKS = ("_check_given", "check_tokens", "usable_device")
+CHECKS = ("check_tokens", "usable_device")
 
 pytestmark = [
     pytest.mark.fake_gpu,

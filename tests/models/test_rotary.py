@@ -9,6 +9,15 @@ from ctf.layout import Layout
 from ctf.models.rotary import rotary_table, rotate
 
 
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_table_of_another_device_is_that_of_a_cpu(device):
+    expected = rotary_table(Layout.square(16), 64, 10_000.0)
+    with torch.device(device):
+        table = rotary_table(Layout.square(16), 64, 10_000.0)
+    assert (table.device.type, table.shape) == (device, expected.shape)
+    assert device == "meta" or torch.equal(table.cpu(), expected)
+
+
 @given(
     rows=st.integers(1, 5),
     columns=st.integers(1, 5),

@@ -7,7 +7,7 @@ import torch
 from ctf.errors import InputError
 from ctf.files import load_tensors, read_metadata, save_tensors
 from ctf.layout import Layout
-from ctf.sampling import Sampling
+from ctf.sampling import Random, Sampling
 from ctf.stages import KINDS, Masked, load_stage, new_stage, register_kind
 
 EVERY_KIND = pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked", "masked, any"])
@@ -33,6 +33,31 @@ def test_everything_survives(make, path, kind, task):
     assert not loaded.training
     way = Sampling()  # its own may be another kind's
     assert torch.equal(loaded.log_prob(TOKENS, LABELS, way), stage.eval().log_prob(TOKENS, LABELS, way))
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked, any"])
+def test_loading_draws_no_random_numbers(make, path, kind):
+    """Those of XL would take a CPU seconds, for weights that are then replaced."""
+    make(kind).save(path)
+    before = torch.get_rng_state()
+    load_stage(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+@EVERY_KIND
+def test_a_new_stage_is_where_its_weights_are_drawn(coarse_map, kind, device):
+    kind, _, rounds = kind.partition(", ")
+    facts = {"given": coarse_map, **TASK, **({"rounds": rounds} if rounds else {})}
+    torch.manual_seed(0)
+    expected = new_stage(kind, "nano", **facts)
+    torch.manual_seed(0)
+    stage = new_stage(kind, "nano", **facts, device=torch.device(device))
+    assert {tensor.device.type for tensor in (*stage.parameters(), *stage.buffers())} == {device}
+    if device == "cpu":
+        assert all(map(torch.equal, stage.parameters(), expected.parameters()))
+    elif device == "cuda":
+        assert stage.eval().generate(LABELS, Random(range(3)), given=torch.zeros(3, 8).long()).is_cuda
 
 
 def test_maps_keep_how_they_were_made(make, path, coarse_map):

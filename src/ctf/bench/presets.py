@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ctf.bench.config import Method, Preset, SamplingBenchmark
@@ -17,6 +18,7 @@ from ctf.stages import Stage, new_stage
 from ctf.stages.registry import find_kind
 from ctf.tokenizer.interface import Tokenizer
 
+CPU = torch.device("cpu")
 CLASS_NAMES = [str(label) for label in range(1000)]
 
 #: The stages of each system, in turn.
@@ -34,10 +36,12 @@ def random_stage(
     sampling: Sampling | None = None,
     kind: str | None = None,
     tokenizer: Tokenizer | None = None,
+    device: torch.device = CPU,
 ) -> Stage:
     """A stage of the paper, or of another `kind`, in evaluation mode, for the codebook and clusters of `coarse_map`.
 
-    `tokenizer` is for kinds that read one; without it they get random numbers in its place.
+    `tokenizer` is for kinds that read one; without it they get random numbers in its place. `device` as for
+    `new_stage`.
     """
     settings: dict[Preset, dict[str, Any]] = {
         "baseline": {"kind": "autoregressive"},
@@ -54,6 +58,7 @@ def random_stage(
         codebook_size=coarse_map.num_fine,
         sampling=sampling,
         tokenizer=tokenizer or find_kind(chosen["kind"]).usual_tokenizer(),
+        device=device,
         **chosen,
     ).eval()
     for weight in stage.parameters():
@@ -70,14 +75,15 @@ def random_pipeline(
     layout: Layout,
     sampling: Sampling | None = None,
     kind: str | None = None,
+    device: torch.device = CPU,
 ) -> StagePipeline:
-    """A system of the paper; `sizes` are those of its stages, `sampling` and `kind` are of the first."""
+    """A system of the paper on `device`; `sizes` are those of its stages, `sampling` and `kind` are of the first."""
     coarse_map, (first, *later) = cluster_codebook(tokenizer.codebook, clusters, "random"), METHODS[method]
     sampling = sampling or Sampling(2.0, TEMPERATURE)
-    stages = [random_stage(first, sizes[0], coarse_map, layout, sampling, kind, tokenizer)]
+    stages = [random_stage(first, sizes[0], coarse_map, layout, sampling, kind, tokenizer, device)]
     for preset, size in zip(later, sizes[1:], strict=False):
-        stages.append(random_stage(preset, size, coarse_map, layout, Sampling(temperature=TEMPERATURE)))
-    return StagePipeline(tokenizer, CLASS_NAMES, stages)
+        stages.append(random_stage(preset, size, coarse_map, layout, Sampling(temperature=TEMPERATURE), device=device))
+    return StagePipeline(tokenizer.to(device), CLASS_NAMES, stages)
 
 
 def first_stages(config: SamplingBenchmark, coarse_map: CoarseMap, tokenizer: Tokenizer) -> list[tuple[str, Sampling]]:

@@ -217,12 +217,12 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     ) -> tuple[dict[str, Any], list[str]]:
         kind, sampling = first
         if method == "coarse":
-            stage = random_stage("coarse", size, coarse_map, config.layout, sampling, kind, tokenizer).to(device)
+            stage = random_stage("coarse", size, coarse_map, config.layout, sampling, kind, tokenizer, device)
             speed = measure_stage(stage, batch_size, config.runs, compute, places[0])
         else:
             sizes = (size, config.fine_size)
-            pipeline = random_pipeline(method, sizes, tokenizer, config.clusters, config.layout, sampling, kind)
-            pipeline.to(device).compute_in(compute)
+            pipeline = random_pipeline(method, sizes, tokenizer, config.clusters, config.layout, sampling, kind, device)
+            pipeline.compute_in(compute)
             speed = measure_sampling(pipeline, batch_size, config.runs, *places)
         shares = {
             part: f"{taken:.3g} ({speed.roofline_seconds[part] / taken:.0%})" for part, taken in speed.seconds.items()

@@ -105,10 +105,11 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
     if config.kind is not None:
         find_kind(config.kind)
     coarse_map = cluster_codebook(torch.randn(config.vocabulary, 1), config.clusters, "random")
-    machine = measure_machine(build_accelerator(loop).device, precision)
+    device = build_accelerator(loop).device
+    machine = measure_machine(device, precision)
 
     def measure(size: str, preset: Preset) -> tuple[dict[str, Any], list[str]]:
-        stage = random_stage(preset, size, coarse_map, config.layout, kind=config.kind)
+        stage = random_stage(preset, size, coarse_map, config.layout, kind=config.kind, device=device)
         speed = measure_training(stage, tokens, loop, config.steps, machine)
         return {"size": size, "stage": preset, "kind": stage.kind, **asdict(speed)}, [
             f"{size}, {preset}, {stage.kind}",

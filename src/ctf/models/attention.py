@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctf.device import gpu_compiles
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
     """q (B, heads, n, head_dim), k and v (B, kv_heads, n, head_dim) → shape of q; `mask` (n, n): row sees column.
@@ -103,7 +105,7 @@ def _masked_attention(sees: Callable[..., Tensor], length: int, device: torch.de
 
 @lru_cache
 def _compiled_flex_attention() -> Any:
-    """FlexAttention, fused: it skips the blocks that a block mask rules out."""
+    """FlexAttention, fused: it skips the blocks that a block mask rules out. Uncompiled it writes all scores."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention) if gpu_compiles() else flex_attention

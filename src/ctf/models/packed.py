@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctf.device import return_freed_memory
+from ctf.device import gpu_compiles, return_freed_memory
 from ctf.errors import InputError
 from ctf.models.cache import KeyValueCache, attend_opaque
 from ctf.models.config import Compute
@@ -65,7 +65,8 @@ class PackedTransformer(Transformer):
             self.head = pack(self.head)
         self._compiled: Any = None
         if self.device.type == "cuda":
-            compile_blocks(self)
+            if gpu_compiles():
+                compile_blocks(self)
         elif compute.compile:
             self.attend = attend_opaque
             # Inductor keeps the frozen weights of a compiled step as long as the process lives.
@@ -133,7 +134,7 @@ class PackedNextScale(NextScaleTransformer):
             return_freed_memory()
         if head:
             self.head = pack_affine(self.head, torch.float32)  # type: ignore[assignment]
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and gpu_compiles():
             compile_blocks(self)
 
 

@@ -16,6 +16,12 @@ def rotary_table(layout: Layout, head_dim: int, base: float) -> Tensor:
     zeros, not the identity: its queries and keys vanish in every layer. LlamaGen's weights were trained with that, so
     it is part of the architecture.
     """
+    with torch.device("cpu"):  # a GPU's sines differ in the last bit
+        table = _rotary_table(layout, head_dim, base)
+    return table.to(torch.get_default_device())
+
+
+def _rotary_table(layout: Layout, head_dim: int, base: float) -> Tensor:
     frequencies = 1.0 / base ** (torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))  # (head_dim/4,)
     _, rows, columns = torch.tensor(layout.coordinates).unbind(1)  # (N,) each
     angles = torch.cat([torch.outer(rows, frequencies), torch.outer(columns, frequencies)], dim=1)  # (N, head_dim/2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ctf.errors import InputError
@@ -19,7 +20,10 @@ def check_classes(labels: Tensor, num_classes: int) -> None:
 
 
 def check_given(labels: Tensor, shape: tuple[int, int], vocabulary: int) -> None:
-    """Raise InputError unless labels of a coarser level are of `shape`, (B, N), each in [0, vocabulary)."""
+    """Raise InputError unless labels of a coarser level are of `shape`, (B, N), each in [0, vocabulary).
+
+    Values on a GPU are not waited for: its own assertion fails.
+    """
     _check_labels("given", labels, shape, 0, vocabulary)
 
 
@@ -43,7 +47,10 @@ def _check_labels(which: str, labels: Tensor, shape: tuple[int, int], lowest: in
             f"{which} labels of shape {tuple(labels.shape)} for {shape[0]} class labels: "
             f"{shape[1]} per image are needed{unknown}"
         )
-    if not lowest <= int(labels.min()) <= int(labels.max()) < vocabulary:
+    if labels.device.type == "cuda":  # from the stage before, which reading them would wait for
+        inside = (labels >= lowest) & (labels < vocabulary)
+        torch._assert_async(inside.all(), f"{which} labels lie outside of the level, which has {vocabulary}{unknown}")
+    elif not lowest <= int(labels.min()) <= int(labels.max()) < vocabulary:
         raise InputError(
             f"{which} labels range from {int(labels.min())} to {int(labels.max())}: the level has {vocabulary}{unknown}"
         )

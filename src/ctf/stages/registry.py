@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
@@ -73,12 +75,14 @@ def new_stage(
     sampling: Sampling | None = None,
     codebook: str | None = None,
     tokenizer: Tokenizer | None = None,
+    device: torch.device | None = None,
     **settings: Any,
 ) -> Stage:
     """A stage of a named size with random weights.
 
     `settings` are fields of the kind's `Config` and `Settings`, such as `dropout`. `tokenizer` made the tokens; only
-    some kinds read it.
+    some kinds read it. Weights are drawn on `device`, where the stage then is: a CPU takes many seconds for XL,
+    and a GPU draws other numbers from the same seed.
 
     Raises:
         InputError: no such kind or size, or parts that do not belong together.
@@ -100,9 +104,24 @@ def new_stage(
         **settings,
     )
     facts: dict[str, Any] = {"predicts": predicts, "given": given, "support": support, "sampling": sampling}
-    stage = chosen(config, name=name, codebook=codebook, **facts)
-    stage.take_from(tokenizer)
-    return stage
+    with device or nullcontext():
+        stage = chosen(config, name=name, codebook=codebook, **facts)
+    stage.take_from(tokenizer)  # it reads maps, which are on the CPU
+    return stage if device is None else stage.to(device)
+
+
+class WithoutRandomStart(TorchFunctionMode):
+    """While entered, `torch.nn.init` draws no random numbers: for weights that a file replaces.
+
+    Those of XL take seconds. "meta" would leave buffers without values.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") not in ("normal_", "uniform_", "kaiming_uniform_"):
+            return function(*args, **(kwargs or {}))
+        if args:  # a method, called by `trunc_normal_`, which draws until all values are within its limits
+            return args[0].detach().zero_()
+        return kwargs["tensor"]
 
 
 def load_stage(path: str | Path) -> Stage:
@@ -125,14 +144,15 @@ def load_stage(path: str | Path) -> Stage:
             if level in tensors:
                 origin = json.loads(metadata[level])
                 maps[level] = CoarseMap(tensors.pop(level), origin["method"], origin["seed"], metadata["codebook"])
-        stage = kind(
-            kind.Config(**with_layout(json.loads(metadata["config"]))),
-            name=metadata["name"],
-            support=metadata["support"],  # type: ignore[arg-type]
-            sampling=Sampling.of_file(json.loads(metadata["sampling"])),
-            codebook=metadata["codebook"] or None,
-            **maps,
-        )
+        with WithoutRandomStart():
+            stage = kind(
+                kind.Config(**with_layout(json.loads(metadata["config"]))),
+                name=metadata["name"],
+                support=metadata["support"],  # type: ignore[arg-type]
+                sampling=Sampling.of_file(json.loads(metadata["sampling"])),
+                codebook=metadata["codebook"] or None,
+                **maps,
+            )
         stage.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise unreadable(path, "stage", error) from None

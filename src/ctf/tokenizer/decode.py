@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctf.device import gpu_compiles
 from ctf.images.pixels import to_bytes, to_uint8
 from ctf.layout import Layout
 from ctf.tokenizer.interface import Tokenizer
@@ -101,7 +102,7 @@ def decode_compiled(tokenizer: Tokenizer, tokens: Tensor, layout: Layout, dtype:
 
 @lru_cache
 def _compiled() -> Any:
-    return torch.compile(_decode, dynamic=False)  # nothing is but what is marked
+    return torch.compile(_decode, dynamic=False) if gpu_compiles() else _decode  # only what is marked is dynamic
 
 
 def _decode(tokenizer: Tokenizer, tokens: Tensor, layout: Layout) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from ctf.device import gpu_compiles
 from ctf.errors import InputError
 from ctf.files import check_writable
 from ctf.hub import CONFIG
@@ -149,6 +150,8 @@ class Trainer:
         if config.recompute:
             for block in objective.blocks(model):
                 block.recompute()
+        if config.compile and device.type == "cuda" and not gpu_compiles():
+            raise InputError("loop.compile does not work on this GPU, see the warning: leave it out")
         if config.compile and world > 1:
             # DDP's buckets end within blocks, and Dynamo would break their graphs there.
             torch._dynamo.config.optimize_ddp = False

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ctf.codebook.coarse_map import CoarseMap
+from ctf.device import usable_device
 from ctf.errors import InputError
 from ctf.images.image_set import open_images
 from ctf.images.records import shortened, warn
@@ -46,6 +47,7 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
     torch.manual_seed(config.loop.seed)
     # Before the stage is made: opening a tokenizer draws random numbers, and published runs did it in this order.
     tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
+    on_gpu = config.loop.device in ("auto", "cuda") and torch.cuda.is_available()
     stage = new_stage(
         config.kind,
         config.size,
@@ -61,6 +63,7 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         tokenizer=tokenizer,
         dropout=config.dropout,
         class_dropout=config.class_dropout,
+        device=usable_device("cuda" if on_gpu else "cpu"),
         **dataclasses.asdict(config.kind_settings),
     )
     cluster_loss = None
