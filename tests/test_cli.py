@@ -18,6 +18,7 @@ from PIL import Image
 from ctf.codebook import cluster_codebook
 from ctf.commands.main import ESSENTIALS, VERBS, main
 from ctf.commands.parser import NEEDS
+from ctf.tokenizer.registry import BUNDLED
 from ctf.tokens import write_token_set
 
 pytestmark = pytest.mark.usefixtures("small_examples")
@@ -209,7 +210,7 @@ def test_info_searches_classes():
 def test_info_shows_sizes_and_files(tokens):
     assert re.search(r"^B +12 +12 +768$", printed("info", "sizes"), re.M)
     assert re.search(r"^images_per_class.min +4$", printed("info", tokens), re.M)
-    assert "config.codebook_size" in printed("info", "photos")
+    assert "config.codebook_size" in printed("info", str(BUNDLED["photos"] / "tokenizer.safetensors"))
 
 
 # Settings

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.model_folder import Pipeline, assemble, describe, open_stage, publish
 from ctf.sampling import Sampling
+from ctf.tokenizer.registry import BUNDLED
 from ctf.tokens import write_token_set
 from ctf.training import CoarseTraining, LoopConfig, train_stage
 
@@ -350,8 +352,10 @@ def test_describe_sizes():
     assert describe("sizes")["B"] == {"layers": 12, "heads": 12, "dim": 768}
 
 
-def test_a_bundled_tokenizer_without_stages_is_described():
-    facts = describe("photos")
+def test_a_bundled_tokenizer_without_stages_is_described(tmp_path, monkeypatch):
+    shutil.copy(BUNDLED["photos"] / "tokenizer.safetensors", tmp_path)
+    monkeypatch.setitem(BUNDLED, "alone", tmp_path)
+    facts = describe("alone")
     assert (facts["kind"], facts["family"], facts["config"]["codebook_size"]) == ("tokenizer", "vq", 16_384)
 
 
