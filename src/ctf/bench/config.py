@@ -43,14 +43,18 @@ class SamplingBenchmark(Benchmark):
     Attributes:
         methods: the paper's two systems, one stage (baseline), or a coarse and a fine one (coarse-to-fine); or the
             coarse one alone, without pixels (coarse).
-        kinds: types of the first stage: autoregressive, any_order, masked, next_scale. steps: number of steps of a
-        first stage, if its kind can choose; the kind's default without it. order: order of a first stage, if its kind
-        can choose; the kind's default without it. batch_sizes: images at a time. fine_size: of the second stage.
-        tokenizer: vq16 or vq8 with random weights, over the scales of the layout; or a tokenizer, as for `ctf
-        tokenize`. cfg_scale: classifier-free guidance of the first stage; off at 1. dtype: of the stages; auto is
-        float32 on a CPU and bfloat16 on a GPU. quantize: int8 weights in all stages, on a CPU. compile: as for `ctf
-        sample`; the first call includes compilation. decoder_dtype: of the decoder. runs: number of timed batches,
-        after a first one.
+        kinds: types of the first stage: autoregressive, any_order, masked, next_scale.
+        steps: number of steps of a first stage, if its kind can choose; the kind's default without it.
+        order: order of a first stage, if its kind can choose; the kind's default without it.
+        batch_sizes: images at a time.
+        fine_size: of the second stage.
+        tokenizer: vq16 or vq8 with random weights, over the scales of the layout; or a tokenizer, as for `ctf tokenize`.
+        cfg_scale: classifier-free guidance of the first stage; off at 1.
+        dtype: of the stages; auto is float32 on a CPU and bfloat16 on a GPU.
+        quantize: int8 weights in all stages, on a CPU.
+        compile: as for `ctf sample`; the first call includes compilation.
+        decoder_dtype: of the decoder.
+        runs: number of timed batches, after a first one.
     """
 
     methods: tuple[Method, ...] = ("baseline", "coarse-to-fine")

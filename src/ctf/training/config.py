@@ -32,9 +32,10 @@ class OptimizerConfig:
     """AdamW, or Muon beside it, with a schedule; without weight decay AdamW is plain Adam.
 
     Attributes:
-        learning_rate: peak learning rate. final_learning_rate: of the last step; the peak's value makes the rate
-        constant. warmup_steps: linear warm-up from 0 to the peak; fewer than the run has steps. schedule: how the rate
-        falls after the warm-up: "cosine"; or "linear", VAR's, which first stays at the peak for a
+        learning_rate: peak learning rate.
+        final_learning_rate: of the last step; the peak's value makes the rate constant.
+        warmup_steps: linear warm-up from 0 to the peak; fewer than the run has steps.
+        schedule: how the rate falls after the warm-up: "cosine"; or "linear", VAR's, which first stays at the peak for a
             twentieth of the steps.
         betas: AdamW's β₁ and β₂.
         weight_decay: on matrices only, not on norms and biases.
@@ -95,9 +96,9 @@ class LoopConfig:
         keep_checkpoints: how many checkpoints to keep.
         milestones: steps after which the weights are kept in `milestones/`, where `ctf assemble`, `ctf info` and
             `open_stage` read them; with `ema` the plain weights too.
-        device: "auto", "cpu", "cuda" or "mps". tensorboard: write TensorBoard events beside log.jsonl (needs `pip
-        install ctf[track]`). resume: continue the run in the output folder, or begin one. Its length, precision, the
-        optimizer's settings, and
+        device: "auto", "cpu", "cuda" or "mps".
+        tensorboard: write TensorBoard events beside log.jsonl (needs `pip install ctf[track]`).
+        resume: continue the run in the output folder, or begin one. Its length, precision, the optimizer's settings, and
             settings without effect on the result may change (`changes.jsonl` records at which step); batch size, seed,
             data and model may not.
     """
