@@ -48,7 +48,8 @@ class SamplingBenchmark(Benchmark):
         order: order of a first stage, if its kind can choose; the kind's default without it.
         batch_sizes: images at a time.
         fine_size: of the second stage.
-        tokenizer: vq16 or vq8 with random weights, over the scales of the layout; or a tokenizer, as for `ctf tokenize`.
+        tokenizer: vq16 or vq8 with random weights, over the scales of the layout; or a tokenizer, as for
+            `ctf tokenize`.
         cfg_scale: classifier-free guidance of the first stage; off at 1.
         dtype: of the stages; auto is float32 on a CPU and bfloat16 on a GPU.
         quantize: int8 weights in all stages, on a CPU.

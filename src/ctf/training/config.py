@@ -35,8 +35,8 @@ class OptimizerConfig:
         learning_rate: peak learning rate.
         final_learning_rate: of the last step; the peak's value makes the rate constant.
         warmup_steps: linear warm-up from 0 to the peak; fewer than the run has steps.
-        schedule: how the rate falls after the warm-up: "cosine"; or "linear", VAR's, which first stays at the peak for a
-            twentieth of the steps.
+        schedule: how the rate falls after the warm-up: "cosine"; or "linear", VAR's, which first stays at the peak
+            for a twentieth of the steps.
         betas: AdamW's β₁ and β₂.
         weight_decay: on matrices only, not on norms and biases.
         final_weight_decay: of the last step, reached from a `weight_decay` above 0 by half a cosine; null keeps that.
@@ -98,9 +98,9 @@ class LoopConfig:
             `open_stage` read them; with `ema` the plain weights too.
         device: "auto", "cpu", "cuda" or "mps".
         tensorboard: write TensorBoard events beside log.jsonl (needs `pip install ctf[track]`).
-        resume: continue the run in the output folder, or begin one. Its length, precision, the optimizer's settings, and
-            settings without effect on the result may change (`changes.jsonl` records at which step); batch size, seed,
-            data and model may not.
+        resume: continue the run in the output folder, or begin one. Its length, precision, the optimizer's settings,
+            and settings without effect on the result may change (`changes.jsonl` records at which step); batch size,
+            seed, data and model may not.
     """
 
     batch_size: int = 256
