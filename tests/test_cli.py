@@ -72,6 +72,14 @@ def options_in(text):
     return {name for line in text.splitlines() for name in re.findall(r"^  (?:-h, )?--([\w.]+)", line)}
 
 
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_every_option_is_explained(words):
+    """A description stands before the type that argparse adds: `--steps STEPS  (type: int)` says nothing."""
+    options = re.split(r"^(?=  -)", printed(*words, "--help-all").partition("\noptions:")[0], flags=re.M)[1:]
+    said = [re.sub(r"^  \S+(?: \S+)*(?:\n +|  +)", "", option) for option in options]
+    assert [option for option, text in zip(options, said, strict=True) if text.startswith("(")] == []
+
+
 def test_every_essential_option_exists():
     for group, names in ESSENTIALS.items():
         known = {name for words in ALL if words[0] == group for name in options_in(printed(*words, "--help-all"))}

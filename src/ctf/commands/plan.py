@@ -31,7 +31,8 @@ def plan(
         mfu: share of the datasheet's rate that the model's operations make up; 0.4 without it. `ctf bench training`
             measures yours.
         price: of a GPU and hour.
-        shard, recompute: in place of the settings' `loop.shard` and `loop.recompute`.
+        shard: in place of the settings' `loop.shard`.
+        recompute: in place of the settings' `loop.recompute`.
     """
     from ctf.bench.gpus import UTILISATION, find_gpu
     from ctf.commands.parser import read_settings
