@@ -88,7 +88,8 @@ def test_an_installed_wheel_opens_the_web_app(place):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with subprocess.Popen(command, cwd=place, env=kept, stdout=subprocess.PIPE, text=True) as server:
         try:
-            address = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())[0]
+            found = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in server.stdout)
+            address = next(match[0] for match in found if match)  # lines before it say what is being opened
             with urllib.request.urlopen(address) as page:
                 assert "ctf · emoji" in page.read().decode()
         finally:
