@@ -18,4 +18,14 @@ ctf train fine --config configs/photos-fine.yaml
 ctf assemble --tokenizer photos --stages '[runs/photos-coarse, runs/photos-fine]' --classes runs/photos-tokens/train --half \
   --out runs/photos-model
 cp runs/photos-model/* $assets
+python - <<'PYTHON'
+from ctf.model_card import About
+from ctf.model_folder import complete_card
+
+data = (
+    "Tiny ImageNet, train. ImageNet's terms allow non-commercial research only, and these weights are for the same use. "
+    "No image is part of this package"
+)
+complete_card("src/ctf/assets/photos", About(data=data, licence="other"))
+PYTHON
 ctf evaluate likelihood --model photos --tokens runs/photos-tokens/val

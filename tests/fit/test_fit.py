@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -125,24 +126,31 @@ def test_the_report_compares_the_model_with_the_baseline(run, plan):
     assert Image.open(run / "samples.png").height > 10 * 64  # images, their tokens, and four rows of each system
 
 
+class Killed(BaseException):
+    """Ends a run as a signal would: nothing catches it."""
+
+
+@contextmanager
+def killed(name, number):
+    """Runs of this name are killed before a step."""
+    take = loop.Trainer.step
+
+    def step(self, batch, now):
+        if (self.run.name, now) == (name, number):
+            raise Killed
+        return take(self, batch, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainer, "step", step)
+        with pytest.raises(Killed):
+            yield
+
+
 def test_killed_and_started_again_it_gives_the_same_model(run, plan, tmp_path, monkeypatch):
     """In the last, the first and a middle step of its trainings."""
-
-    class Killed(BaseException):
-        pass
-
-    take = loop.Trainer.step
-    for name, last in {"tokenizer": 12, "coarse": 1, "fine": 3}.items():
-
-        def step(self, batch, number, name=name, last=last):
-            if self.run.name == name and number == last - 1:
-                raise Killed
-            return take(self, batch, number)
-
-        monkeypatch.setattr(loop.Trainer, "step", step)
-        with pytest.raises(Killed):
+    for name, number in {"tokenizer": 11, "coarse": 0, "fine": 2}.items():
+        with killed(name, number):
             run_fit(plan, tmp_path / "run", "cpu")
-    monkeypatch.setattr(loop.Trainer, "step", take)
     run_fit(plan, tmp_path / "run", "cpu")
     assert weights(tmp_path / "run") == weights(run)
     trained = []
@@ -357,7 +365,7 @@ def test_where_no_bundled_tokenizer_suits_the_size_a_new_one_is_trained(photos, 
     assert "no bundled one suits 32 × 32 pixels" in chosen.table()
 
 
-def test_stages_start_from_the_bundled_model_and_a_killed_run_goes_on(photos, tmp_path, monkeypatch):
+def test_stages_start_from_the_bundled_model_and_a_killed_run_goes_on(photos, tmp_path):
     plan = chosen_for(photos, image_size=16, batch_size=2, tokenizer="emoji")
     assert (plan.start_from, plan.size, plan.num_clusters) == ("emoji", "micro", 512)
     assert "training starts from emoji" in plan.table()
@@ -373,20 +381,8 @@ def test_stages_start_from_the_bundled_model_and_a_killed_run_goes_on(photos, tm
     coarse_map = CoarseMap.load(tmp_path / "run" / "map.safetensors")
     assert torch.equal(coarse_map.fine_to_coarse, bundled.stages[0].predicts.fine_to_coarse)
 
-    class Killed(BaseException):
-        pass
-
-    take = loop.Trainer.step
-
-    def step(self, batch, number):
-        if number == 2:
-            raise Killed
-        return take(self, batch, number)
-
-    monkeypatch.setattr(loop.Trainer, "step", step)
-    with pytest.raises(Killed):
+    with killed("coarse", 2):
         run_fit(plan, tmp_path / "again", "cpu")
-    monkeypatch.setattr(loop.Trainer, "step", take)
     run_fit(Plan.load(tmp_path / "again" / "plan.json"), tmp_path / "again", "cpu")
     assert weights(tmp_path / "again") == weights(tmp_path / "run")
 

@@ -41,6 +41,6 @@ def app(
         for source in sources:
             print(f"Loading {source} …", flush=True)
             samplers.append(Sampler.of(Pipeline.from_pretrained(source, device, Compute(dtype)), source))
-        print("Starting the page …", flush=True)
+        print("Starting the web app …", flush=True)
         studio = Studio(*samplers)
         serve(studio, socket, lambda address: print(f"{model} is at {address} (Ctrl-C ends it)", flush=True), root_path)

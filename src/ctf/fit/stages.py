@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ctf.errors import InputError
 from ctf.fit.config import NOTHING, FitConfig
 from ctf.fit.plan import CLUSTERS, SYSTEMS, StagePlan
@@ -12,7 +10,6 @@ from ctf.model_folder import Pipeline, is_model
 from ctf.models.config import MODEL_SIZES
 from ctf.models.next_scale_config import NEXT_SCALE_SIZES
 from ctf.sampling.settings import Sampling
-from ctf.stages.masked import Masked
 from ctf.stages.stage import Stage
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.registry import BUNDLED
@@ -54,7 +51,7 @@ def stages_like(model: Pipeline, names: list[str]) -> dict[str, StagePlan]:
     made = {}
     for name in names:
         stage = next((stage for stage in model.stages if stage.name == name), model.stages[0])
-        made[name] = StagePlan(size_of(stage), stage.kind, own_settings(stage), stage.sampling)
+        made[name] = StagePlan(size_of(stage), stage.kind, stage.own_settings, stage.sampling)
     return made
 
 
@@ -74,10 +71,3 @@ def size_of(stage: Stage) -> str:
         if known == size:
             return name
     raise InputError(f"the stage {stage.name} to start from has no size of `ctf info sizes`: use `ctf train`")
-
-
-def own_settings(stage: Stage) -> dict[str, Any]:
-    """What a masked stage was trained for, as for `ctf train`; nothing for other kinds."""
-    if not isinstance(stage, Masked):
-        return {}
-    return {"rounds": "scales" if stage.by_scales else "one" if stage.once else "any"}

@@ -84,6 +84,10 @@ class Masked(TransformerStage):
         return self.config.hidden_by_scale
 
     @property
+    def own_settings(self) -> dict[str, Any]:
+        return {"rounds": "scales" if self.by_scales else "one" if self.once else "any"}
+
+    @property
     def possible_orders(self) -> tuple[Order, ...]:
         return ("scales",) if self.by_scales else super().possible_orders
 

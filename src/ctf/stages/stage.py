@@ -232,6 +232,11 @@ class Stage(nn.Module, ABC):
         return sum(p.numel() for p in self.parameters())
 
     @property
+    def own_settings(self) -> dict[str, Any]:
+        """The fields of `Settings`, by name, that `configure` needs to make such a stage again."""
+        return {}
+
+    @property
     def possible_orders(self) -> tuple[Order, ...]:
         """Orders in which the stage can draw, its default first."""
         return possible_orders(self.orders, self.layout)
