@@ -29,6 +29,8 @@ aten = torch.ops.aten
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 #: Where the host would wait: what for, and the line.
 WAITS: list[tuple[str, str]] = []
+#: What processes exchange: the operation, the type and the number of values.
+COLLECTIVES: list[tuple[str, torch.dtype, int]] = []
 #: Attention that no fused kernel takes.
 UNFUSED: list[tuple[str, str]] = []
 
@@ -197,6 +199,8 @@ class Host(TorchDispatchMode):
         tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
         if any(x.device.type == "cuda" for x in tensors) and (found := what_waits(function, args, kwargs, result)):
             WAITS.append((found, where()))
+        if function.namespace == "c10d" and tensors:
+            COLLECTIVES.append((function.overloadpacket.__name__, tensors[0].dtype, tensors[0].numel()))
         return result
 
     @staticmethod

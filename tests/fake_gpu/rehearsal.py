@@ -9,16 +9,21 @@ import json
 import os
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import numpy as np
 import torch
-from fake_cuda import FAKE, UNFUSED, WAITS, Host, to_fake_cuda
+import torch.distributed as dist
+from fake_cuda import COLLECTIVES, FAKE, UNFUSED, WAITS, Host, to_fake_cuda
 from tiny_runs import make_image_set, make_tokenizer_objective, tokenizer_training
+from torch.nn.parallel import DistributedDataParallel, distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import _disable_current_modes
 
 import ctf.stages.drawing as drawing
+import ctf.training.sharding as sharding
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import usable_device
 from ctf.layout import Layout
@@ -35,7 +40,7 @@ from ctf.training.loop import Trainer
 from ctf.training.optimizer import build_adamw
 from ctf.training.token_objective import TokenObjective
 
-IMAGES, K = 64, 1024
+IMAGES, K, PROCESSES = 64, 1024, 8
 MAP = CoarseMap(torch.arange(K) % 32, "test", 0, "none")
 ClusterMembers(MAP)  # the map keeps what it computes: among fake tensors that would be fake
 SQUARE, SCALES = Layout.square(2), Layout.square(1, 2)
@@ -49,10 +54,14 @@ MULTI_SCALE = MultiScaleTokenizer.new(dataclasses.replace(tokenizer_training().m
 sizes.MODEL_SIZES["one block"] = (1, 4, 256)
 
 
-def groups_with_values(*args):
-    """Positions are numbers of the host: not fake until they are sent."""
-    with _disable_current_modes():
-        return _groups(*args)
+def with_values(function):
+    """Positions, cluster means and ranks are numbers of the host: not fake until they are sent."""
+
+    def call(*args):
+        with _disable_current_modes():
+            return function(*args)
+
+    return call
 
 
 def send_fake(tensor, device):
@@ -60,19 +69,10 @@ def send_fake(tensor, device):
         return _send(tensor, device)
 
 
-def plan_with_values(*args):
-    with _disable_current_modes():
-        return _plan(*args)
-
-
-def take_with_values(*args):
-    with _disable_current_modes():
-        return _take(*args)
-
-
-_groups, _send, _plan, _take = drawing._groups, drawing.send, NextScale.plan, NextScale.take_from
-drawing._cached_groups, drawing.send = groups_with_values, send_fake
-NextScale.plan, NextScale.take_from = plan_with_values, take_with_values
+_send = drawing.send
+drawing._cached_groups, drawing.send = with_values(drawing._groups), send_fake
+NextScale.plan, NextScale.take_from = with_values(NextScale.plan), with_values(NextScale.take_from)
+sharding.init_device_mesh = with_values(sharding.init_device_mesh)
 
 
 @contextlib.contextmanager
@@ -139,14 +139,19 @@ def train(objective, batch, evaluate=False, optimizer="adamw", **loop):
     settings = {"batch_size": IMAGES, "steps": 2, "device": "cuda", "ema": 0.9, "precision": "bfloat16", **loop}
     trainer = Trainer(objective, Path("none"), OptimizerConfig(name=optimizer), LoopConfig(**settings))
     trainer.module.train()
+    if isinstance(ddp := trainer.module, DistributedDataParallel):
+        ddp.register_comm_hook(None, reduce_bucket)
+        ddp.logger = MagicMock()  # asks for the times of kernels
+        ddp.reducer = MagicMock(wraps=ddp.reducer, **{"_rebuild_buckets.return_value": False})  # by a list from rank 0
     for step in range(2):
-        WAITS.clear()
+        WAITS.clear(), COLLECTIVES.clear()
         trainer.step(batch, step)
     if evaluate:
-        waits = [*WAITS]
+        seen = [*WAITS], [*COLLECTIVES]
         with torch.no_grad(), trainer.accelerator.autocast():
-            objective.evaluate(trainer.best.eval())
-        WAITS[:] = waits  # an evaluation may wait
+            objective.evaluate(trainer.full(trainer.best).eval(), trainer.processes)
+        WAITS[:], COLLECTIVES[:] = seen  # an evaluation may wait
+    return trainer
 
 
 def train_stage(kind, task, clusters=False, optimizer="adamw", loop=None, **settings):
@@ -158,7 +163,7 @@ def train_stage(kind, task, clusters=False, optimizer="adamw", loop=None, **sett
         torch.zeros(IMAGES, stage.num_tokens, dtype=torch.int64, device="cuda"),
         torch.zeros(IMAGES, dtype=torch.int64, device="cuda"),
     )
-    train(TokenObjective(stage, tokens, tokens, cluster_loss=loss), batch, True, optimizer, **(loop or {}))
+    return train(TokenObjective(stage, tokens, tokens, cluster_loss=loss), batch, True, optimizer, **(loop or {}))
 
 
 def train_tokenizer(**settings):
@@ -172,6 +177,41 @@ def train_tokenizer(**settings):
     objective.discriminator_optimizer = objective.extra["discriminator_optimizer"] = optimizer
     train(objective, (torch.zeros(4, 3, 32, 32, device="cuda"),), batch_size=4)
     return objective.module
+
+
+def join_processes():
+    """Be the first of several: collectives take place without the others, and leave what they find."""
+    facts = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
+    os.environ |= {name: str(value) for name, value in facts.items()}
+    dist.init_process_group("fake", rank=0, world_size=PROCESSES, store=FakeStore())
+    distributed._verify_param_shape_across_processes = lambda *args: None  # reads shapes that others sent
+
+
+def reduce_bucket(state, bucket):
+    """DDP's own reduction, whose result the fake group does not return."""
+    dist.all_reduce(bucket.buffer())
+    reduced = torch.futures.Future()
+    reduced.set_result(bucket.buffer())
+    return reduced
+
+
+def train_together(kind, task, loop):
+    """A step of one process of several, and how many values it exchanges."""
+    trainer = train_stage(kind, task, loop={"batch_size": PROCESSES * IMAGES, **loop})
+    objective, moved = trainer.objective, Counter()
+    for name, dtype, count in COLLECTIVES:
+        moved[name, dtype] += count
+    everything = sum(p.numel() for p in objective.module.parameters())
+    if not trainer.is_sharded:  # once a step, however many passes it has; single numbers beside them
+        assert 0 <= moved["allreduce_", torch.float32] - everything < 10, moved
+        return
+    blocks = {p for block in objective.blocks(objective.module) for p in block.parameters()}
+    in_blocks = sum(p.numel() for p in blocks)
+    own = sum(sharding.local(p).numel() for p in objective.module.parameters())  # the last of 8 parts may be padded
+    passes = trainer.config.accumulate
+    assert moved["_allgather_base_", torch.bfloat16] == 2 * passes * in_blocks, moved  # forward and backward
+    assert moved["_allgather_base_", torch.float32] == passes * (PROCESSES * own - in_blocks), moved
+    assert moved["_reduce_scatter_base_", torch.float32] == passes * own, moved
 
 
 def own_device_of_a_process():
@@ -231,6 +271,16 @@ def main():
                 layout,
                 torch.bfloat16,
             )
+    join_processes()
+    for kind, task, loop in (
+        ("any_order", "coarse", {"accumulate": 2}),
+        ("masked", "fine", {}),
+        ("autoregressive", "coarse", {"shard": True}),
+        ("any_order", "coarse", {"shard": True, "accumulate": 2}),
+        ("masked", "fine", {"shard": True, "recompute": True}),
+    ):
+        with part(f"train together {kind}, {task}, {loop}"):
+            train_together(kind, task, loop)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import itertools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -22,6 +23,8 @@ TILE = 64
 #: Rows of one cluster that a CPU multiplies together. Missing ones are zero, since a product of another number of rows
 #: rounds differently.
 ROWS = 8
+#: A smaller cluster is filled up to so many members: MKL rounds products of 2 or 3 columns by the place of the row.
+COLUMNS = 4
 
 
 class ClusterMembers(nn.Module):
@@ -149,9 +152,14 @@ class GroupedProduct(torch.autograd.Function):
         begin = 0
         for count, size in zip(counts, sizes, strict=True):
             if count:
-                w = columns[begin : begin + size].T
+                w = columns[begin : begin + size]
+                if is_small := size < COLUMNS:
+                    w = F.pad(w, (0, 0, 0, COLUMNS - size))
                 for h, y in itertools.islice(pieces, count // ROWS):
-                    torch.mm(h, w, out=y[:, :size])
+                    if is_small:
+                        y[:, :size] = (h @ w.T)[:, :size]
+                    else:
+                        torch.mm(h, w.T, out=y[:, :size])
             begin += size
         return logits
 
