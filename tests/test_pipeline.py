@@ -196,41 +196,6 @@ def test_a_preview_that_is_left_changes_nothing(make_pipeline):
     assert equal(pipeline(LABELS, SEEDS), make_pipeline("cluster")(LABELS, SEEDS))
 
 
-def test_two_threads_sample_from_one_pipeline(make_pipeline):
-    pipeline = make_pipeline("cluster")
-    expected = {seed: arrays(pipeline(LABELS, seed, cfg_scale=1 + seed)) for seed in range(4)}
-    found, failed = {}, []
-
-    def sample(seed):
-        try:
-            for _ in range(5):
-                found[seed] = arrays(pipeline(LABELS, seed, cfg_scale=1 + seed))
-                assert equal(found[seed], expected[seed])
-        except BaseException as error:
-            failed.append(error)
-
-    pipeline = make_pipeline("cluster")  # not packed yet
-    threads = [threading.Thread(target=sample, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
-    assert len(found) == 4
-
-
-def test_weights_are_packed_once_whatever_the_batch(make_pipeline):
-    pipeline = make_pipeline("cluster")
-    first = pipeline.packed()
-    pipeline(LABELS, batch_size=3)
-    assert all(a is b for a, b in zip(first, pipeline.packed(), strict=True))
-    with torch.no_grad():
-        pipeline.stages[1].transformer.head.weight.mul_(2)
-    assert [a is b for a, b in zip(first, pipeline.packed(), strict=True)] == [True, False]
-    pipeline.compute_in(Compute("bfloat16"))
-    assert not any(a is b for a, b in zip(first, pipeline.packed(), strict=True))
-
-
 def test_the_decoder_has_a_dtype_of_its_own(make_pipeline):
     pipeline = make_pipeline("cluster")
     tokens = pipeline.generate_tokens(torch.tensor(LABELS), SEEDS)

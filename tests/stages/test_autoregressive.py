@@ -152,6 +152,7 @@ def test_tokens_can_be_trained_on(make):
         ({"labels": torch.tensor([-1])}, "the model has the classes 0 … 4"),
         ({"labels": torch.tensor([0, 6])}, "the model has the classes 0 … 4"),
         ({"labels": torch.tensor([], dtype=torch.int64)}, "one label per image"),
+        ({"labels": torch.tensor([[0, 1]])}, "one label per image"),
         ({"seeds": [1]}, "1 seeds for 5 labels"),
         ({"seeds": [1, 2, 3, 4, -5]}, "seed -5"),
         ({"given": torch.zeros(5, 8, dtype=torch.int64)}, "given the class label alone"),
