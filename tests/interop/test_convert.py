@@ -12,7 +12,6 @@ from code_files import contents, write_codes
 from safetensors.torch import load_file
 
 from ctf.cli import main
-from ctf.codebook import CoarseMap
 from ctf.interop import llamagen
 from ctf.layout import Layout
 from ctf.model_folder import Pipeline
@@ -46,20 +45,6 @@ def test_a_thousand_code_files_are_imported_trained_on_and_exported_identical(tm
     assert ctf("convert to-codes --tokens tokens --out out") == 0
     assert len(contents(Path("in"))) == 2000
     assert contents(Path("out")) == contents(Path("in"))
-
-
-def test_an_official_tokenizer_can_be_clustered(tmp_path, capsys):
-    tokenizer = str(GOLDEN / "vq8.pt")
-    assert main(["cluster", "--codebook", tokenizer, "--num_clusters", "8", "--out", str(tmp_path / "map")]) == 0
-    assert "64 codewords in 8 clusters" in capsys.readouterr().out
-    CoarseMap.load(tmp_path / "map", llamagen.load_tokenizer(tokenizer).codebook)
-
-
-def test_clusters_of_clusters(tmp_path):
-    fine, coarse = tmp_path / "fine.safetensors", tmp_path / "coarse.safetensors"
-    assert ctf(f"cluster --codebook lfq:6 --num_clusters 12 --out {fine}") == 0
-    assert ctf(f"cluster --codebook lfq:6 --num_clusters 3 --finer {fine} --out {coarse}") == 0
-    assert CoarseMap.load(fine).coarsened_by(CoarseMap.load(coarse)).num_coarse == 3
 
 
 def convert(out, *options):
