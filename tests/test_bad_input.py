@@ -1080,19 +1080,17 @@ def test_names_that_are_not_text(place, capsys):
     assert main([*shlex.split(WORKING["train baseline"]), "--tokens", f"{name}/tokens"]) == 0
 
 
+#: Each has its own way to write what --out names.
+WRITING = (
+    *("tokenize", "cluster", "train coarse", "assemble", "sample", "evaluate samples", "evaluate swap"),
+    *("convert llamagen", "convert codes", "convert tokens", "convert to-codes", "convert half"),
+)
+
+
 def test_names_beyond_what_the_system_takes(place, capsys):
     name, before = "x" * 300, states(".")
-    for line in (
-        WORKING["cluster"],
-        WORKING["tokenize"],
-        WORKING["train coarse"],
-        WORKING["assemble"],
-        WORKING["sample"],
-        WORKING["evaluate samples"],
-        WORKING["evaluate swap"],
-        WORKING["convert tokens"],
-        WORKING["convert half"],
-    ):
+    for verb in WRITING:
+        line = WORKING[verb]
         assert "File name too long" in fails(capsys, [*shlex.split(line), "--out", name])
     for line in (
         f"{WORKING['tokenize']} --images",
@@ -1125,19 +1123,7 @@ def closed(*folders):
 
 
 def test_a_folder_that_may_not_be_written(good, tmp_path, monkeypatch, capsys):
-    lines = [
-        WORKING["tokenize"],
-        WORKING["cluster"],
-        WORKING["train coarse"],
-        WORKING["assemble"],
-        WORKING["sample"],
-        WORKING["evaluate samples"],
-        WORKING["evaluate swap"],
-        WORKING["convert llamagen"],
-        WORKING["convert codes"],
-        WORKING["convert to-codes"],
-        WORKING["convert half"],
-    ]
+    lines = [WORKING[verb] for verb in WRITING]
     with tempfile.TemporaryDirectory() as temporary:  # whose way down is open to all, unlike that to tmp_path
         place = Path(temporary) / "place"
         shutil.copytree(good, place)

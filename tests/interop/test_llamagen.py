@@ -193,22 +193,6 @@ def test_sizes_are_recognised(values_unread, layers, dim, ffn, heads, cfg_scale)
     assert stage.sampling == Sampling(cfg_scale=cfg_scale)
 
 
-@pytest.mark.parametrize("wrapper", ["model", "module", "state_dict", None])
-def test_wrappers(tmp_path, gpt_state, wrapper):
-    torch.save({wrapper: gpt_state, "steps": 3} if wrapper else gpt_state, tmp_path / "gpt.pt")
-    expected = llamagen.load_gpt(gpt_state, **SMALL).state_dict()
-    assert_same(llamagen.load_gpt(tmp_path / "gpt.pt", **SMALL).state_dict(), expected)
-
-
-def test_weights_saved_from_ddp_and_compile_are_the_same_model(tmp_path, gpt_state, tokenizer_state):
-    for state, load in (
-        (gpt_state, lambda path: llamagen.load_gpt(path, **SMALL)),
-        (tokenizer_state, llamagen.load_tokenizer),
-    ):
-        torch.save({"model": {f"module._orig_mod.{name}": x for name, x in state.items()}}, tmp_path / "ddp.pt")
-        assert_same(load(tmp_path / "ddp.pt").state_dict(), load(state).state_dict())
-
-
 def test_moving_average_on_request(tokenizer_state):
     average = {name: tensor + 1 for name, tensor in tokenizer_state.items()}
     checkpoint = {"model": tokenizer_state, "ema": average}

@@ -66,3 +66,16 @@ def assert_sums_to_one(stage, pairs):
     sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, probabilities)
     assert len(sums) == (1 if stage.given is None else 2**stage.num_tokens)
     torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def assert_steps_are_teacher_forcing(stage, tokens, labels, sampling=None):
+    """Logits of one group after another, each after the true labels of those before, are those of `logits`."""
+    targets, given = stage.levels(tokens)
+    plan, found = stage.plan(sampling), []
+    state = stage.begin(labels, given, plan)
+    for group in plan.groups:
+        hidden = stage.hidden(state, group)
+        found.append(stage.head(hidden, None if given is None else given[:, group.at]))
+        stage.observe(state, group, targets[:, group.at])
+    torch.testing.assert_close(torch.cat(found, 1), stage.logits(tokens, labels, plan), atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from stage_cases import assert_frequencies, assert_sums_to_one, every_sequence
+from stage_cases import assert_frequencies, assert_steps_are_teacher_forcing, assert_sums_to_one, every_sequence
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
@@ -77,18 +77,9 @@ def test_frequencies_of_samples_are_the_probabilities():
 
 
 @pytest.mark.parametrize("task", TASKS)
-@torch.no_grad()
 def test_cached_steps_are_teacher_forcing(task):
-    stage = make((1, 2, 3), **TASKS[task])
     tokens = torch.randint(K, (2, 14), generator=torch.Generator().manual_seed(1))
-    targets, given = stage.levels(tokens)
-    plan, found = stage.plan(), []
-    state = stage.begin(LABELS, given, plan)
-    for group in plan.groups:
-        hidden = stage.hidden(state, group)
-        found.append(stage.head(hidden, None if given is None else given[:, group.at]))
-        stage.observe(state, group, targets[:, group.at])
-    torch.testing.assert_close(torch.cat(found, 1), stage.logits(tokens, LABELS), atol=1e-5, rtol=1e-5)
+    assert_steps_are_teacher_forcing(make((1, 2, 3), **TASKS[task]), tokens, LABELS)
 
 
 @pytest.mark.parametrize("task", TASKS)
