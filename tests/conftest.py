@@ -1,5 +1,4 @@
 import dataclasses
-import io
 import os
 import shutil
 import sys
@@ -17,8 +16,8 @@ import torch
 from PIL import Image
 
 from ctf.codebook import cluster_codebook
-from ctf.images import ImageSet, sources
-from ctf.images.sources import Records, emoji_records
+from ctf.images import sources
+from ctf.images.sources import emoji_records
 from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.models.config import MODEL_SIZES
@@ -26,6 +25,7 @@ from ctf.stages import KINDS, new_stage
 from ctf.tokenizer import MultiScaleConfig, MultiScaleTokenizer, TokenizerConfig, VQTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what tests share
+from code_files import write_codes
 from hub_stand_in import HubStandIn
 
 hypothesis.settings.register_profile("ctf", deadline=None)  # a core that others use too is no fault
@@ -180,21 +180,6 @@ def scales_pipeline():
     return Pipeline(tokenizer, CLASS_NAMES, stages)
 
 
-@pytest.fixture
-def noise_images():
-    """20 images of 32 × 32, noise on a grey level that tells them apart: image i has the mean 8·i."""
-    noise = np.random.default_rng(0).integers(-7, 8, (20, 32, 32, 3))
-    noise = noise - noise.mean((1, 2, 3), keepdims=True).round()
-    pixels = np.clip(noise + 8 * np.arange(20)[:, None, None, None], 0, 255).astype(np.uint8)
-
-    def encoded(index):
-        file = io.BytesIO()
-        Image.fromarray(pixels[index]).save(file, "PNG")
-        return file.getvalue()
-
-    return ImageSet(Records(np.zeros(20, np.int64), ["image"], lambda index: f"image {index}", encoded), "noise", 32)
-
-
 @pytest.fixture(scope="session")
 def fill_workplace():
     """A function that puts into a folder what the commands of help and documentation find there."""
@@ -215,16 +200,9 @@ def fill_workplace():
         np.save(folder / "tokens.npy", generator.integers(0, 16_384, (5, 2, 64), np.uint16))
         np.save(folder / "labels.npy", np.arange(5))
         for name in ("imagenet_code_c2i_flip_ten_crop", "imagenet_code_c2i_flip_ten_crop_105"):
-            write_code_files(folder / name, generator.integers(0, 64, (3, 10, 256)))
+            write_codes(folder / name, generator.integers(0, 64, (3, 10, 256)), np.arange(3))
 
     return fill
-
-
-def write_code_files(folder, codes):
-    for kind, array in ("codes", codes), ("labels", np.arange(len(codes))):
-        (folder / f"imagenet256_{kind}").mkdir(parents=True)
-        for i in range(len(array)):
-            np.save(folder / f"imagenet256_{kind}" / f"{i}.npy", array[i : i + 1])
 
 
 @pytest.fixture

@@ -115,14 +115,6 @@ def test_json_is_written_readably_and_read_back(tmp_path):
     assert "π" in (tmp_path / "x.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe"])
-def test_damaged_json_is_refused(content, tmp_path):
-    (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.json is not valid JSON") as error:
-        read_json(tmp_path / "x.json")
-    assert "\n" not in str(error.value)
-
-
 def test_missing_files_and_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match="nothing: no such file or folder"):
         read_json(tmp_path / "nothing")
@@ -153,15 +145,6 @@ def test_tensors_and_metadata_are_read_back(tmp_path):
         assert torch.equal(loaded[name], tensor)
     (tmp_path / "plain").touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
-
-
-@pytest.mark.parametrize("length", [0, 7, 50, -1])
-def test_a_truncated_tensor_file_is_refused(length, tmp_path):
-    path = tmp_path / "x.safetensors"
-    save_tensors(path, {"a": torch.randn(8)})
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(InputError, match=r"x\.safetensors is truncated or not a safetensors file"):
-        load_tensors(path)
 
 
 def test_a_full_disk_leaves_the_old_tensors(tmp_path):

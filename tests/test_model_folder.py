@@ -109,11 +109,6 @@ def test_other_peoples_files_are_not_replaced(make_pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "empty")
 
 
-def test_no_stages(make_tokenizer):
-    with pytest.raises(InputError, match="at least one stage"):
-        Pipeline(make_tokenizer(), [], [])
-
-
 def test_parts_that_do_not_belong_together(make_parts, make_tokenizer, make_stage):
     parts, baseline = make_parts("cluster"), make_parts("baseline")
     coarse, fine = parts["stages"]
@@ -168,20 +163,6 @@ def test_a_part_that_is_missing_two_settings(make_pipeline, tmp_path):
             Pipeline.from_pretrained(tmp_path / "model")
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "coarse", "fine"])
-@pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_damaged_parts(make_pipeline, tmp_path, name, damage):
-    make_pipeline("cluster").save_pretrained(tmp_path / "model")
-    path = tmp_path / "model" / f"{name}.safetensors"
-    whole = path.read_bytes()
-    path.unlink()
-    if damage == "truncated":
-        path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=rf"{name}\.safetensors.*(no such|truncated)") as error:
-        Pipeline.from_pretrained(tmp_path / "model")
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -198,26 +179,6 @@ def test_not_a_model_folder(tmp_path, text, message):
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=message):
         Pipeline.from_pretrained(tmp_path)
-
-
-def test_nothing_there(tmp_path):
-    with pytest.raises(InputError, match="no such model folder"):
-        Pipeline.from_pretrained(tmp_path / "nowhere")
-
-
-def test_a_hub_id_without_a_network(monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="nobody/nothing is neither a folder here nor a model that the Hub gives") as e:
-        Pipeline.from_pretrained("nobody/nothing")
-    assert "\n" not in str(e.value)
-
-
-def test_a_device_that_is_not_here(make_pipeline, tmp_path):
-    make_pipeline("baseline").save_pretrained(tmp_path / "model")
-    with pytest.raises(InputError, match="device 'abacus' cannot be used here"):
-        Pipeline.from_pretrained(tmp_path / "model", "abacus")
 
 
 def test_the_bundled_model():
@@ -257,28 +218,24 @@ def two_stage(files, **changes):
     return parts | changes
 
 
-def test_describe_a_token_set(files):
-    facts = describe(files("tokens"))
-    assert (facts["kind"], facts["images"], facts["classes"], facts["layout"]) == ("token set", 12, 4, Layout((2, 3)))
-
-
-def test_describe_a_coarse_map(files):
-    facts = describe(files("coarse_map"))
-    assert (facts["kind"], facts["num_fine"], facts["num_coarse"]) == ("coarse map", "24", "5")
-    assert facts["cluster_sizes"]["min"] >= 1
-
-
-def test_describe_a_tokenizer(files):
-    facts = describe(files("tokenizer"))
-    assert (facts["kind"], facts["family"], facts["config"]["codebook_size"]) == ("tokenizer", "vq", 24)
-    assert facts["bytes"] == Path(files("tokenizer")).stat().st_size
-
-
-def test_describe_a_stage(files):
-    facts = describe(files("fine"))
-    assert (facts["kind"], facts["name"], facts["kind_of_stage"]) == ("stage", "fine", "masked")
-    assert (facts["predicts"], facts["given"]) == ("24 tokens", "5 clusters (kmeans) of 24 tokens")
-    assert (facts["support"], facts["sampling"]["temperature"]) == ("cluster", 1.0)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tokens", {"kind": "token set", "images": 12, "classes": 4, "layout": Layout((2, 3))}),
+        ("coarse_map", {"kind": "coarse map", "num_fine": "24", "num_coarse": "5"}),
+        ("tokenizer", {"kind": "tokenizer", "family": "vq"}),
+        (
+            "fine",
+            {"kind": "stage", "name": "fine", "kind_of_stage": "masked", "support": "cluster"}
+            | {"predicts": "24 tokens", "given": "5 clusters (kmeans) of 24 tokens"},
+        ),
+    ],
+)
+def test_describe_a_file(files, name, said):
+    facts = describe(files(name))
+    assert facts.items() >= said.items()
+    if name == "tokenizer":
+        assert (facts["bytes"], facts["config"]["codebook_size"]) == (Path(files(name)).stat().st_size, 24)
 
 
 def test_describe_a_run_and_open_it_as_a_stage(files, tmp_path):
@@ -348,10 +305,6 @@ def test_describe_model_folders(files, tmp_path):
     assert two["stages"][1]["parameters"] == len(torch.nn.utils.parameters_to_vector(fine.parameters()))
 
 
-def test_describe_sizes():
-    assert describe("sizes")["B"] == {"layers": 12, "heads": 12, "dim": 768}
-
-
 def test_a_bundled_tokenizer_without_stages_is_described(tmp_path, monkeypatch):
     shutil.copy(BUNDLED["photos"] / "tokenizer.safetensors", tmp_path)
     monkeypatch.setitem(BUNDLED, "alone", tmp_path)
@@ -395,27 +348,3 @@ def test_assemble_in_half_precision(files, tmp_path):
         assemble(tmp_path / str(half), **two_stage(files), half=half)
     sizes = {half: (tmp_path / str(half) / "fine.safetensors").stat().st_size for half in (True, False)}
     assert sizes[True] < 0.7 * sizes[False]
-
-
-def test_assemble_refuses(files, make_tokenizer, make_stage, tmp_path):
-    make_tokenizer(seed=1).save(tmp_path / "other_tokenizer.safetensors")
-    other = cluster_codebook(make_tokenizer().codebook, 5, "random")
-    make_stage("masked", given=other, name="fine").save(tmp_path / "other_fine.safetensors")
-    names = {"layout": Layout((3, 2)), "class_names": ["cat", "red fox", "dog", "owl"]}
-    write_token_set(tmp_path / "upright", np.zeros((1, 6), int), np.zeros(1, int), 24, **names)
-    cases = [
-        ({"stages": [files("coarse"), files("other_fine")]}, "must be given what coarse predicts"),
-        ({"stages": [files("fine"), files("coarse")]}, "must be given nothing"),
-        ({"stages": [files("coarse")]}, "a finer stage is missing"),
-        ({"stages": []}, "at least one stage"),
-        ({"stages": [files("coarse"), files("nowhere")]}, "no such safetensors file"),
-        ({"stages": [files("coarse"), files("tokenizer")]}, "not a ctf stage"),
-        ({"stages": [files("coarse"), files("coarse_map")]}, "not a ctf stage"),
-        ({"classes": str(tmp_path / "upright")}, "layout 3x2"),
-        ({"tokenizer": files("other_tokenizer")}, "another codebook"),
-        ({"stages": [files("baseline")], "tokenizer": files("other_tokenizer")}, "another codebook"),
-    ]
-    for changes, message in cases:
-        with pytest.raises(InputError, match=message):
-            assemble(tmp_path / "model", **two_stage(files, **changes))
-    assert not (tmp_path / "model").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training.tiny_runs import make_image_set
 
 from ctf.evaluation import bits_per_token
 from ctf.images import open_images, to_tensor
@@ -116,11 +117,11 @@ def test_losses_of_stages_are_golden(emoji, tmp_path, name, kind, level, support
     assert found == pytest.approx(NUMBERS[f"losses, {name}"], rel=1e-3)
 
 
-def test_losses_of_a_tokenizer_are_golden(tmp_path, noise_images):
+def test_losses_of_a_tokenizer_are_golden(tmp_path):
     model = TokenizerConfig(32, (1, 2), 1, 1, z_channels=16, codebook_size=32, codebook_dim=4, patch_size=4)
     config = TokenizerTraining(
         out="", image_size=32, warmup_without_codebook=5, restart_after=3, restart_until=1.0, model=model, loop=LOOP
     )
     torch.manual_seed(3)
-    found = losses(TokenizerObjective(config, 20, noise_images, None), tmp_path)
+    found = losses(TokenizerObjective(config, 20, make_image_set(), None), tmp_path)
     assert found == pytest.approx(NUMBERS["losses, tokenizer"], rel=0.02)  # k-means and restarts amplify rounding

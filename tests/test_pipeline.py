@@ -85,17 +85,6 @@ def test_settings_are_the_stages_own_unless_overridden(make_pipeline):
     assert torch.equal(pipeline.generate_tokens(labels, SEEDS), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [("fine_temprature", "fine_temperature"), ("cfg_scael", "cfg_scale"), ("stepz", "steps"), ("xyz", "")],
-)
-def test_settings_that_do_not_exist(make_pipeline, name, meant):
-    hint = f"; did you mean {meant}" if meant else "$"
-    message = rf"no sampling setting '{name}': there are cfg_scale, .*or fine_ before one of them{hint}"
-    with pytest.raises(InputError, match=message):
-        make_pipeline("cluster")([0], **{name: 1.0})
-
-
 def test_previews_end_in_the_images(make_pipeline):
     pipeline = make_pipeline("cluster")
     previews = list(pipeline.stream(LABELS, SEEDS, previews=3, cfg_scale=2.0))
@@ -196,41 +185,6 @@ def test_a_preview_that_is_left_changes_nothing(make_pipeline):
     assert equal(pipeline(LABELS, SEEDS), make_pipeline("cluster")(LABELS, SEEDS))
 
 
-def test_two_threads_sample_from_one_pipeline(make_pipeline):
-    pipeline = make_pipeline("cluster")
-    expected = {seed: arrays(pipeline(LABELS, seed, cfg_scale=1 + seed)) for seed in range(4)}
-    found, failed = {}, []
-
-    def sample(seed):
-        try:
-            for _ in range(5):
-                found[seed] = arrays(pipeline(LABELS, seed, cfg_scale=1 + seed))
-                assert equal(found[seed], expected[seed])
-        except BaseException as error:
-            failed.append(error)
-
-    pipeline = make_pipeline("cluster")  # not packed yet
-    threads = [threading.Thread(target=sample, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
-    assert len(found) == 4
-
-
-def test_weights_are_packed_once_whatever_the_batch(make_pipeline):
-    pipeline = make_pipeline("cluster")
-    first = pipeline.packed()
-    pipeline(LABELS, batch_size=3)
-    assert all(a is b for a, b in zip(first, pipeline.packed(), strict=True))
-    with torch.no_grad():
-        pipeline.stages[1].transformer.head.weight.mul_(2)
-    assert [a is b for a, b in zip(first, pipeline.packed(), strict=True)] == [True, False]
-    pipeline.compute_in(Compute("bfloat16"))
-    assert not any(a is b for a, b in zip(first, pipeline.packed(), strict=True))
-
-
 def test_the_decoder_has_a_dtype_of_its_own(make_pipeline):
     pipeline = make_pipeline("cluster")
     tokens = pipeline.generate_tokens(torch.tensor(LABELS), SEEDS)
@@ -306,21 +260,6 @@ def test_progress_moves_with_every_step_and_ends_at_the_images(make_pipeline, ki
 def test_labels_by_name(make_pipeline):
     pipeline = make_pipeline("cluster")
     assert equal(pipeline(["red fox", "owl", "2", 0]), pipeline([1, 3, 2, 0]))
-
-
-@pytest.mark.parametrize(
-    ("label", "message"),
-    [(4, "classes 0 … 3"), (-1, "classes 0 … 3"), ("4", "classes 0 … 3"), ("-1", "0 … 3"), ("fox", "'fox' does not")],
-)
-def test_unknown_labels(make_pipeline, label, message):
-    with pytest.raises(InputError, match=message):
-        make_pipeline("cluster")([label])
-
-
-@pytest.mark.parametrize("label", ["²", "--3", ""])
-def test_what_only_looks_like_a_number_is_a_name(make_pipeline, label):
-    with pytest.raises(InputError, match="does not exist"):
-        make_pipeline("cluster")([label])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from ctf.weights import read_checkpoint, read_state_dict
 STATE = {"layers.0.attention.wo.weight": torch.ones(2, 2), "norm.weight": torch.zeros(2)}
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-@pytest.mark.parametrize("wrapper", [None, "model", "module"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("wrapper", [None, "model", "module", "state_dict"])
 def test_prefixes_of_ddp_and_compile_are_removed(prefix, wrapper):
     prefixed = {prefix + name: tensor for name, tensor in STATE.items()}
     assert read_state_dict({wrapper: prefixed} if wrapper else prefixed) == STATE

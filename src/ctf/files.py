@@ -274,27 +274,33 @@ def load_module(path: str | Path, kind: str, build: Callable[[dict[str, Any]], M
     Raises:
         InputError: the file is missing, truncated, of another kind, holds NaN, or is of an incompatible version.
     """
+    with contents_of_kind(path, kind) as (tensors, metadata):
+        module = build(json.loads(metadata["config"]))
+        module.load_state_dict(tensors)
+    return module.eval()
+
+
+@contextmanager
+def contents_of_kind(path: str | Path, kind: str) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
+    """Yield the tensors and metadata of a file of ours, for a block that builds what it holds.
+
+    Raises:
+        InputError: as `load_module`; what the block raises for settings or weights that do not fit names the file.
+    """
     tensors, metadata = load_tensors(path)
     if metadata.get("ctf") != kind:
         raise InputError(f"{path} is not a ctf {kind} (it says {metadata.get('ctf', 'nothing')!r}): give another file")
     check_finite(path, tensors)
     try:
-        module = build(json.loads(metadata["config"]))
-        module.load_state_dict(tensors)
+        yield tensors, metadata
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise unreadable(path, kind, error) from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: this version of ctf cannot read this {kind} ({type(error).__name__}: {reason}): update ctf, or "
+            "make it again"
+        ) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return module.eval()
-
-
-def unreadable(path: str | Path, kind: str, error: Exception) -> InputError:
-    """The error for settings or weights that do not fit the code, for example those of another version."""
-    reason = " ".join(str(error).split())[:200]
-    return InputError(
-        f"{path}: this version of ctf cannot read this {kind} ({type(error).__name__}: {reason}): update ctf, or make "
-        "it again"
-    )
 
 
 def check_finite(where: str | Path, tensors: Mapping[str, Tensor]) -> None:

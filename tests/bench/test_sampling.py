@@ -79,6 +79,7 @@ def test_speed_is_that_of_the_batches_that_were_made(monkeypatch, make_pipeline,
     assert all(0 < speed.seconds[name] < 0.3 for name in stages)
     assert speed.images_per_second * speed.seconds["all"] == pytest.approx(4)
     assert speed.first_call_seconds + speed.seconds["all"] <= wall
+    assert speed.parameters == [sum(p.numel() for p in stage.parameters()) for stage in pipeline.stages]
 
 
 def test_the_decoder_has_the_roofline_of_its_own_products(make_pipeline):
@@ -89,12 +90,6 @@ def test_the_decoder_has_the_roofline_of_its_own_products(make_pipeline):
     assert mixed["decoding"] == same["decoding"] / 2
     assert (mixed["coarse"], mixed["fine"]) == (same["coarse"], same["fine"])
     assert mixed["all"] == sum(mixed[name] for name in ("coarse", "fine", "decoding"))
-
-
-def test_parameters_are_those_of_each_stage(make_pipeline):
-    pipeline = make_pipeline("cluster")
-    speed = measure_sampling(pipeline, 1, 1, a_machine(1.0), a_machine(1.0))
-    assert speed.parameters == [sum(p.numel() for p in stage.parameters()) for stage in pipeline.stages]
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked"])

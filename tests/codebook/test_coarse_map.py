@@ -138,20 +138,6 @@ def test_another_codebook_is_refused(tmp_path):
     CoarseMap.load(path, codebook.double())
 
 
-def test_damaged_and_foreign_files_are_refused(tmp_path):
-    path = tmp_path / "map.safetensors"
-    with pytest.raises(InputError, match="no such"):
-        CoarseMap.load(path)
-    make(torch.tensor([0, 1, 0, 1])).save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-2])
-    with pytest.raises(InputError, match="truncated"):
-        CoarseMap.load(path)
-    save_tensors(path, {"weight": torch.ones(2)}, {"ctf": "tokenizer"})
-    with pytest.raises(InputError, match="not a coarse map"):
-        CoarseMap.load(path)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -167,13 +153,4 @@ def test_wrong_metadata_is_refused(tmp_path, change, message):
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors, {key: value for key, value in (metadata | change).items() if value is not None})
     with pytest.raises(InputError, match=message):
-        CoarseMap.load(path)
-
-
-def test_a_file_with_an_empty_cluster_is_refused(tmp_path):
-    path = tmp_path / "map.safetensors"
-    make(torch.tensor([0, 1, 0, 1])).save(path)
-    _, metadata = load_tensors(path)
-    save_tensors(path, {"fine_to_coarse": torch.tensor([0, 2, 0, 2])}, metadata)
-    with pytest.raises(InputError, match=r"map.safetensors: a coarse map's labels"):
         CoarseMap.load(path)

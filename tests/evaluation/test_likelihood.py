@@ -147,24 +147,6 @@ def test_one_image_has_no_standard_error(make_pipeline, tmp_path):
     assert found["standard_error"] == {"bits_per_token": None, "token_accuracy": None}
 
 
-@pytest.mark.parametrize("kind", ["baseline", "cluster"])
-def test_probabilities_of_all_sequences_sum_to_one(make_pipeline, tmp_path, kind):
-    pipeline = make_pipeline(kind, codebook_size=6, num_clusters=2, layout=Layout((1, 2)))
-    total = 0.0
-    for a, b in itertools.product(range(6), repeat=2):
-        token_set = write(tmp_path / f"{a}-{b}", pipeline, [[a, b]], [3])
-        total += 2 ** (-2 * bits_per_token(pipeline, token_set, progress=False)["bits_per_token"])
-    assert total == pytest.approx(1.0, abs=1e-5)
-
-
-def test_full_support_wastes_probability_outside_the_clusters(make_pipeline, tmp_path):
-    cluster, full = make_pipeline("cluster"), make_pipeline("full")
-    token_set = write(tmp_path / "set", full, [[3, 1, 4, 1, 5, 9]], [0])
-    narrow, wide = (bits_per_token(pipeline, token_set, progress=False) for pipeline in (cluster, full))
-    assert narrow["coarse_bits_per_token"] == wide["coarse_bits_per_token"]
-    assert narrow["fine_bits_per_token"] < wide["fine_bits_per_token"]
-
-
 @KINDS
 def test_accuracy_counts_what_greedy_sampling_would_draw(make_pipeline, tmp_path, kind):
     pipeline = make_pipeline(kind)

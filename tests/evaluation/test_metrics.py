@@ -164,11 +164,6 @@ def test_precision_recall_of_duplicates():
     assert metrics.precision_recall(reference, samples) == pytest.approx((18 / 28, 18 / 30))
 
 
-def test_precision_recall_of_itself():
-    features = correlated(10, 50, 8)
-    assert metrics.precision_recall(features, features) == (1, 1)
-
-
 @pytest.mark.parametrize(
     ("reference", "samples", "k", "message"),
     [

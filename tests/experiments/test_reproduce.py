@@ -125,11 +125,6 @@ def test_likelihood_does_not_depend_on_guidance():
     assert coarse != other
 
 
-def test_no_such_experiment():
-    with pytest.raises(InputError, match="experiment 'table9' does not exist: choose one of table1, "):
-        find("table9")
-
-
 # What a claim is worth
 
 

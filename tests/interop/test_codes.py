@@ -3,6 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from code_files import contents, write_codes
 
 from ctf.cli import main
 from ctf.codebook import lfq_codebook
@@ -15,24 +16,15 @@ from ctf.tokens import TokenSet
 SETTINGS = {"size": 64, "codebook_size": 32, "num_classes": 10, "progress": False}
 
 
-def write_codes(folder, count=12, augmentations=2, tokens=4, size=64, seed=0):
-    """A folder as LlamaGen's extraction leaves it: one pair of int64 files per image. Returns the codes [n, A, N]."""
-    generator = np.random.default_rng(seed)
-    codes = generator.integers(0, 32, (count, augmentations, tokens))
-    for kind in ("codes", "labels"):
-        (folder / f"imagenet{size}_{kind}").mkdir(parents=True)
-    for i in range(count):
-        np.save(folder / f"imagenet{size}_codes" / f"{i}.npy", codes[i : i + 1])
-        np.save(folder / f"imagenet{size}_labels" / f"{i}.npy", np.array([i * 7 % 10]))
+def make_codes(folder, count=12, augmentations=2, seed=0):
+    """A folder of random codes of 2 × 2 tokens; returns them, [n, A, N]."""
+    codes = np.random.default_rng(seed).integers(0, 32, (count, augmentations, 4))
+    write_codes(folder, codes, np.arange(count) * 7 % 10, size=64)
     return codes
 
 
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.npy")}
-
-
 def test_a_thousand_files_come_back_byte_for_byte(tmp_path):
-    codes = write_codes(tmp_path / "in", count=1000)
+    codes = make_codes(tmp_path / "in", count=1000)
     token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, shard_size=300)
     assert token_set.augmentations == ["none", "flip"]
     assert token_set.layout == Layout.square(2)
@@ -44,8 +36,8 @@ def test_a_thousand_files_come_back_byte_for_byte(tmp_path):
 
 
 def test_the_second_crop_range_follows_the_first(tmp_path):
-    first = write_codes(tmp_path / "ten_crop", augmentations=10)
-    second = write_codes(tmp_path / "ten_crop_105", augmentations=10, seed=1)
+    first = make_codes(tmp_path / "ten_crop", augmentations=10)
+    second = make_codes(tmp_path / "ten_crop_105", augmentations=10, seed=1)
     token_set = import_codes(tmp_path / "ten_crop", tmp_path / "set", **SETTINGS, second=tmp_path / "ten_crop_105")
     assert token_set.augmentations[0] == "1.1/top-left"
     assert token_set.augmentations[19] == "1.05/center/flip"
@@ -57,7 +49,7 @@ def test_the_second_crop_range_follows_the_first(tmp_path):
 
 def test_codes_of_another_folder_are_another_set(tmp_path):
     for name in "one", "other":
-        write_codes(tmp_path / name)
+        make_codes(tmp_path / name)
     import_codes(tmp_path / "one", tmp_path / "set", **SETTINGS)
     import_codes(tmp_path / "one", tmp_path / "set", **SETTINGS)  # left as it is
     with pytest.raises(InputError, match="holds tokens of LlamaGen codes as it was"):
@@ -65,13 +57,13 @@ def test_codes_of_another_folder_are_another_set(tmp_path):
 
 
 def test_count_leaves_out_the_padding(tmp_path):
-    codes = write_codes(tmp_path / "in")
+    codes = make_codes(tmp_path / "in")
     token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, count=10)
     assert np.array_equal(torch.cat(list(token_set.blocks())).numpy(), codes[:10])
 
 
 def test_an_interrupted_import_continues(tmp_path):
-    codes = write_codes(tmp_path / "in")
+    codes = make_codes(tmp_path / "in")
     damaged = tmp_path / "in" / "imagenet64_codes" / "9.npy"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:50])
@@ -87,7 +79,7 @@ def test_an_interrupted_import_continues(tmp_path):
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "interrupted"])
 def test_codes_that_changed_since_they_were_read_are_named(tmp_path, finished):
-    write_codes(tmp_path / "in")
+    make_codes(tmp_path / "in")
     last = tmp_path / "in" / "imagenet64_codes" / "11.npy"
     whole = last.read_bytes()
     if not finished:
@@ -106,7 +98,7 @@ def test_codes_that_changed_since_they_were_read_are_named(tmp_path, finished):
 
 
 def test_the_codebook_is_remembered(tmp_path):
-    write_codes(tmp_path / "in")
+    make_codes(tmp_path / "in")
     codebook = torch.arange(64.0).view(32, 2)
     token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, codebook=codebook)
     assert token_set.fingerprint_of_codebook == fingerprint(codebook)
@@ -127,7 +119,7 @@ def test_the_codebook_is_remembered(tmp_path):
     ],
 )
 def test_import_refuses(tmp_path, file, array, message):
-    write_codes(tmp_path / "in")
+    make_codes(tmp_path / "in")
     path = tmp_path / "in" / f"imagenet64_{file}.npy"
     path.unlink()
     if array is not None:
@@ -138,21 +130,21 @@ def test_import_refuses(tmp_path, file, array, message):
 
 
 def test_import_refuses_sets_of_other_images(tmp_path):
-    write_codes(tmp_path / "a")
-    write_codes(tmp_path / "b")
+    make_codes(tmp_path / "a")
+    make_codes(tmp_path / "b")
     np.save(tmp_path / "b" / "imagenet64_labels" / "3.npy", np.array([9]))
     with pytest.raises(InputError, match=r"3\.npy has label 9, .*3\.npy has 1"):
         import_codes(tmp_path / "a", tmp_path / "set", **SETTINGS, second=tmp_path / "b")
 
 
 def test_import_refuses_another_size(tmp_path):
-    write_codes(tmp_path / "in")
+    make_codes(tmp_path / "in")
     with pytest.raises(InputError, match="imagenet384_codes: no such folder"):
         import_codes(tmp_path / "in", tmp_path / "set", **{**SETTINGS, "size": 384})
 
 
 def test_export_refuses(tmp_path):
-    write_codes(tmp_path / "in", augmentations=3)
+    make_codes(tmp_path / "in", augmentations=3)
     token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS)
     with pytest.raises(InputError, match="3 augmentations cannot be halved"):
         export_codes(token_set, tmp_path / "a", second=tmp_path / "b")

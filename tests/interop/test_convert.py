@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from code_files import contents, write_codes
 from safetensors.torch import load_file
 
 from ctf.cli import main
-from ctf.codebook import CoarseMap
 from ctf.interop import llamagen
 from ctf.layout import Layout
 from ctf.model_folder import Pipeline
@@ -23,18 +23,6 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "llamagen"
 
 def ctf(line):
     return main(shlex.split(line))
-
-
-def write_codes(folder, codes, labels, size=256):
-    """Files as LlamaGen's extraction leaves them: int64, one image each. Codes [n, A, N]."""
-    for kind, array in ("codes", codes), ("labels", labels):
-        (folder / f"imagenet{size}_{kind}").mkdir(parents=True)
-        for i in range(len(array)):
-            np.save(folder / f"imagenet{size}_{kind}" / f"{i}.npy", array[i : i + 1])
-
-
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.npy")}
 
 
 def test_a_thousand_code_files_are_imported_trained_on_and_exported_identical(tmp_path, monkeypatch):
@@ -57,33 +45,6 @@ def test_a_thousand_code_files_are_imported_trained_on_and_exported_identical(tm
     assert ctf("convert to-codes --tokens tokens --out out") == 0
     assert len(contents(Path("in"))) == 2000
     assert contents(Path("out")) == contents(Path("in"))
-
-
-def test_two_crop_ranges_come_back_as_two_folders(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    codes = np.random.default_rng(0).integers(0, 32, (2, 6, 10, 4))
-    for name, part in zip(("a", "b"), codes, strict=True):
-        write_codes(Path(name), part, np.arange(6))
-    assert (
-        main(["convert", "codes", *["--source", "a", "--second", "b", "--out", "tokens", "--codebook_size", "32"]]) == 0
-    )
-    assert ctf("convert to-codes --tokens tokens --out c --second d") == 0
-    assert contents(Path("c")) == contents(Path("a"))
-    assert contents(Path("d")) == contents(Path("b"))
-
-
-def test_an_official_tokenizer_can_be_clustered(tmp_path, capsys):
-    tokenizer = str(GOLDEN / "vq8.pt")
-    assert main(["cluster", "--codebook", tokenizer, "--num_clusters", "8", "--out", str(tmp_path / "map")]) == 0
-    assert "64 codewords in 8 clusters" in capsys.readouterr().out
-    CoarseMap.load(tmp_path / "map", llamagen.load_tokenizer(tokenizer).codebook)
-
-
-def test_clusters_of_clusters(tmp_path):
-    fine, coarse = tmp_path / "fine.safetensors", tmp_path / "coarse.safetensors"
-    assert ctf(f"cluster --codebook lfq:6 --num_clusters 12 --out {fine}") == 0
-    assert ctf(f"cluster --codebook lfq:6 --num_clusters 3 --finer {fine} --out {coarse}") == 0
-    assert CoarseMap.load(fine).coarsened_by(CoarseMap.load(coarse)).num_coarse == 3
 
 
 def convert(out, *options):

@@ -111,16 +111,5 @@ def test_a_matrix_of_numpy_under_another_ending(tmp_path):
     assert torch.equal(open_codebook(tmp_path / "a.codebook"), CODEBOOK)
 
 
-def test_a_namespace_beside_an_official_tokenizer_needs_leave(tmp_path):
-    held = torch.load(GOLDEN / "vq8.pt", weights_only=True)
-    torch.save({**held, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "vq.pt")
-    for opener in (open_codebook, open_tokenizer):
-        with pytest.raises(InputError, match=r"argparse\.Namespace.*--allow_namespace"):
-            opener(tmp_path / "vq.pt")
-    expected = llamagen.load_tokenizer(GOLDEN / "vq8.pt").codebook
-    assert torch.equal(open_codebook(tmp_path / "vq.pt", allow_namespace=True), expected)
-    assert torch.equal(open_tokenizer(tmp_path / "vq.pt", allow_namespace=True).codebook, expected)
-
-
 def test_an_implicit_codebook_by_name():
     assert torch.equal(open_codebook("lfq:5"), lfq_codebook(5))

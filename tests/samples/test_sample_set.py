@@ -1,7 +1,5 @@
-import struct
 import tracemalloc
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
@@ -97,14 +95,6 @@ def test_arrays_that_are_not_images(tmp_path, arrays, message):
         ImageArray(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("kept", [0, 40, 300, -1])
-def test_truncated(tmp_path, kept):
-    whole = write(tmp_path / "x.npz").read_bytes()
-    (tmp_path / "x.npz").write_bytes(whole[:kept])
-    with pytest.raises(InputError, match="truncated or not an"):
-        ImageArray(tmp_path / "x.npz")
-
-
 @pytest.mark.parametrize("save", [np.savez_compressed, write], ids=["compressed", "ours"])
 def test_damaged_pixels(tmp_path, save):
     save(tmp_path / "x.npz", IMAGES)
@@ -185,26 +175,9 @@ def test_a_truncated_png_is_named(tmp_path, kept):
         list(SampleSet.open(tmp_path).batches(1))
 
 
-@pytest.mark.parametrize(("name", "what"), [("nowhere", "folder"), ("nowhere.npz", "file of images")])
-def test_nothing_to_open(tmp_path, name, what):
-    with pytest.raises(InputError, match=f"no such {what}"):
-        SampleSet.open(tmp_path / name)
-
-
 @pytest.mark.parametrize("text", ["3", "[3]", '[{"file": "x.png"}]', '[{"file": "y.png", "label": 0}]', "[]", "{"])
 def test_a_list_without_the_labels_is_named(tmp_path, text):
     Image.new("RGB", (6, 4)).save(tmp_path / "x.png")
     (tmp_path / "samples.json").write_text(text)
     with pytest.raises(InputError, match=r"samples\.json"):
-        SampleSet.open(tmp_path)
-
-
-def test_an_image_bomb_is_refused(tmp_path):
-    """A file of a few bytes whose header promises 10^10 pixels."""
-    Image.new("RGB", (6, 4)).save(tmp_path / "x.png")
-    whole = bytearray((tmp_path / "x.png").read_bytes())
-    whole[16:24] = struct.pack(">II", 100_000, 100_000)
-    whole[29:33] = struct.pack(">I", zlib.crc32(whole[12:29]))
-    (tmp_path / "x.png").write_bytes(whole)
-    with pytest.raises(InputError, match=r"x\.png cannot be read"):
         SampleSet.open(tmp_path)

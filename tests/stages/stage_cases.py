@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy import stats
 
 from ctf.layout import Layout
 
@@ -28,3 +29,53 @@ def in_pairs(names, *lists):
     first, second, third = lists
     cases = [(a, b, third[(i + j) % len(third)]) for i, a in enumerate(first) for j, b in enumerate(second)]
     return pytest.mark.parametrize(names, cases, ids=str)
+
+
+def every_sequence(labels, positions):
+    """All sequences of so many labels: (labels ** positions, positions)."""
+    return torch.cartesian_prod(*[torch.arange(labels)] * positions)
+
+
+def assert_frequencies(drawn, outcomes, probabilities):
+    """Sequences (n, N) are drawn as often as the probabilities (S,) of all outcomes (S, N) say, by χ².
+
+    Outcomes too rare for the test count as one. About 80 cases call this, so one in a thousand would be no surprise.
+    """
+    place = int(max(outcomes.max(), drawn.max()) + 1) ** torch.arange(outcomes.shape[1])  # a sequence as one number
+    numbers = (outcomes * place).sum(1)
+    observed = (drawn * place).sum(1).bincount(minlength=int(numbers.max()) + 1)[numbers]
+    assert observed.sum() == len(drawn)
+    expected = probabilities / probabilities.sum() * len(drawn)
+    rare = expected < 5
+    if rare.any():
+        observed, expected = (torch.cat([x[~rare], x[rare].sum()[None]]) for x in (observed, expected))
+    assert len(expected) > 5
+    assert stats.chisquare(observed.numpy(), expected.numpy()).pvalue > 1e-4
+
+
+@torch.no_grad()
+def assert_sums_to_one(stage, pairs):
+    """Probabilities of all sequences do, or those of the tokens of each sequence of given clusters.
+
+    Tokens 0 and 1 are of the clusters 0 and 1 of the map `pairs`.
+    """
+    tokens = every_sequence(stage.vocabulary, stage.num_tokens)
+    _, group = pairs.to_coarse(tokens).unique(dim=0, return_inverse=True)
+    group = torch.zeros_like(group) if stage.given is None else group
+    probabilities = stage.log_prob(tokens, torch.ones(len(tokens), dtype=torch.int64)).double().sum(1).exp()
+    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, probabilities)
+    assert len(sums) == (1 if stage.given is None else 2**stage.num_tokens)
+    torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def assert_steps_are_teacher_forcing(stage, tokens, labels, sampling=None):
+    """Logits of one group after another, each after the true labels of those before, are those of `logits`."""
+    targets, given = stage.levels(tokens)
+    plan, found = stage.plan(sampling), []
+    state = stage.begin(labels, given, plan)
+    for group in plan.groups:
+        hidden = stage.hidden(state, group)
+        found.append(stage.head(hidden, None if given is None else given[:, group.at]))
+        stage.observe(state, group, targets[:, group.at])
+    torch.testing.assert_close(torch.cat(found, 1), stage.logits(tokens, labels, plan), atol=1e-5, rtol=1e-5)

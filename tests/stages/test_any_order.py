@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from stage_cases import LABELS, LAYOUT, SEEDS, SETTINGS, TASKS, N, in_pairs
+from stage_cases import LABELS, LAYOUT, SEEDS, SETTINGS, TASKS, N, assert_steps_are_teacher_forcing, in_pairs
 
 from ctf.files import load_tensors, save_tensors
 from ctf.layout import Layout
@@ -181,17 +181,11 @@ def test_cells_with_one_centre_are_told_apart(make_stage):
     assert (after(0)[1] - after(5)[1]).abs().max() > 1e-3
 
 
-@torch.no_grad()
-def test_cached_steps_over_several_scales_are_teacher_forcing(make_stage):
+@pytest.mark.parametrize("sampling", [Sampling(order="scales"), Sampling(order="raster", steps=4)], ids=str)
+def test_cached_steps_over_several_scales_are_teacher_forcing(make_stage, sampling):
+    tokens = torch.randint(4, (2, 10), generator=torch.Generator().manual_seed(0))
     stage = make_stage(KIND, layout=SCALES, codebook_size=4)
-    tokens, labels = torch.randint(4, (2, 10), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
-    for sampling in (Sampling(order="scales"), Sampling(order="raster", steps=4)):
-        plan, found = stage.plan(sampling), []
-        state = stage.begin(labels, None, plan)
-        for group in plan.groups:
-            found.append(stage.head(stage.hidden(state, group), None))
-            stage.observe(state, group, tokens[:, group.at])
-        torch.testing.assert_close(torch.cat(found, 1), stage.logits(tokens, labels, plan), atol=1e-5, rtol=1e-5)
+    assert_steps_are_teacher_forcing(stage, tokens, torch.tensor([0, 2]), sampling)
 
 
 def test_a_file_without_an_embedding_of_scales_computes_what_it_did(tmp_path, make_stage):

@@ -6,8 +6,6 @@ import math
 import pytest
 import torch
 
-from ctf.stages import bits
-
 LABELS = torch.tensor([3, 5])  # 5 is unconditional
 KINDS = pytest.mark.parametrize("kind", ["autoregressive", "masked"])
 TASKS = pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle", "middle, full"])
@@ -55,7 +53,3 @@ def test_losses_are_float32_in_half_precision(make, tokens, kind, task):
     assert losses.dtype == torch.float32
     torch.manual_seed(0)  # the same orders and hidden labels
     torch.testing.assert_close(losses, stage(tokens, LABELS), rtol=0.1, atol=0.1)
-
-
-def test_bits():
-    assert bits(math.log(512)) == pytest.approx(9)

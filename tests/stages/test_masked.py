@@ -49,20 +49,6 @@ def test_tokens_stay_in_their_clusters(make, coarse_map):
     assert len(tokens.unique()) == 30
 
 
-def test_the_place_in_a_pipeline_changes_the_numbers(make, coarse):
-    stage = make(KIND, "fine, full")
-    first, second = (generate_tokens(stage, LABELS, SEEDS, coarse, place=place) for place in (0, 1))
-    assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize("task", ["fine", "fine, full"])
-def test_packing_once_is_packing_each_time(make, coarse, task):
-    stage = make(KIND, task, dropout=0.5).train()
-    packed = stage.pack(Compute("float32"))
-    assert torch.equal(generate_tokens(packed, LABELS, SEEDS, coarse), generate_tokens(stage, LABELS, SEEDS, coarse))
-    assert stage.training
-
-
 @pytest.mark.parametrize("compute", [Compute("bfloat16"), Compute("float32", "int8")], ids=str)
 def test_cheaper_weights_draw_nearly_the_same(make, coarse_map, compute):
     stage, coarse, labels = make(KIND, "fine"), some_coarse(60), torch.arange(60) % 6
@@ -72,22 +58,14 @@ def test_cheaper_weights_draw_nearly_the_same(make, coarse_map, compute):
     assert 0.95 < (tokens == exact).double().mean() < 1
 
 
-def test_tokens_are_an_ordinary_tensor(make, coarse):
-    assert not generate_tokens(make(KIND, "fine"), LABELS, SEEDS, coarse).is_inference()
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"labels": torch.tensor([0, 1, 2, 3, 6])}, "labels range from 0 to 6"),
-        ({"labels": torch.tensor([0, 1])}, "5 seeds for 2 labels"),
         ({"labels": torch.tensor([0, 1]), "seeds": [1, 2]}, "given labels of shape"),
         ({"given": None}, "stage stage is given labels of a coarser level: give them"),
         ({"given": torch.zeros(5, 7, dtype=torch.int64)}, "8 per image are needed"),
         ({"given": torch.full((5, 8), 6)}, "given labels range from 6 to 6"),
         ({"given": torch.full((5, 8), -1)}, "given labels range from -1 to -1"),
-        ({"seeds": [1]}, "1 seeds for 5 labels"),
-        ({"seeds": [1, 2, 3, 4, -5]}, "seed -5"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": -1}, "top_k"),
     ],

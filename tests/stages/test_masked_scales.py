@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from scipy import stats
+from stage_cases import assert_frequencies, assert_sums_to_one, every_sequence
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
@@ -28,10 +28,6 @@ def make(make_stage):
     return make
 
 
-def every_sequence(labels, positions=N):
-    return torch.cartesian_prod(*[torch.arange(labels)] * positions)
-
-
 def log_prob(stage, tokens):
     with torch.no_grad():
         return stage.log_prob(tokens, torch.full((len(tokens),), 1)).double().sum(1)
@@ -39,13 +35,7 @@ def log_prob(stage, tokens):
 
 @EVERY
 def test_probabilities_sum_to_one(make, rounds, task):
-    """Of all sequences, or of the tokens of each sequence of clusters."""
-    tokens = every_sequence(2 if task == "coarse" else K)  # tokens 0 and 1 are of the clusters 0 and 1
-    _, group = PAIRS.to_coarse(tokens).unique(dim=0, return_inverse=True)
-    group = group if task == "fine" else torch.zeros_like(group)
-    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64)
-    sums.index_add_(0, group, log_prob(make(rounds, task), tokens).exp())
-    torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-5, rtol=0)
+    assert_sums_to_one(make(rounds, task), PAIRS)
 
 
 @EVERY
@@ -55,17 +45,10 @@ def test_frequencies_of_samples_are_the_probabilities(make, rounds, task):
     drawn = stage.pack(Compute("float32")).generate(
         torch.ones(count, dtype=torch.int64), Random(range(count)), None, given
     )
-    outcomes = every_sequence(stage.vocabulary)
+    outcomes = every_sequence(stage.vocabulary, N)
     if given is not None:
         outcomes = outcomes[(PAIRS.to_coarse(outcomes) == given[0]).all(1)]
-    numbers = stage.vocabulary ** torch.arange(N)
-    observed = (drawn * numbers).sum(1).bincount(minlength=stage.vocabulary**N)[(outcomes * numbers).sum(1)]
-    assert observed.sum() == count
-    expected = log_prob(stage, outcomes).exp()
-    often = expected * count >= 5
-    pooled = [torch.cat([x[often], x[~often].sum()[None]]) for x in (observed, expected / expected.sum() * count)]
-    pooled = [x[: len(x) - bool(often.all())].numpy() for x in pooled]
-    assert stats.chisquare(*pooled).pvalue > 1e-3
+    assert_frequencies(drawn, outcomes, log_prob(stage, outcomes).exp())
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -112,7 +95,7 @@ def test_training_hides_a_scale_and_those_behind_it(make, task):
 def test_training_reaches_every_weight(make, rounds, task):
     stage = make(rounds, task, class_dropout=0.5).train()
     torch.manual_seed(0)
-    stage(every_sequence(K), torch.arange(K**N) % 4).mean().backward()
+    stage(every_sequence(K, N), torch.arange(K**N) % 4).mean().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in stage.parameters())
 
 
@@ -132,7 +115,7 @@ def test_a_file_holds_the_stage(tmp_path, make, rounds, task):
     stage.save(tmp_path / "stage.safetensors")
     loaded = load_stage(tmp_path / "stage.safetensors")
     assert loaded.possible_steps == stage.possible_steps == (range(1, 2) if rounds == "one" else range(2, 3))
-    assert torch.equal(log_prob(loaded, every_sequence(K)), log_prob(stage, every_sequence(K)))
+    assert torch.equal(log_prob(loaded, every_sequence(K, N)), log_prob(stage, every_sequence(K, N)))
 
 
 def test_one_scale_has_no_embedding_of_scales(make):

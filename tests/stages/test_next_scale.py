@@ -2,11 +2,10 @@
 
 import copy
 import dataclasses
-import itertools
 
 import pytest
 import torch
-from torch.distributions import Chi2
+from stage_cases import assert_frequencies, assert_steps_are_teacher_forcing, assert_sums_to_one, every_sequence
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
@@ -52,17 +51,9 @@ def make(sides=(1, 2), codebook_size=K, dim=16, layout=None, **facts):
     return stage
 
 
-def sequences(labels, positions=5):
-    return torch.tensor(list(itertools.product(range(labels), repeat=positions)))
-
-
 def log_prob(stage, tokens, label=1):
     with torch.no_grad():
         return stage.log_prob(tokens, torch.full((len(tokens),), label)).double().sum(1)
-
-
-def total(log_probs):
-    return log_probs.exp().sum().item()
 
 
 @pytest.fixture(params=[Layout.square(1, 2), Layout([(1, 1), (1, 2)])], ids=str)
@@ -71,28 +62,9 @@ def layout(request):
     return request.param
 
 
-def test_probabilities_of_all_coarse_labels_sum_to_one(layout):
-    tokens = sequences(2, layout.num_tokens)  # tokens 0 and 1 are of the clusters 0 and 1
-    assert total(log_prob(make(layout=layout, predicts=PAIRS), tokens)) == pytest.approx(1, abs=1e-5)
-
-
-def test_probabilities_of_all_tokens_sum_to_one(layout):
-    assert total(log_prob(make(layout=layout), sequences(K, layout.num_tokens))) == pytest.approx(1, abs=1e-5)
-
-
-def test_probabilities_of_the_tokens_of_each_coarse_sequence_sum_to_one(layout):
-    tokens = sequences(K, layout.num_tokens)
-    probabilities = log_prob(make(layout=layout, given=PAIRS), tokens).exp()
-    coarse, of_coarse = PAIRS.to_coarse(tokens).unique(dim=0, return_inverse=True)
-    assert len(coarse) == 2**layout.num_tokens
-    sums = torch.zeros(len(coarse), dtype=torch.float64).index_add(0, of_coarse, probabilities)
-    torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-5, rtol=0)
-
-
-def test_probabilities_of_both_stages_together_sum_to_one(layout):
-    tokens = sequences(K, layout.num_tokens)
-    stages = make(layout=layout, predicts=PAIRS), make(layout=layout, given=PAIRS)
-    assert total(sum(log_prob(stage, tokens) for stage in stages)) == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize("task", ["tokens", "coarse", "fine"])
+def test_probabilities_sum_to_one(layout, task):
+    assert_sums_to_one(make(layout=layout, **TASKS[task]), PAIRS)
 
 
 def test_frequencies_of_samples_are_the_probabilities():
@@ -100,32 +72,14 @@ def test_frequencies_of_samples_are_the_probabilities():
     labels, seeds = torch.ones(count, dtype=torch.int64), range(count)
     given = coarse.generate(labels, Random(seeds))
     tokens = fine.generate(labels, Random(seeds, stage=1), given=given)
-    outcomes = sequences(K)
-    expected = count * (log_prob(coarse, outcomes) + log_prob(fine, outcomes)).exp()
-    number = (tokens * K ** torch.arange(4, -1, -1)).sum(1)
-    observed = number.bincount(minlength=K**5).double()
-    often = expected >= 5
-    expected = torch.cat([expected[often], expected[~often].sum()[None]])
-    observed = torch.cat([observed[often], observed[~often].sum()[None]])
-    assert len(expected) > 50
-    statistic = ((observed - expected) ** 2 / expected).sum()
-    freedom = len(expected) - 1
-    assert Chi2(torch.tensor(float(freedom))).mean + 5 * (2 * freedom) ** 0.5 > statistic
+    outcomes = every_sequence(K, 5)
+    assert_frequencies(tokens, outcomes, (log_prob(coarse, outcomes) + log_prob(fine, outcomes)).exp())
 
 
 @pytest.mark.parametrize("task", TASKS)
-@torch.no_grad()
 def test_cached_steps_are_teacher_forcing(task):
-    stage = make((1, 2, 3), **TASKS[task])
     tokens = torch.randint(K, (2, 14), generator=torch.Generator().manual_seed(1))
-    targets, given = stage.levels(tokens)
-    plan, found = stage.plan(), []
-    state = stage.begin(LABELS, given, plan)
-    for group in plan.groups:
-        hidden = stage.hidden(state, group)
-        found.append(stage.head(hidden, None if given is None else given[:, group.at]))
-        stage.observe(state, group, targets[:, group.at])
-    torch.testing.assert_close(torch.cat(found, 1), stage.logits(tokens, LABELS), atol=1e-5, rtol=1e-5)
+    assert_steps_are_teacher_forcing(make((1, 2, 3), **TASKS[task]), tokens, LABELS)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -221,11 +175,6 @@ def test_no_likelihood_with_kept_labels():
     kept = torch.tensor([False, True, False, False, False])
     with pytest.raises(InputError, match="likelihood given all of them is not known"):
         stage.log_prob(tokens, LABELS, kept=kept)
-
-
-def test_guidance_grows_from_none_to_all():
-    sampling = Sampling(cfg_scale=2.5, cfg_schedule="steps")
-    assert [sampling.cfg_scale_at(k, 10, 0.0) for k in range(10)] == pytest.approx([1 + 1.5 * k / 9 for k in range(10)])
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from scipy import stats
+from stage_cases import assert_frequencies
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
@@ -126,12 +126,7 @@ def test_samples_have_the_frequencies_of_the_likelihood(monkeypatch, tiny, kind,
     labels, random = torch.full((DRAWS,), LABEL), Remembered(range(DRAWS))
     drawn = stage.pack(Compute("float32")).generate(labels, random, sampling, rows)
     possible = (given == here).all(1)
-    numbers = stage.vocabulary ** torch.arange(N)  # a sequence as one number
-    counts = (drawn * numbers).sum(1).bincount(minlength=stage.vocabulary**N)
-    of_possible = counts[(targets[possible] * numbers).sum(1)]
-    assert of_possible.sum() == DRAWS
-    expected = probabilities[possible] / probabilities[possible].sum() * DRAWS
-    assert stats.chisquare(of_possible.numpy(), expected.numpy()).pvalue > 1e-3
+    assert_frequencies(drawn, targets[possible], probabilities[possible])
 
 
 @pytest.mark.parametrize(

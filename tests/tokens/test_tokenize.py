@@ -13,17 +13,14 @@ import torch
 from image_files import tar
 from PIL import Image
 
-from ctf.cli import main
 from ctf.errors import InputError
 from ctf.files import read_json, write_json
 from ctf.images import ImageSet, open_images, ten_crop, ten_shift, to_tensor
-from ctf.interop import llamagen
 from ctf.layout import Layout
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 from ctf.tokens import TokenSet, tokenize_images
 
 SIZE = 16
-OFFICIAL = Path(__file__).parents[1] / "golden" / "llamagen" / "vq8.pt"
 DAMAGED = (0, 5, 8, 9, 10, 11, 21, 22)  # a whole batch of four among them, and the last two images
 
 
@@ -271,39 +268,10 @@ def test_another_tokenizer_is_refused(source, tokenizer, tmp_path):
         tokenize(open_images(source, size=SIZE), VQTokenizer(tokenizer.config), tmp_path)
 
 
-def test_size_that_does_not_fit(source, tokenizer, tmp_path):
-    with pytest.raises(InputError, match="images of 20 × 20 pixels: the tokenizer takes multiples of 8"):
-        tokenize(open_images(source, size=20), tokenizer, tmp_path / "set")
-    assert not (tmp_path / "set").exists()
-
-
 @pytest.mark.parametrize("ranges", [(), (1.1, 0.9), (5.0,), (float("nan"),)])
 def test_crop_ranges(source, tokenizer, tmp_path, ranges):
     with pytest.raises(InputError, match="crop ranges"):
         tokenize(open_images(source, size=SIZE), tokenizer, tmp_path, augmentation="ten-crop", crop_ranges=ranges)
-
-
-@pytest.mark.parametrize(("name", "message"), [("batch_size", "batch size 0"), ("shard_size", "shard size 0")])
-def test_sizes_of_nothing(source, tokenizer, tmp_path, name, message):
-    with pytest.raises(InputError, match=message):
-        tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "set", **{name: 0})
-    assert not (tmp_path / "set").exists()
-
-
-def test_the_command_takes_an_official_tokenizer(tmp_path, capsys):
-    images = tmp_path / "images"
-    images.mkdir()
-    for seed in range(2):
-        pixels = np.random.default_rng(seed).integers(256, size=(16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(images / f"{seed}.png")
-    line = ["tokenize", "--images", str(images), "--image_size", "16", "--tokenizer", str(OFFICIAL)]
-    line += ["--augmentation", "none", "--device", "cpu", "--out", str(tmp_path / "set")]
-    assert main(line) == 0
-    assert "2 images × 1 × 4 tokens" in capsys.readouterr().out
-    official = llamagen.load_tokenizer(OFFICIAL)
-    opened = open_images(str(images), size=16)
-    expected = [tokens_alone(official, opened.read(i)) for i in range(2)]
-    assert TokenSet.open(tmp_path / "set").gather([0, 1]).tolist() == expected
 
 
 # Files that change

@@ -173,11 +173,3 @@ def test_nothing_to_write(tmp_path):
         TokenWriter(tmp_path, settings(inputs=0)).close()
     with pytest.raises(InputError, match="by the number of its inputs"):
         TokenWriter(tmp_path, settings(inputs=None))
-
-
-def test_write_token_set_does_not_overwrite(tmp_path):
-    write(tmp_path).close()
-    before = files(tmp_path)
-    with pytest.raises(InputError, match="already holds a token set"):
-        write_token_set(tmp_path, np.zeros((1, 4), int), np.zeros(1, int), 16)
-    assert files(tmp_path) == before

@@ -91,13 +91,6 @@ def which(batch):
     return ((batch.mean((1, 2, 3)) + 1) * 127.5 / 8).round().long().tolist()
 
 
-def test_every_image_once_per_epoch_in_a_new_order():
-    batches = ImageBatches(make_image_set(images=20), batch_size=8, seed=0)
-    seen = [image for step in range(5) for image in which(batches[step])]  # 40 images, a batch across the epochs
-    assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
-    assert seen[:20] != seen[20:]
-
-
 def test_half_of_the_images_are_mirrored():
     images = make_image_set(images=10)
     batches = ImageBatches(images, 10, seed=0)

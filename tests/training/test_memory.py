@@ -93,18 +93,6 @@ def test_recomputed_blocks_keep_their_inputs_and_have_the_same_gradients(kind, s
     assert all_blocks - saved() == (stage.config.layers - 1) * inputs[0]
 
 
-def test_checkpointing_keeps_inputs_and_one_block():
-    stage = stage_of()
-    c = stage.config
-    full, inputs = activations(stage, 2), activations(stage, 2, recompute=True)
-    assert inputs == c.layers * 4 * c.dim * c.positions + full / c.layers
-
-
-def test_dropout_adds_two_masks():
-    with_masks, without = (activations(stage_of(dropout=p), 2) for p in (0.1, 0.0))
-    assert with_masks - without == 6 * 24 * 2 * 192
-
-
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_memory_between_steps_is_exact(name):
     """Weights, gradients and the optimizer's state, to the byte but for its step counters."""

@@ -5,7 +5,6 @@ import torch
 from tiny_runs import COARSE_MAP, make_loop, make_token_set
 
 from ctf.codebook import CoarseMap
-from ctf.errors import InputError
 from ctf.files import read_json, write_json
 from ctf.fingerprint import fingerprint
 from ctf.sampling import Sampling
@@ -96,9 +95,3 @@ def test_classes_without_images_are_named(paths, tmp_path):
                 loop=make_loop(steps=1),
             )
         )
-
-
-@pytest.mark.parametrize(("training", "name"), [(CoarseTraining, "coarse"), (FineTraining, "fine")])
-def test_a_missing_coarse_map_is_refused(paths, tmp_path, training, name):
-    with pytest.raises(InputError, match=f"ctf train {name} needs --coarse_map"):
-        train_stage(training(out=str(tmp_path), tokens=paths["tokens"], size="nano"))

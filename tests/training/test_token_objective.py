@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_runs import COARSE_MAP, logged, make_token_objective, make_token_set, run
+from tiny_runs import COARSE_MAP, logged, make_image_set, make_token_objective, make_token_set, run
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
@@ -121,9 +121,9 @@ def test_mismatched_parts_are_refused(tokens, tokenizer, tmp_path):
     assert make_token_objective(known, held_out=tokens).held_out is tokens  # tokens of an unknown codebook go with any
 
 
-def test_a_tokenizer_with_other_convolutions_between_scales_is_refused(tmp_path, scales_pipeline, noise_images):
-    tokenizer, noise_images.size = scales_pipeline.tokenizer, 16
-    tokens = tokenize_images(noise_images, tokenizer, tmp_path / "tokens")
+def test_a_tokenizer_with_other_convolutions_between_scales_is_refused(tmp_path, scales_pipeline):
+    tokenizer = scales_pipeline.tokenizer
+    tokens = tokenize_images(make_image_set(size=16), tokenizer, tmp_path / "tokens")
     other = copy.deepcopy(tokenizer)
     other.quantizer.residual.convolutions[2].bias.data[0] += 1e-3
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ctf.device import send
 from ctf.errors import InputError
 from ctf.layout import Layout
-from ctf.models.config import TransformerConfig
+from ctf.models.config import NetworkConfig
 from ctf.sampling.settings import Order, Sampling
 from ctf.stages.drawing import DrawPlan, Group, scale_groups
 from ctf.stages.settings import MaskedSettings
@@ -61,7 +61,7 @@ class Masked(TransformerStage):
         num_classes: int,
         rounds: Literal["one", "any", "scales"] | None = None,
         **settings: Any,
-    ) -> TransformerConfig:
+    ) -> NetworkConfig:
         """As `Stage.configure`. `rounds` defaults to "one" where labels are given, as in the paper, else to "any"."""
         if rounds not in (None, "one", "any", "scales"):
             raise InputError(f"rounds {rounds!r} does not exist: choose one, any or scales")

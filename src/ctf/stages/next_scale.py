@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from ctf.codebook.coarse_map import codebook_fingerprint
 from ctf.errors import InputError
-from ctf.layout import Layout
 from ctf.models.cache import KeyValueCache
 from ctf.models.config import Compute
 from ctf.models.next_scale import NextScaleTransformer
@@ -55,7 +53,7 @@ class NextScale(CachedStage):
     the same in training and in sampling, so the likelihood is exact.
     """
 
-    kind, orders = "next_scale", ("scales",)
+    kind, attention, orders = "next_scale", "scales", ("scales",)
     Config, Settings = NextScaleConfig, NextScaleSettings
     Network, Packed = NextScaleTransformer, PackedNextScale
     config: NextScaleConfig  # type: ignore[assignment]
@@ -84,15 +82,6 @@ class NextScale(CachedStage):
             )
         convolutions = len(tokenizer.quantizer.residual.convolutions)
         return {"codeword_dim": tokenizer.quantizer.weight.shape[1], "convolutions": convolutions}
-
-    @classmethod
-    def configure(  # type: ignore[override]
-        cls, size: str, *, vocabulary: int, given: int, layout: Layout, num_classes: int, **settings: Any
-    ) -> NextScaleConfig:
-        if unknown := settings.keys() - {field.name for field in dataclasses.fields(NextScaleConfig)}:
-            raise InputError(f"stages of kind {cls.kind} have no setting {min(unknown)}: leave it out")
-        facts: dict[str, Any] = {"output_vocab": vocabulary, "given_vocab": given, "num_classes": num_classes}
-        return NextScaleConfig.of_size(size, layout=layout, **facts, **settings)
 
     @classmethod
     def usual_tokenizer(cls) -> Tokenizer:

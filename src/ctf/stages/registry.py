@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
-from ctf.files import check_finite, load_tensors, unreadable
+from ctf.files import contents_of_kind
 from ctf.layout import Layout, with_layout
 from ctf.models.config import Compute
 from ctf.plugins import import_plugins, load_object
@@ -131,11 +131,7 @@ def load_stage(path: str | Path) -> Stage:
         InputError: missing, truncated, not a stage, of an unknown kind, with NaN in it, or written by an incompatible
             version.
     """
-    tensors, metadata = load_tensors(path)
-    if metadata.get("ctf") != "stage":
-        raise InputError(f"{path} is not a ctf stage (it says {metadata.get('ctf', 'nothing')!r}): give another file")
-    check_finite(path, tensors)
-    try:
+    with contents_of_kind(path, "stage") as (tensors, metadata):
         if ":" in metadata["kind"]:
             raise InputError("the file names code to run as its kind")
         kind = find_kind(metadata["kind"])
@@ -154,10 +150,6 @@ def load_stage(path: str | Path) -> Stage:
                 **maps,
             )
         stage.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise unreadable(path, "stage", error) from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     return stage.eval()
 
 

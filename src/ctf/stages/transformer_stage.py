@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.models.cluster_head import member_logits
-from ctf.models.config import Compute, TransformerConfig
+from ctf.models.config import Compute, NetworkConfig, TransformerConfig
 from ctf.models.linear import packed_bytes
 from ctf.models.loss import ClusterLoss, linear_cross_entropy
 from ctf.models.packed import PackedTransformer
@@ -28,9 +28,9 @@ class TransformerStage(Stage):
     A kind around another network names it, its packed form and its settings.
     """
 
-    Config: ClassVar[type] = TransformerConfig
+    Config: ClassVar[type[NetworkConfig]] = TransformerConfig
     config: TransformerConfig
-    attention: ClassVar[Literal["causal", "full", "groups"]]
+    attention: ClassVar[Literal["causal", "full", "groups", "scales"]]
     rows_of: ClassVar[dict[str, str]] = {
         "transformer.label_embedding.weight": "classes",
         "transformer.token_embedding.weight": "predicts",
@@ -50,12 +50,19 @@ class TransformerStage(Stage):
     @classmethod
     def configure(
         cls, size: str, *, vocabulary: int, given: int, layout: Layout, num_classes: int, **settings: Any
-    ) -> TransformerConfig:
-        if unknown := settings.keys() - {field.name for field in dataclasses.fields(TransformerConfig)}:
+    ) -> NetworkConfig:
+        fields = {field.name for field in dataclasses.fields(cls.Config)}  # type: ignore[arg-type]
+        if unknown := settings.keys() - fields:
             raise InputError(f"stages of kind {cls.kind} have no setting {min(unknown)}: leave it out")
-        facts: dict[str, Any] = {"layout": layout, "num_classes": num_classes, "attention": cls.attention}
-        settings = {"input_vocab": vocabulary, "output_vocab": vocabulary, "given_vocab": given, **facts, **settings}
-        return TransformerConfig.of_size(size, **settings)
+        facts = {
+            "input_vocab": vocabulary,
+            "output_vocab": vocabulary,
+            "given_vocab": given,
+            "layout": layout,
+            "num_classes": num_classes,
+            "attention": cls.attention,
+        }
+        return cls.Config.of_size(size, **{name: facts[name] for name in facts.keys() & fields} | settings)
 
     def head(self, hidden: Tensor, given: Tensor | None) -> Tensor:
         """States (…, dim) → float32 logits of all labels, or of the members of each given cluster."""
