@@ -105,24 +105,8 @@ class Pipeline(StagePipeline):
         for name in others:
             raise InputError(our_name(name) or f"from_pretrained has no argument {name}")
         folder = find_model(str(source), revision)
-        config = read_json(folder / CONFIG)
-        if config.get("format") != FORMAT or not {"stages", "class_names"} <= config.keys():
-            raise InputError(f"{folder}: this ctf reads model folders of format {FORMAT}: update it, or assemble again")
-        for key in ("stages", "class_names"):
-            if not isinstance(config[key], list) or not all(isinstance(name, str) for name in config[key]):
-                raise InputError(f"{folder / CONFIG}: {key} is not a list of names: restore it or save the model again")
-        stages = [load_stage(_part(folder, name)) for name in config["stages"]]
-        settings = read_json(folder / SAMPLING) if (folder / SAMPLING).exists() else {}
-        if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
-            raise InputError(f"{folder / SAMPLING} does not hold settings by stage: restore it or save the model again")
-        if unknown := settings.keys() - {stage.name for stage in stages}:
-            raise InputError(f"{folder / SAMPLING}: the model has no stage {min(unknown)!r}: correct or restore it")
-        for stage in stages:
-            try:
-                stage.sampling = Sampling.of_file(stage.sampling.for_file() | settings.get(stage.name, {}))
-            except InputError as error:
-                raise InputError(f"{folder / SAMPLING}, {stage.name}: {error}") from None
-        pipeline = cls(load_tokenizer(_part(folder, "tokenizer")), config["class_names"], stages)
+        stages, class_names = _stages(folder)
+        pipeline = cls(load_tokenizer(_part(folder, "tokenizer")), class_names, stages)
         pipeline.about = About.load(folder)
         pipeline.to(device).compute_in(compute or Compute())
         if device == "auto" and pipeline.device.type != "cpu" and rank_and_world()[0] == 0:
@@ -356,9 +340,28 @@ def describe_stage(stage: Stage) -> dict[str, Any]:
 
 def stages_of(source: str) -> tuple[list[Stage], list[str]]:
     """The stages of a model, without its tokenizer, and its class names. Raises InputError as `from_pretrained`."""
-    folder = find_model(source)
+    return _stages(find_model(source))
+
+
+def _stages(folder: Path) -> tuple[list[Stage], list[str]]:
     config = read_json(folder / CONFIG)
-    return [load_stage(_part(folder, name)) for name in config["stages"]], config["class_names"]
+    if config.get("format") != FORMAT or not {"stages", "class_names"} <= config.keys():
+        raise InputError(f"{folder}: this ctf reads model folders of format {FORMAT}: update it, or assemble again")
+    for key in ("stages", "class_names"):
+        if not isinstance(config[key], list) or not all(isinstance(name, str) for name in config[key]):
+            raise InputError(f"{folder / CONFIG}: {key} is not a list of names: restore it or save the model again")
+    stages = [load_stage(_part(folder, name)) for name in config["stages"]]
+    settings = read_json(folder / SAMPLING) if (folder / SAMPLING).exists() else {}
+    if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
+        raise InputError(f"{folder / SAMPLING} does not hold settings by stage: restore it or save the model again")
+    if unknown := settings.keys() - {stage.name for stage in stages}:
+        raise InputError(f"{folder / SAMPLING}: the model has no stage {min(unknown)!r}: correct or restore it")
+    for stage in stages:
+        try:
+            stage.sampling = Sampling.of_file(stage.sampling.for_file() | settings.get(stage.name, {}))
+        except InputError as error:
+            raise InputError(f"{folder / SAMPLING}, {stage.name}: {error}") from None
+    return stages, config["class_names"]
 
 
 def is_model(folder: Path) -> bool:

@@ -79,15 +79,19 @@ def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: in
 def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig, steps: int) -> float:
     """The median time of so many steps of the training loop, with reading, averaging and metrics, from step 0 on."""
     with temporary_folder() as folder:
-        trainer = Trainer(objective, folder, config, loop)
-        trainer.module.train()
-        with closing(trainer.batches()) as batches:
-
-            def step(number: int) -> None:
-                trainer.step(next(batches), number)
-
-            times = [seconds(partial(step, n), trainer.processes.device) for n in range(WARM_UP + steps)]
+        times = step_times(Trainer(objective, folder, config, loop), WARM_UP + steps)
     return statistics.median(times[WARM_UP:])
+
+
+def step_times(trainer: Trainer, steps: int) -> list[float]:
+    """Seconds of each of the first `steps` steps, of which the first `WARM_UP` prepare what later ones use."""
+    trainer.module.train()
+    with closing(trainer.batches()) as batches:
+
+        def step(number: int) -> None:
+            trainer.step(next(batches), number)
+
+        return [seconds(partial(step, number), trainer.processes.device) for number in range(steps)]
 
 
 def training_report(config: TrainingBenchmark) -> Iterator[str]:

@@ -11,6 +11,9 @@ def fit(config: FitConfig) -> None:
     Example:
         ctf fit --images pictures --time 15m --out runs/mine
     """
+    from time import monotonic
+
+    started = monotonic()  # what is imported from here on takes time too
     from pathlib import Path
 
     from ctf.device import usable_device
@@ -27,7 +30,7 @@ def fit(config: FitConfig) -> None:
     else:
         if not config.dry_run:
             check_folder(Path(config.out))
-        plan = choose(config, where)
+        plan = choose(config, where, started)
     print(plan.table())
     if not config.dry_run:
         run_fit(plan, config.out, config.device)

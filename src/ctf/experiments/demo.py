@@ -77,12 +77,15 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
 def demo_plan(run: Path, steps: int, batch_size: int, seed: int) -> Plan:
     """Coarse-to-fine and the baseline of equal sizes and steps, from random weights, over the bundled tokenizer."""
     guided, fine = Sampling(cfg_scale=2.5, top_p=0.95), Sampling(temperature=0.3)  # those of the bundled model
+    num_test = len(emoji_of_folders("test")[1])
     return Plan(
         images=str(run / IMAGES),
         split="train",
         held_out="test",
         image_size=64,
         num_images=len(emoji_of_folders("train")[1]),
+        num_test=num_test,
+        evaluated=num_test,
         augmentation="ten-shift",  # without it nano models know 786 images by heart after 10 passes
         tokenizer="emoji",
         family="vq",

@@ -16,23 +16,24 @@ class FitConfig:
         images: a folder with a sub-folder per class, or a flat one, which is one class; "emoji", Parquet, WebDataset
             shards or "hf://name".
         out: folder of the run. An interrupted command goes on where it stopped and gives the same model.
-        time: about how long it may take, such as 90s, 30m or 2h. Steps are timed first, and as many are planned. An
-            interrupted run keeps its plan.
+        time: how long all of it may take, such as 90s, 30m or 2h. A little of the work is timed first, and as many
+            steps are planned as fit. An interrupted run keeps its plan.
         split: which part to train on, where the images have several.
         held_out: the split to keep for the report's figures. Where neither is named, every tenth image of each class
-            is kept.
+            is kept. A random part is measured where all would take more than a twentieth of the time.
         image_size: pixels per side: 64 on a CPU and 256 on a GPU without it. Bundled tokenizers serve where they make
             at most 256 tokens of an image.
         tokenizer: use this one, as for `ctf tokenize`; "new" trains one. Without it the bundled one is taken that keeps
             a hundred of the images best; a new one only where none keeps 20 dB and there is time for 1,500 steps.
         family: of the tokenizer: "vq", or "multi-scale", whose stages predict scale after scale.
-        start_from: a model folder or Hub id whose stages training starts from, and whose tokenizer is taken; "none"
-            starts from random weights. Without it, and without a baseline, it is the bundled model of the tokenizer.
+        start_from: a model folder or Hub id whose stages training starts from, and whose tokenizer is taken; or a
+            stage, a run or LlamaGen's file, as for `ctf train`; "none" starts from random weights. Without it, and
+            without a baseline, it is the bundled model of the tokenizer.
         lpips: choose among bundled tokenizers by LPIPS, with the weights in this folder, file or Hub id, instead of by
             PSNR.
-        num_clusters: that of the model to start from, or one for every 32 codewords, without it.
-        size: of both stages, see `ctf info sizes`; without it that of the model to start from; else B on a GPU, nano or
-            from half an hour on micro on a CPU.
+        num_clusters: that of the weights to start from, or one for every 32 codewords, without it.
+        size: of both stages, see `ctf info sizes`; without it that of the weights to start from; else B on a GPU, nano
+            or from half an hour on micro on a CPU.
         batch_size: of the stages: 32 on a CPU and 256 on a GPU without it.
         baseline: train a one-stage model too, of the same size and for as many steps, and compare the two.
         seed: of everything; 0 without it.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from time import monotonic
 
 import torch
 
 from ctf.errors import InputError
 from ctf.fit.config import NEW, NOTHING, FitConfig
-from ctf.fit.measure import bundled_tokenizers, compare_tokenizers, seconds_of_steps, seconds_to_encode
-from ctf.fit.plan import SYSTEMS, Plan, check_classes, files_of
+from ctf.fit.measure import bundled_tokenizers, compare_tokenizers, measure_times
+from ctf.fit.plan import SYSTEMS, Plan, check_classes, files_of, in_words
 from ctf.fit.recipes import RECIPES, tokenizer_to_train
-from ctf.fit.stages import random_stages, stages_like, starting_model
-from ctf.images.image_set import MADE_SPLITS, ImageSet, every_tenth, open_images
-from ctf.images.records import warn
+from ctf.fit.stages import brings_tokenizer, plan_stages, size_of, stages_to_start_from
+from ctf.images.image_set import MADE_SPLITS, every_tenth, open_images
 from ctf.images.splits import match_split
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_folder import find_model
@@ -35,8 +35,8 @@ SHARES = {"tokenizer": 0.45, "coarse": 0.33, "fine": 0.22, "baseline": 0.33}
 #: Views of an image that are turned into tokens: the most that take at most a share of the time, or else the image.
 VIEWS: dict[Augmentation, int] = {"ten-shift": 10, "flip": 2, "none": 1}
 VIEWS_SHARE = 0.1
-#: Opening, clustering, evaluating and sampling: seconds, and a share of the time.
-OTHERS, OTHERS_SHARE = 10.0, 0.05
+#: Held-out images are measured in at most this share of the time, or else as many of them, chosen at random.
+MEASURING_SHARE, FEWEST_MEASURED = 0.05, 100
 #: Passes over the images after which more teach next to nothing, or only the images by heart.
 MOST_EPOCHS = {"tokenizer": 100, "coarse": 120, "fine": 80, "baseline": 120}
 FEWEST_STEPS = 20
@@ -50,28 +50,25 @@ def parse_time(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def choose(config: FitConfig, device: torch.device) -> Plan:
+def choose(config: FitConfig, device: torch.device, started: float | None = None) -> Plan:
     """Decide what `config` leaves open, and say what is measured for it.
 
-    Bundled tokenizers are compared on a hundred of the images. Steps of each training are timed here and now, with
-    models of the sizes chosen, and as many are planned as fit into the time, or fewer where more would teach nothing.
+    Bundled tokenizers are compared on a hundred of the images. A little of all work is timed here and now, with models
+    of the sizes chosen, and as many steps are planned as fit into the time, or fewer where more would teach nothing.
+    The time counts from `started`, a value of `time.monotonic()`, or from this call.
 
     Raises:
         InputError: images that cannot be opened, a split to hold out that would be trained on, or a tokenizer or
-            starting model that does not fit.
+            stages to start from that do not fit.
     """
     for name in ("image_size", "num_clusters", "batch_size"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name} {value} must be at least 1")
     parse_time(config.time)  # refuses what is no time before anything is opened
-    task = Task.open(config, device)
-    plan = task.choose()
-    task.warn_of_time(plan)
-    return plan
+    return Task(config, device, monotonic() if started is None else started).choose()
 
 
-@dataclass(frozen=True)
 class Task:
     """What decisions follow from: what was asked for, the images, and what bundled tokenizers keep of them.
 
@@ -85,37 +82,31 @@ class Task:
         count: of the images to train on.
         tokenizers: the bundled ones that suit the image size, by name.
         bundled: their PSNR, and LPIPS if asked for, on `test`.
+        started: when the time began, by `time.monotonic()`.
+        opening: seconds that it took to open the images.
     """
 
-    config: FitConfig
-    device: torch.device
-    image_size: int
-    images: ImageSet
-    test: ImageSet
-    held_out: str | None
-    count: int
-    tokenizers: dict[str, Tokenizer]
-    bundled: dict[str, dict[str, float]]
-
-    @classmethod
-    def open(cls, config: FitConfig, device: torch.device) -> Task:
-        """Open the images and compare bundled tokenizers on them."""
-        size = config.image_size or (256 if device.type == "cuda" else 64)
-        images, split, held_out = open_images(config.images, config.split, size), config.split, config.held_out
-        num_held_out = int(every_tenth(images.labels).sum()) if split is held_out is None else 0
-        test = images
-        if num_held_out:
-            held_out = MADE_SPLITS[0]
-        elif held_out is not None and (split is None or match_split(held_out, [split])):  # "Train" is "train" too
-            raise InputError(f"held_out {held_out}: name another split to train on, such as --split train")
-        if held_out is not None:
-            test = open_images(config.images, held_out, size)
-            check_classes(images, test, held_out)
-        tokenizers = bundled_tokenizers(size)
-        if tokenizers:
-            print(f"Comparing the bundled tokenizers {' and '.join(tokenizers)} on the images …", flush=True)
-        bundled = compare_tokenizers(tokenizers, test, device, config.lpips)
-        return cls(config, device, size, images, test, held_out, len(images) - num_held_out, tokenizers, bundled)
+    def __init__(self, config: FitConfig, device: torch.device, started: float) -> None:
+        self.config, self.device, self.started = config, device, started
+        self.image_size = size = config.image_size or (256 if self.on_gpu else 64)
+        before = monotonic()
+        self.images = self.test = open_images(config.images, config.split, size)
+        split, self.held_out, self.count = config.split, config.held_out, len(self.images)
+        if split is self.held_out is None:
+            if num_held_out := int(every_tenth(self.images.labels).sum()):
+                self.held_out, self.count = MADE_SPLITS[0], self.count - num_held_out
+        elif self.held_out is not None and (
+            split is None or match_split(self.held_out, [split])
+        ):  # "Train" is "train" too
+            raise InputError(f"held_out {self.held_out}: name another split to train on, such as --split train")
+        if self.held_out is not None:
+            self.test = open_images(config.images, self.held_out, size)
+            check_classes(self.images, self.test, self.held_out)
+        self.opening = monotonic() - before
+        self.tokenizers = bundled_tokenizers(size)
+        if self.tokenizers:
+            print(f"Comparing the bundled tokenizers {' and '.join(self.tokenizers)} on the images …", flush=True)
+        self.bundled = compare_tokenizers(self.tokenizers, self.test, device, config.lpips)
 
     @property
     def on_gpu(self) -> bool:
@@ -145,7 +136,7 @@ class Task:
         asked, start = self.config.tokenizer, self.config.start_from
         if asked is not None:
             return self.plan(asked, f"the tokenizer {asked} was asked for")
-        if start not in (None, NOTHING):
+        if start not in (None, NOTHING) and brings_tokenizer(start):
             source = start if start in BUNDLED else str(find_model(start))
             return self.plan(source, f"the tokenizer is that of {start}")
         family = self.config.family
@@ -172,23 +163,20 @@ class Task:
                 raise InputError(f"family {family!r}: choose one of {', '.join(RECIPES)}, or give a tokenizer")
             architecture = tokenizer_to_train(RECIPES[family], self.image_size, self.count, self.on_gpu)
             side = self.image_size // architecture.downsampling
-            own = {"scales": scales_up_to(side)} if RECIPES[family].several else {}
+            own = {"scales": scales_up_to(side)} if family == "multi-scale" else {}
             used: Tokenizer = new_tokenizer(family, architecture, **own)
         else:
-            used = open_tokenizer(tokenizer)
+            used = self.tokenizers.get(tokenizer) or open_tokenizer(tokenizer)
             if config.family not in (None, used.family):
                 raise InputError(f"tokenizer {tokenizer} is of the family {used.family}: leave family out")
         recipe = RECIPES.get(used.family, RECIPES["vq"])
         num_clusters = max(2, used.codebook_size // recipe.tokens_per_cluster)
         names = [*SYSTEMS["coarse-to-fine"], *(SYSTEMS["baseline"] if config.baseline else ())]
-        model, start, why = starting_model(config, tokenizer, used)
-        if model is None:
-            on_cpu = "micro" if parse_time(config.time) >= 1800 else "nano"
-            stages = random_stages(recipe, config.size or ("B" if self.on_gpu else on_cpu), names)
-        else:
-            stages = stages_like(model, names)
-            clusters = model.stages[0].predicts
-            num_clusters = num_clusters if clusters is None else clusters.num_coarse
+        others, start, why = stages_to_start_from(config, tokenizer, used)
+        size = config.size or ("B" if self.on_gpu else "micro" if parse_time(config.time) >= 1800 else "nano")
+        stages = plan_stages(others, recipe, size_of(others[0]) if others else size, names)
+        if others and (clusters := others[0].predicts):
+            num_clusters = clusters.num_coarse
         batch_size = config.batch_size or (256 if self.on_gpu else 32)
         return self.timed(
             Plan(
@@ -197,6 +185,8 @@ class Task:
                 held_out=self.held_out,
                 image_size=self.image_size,
                 num_images=len(self.images),
+                num_test=len(self.test),
+                evaluated=len(self.test),
                 augmentation="none",
                 tokenizer=tokenizer,
                 family=used.family,
@@ -218,42 +208,45 @@ class Task:
         )
 
     def timed(self, plan: Plan, tokenizer: Tokenizer) -> Plan:
-        """`plan` with the steps and the views of the images that fit into the time."""
-        print(f"Timing steps of {', '.join(plan.steps)} …", flush=True)
+        """`plan` with the views of the images, the steps and the measured images that fit into the time."""
+        print(f"Timing a little of {', '.join(plan.parts)} …", flush=True)
         time, count = parse_time(self.config.time), self.count
-        each = seconds_of_steps(plan, self.images, tokenizer, self.device)
-        one_view = count * seconds_to_encode(tokenizer, self.images, self.device)
-        fitting = [name for name, views in VIEWS.items() if views * one_view <= VIEWS_SHARE * time]
-        augmentation = fitting[0] if fitting else "none"
-        seconds = {"else": OTHERS + OTHERS_SHARE * time + VIEWS[augmentation] * one_view}
-        left, total = time - seconds["else"], sum(SHARES[name] for name in each)
-        batches = {name: plan.batch_size if name in plan.stages else plan.tokenizer_batch for name in each}
-        steps = {}
-        for name in each:
-            most = math.ceil(MOST_EPOCHS[name] * count / batches[name])
-            steps[name] = max(FEWEST_STEPS, min(most, int(SHARES[name] / total * left / each[name])))
-        if plan.baseline:  # as many as stage 1 has, for a fair comparison
-            steps["coarse"] = steps["baseline"] = min(steps["coarse"], steps["baseline"])
-        seconds |= {name: steps[name] * each[name] for name in each}
+        took = measure_times(plan, self.images, tokenizer, self.device)
+        views = {name: count * (took.read + number * took.encode) for name, number in VIEWS.items()}
+        augmentation: Augmentation = next((name for name in views if views[name] <= VIEWS_SHARE * time), "none")
+        to_tokens = took.read + took.encode + took.reconstruct
+        measured = max(FEWEST_MEASURED, int(MEASURING_SHARE * time / (to_tokens + took.score)))
+        measured = min(plan.num_test, measured)
+        seconds = took.beside | {
+            "tokens": self.opening + views[augmentation] + measured * to_tokens,
+            "clusters": took.clusters,
+            "report": measured * took.score + took.report,
+            "planning": monotonic() - self.started,
+        }
+        left, shares = time - sum(seconds.values()), sum(SHARES[name] for name in plan.steps)
+        steps, passes = {}, 0.0
+        for name in plan.steps:
+            # Stage 1 and the baseline have the same number, for a fair comparison.
+            alike = ("coarse", "baseline") if plan.baseline and name in ("coarse", "baseline") else (name,)
+            each, share = (sum(of[n] for n in alike) for of in (took.steps, SHARES))
+            one_pass = count / (plan.batch_size if name in plan.stages else plan.tokenizer_batch)
+            most = math.ceil(MOST_EPOCHS[name] * one_pass)
+            steps[name] = max(FEWEST_STEPS, min(most, int(share / shares * left / each)))
+            passes = max(passes, one_pass * each * shares / share)
+        fixed = sum(seconds.values())
+        for name, number in steps.items():
+            seconds[name] += number * took.steps[name]
+        reasons = plan.reasons
+        if (total := sum(seconds.values())) > 1.1 * time:
+            reasons += (
+                f"--time {self.config.time} is too short: the shortest plan takes {in_words(total)}, and only from "
+                f"{in_words(max(total, fixed + passes))} on does each training see every image",
+            )
         return replace(
             plan,
             steps=steps,
             augmentation=augmentation,
-            seconds={name: round(value, 1) for name, value in seconds.items()},
-        )
-
-    def warn_of_time(self, plan: Plan) -> None:
-        """Say so if the shortest plan takes longer than was asked for, and what time would make sense."""
-        time, total = parse_time(self.config.time), sum(plan.seconds.values())
-        if total <= 1.1 * time:
-            return
-        shares = sum(SHARES[name] for name in plan.steps)
-        passes = []
-        for name, steps in plan.steps.items():
-            batch = plan.batch_size if name in plan.stages else plan.tokenizer_batch
-            passes.append(plan.seconds[name] / steps * self.count / batch * shares / SHARES[name])
-        least = (plan.seconds["else"] - OTHERS_SHARE * time + max(passes)) / (1 - OTHERS_SHARE)
-        warn(
-            f"--time {self.config.time} is too short: the shortest plan takes {total / 60:.1f} min, and only from "
-            f"{max(total, least) / 60:.1f} min on does each training see every image"
+            evaluated=measured,
+            seconds={name: round(seconds[name], 1) for name in ("planning", *plan.parts)},
+            reasons=reasons,
         )

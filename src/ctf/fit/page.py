@@ -52,15 +52,14 @@ def curves(path: Path, logs: dict[str, Log]) -> None:
 
 def write_report(run: Path, plan: Plan, metrics: dict[str, Any], more: Iterable[str] = ()) -> None:
     """Write report.md, beside its pictures, with the parts `more` before what to do next."""
-    whose = "held-out images" if plan.held_out else "the training images, since none were held out"
-    warning, tokenizer, model = metrics.get("warning", ""), metrics["tokenizer"], run / MODEL
+    warning, model = metrics.get("warning", ""), run / MODEL
     last = "; last those of the baseline, with the same labels, seeds and settings" if plan.baseline else ""
     parts = [
         picture(SHEET, "images, their tokens, samples"),
-        f"First row: {whose}; second: what the tokenizer makes of them; then samples of the classes above them{last}.",
+        "First row: some of the images that the figures are of; second: what the tokenizer makes of them; then samples "
+        f"of the classes above them{last}.",
         warning and f"**{warning[0].upper()}{warning[1:]}.**",
-        markdown_table(_systems(metrics, whose)),
-        f"Tokenizer: {tokenizer['psnr']:.2f} dB PSNR, {tokenizer['usage']:.0%} of its codewords occur.",
+        *figures(metrics),
         picture(CURVES, "training losses"),
         IS_IT_NORMAL,
         *more,
@@ -74,7 +73,14 @@ ctf info {model}
     write_page(run, f"A model of {plan.images}", parts, plan.table().splitlines())
 
 
-def _systems(metrics: dict[str, Any], whose: str) -> list[list[str]]:
+def figures(metrics: dict[str, Any]) -> list[str]:
+    """The table of the systems, and what is measured of the tokenizer."""
+    kept = metrics["tokenizer"]
+    psnr = f"Tokenizer: {_mean(kept, 'psnr', '.2f')} dB PSNR, {kept['usage']:.0%} of its codewords occur."
+    return [markdown_table(_systems(metrics)), f"{psnr} After ± stands the standard error over the images."]
+
+
+def _systems(metrics: dict[str, Any]) -> list[list[str]]:
     """Rows of the table: a column for the model, and one for the baseline if there is one."""
     model, speed = metrics["likelihood"], metrics["images_per_second"]
     each, saved = [model], []
@@ -83,12 +89,18 @@ def _systems(metrics: dict[str, Any], whose: str) -> list[list[str]]:
         each.append(other)
         saved = [[SAVED, f"{-other['difference']:.3f} ± {other['standard_error']['difference']:.3f}", ""]]
     return [
-        [f"on {whose}", *speed],
-        ["bits per token", *(f"{by['bits_per_token']:.3f}{_terms(by)}" for by in each)],
+        [f"on {metrics['measured_on']}", *speed],
+        ["bits per token", *(f"{_mean(by, 'bits_per_token', '.3f')}{_terms(by)}" for by in each)],
         *saved,
         [RIGHT, *(", ".join(_by_stage(by, "_accuracy", ".1%")) for by in each)],
         ["images per second", *(f"{rate:.3g}" for rate in speed.values())],
     ]
+
+
+def _mean(by: dict[str, Any], name: str, style: str) -> str:
+    """A mean over images with its standard error, which a single image has none of."""
+    error = by["standard_error"][name]
+    return f"{by[name]:{style}}" + ("" if error is None else f" ± {error:{style}}")
 
 
 def _terms(by: dict[str, Any]) -> str:

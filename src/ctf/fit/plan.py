@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ctf.classes import renumbered
 from ctf.errors import InputError
 from ctf.files import read_json, write_json
@@ -25,6 +27,17 @@ PLAN, MAP = "plan.json", "map.safetensors"
 SYSTEMS = {"coarse-to-fine": ("coarse", "fine"), "baseline": ("baseline",)}
 #: What the clusters are to a stage; other stages know nothing of them.
 CLUSTERS = {"coarse": "predicts", "fine": "given"}
+#: What takes time beside the trainings, by the name of the part.
+WORK = {
+    "planning": "the choices above",
+    "tokens": "images to tokens and back",
+    "clusters": "codewords to clusters",
+    "report": "model folder, likelihood, samples and curves",
+}
+#: Checkpoints of a training.
+CHECKPOINTS = 20
+#: Samples in a row of the report's sheet, and rows of each system.
+SHEET_SIZE = 8, 4
 #: Peak learning rates of stages: from random weights, and from trained ones, of which a higher rate would undo more.
 FROM_NOTHING, CONTINUED = 3e-3, 1e-3
 
@@ -55,12 +68,14 @@ class Plan:
         held_out: the split kept from training, for the figures of the report; None for none.
         image_size: pixels per side.
         num_images: of all.
+        num_test: images for the report's figures.
+        evaluated: how many of them are measured, chosen at random where they are not all.
         augmentation: of the training tokens.
         tokenizer: a given or bundled one; "new" trains one.
         family: of the tokenizer.
         architecture: of the tokenizer to train; None for one that is there.
         layout: where the tokens of an image lie.
-        start_from: the model whose stages, and clusters if it has as many, training starts from; "none" for random
+        start_from: the stages, with their clusters if they are as many, that training starts from; "none" for random
             weights.
         num_clusters: M.
         stages: how each is made, by name, in turn.
@@ -68,9 +83,9 @@ class Plan:
         tokenizer_batch: images a step.
         steps: of each training, by name: "tokenizer", if one is trained, and the stages.
         seed: of everything.
-        seconds: that the steps take, as measured, and all else as estimated; empty where nothing was timed.
+        seconds: that each of `parts` takes, as measured, and planning took; empty where nothing was timed.
         bundled: "psnr" in dB, and "lpips" if it was asked for, of bundled tokenizers on these images, by name.
-        reasons: a line each on the choice of the tokenizer and of the starting weights.
+        reasons: a line each on the choice of the tokenizer, on the starting weights, and on too short a time.
         files: a fingerprint of the images' files, see `open`; None if not known.
     """
 
@@ -79,6 +94,8 @@ class Plan:
     held_out: str | None
     image_size: int
     num_images: int
+    num_test: int
+    evaluated: int
     augmentation: Augmentation
     tokenizer: str
     family: str
@@ -116,8 +133,32 @@ class Plan:
         """Of training and of evaluation."""
         return (MADE_SPLITS[1] if self.held_out == MADE_SPLITS[0] else self.split), self.held_out or self.split
 
+    @property
+    def parts(self) -> list[str]:
+        """What a run does, in turn: trainings by their names, and `WORK`."""
+        return [*(["tokenizer"] if self.tokenizer == NEW else []), "tokens", "clusters", *self.stages, "report"]
+
+    @property
+    def scope(self) -> str:
+        """The images that are measured, in words."""
+        whose = "held-out images" if self.held_out else "training images, since none were held out"
+        if self.evaluated == self.num_test:
+            return f"{self.num_test:,} {whose}"
+        return f"{self.evaluated:,} of the {self.num_test:,} {whose}, chosen at random"
+
+    def line(self, part: str) -> str:
+        """A part of the run in words."""
+        if part in self.steps:
+            stage = self.stages.get(part)
+            batch = self.tokenizer_batch if stage is None else self.batch_size
+            what = "a new one" if stage is None else f"{stage.kind}, size {stage.size}"
+            work = f"{what}, {self.steps[part]:,} steps of {batch} images"
+        else:
+            work = WORK[part]
+        return f"{part}: {work}" + (f", about {in_words(self.seconds[part])}" if self.seconds else "")
+
     def open(self) -> tuple[ImageSet, ImageSet]:
-        """The images to train on and those for the report's figures.
+        """The images to train on and those to measure.
 
         Raises:
             InputError: they cannot be opened, have changed since the plan was made, or training lacks a class of them.
@@ -129,6 +170,9 @@ class Plan:
                 "choose another --out to begin anew"
             )
         check_classes(train, test, self.held_out)
+        if self.evaluated < len(test):  # the same images in every run, and more of them in a longer one
+            chosen = np.random.default_rng(0).permutation(len(test))[: self.evaluated]
+            test = test.subset(np.sort(chosen))
         return train, test
 
     def tokenizer_source(self, run: Path) -> str:
@@ -137,14 +181,11 @@ class Plan:
 
     def tokenizer_training(self, run: Path, device: str) -> TokenizerTraining:
         assert self.architecture is not None, "a given tokenizer is not trained"
-        train, test = self.splits
         steps = self.steps["tokenizer"]
         return TokenizerTraining(
             out=str(run / "tokenizer"),
             images=self.images,
-            split=train,
-            held_out=self.images,
-            held_out_split=test,
+            split=self.splits[0],
             image_size=self.image_size,
             family=self.family,
             scales=tuple(rows for rows, _ in self.layout) if len(self.layout) > 1 else (),
@@ -163,7 +204,6 @@ class Plan:
         return StageTraining(
             out=str(run / name),
             tokens=str(run / "tokens" / "train"),
-            held_out=str(run / "tokens" / "test"),
             name=name,
             kind=stage.kind,
             kind_settings=kind_settings(stage.kind, **stage.settings),
@@ -184,7 +224,7 @@ class Plan:
             seed=self.seed,
             log_every=max(1, steps // 100),
             evaluate_every=0,
-            checkpoint_every=max(1, steps // 20),
+            checkpoint_every=max(1, steps // CHECKPOINTS),
             device=device,
             resume=True,
         )
@@ -203,15 +243,10 @@ class Plan:
             made += f", {self.architecture.codebook_size:,} codewords"
         start = "random weights" if self.start_from == NOTHING else self.start_from
         lines += [f"tokenizer: {made}", f"stages: {self.num_clusters:,} clusters; training starts from {start}"]
-        lines += self.reasons
-        for name, steps in self.steps.items():
-            made, batch = "", self.tokenizer_batch
-            if name in self.stages:
-                made, batch = f"{self.stages[name].kind}, size {self.stages[name].size}, ", self.batch_size
-            time = f", about {self.seconds[name] / 60:.1f} min" if self.seconds else ""
-            lines.append(f"{name}: {made}{steps:,} steps of {batch}{time}")
+        lines += [*self.reasons, f"the report's figures: on {self.scope}"]
+        lines += map(self.line, ["planning", *self.parts] if self.seconds else self.parts)
         if self.seconds:
-            lines.append(f"together, with all else, about {sum(self.seconds.values()) / 60:.1f} min")
+            lines.append(f"together: about {in_words(sum(self.seconds.values()))}")
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
@@ -241,6 +276,13 @@ class Plan:
                     f"{path} says {name} {shorten(getattr(self, name))}, not {shorten(value)}: leave it out to go "
                     "on, or choose another --out"
                 )
+
+
+def in_words(seconds: float) -> str:
+    """A time in the unit that suits."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def files_of(*parts: ImageSet) -> str:

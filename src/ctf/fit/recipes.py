@@ -20,7 +20,6 @@ class Recipe:
         kinds: type of each stage.
         sampling: settings of all stages but those that are given labels, beside guidance.
         architecture: settings of a tokenizer to train that differ from those of the family vq.
-        several: whether that tokenizer has several scales.
         patch_size: of that tokenizer, for images of at most 64 pixels.
         codewords_per_position: of it at most, for each position of its finest grid.
         tokens_per_cluster: on average.
@@ -29,7 +28,6 @@ class Recipe:
     kinds: dict[str, str]
     sampling: dict[str, Any]
     architecture: dict[str, Any]
-    several: bool
     patch_size: int
     codewords_per_position: int
     tokens_per_cluster: int
@@ -41,7 +39,6 @@ RECIPES = {
         kinds={"coarse": "autoregressive", "fine": "masked", "baseline": "autoregressive"},
         sampling={},
         architecture={},
-        several=False,
         patch_size=2,  # 16 × 16 tokens of 64 pixels; 8 × 8 turn photographs to fog
         codewords_per_position=256,
         tokens_per_cluster=32,  # the paper: 16,384 in 512
@@ -50,7 +47,6 @@ RECIPES = {
         kinds=dict.fromkeys(("coarse", "fine", "baseline"), "next_scale"),
         sampling={"cfg_schedule": "steps"},
         architecture={"codebook_dim": 32, "z_channels": 32, "l2_normalize": False},
-        several=True,
         patch_size=4,  # up to 8 × 8 of 64 pixels: 155 tokens an image, where up to 16 × 16 are 680
         codewords_per_position=16,  # VAR: 4,096 for 16 × 16; 1,024 for 8 × 8 were used to 88 % (benchmarks/var.md)
         tokens_per_cluster=8,  # as in benchmarks/var.md

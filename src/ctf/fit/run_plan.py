@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -12,16 +16,15 @@ from PIL import Image
 
 from ctf.bench.machine import seconds_in_turns
 from ctf.classes import renumbered
-from ctf.codebook.clustering import cluster_codebook
-from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import usable_device
 from ctf.errors import InputError
 from ctf.evaluation.likelihood import bits_per_token
 from ctf.files import check_writable, read_json_lines, write_json
-from ctf.fit.config import NEW, NOTHING
+from ctf.fit.config import NEW
 from ctf.fit.decide import NEAR, POOR_PSNR
-from ctf.fit.page import CURVES, MODEL, SHEET, curves, write_report
-from ctf.fit.plan import MAP, PLAN, Plan
+from ctf.fit.page import CURVES, MODEL, SHEET, curves, figures, write_report
+from ctf.fit.plan import MAP, PLAN, SHEET_SIZE, Plan, in_words
+from ctf.fit.stages import make_clusters
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_tensor
 from ctf.images.sheet import contact_sheet, png_bytes, save_png
@@ -31,15 +34,12 @@ from ctf.model_folder import Pipeline, assemble, complete_card, open_stage
 from ctf.pipeline import StagePipeline
 from ctf.reporting.page import PAGE
 from ctf.run_folder import RUN_LOG, RUN_MODEL
-from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.measure import measure_tokenizer
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import tokenize_images
 from ctf.training.runs import train_stage, train_tokenizer
 
 METRICS = "metrics.json"
-#: Of the sheet: images, and samples of each system.
-COLUMNS, ROWS = 8, 4
 
 
 def announce(line: str) -> None:
@@ -70,56 +70,69 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
     Raises:
         InputError: as `check_folder` and `Plan.open`; what the parts raise.
     """
-    run, last = Path(out), 4 + len(plan.stages)
+    run, where = Path(out), usable_device(device)
     check_folder(run, plan)
     train, test = plan.open()
     plan.save(run / PLAN)
-    if plan.tokenizer == NEW and not (run / "tokenizer" / RUN_MODEL).exists():
-        announce(f"1/{last}  The tokenizer")
-        train_tokenizer(plan.tokenizer_training(run, device))
-    tokenizer = open_tokenizer(plan.tokenizer_source(run))
+    seconds: dict[str, float] = {}
+    part = partial(_part, plan, seconds)
+    if plan.tokenizer == NEW:
+        with part("tokenizer"):
+            if not (run / "tokenizer" / RUN_MODEL).exists():
+                train_tokenizer(plan.tokenizer_training(run, device))
 
-    announce(f"2/{last}  Images to tokens")
-    train_split, test_split = plan.splits
-    where = usable_device(device)
-    tokenize_images(train, tokenizer, run / "tokens" / "train", plan.augmentation, split=train_split, device=where)
-    tokenize_images(test, tokenizer, run / "tokens" / "test", "none", split=test_split, device=where)
-    metrics: dict[str, Any] = {"tokenizer": measure_tokenizer(tokenizer, test)}
-    if warning := tokenizer_warning(plan, metrics["tokenizer"]["psnr"]):
-        metrics["warning"] = warning
-        announce(f"Note: {warning}")
+    with part("tokens"):
+        tokenizer = open_tokenizer(plan.tokenizer_source(run))
+        train_split, test_split = plan.splits
+        tokenize_images(train, tokenizer, run / "tokens" / "train", plan.augmentation, split=train_split, device=where)
+        tokenize_images(test, tokenizer, run / "tokens" / "test", "none", split=test_split, device=where)
+        kept = measure_tokenizer(copy.deepcopy(tokenizer).to(where), test)
+        metrics: dict[str, Any] = {"measured_on": plan.scope, "tokenizer": kept}
+        if warning := tokenizer_warning(plan, kept["psnr"]):
+            metrics["warning"] = warning
+            announce(f"Note: {warning}")
 
-    announce(f"3/{last}  Codewords to clusters")
-    if not (run / MAP).exists():
-        _clusters(plan, tokenizer).save(run / MAP)
-    for number, name in enumerate(plan.stages, start=4):
-        announce(f"{number}/{last}  The stage {name}")
-        if not (run / name / RUN_MODEL).exists():
-            train_stage(plan.stage_training(name, run, device))
+    with part("clusters"):
+        if not (run / MAP).exists():
+            make_clusters(plan, tokenizer).save(run / MAP)
+    for name in plan.stages:
+        with part(name):
+            if not (run / name / RUN_MODEL).exists():
+                train_stage(plan.stage_training(name, run, device))
 
-    announce(f"{last}/{last}  The model, samples and report")
-    ours, *others = plan.systems
-    parts = [str(run / name) for name in plan.systems[ours]]
-    model = assemble(run / MODEL, plan.tokenizer_source(run), parts, str(run / "tokens" / "train")).to(device)
-    systems: dict[str, StagePipeline] = {ours: model}
-    for system in others:
-        stages = [open_stage(run / name) for name in plan.systems[system]]
-        systems[system] = Pipeline(model.tokenizer, model.class_names, stages).to(device)
-    held_out = TokenSet.open(run / "tokens" / "test")
-    metrics["likelihood"] = bits_per_token(model, held_out, against=systems.get("baseline"))
-    metrics["images_per_second"] = _images_per_second(systems)
-    sheet = _sheet(systems, test, plan.seed)
-    save_png(run / SHEET, sheet)
-    figures = {
-        "tokenizer_psnr": metrics["tokenizer"]["psnr"],
-        "bits_per_token": metrics["likelihood"]["bits_per_token"],
-    }
-    complete_card(run / MODEL, About(metrics=figures, sheet=png_bytes(sheet)))
-    curves(run / CURVES, {name: read_json_lines(run / name / RUN_LOG) for name in plan.steps})
+    with part("report"):
+        ours, *others = plan.systems
+        parts = [str(run / name) for name in plan.systems[ours]]
+        model = assemble(run / MODEL, plan.tokenizer_source(run), parts, str(run / "tokens" / "train")).to(device)
+        systems: dict[str, StagePipeline] = {ours: model}
+        for system in others:
+            stages = [open_stage(run / name) for name in plan.systems[system]]
+            systems[system] = Pipeline(model.tokenizer, model.class_names, stages).to(device)
+        held_out = TokenSet.open(run / "tokens" / "test")
+        metrics["likelihood"] = bits_per_token(model, held_out, against=systems.get("baseline"))
+        sheet, metrics["images_per_second"] = _sheet(systems, test, plan.seed)
+        save_png(run / SHEET, sheet)
+        on_card = {"tokenizer_psnr": kept["psnr"], "bits_per_token": metrics["likelihood"]["bits_per_token"]}
+        complete_card(run / MODEL, About(metrics=on_card, sheet=png_bytes(sheet)))
+        curves(run / CURVES, {name: read_json_lines(run / name / RUN_LOG) for name in plan.steps})
+        write_report(run, plan, metrics)
+    metrics["seconds"] = {name: round(took, 1) for name, took in seconds.items()}
     write_json(run / METRICS, metrics)
-    write_report(run, plan, metrics)
-    announce(f"Done: open {run / PAGE}; sample more with `ctf sample --model {run / MODEL} --out samples`")
+    announce("\n".join(figures(metrics)))
+    announce(
+        f"Done in {in_words(sum(seconds.values()))}: open {run / PAGE}; "
+        f"sample more with `ctf sample --model {run / MODEL} --out samples`"
+    )
     return metrics
+
+
+@contextmanager
+def _part(plan: Plan, seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Announce a part of the plan, and note in `seconds` what it took."""
+    announce(f"{plan.parts.index(name) + 1}/{len(plan.parts)}  {plan.line(name)}")
+    start = monotonic()
+    yield
+    seconds[name] = monotonic() - start
 
 
 def tokenizer_warning(plan: Plan, psnr: float) -> str | None:
@@ -138,38 +151,31 @@ def tokenizer_warning(plan: Plan, psnr: float) -> str | None:
     return None
 
 
-def _clusters(plan: Plan, tokenizer: Tokenizer) -> CoarseMap:
-    """Those of the model to start from, if they are as many as planned; else made anew."""
-    if plan.start_from != NOTHING:
-        for stage in Pipeline.from_pretrained(plan.start_from, "cpu").stages:
-            if stage.predicts is not None and stage.predicts.num_coarse == plan.num_clusters:
-                return stage.predicts
-    return cluster_codebook(tokenizer.codebook, plan.num_clusters, "kmeans", plan.seed)
+def _sheet(systems: dict[str, StagePipeline], test: ImageSet, seed: int) -> tuple[Image.Image, dict[str, float]]:
+    """Images that were measured, what the tokenizer makes of them, and samples of their classes, spread evenly.
 
-
-def _images_per_second(systems: dict[str, StagePipeline]) -> dict[str, float]:
-    """Of eight images at a time: medians, the systems taking turns."""
-    calls = [partial(system, [0] * COLUMNS, seed=0) for system in systems.values()]
-    times = seconds_in_turns(calls, next(iter(systems.values())).device)
-    return {name: COLUMNS / statistics.median(taken) for name, taken in zip(systems, times, strict=True)}
-
-
-def _sheet(systems: dict[str, StagePipeline], test: ImageSet, seed: int) -> Image.Image:
-    """Images that were held out, what the tokenizer makes of them, and samples: of classes that were, spread evenly."""
-    model = next(iter(systems.values()))
+    With it the images per second of each system, which samples a row at a time: the median of all rows but the first.
+    """
+    model, (columns, rows) = next(iter(systems.values())), SHEET_SIZE
     own = renumbered(test.labels, test.class_names, model.class_names, test.source)
     there = np.unique(own).tolist()
-    apart = max(1, len(there) // COLUMNS)
-    labels = [there[i * apart % len(there)] for i in range(COLUMNS)]
+    apart = max(1, len(there) // columns)
+    labels = [there[i * apart % len(there)] for i in range(columns)]
     shown = []
     for i, label in enumerate(labels):
-        rows = np.flatnonzero(own == label)
-        shown.append(int(rows[i // len(there) % len(rows)]))
+        of_class = np.flatnonzero(own == label)
+        shown.append(int(of_class[i // len(there) % len(of_class)]))
     real = np.stack([test.read(index) for index in shown])
     titles = ["images", "as tokens"]
     parts = [[*real], [*model.decode(model.tokenizer.encode(to_tensor(real).to(model.device)))]]
-    for name, system in systems.items():
-        samples = [np.asarray(image) for image in system(labels * ROWS, seed=seed)]
-        titles += [name, *[""] * (ROWS - 1)]
-        parts += [samples[start : start + COLUMNS] for start in range(0, len(samples), COLUMNS)]
-    return contact_sheet(parts, titles, [model.class_names[label] for label in labels], scale=2)
+    samples: dict[str, list[Image.Image]] = {name: [] for name in systems}
+
+    def sample(name: str) -> None:
+        samples[name] += systems[name](labels, seed=seed + len(samples[name]))
+
+    times = seconds_in_turns([partial(sample, name) for name in systems], model.device, rows - 1)
+    for name, images in samples.items():
+        titles += [name, *[""] * (rows - 1)]
+        parts += [[*map(np.asarray, images[start : start + columns])] for start in range(0, len(images), columns)]
+    sheet = contact_sheet(parts, titles, [model.class_names[label] for label in labels], scale=2)
+    return sheet, {name: columns / statistics.median(taken) for name, taken in zip(systems, times, strict=True)}

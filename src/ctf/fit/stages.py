@@ -1,67 +1,84 @@
-"""How `ctf fit` makes its stages: as those of a model that exists, or from random weights."""
+"""How `ctf fit` makes its stages and clusters: like those of the weights to start from, or anew."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from ctf.codebook.clustering import cluster_codebook
+from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.fit.config import NOTHING, FitConfig
-from ctf.fit.plan import CLUSTERS, SYSTEMS, StagePlan
+from ctf.fit.plan import CLUSTERS, Plan, StagePlan
 from ctf.fit.recipes import Recipe
-from ctf.model_folder import Pipeline, is_model
+from ctf.model_folder import is_model
 from ctf.models.config import MODEL_SIZES
 from ctf.models.next_scale_config import NEXT_SCALE_SIZES
+from ctf.run_folder import run_settings
 from ctf.sampling.settings import Sampling
 from ctf.stages.stage import Stage
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.registry import BUNDLED
+from ctf.training.start import starting_stages
 
 
-def starting_model(config: FitConfig, source: str, tokenizer: Tokenizer) -> tuple[Pipeline | None, str, str]:
-    """The model whose stages training starts from, its name, and why: None and "none" for random weights.
+def brings_tokenizer(start: str) -> bool:
+    """Whether what training starts from is a model, and not stages alone."""
+    return not Path(start).is_file() and run_settings(Path(start)) is None
 
-    Without --start_from it is the bundled model of the tokenizer, which `source` names.
+
+def stages_to_start_from(config: FitConfig, source: str, tokenizer: Tokenizer) -> tuple[list[Stage], str, str]:
+    """The stages that training starts from, where they are, and why; none and "none" for random weights.
+
+    Without --start_from they are those of the bundled model of the tokenizer, which `source` names.
 
     Raises:
-        InputError: a model that was asked for and does not fit.
+        InputError: stages that were asked for and do not fit.
     """
     random = "the stages start from random weights"
     if config.start_from == NOTHING:
-        return None, NOTHING, f"{random}, as asked"
+        return [], NOTHING, f"{random}, as asked"
     if config.start_from is None:
         if source not in BUNDLED or not is_model(BUNDLED[source]):
-            return None, NOTHING, f"{random}, since none are bundled for this tokenizer"
+            return [], NOTHING, f"{random}, since none are bundled for this tokenizer"
         if config.baseline:
-            return None, NOTHING, f"{random}, so that the comparison with the baseline is fair"
+            return [], NOTHING, f"{random}, so that the comparison with the baseline is fair"
     start = config.start_from or source
-    model = Pipeline.from_pretrained(start, "cpu")
-    names = {stage.name for stage in model.stages}
-    if missing := [name for name in SYSTEMS["coarse-to-fine"] if name not in names]:
-        raise InputError(f"start_from {start}: the model has no stage {missing[0]}: name another, or {NOTHING}")
-    sizes = sorted({size_of(stage) for stage in model.stages})
+    stages, _ = starting_stages(start)
+    sizes = sorted({size_of(stage) for stage in stages})
     if config.size is not None and sizes != [config.size]:
         if config.start_from is not None:
             raise InputError(f"start_from {start}: its stages are of size {' and '.join(sizes)}: leave size out")
-        return None, NOTHING, f"{random}, since those of {start} are of size {' and '.join(sizes)}"
-    for stage in model.stages:
-        stage.check_tokenizer(tokenizer)
-    return model, start, f"the stages start from those of {start}, with their sizes and sampling settings"
+        return [], NOTHING, f"{random}, since those of {start} are of size {' and '.join(sizes)}"
+    why = f"the stages start from those of {start}, with their sizes and sampling settings"
+    for stage in stages:
+        if stage.codebook is not None:
+            stage.check_tokenizer(tokenizer)
+        elif stage.codebook_size == tokenizer.codebook_size:
+            why += f". They should be of this tokenizer's codebook, which {start} does not say"
+        else:
+            why += (
+                f". Only blocks and classes are taken: its embeddings are of {stage.codebook_size:,} codewords, the "
+                f"tokenizer has {tokenizer.codebook_size:,}. --tokenizer with that of {start} takes them too"
+            )
+    return stages, start, why
 
 
-def stages_like(model: Pipeline, names: list[str]) -> dict[str, StagePlan]:
-    """Stages of these names, each made as that of the model, or as its first one where it has none of the name."""
-    made = {}
-    for name in names:
-        stage = next((stage for stage in model.stages if stage.name == name), model.stages[0])
-        made[name] = StagePlan(size_of(stage), stage.kind, stage.own_settings, stage.sampling)
-    return made
+def plan_stages(others: Sequence[Stage], recipe: Recipe, size: str, names: Sequence[str]) -> dict[str, StagePlan]:
+    """Stages of these names: like the one of its name in `others`, else the recipe's, of this size.
 
-
-def random_stages(recipe: Recipe, size: str, names: list[str]) -> dict[str, StagePlan]:
-    """Stages of these names and one size; the first ones are guided as in the paper."""
+    One that is given no clusters is like the first of `others`, if that is given none.
+    """
     guided = Sampling(cfg_scale=2.0, **recipe.sampling)  # its temperature of 1.1 is for models trained for long
-    return {
-        name: StagePlan(size, recipe.kinds[name], {}, Sampling() if CLUSTERS.get(name) == "given" else guided)
-        for name in names
-    }
+    by_name, made = {stage.name: stage for stage in others}, {}
+    for name in names:
+        with_clusters = CLUSTERS.get(name) == "given"
+        first = others[0] if others and not with_clusters and others[0].given is None else None
+        if stage := by_name.get(name, first):
+            made[name] = StagePlan(size_of(stage), stage.kind, stage.own_settings, stage.sampling)
+        else:
+            made[name] = StagePlan(size, recipe.kinds[name], {}, Sampling() if with_clusters else guided)
+    return made
 
 
 def size_of(stage: Stage) -> str:
@@ -71,3 +88,12 @@ def size_of(stage: Stage) -> str:
         if known == size:
             return name
     raise InputError(f"the stage {stage.name} to start from has no size of `ctf info sizes`: use `ctf train`")
+
+
+def make_clusters(plan: Plan, tokenizer: Tokenizer) -> CoarseMap:
+    """Those of the stages to start from, if they are as many as planned; else made anew."""
+    if plan.start_from != NOTHING:
+        for stage in starting_stages(plan.start_from)[0]:
+            if stage.predicts is not None and stage.predicts.num_coarse == plan.num_clusters:
+                return stage.predicts
+    return cluster_codebook(tokenizer.codebook, plan.num_clusters, "kmeans", plan.seed)

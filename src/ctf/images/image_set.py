@@ -49,6 +49,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, indices: np.ndarray) -> ImageSet:
+        """These images only, int64 (m,), in this order."""
+        return ImageSet(self._records.subset(indices), self.source, self.size)
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with a file of the source: its name, size or time. No image is read."""
         return text_fingerprint(self._records.files())

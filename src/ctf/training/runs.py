@@ -15,6 +15,8 @@ from ctf.images.records import shortened, warn
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.models.loss import ClusterLoss
 from ctf.stages.registry import new_stage
+from ctf.stages.stage import Stage
+from ctf.tokenizer.interface import Tokenizer
 from ctf.tokens.token_set import TokenSet
 from ctf.training.config import TokenizerTraining, TokenTraining
 from ctf.training.loop import train
@@ -47,25 +49,7 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
     torch.manual_seed(config.loop.seed)
     # Before the stage is made: opening a tokenizer draws random numbers, and published runs did it in this order.
     tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
-    on_gpu = config.loop.device in ("auto", "cuda") and torch.cuda.is_available()
-    stage = new_stage(
-        config.kind,
-        config.size,
-        name=task.name,
-        layout=tokens.layout,
-        num_classes=tokens.num_classes,
-        codebook_size=tokens.codebook_size,
-        predicts=predicts,
-        given=given,
-        support=task.support,
-        sampling=config.sampling,
-        codebook=tokens.fingerprint_of_codebook,
-        tokenizer=tokenizer,
-        dropout=config.dropout,
-        class_dropout=config.class_dropout,
-        device=usable_device("cuda" if on_gpu else "cpu"),
-        **dataclasses.asdict(config.kind_settings),
-    )
+    stage = untrained_stage(config, tokens, tokenizer, predicts, given)
     cluster_loss = None
     if added := config.cluster_loss():
         clusters = CoarseMap.load(added[0])
@@ -74,3 +58,32 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
         cluster_loss = ClusterLoss(clusters, added[1])
     objective = TokenObjective(stage, tokens, held_out, tokenizer, cluster_loss, config.start_from)
     return train(objective, config.out, config.optimizer, config.loop, config)
+
+
+def untrained_stage(
+    config: TokenTraining,
+    tokens: TokenSet,
+    tokenizer: Tokenizer | None,
+    predicts: CoarseMap | None,
+    given: CoarseMap | None,
+) -> Stage:
+    """The stage that `config` trains on `tokens`, with random weights and these clusters in place of its own."""
+    on_gpu = config.loop.device in ("auto", "cuda") and torch.cuda.is_available()
+    return new_stage(
+        config.kind,
+        config.size,
+        name=config.task().name,
+        layout=tokens.layout,
+        num_classes=tokens.num_classes,
+        codebook_size=tokens.codebook_size,
+        predicts=predicts,
+        given=given,
+        support=config.task().support,
+        sampling=config.sampling,
+        codebook=tokens.fingerprint_of_codebook,
+        tokenizer=tokenizer,
+        dropout=config.dropout,
+        class_dropout=config.class_dropout,
+        device=usable_device("cuda" if on_gpu else "cpu"),
+        **dataclasses.asdict(config.kind_settings),
+    )

@@ -108,16 +108,27 @@ def open_start(source: str, stage: Stage) -> tuple[Stage, list[str] | None]:
 
     From a model folder it takes the stage of the same name, else the first.
     """
+    stages, names = starting_stages(source, getattr(stage.config, "heads", None))
+    return next((other for other in stages if other.name == stage.name), stages[0]), names
+
+
+def starting_stages(source: str, heads: int | None = None) -> tuple[list[Stage], list[str] | None]:
+    """All stages of what `--start_from` takes, and the names of their classes if they are known.
+
+    `heads` are those of a LlamaGen GPT of a size that is none of `ctf info sizes`, since its file does not say them.
+
+    Raises:
+        InputError: `source` does not exist, or is nothing of the kind.
+    """
     path = Path(source)
     if path.is_file() and not (is_safetensors(path) and "ctf" in read_metadata(path)):
-        return llamagen.load_gpt(path, getattr(stage.config, "heads", None)), None
+        return [llamagen.load_gpt(path, heads)], None
     if path.is_file():
-        return open_stage(path), None
+        return [open_stage(path)], None
     if path.is_dir() and (settings := run_settings(path)) is not None:
         index = Path(settings.get("tokens") or "") / "index.json"
-        return open_stage(path), TokenIndex.load(index.parent).class_names if index.exists() else None
-    stages, names = stages_of(source)
-    return next((other for other in stages if other.name == stage.name), stages[0]), names
+        return [open_stage(path)], TokenIndex.load(index.parent).class_names if index.exists() else None
+    return stages_of(source)
 
 
 def class_rows(rows: Tensor, names: Sequence[str] | None, wanted: Sequence[str]) -> Rows:
