@@ -42,8 +42,20 @@ def test_filter_against_brute_force(values, top_k, top_p):
     kept = filtered > -torch.inf
     expected = brute_force_kept(values, top_k, top_p)
     assert torch.equal(filtered[kept], logits[kept])
-    # Which of equally probable tokens at the edge of the nucleus stay is open; how many is not.
-    assert sorted(filtered[kept].tolist()) == sorted(values[i] for i in expected)
+    assert kept.nonzero().flatten().tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("spread", [0.3, 4.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.95, 0.999_999_9])
+def test_top_p_against_a_stable_sort_of_a_large_vocabulary(spread, top_p):
+    logits = spread * torch.randn(2, 8, 5000, generator=torch.Generator().manual_seed(0))
+    logits[0] = (8 * logits[0]).round() / 8  # ties
+    logits[1, 0, 1:] = logits[1, 1, :4000] = -torch.inf
+    ordered, order = logits.sort(descending=True, stable=True)
+    excluded = ordered.softmax(-1).cumsum(-1).roll(1, -1) > top_p
+    excluded[..., 0] = False
+    expected = logits.masked_fill(torch.empty_like(excluded).scatter_(-1, order, excluded), -torch.inf)
+    assert torch.equal(filter_logits(logits, top_p=top_p), expected)
 
 
 def test_ties_with_the_kth_are_kept():
@@ -152,8 +164,8 @@ def test_extreme_temperatures_draw_labels_that_exist(values, temperature):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_refused(value, temperature):
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {}, {"top_k": 1}, {"top_p": 0.1}], ids=str)
+def test_logits_that_are_not_finite_are_refused(value, settings):
     logits = torch.tensor([[0.0, 1.0], [value, 0.0]])
     with pytest.raises(InputError, match="the logits are not finite"):
-        draw(logits, torch.zeros(2, dtype=torch.float64), Sampling(temperature=temperature))
+        draw(logits, torch.zeros(2, dtype=torch.float64), Sampling(**settings))
