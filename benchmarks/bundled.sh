@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 out=runs/bundled images=emoji-subgroups-by-design
 
 ctf evaluate tokenizer --splits '[test,train]'
-ctf evaluate swap --cluster_counts '[512,128]' --out $out/swap.png
-ctf evaluate swap --model emoji --cluster_counts '[512,128]' --out $out/swap-generated.png
+ctf evaluate swap --num_clusters '[512,128]' --out $out/swap.png
+ctf evaluate swap --model emoji --num_clusters '[512,128]' --out $out/swap-generated.png
 
 ctf tokenize --images $images --split test --augmentation none --out $out/tokens/test
 ctf evaluate likelihood --tokens $out/tokens/test

@@ -31,7 +31,7 @@ from ctf.reporting.tables import table_head, table_row
 
 ROOT = Path(__file__).parents[1]
 BENCH = "ctf bench sampling --batch_sizes '[64]' --decoder_dtype bfloat16"
-PAPERS = f"{BENCH} --methods '[coarse-to-fine]' --sizes '[XL]'"
+PAPERS = f"{BENCH} --systems '[coarse-to-fine]' --sizes '[XL]'"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ TESTS = " ".join(
     sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/**/test_*.py") if "mark.gpu" in path.read_text())
 )
 SCALES = ",".join(f"{side}x{side}" for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
-TINY = "--device cpu --sizes '[nano]' --vocabulary 64 --clusters 8"
+TINY = "--device cpu --sizes '[nano]' --codebook_size 64 --num_clusters 8"
 FAST = f"{TINY} --fine_size nano --batch_sizes '[2]' --runs 1 --layout"
 
 #: In the order in which they matter.
@@ -82,7 +82,7 @@ PARTS = [
     ),
     Part(
         "next scale",
-        f"{BENCH} --methods '[baseline]' --sizes '[d16]' --kinds '[next_scale]' --layout {SCALES}",
+        f"{BENCH} --systems '[baseline]' --sizes '[d16]' --kinds '[next_scale]' --layout {SCALES}",
         90,
         f"{FAST} 1x1,2x2,4x4",
     ),
@@ -108,7 +108,7 @@ def run_part(part: Part, log: Path, rehearse: bool = False) -> Outcome:
     program, *words = shlex.split(f"{part.command} {part.rehearsal if rehearse else ''}")
     with tempfile.TemporaryDirectory() as folder, log.open("w") as output:
         results = Path(folder) / "rows.json"
-        asked = ["--json", str(results)] if program == "ctf" else []
+        asked = ["--out", str(results)] if program == "ctf" else []
         module = MODULES.get(program, program)
         start = time.monotonic()
         process = subprocess.Popen(

@@ -61,7 +61,7 @@ ctf="-m ctf.cli" helper=benchmarks/photographs_gpu.py maps=$work/map.safetensors
 part tokens 60 $helper held_out "$held_out" "$work/held-out" $measured
 part clusters 60 $ctf cluster --codebook photos --out "$maps"
 part rate $((total / 4)) $ctf bench training --device $device --sizes $sizes --stages baseline coarse fine-cluster \
-  --batch_size $batch --steps 3 --json "$work/rate.json"
+  --batch_size $batch --steps 3 --out "$work/rate.json"
 flat "$work/rate.json" | record rate
 # Two fifths of what is left are for the steps; the rest for beginnings, evaluations, and compiling what samples.
 part size 60 $helper choose "$work/rate.json" "$train" $(((total - SECONDS) * 2 / 5)) $passes "$work/size.json"
@@ -83,7 +83,7 @@ stage() {
 model() {
   local name=$1
   shift
-  part "assemble $name" 60 $ctf assemble --tokenizer photos --classes "$train" --half --out "$work/$name" --stages "$@"
+  part "assemble $name" 60 $ctf assemble --tokenizer photos --tokens "$train" --half --out "$work/$name" --stages "$@"
   tar -C "$work" -c "$name" | split -b 16MB -d - "$OUT/$name.tar."
 }
 stage coarse "$coarse" --coarse_map "$maps"

@@ -12,7 +12,7 @@ ctf tokenize --images emoji-subgroups-by-design --split test --augmentation none
 ctf cluster --out runs/emoji-map.safetensors
 ctf train coarse --config configs/emoji-coarse.yaml
 ctf train fine --config configs/emoji-fine.yaml
-ctf assemble --tokenizer emoji --stages '[runs/emoji-coarse, runs/emoji-fine]' --classes runs/emoji-tokens/train --half \
+ctf assemble --tokenizer emoji --stages '[runs/emoji-coarse, runs/emoji-fine]' --tokens runs/emoji-tokens/train --half \
   --out runs/emoji-model
 cp runs/emoji-model/* $assets
 ctf evaluate likelihood --tokens runs/emoji-tokens/test

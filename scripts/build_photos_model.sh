@@ -15,7 +15,7 @@ ctf tokenize --tokenizer photos --images "$images" --split val --augmentation no
 ctf cluster --codebook photos --out runs/photos-map.safetensors
 ctf train coarse --config configs/photos-coarse.yaml
 ctf train fine --config configs/photos-fine.yaml
-ctf assemble --tokenizer photos --stages '[runs/photos-coarse, runs/photos-fine]' --classes runs/photos-tokens/train --half \
+ctf assemble --tokenizer photos --stages '[runs/photos-coarse, runs/photos-fine]' --tokens runs/photos-tokens/train --half \
   --out runs/photos-model
 cp runs/photos-model/* $assets
 python - <<'PYTHON'

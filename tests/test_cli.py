@@ -138,7 +138,7 @@ SMALLER = {
         "1",
     ],
     ("bench", "training"): [*TINY, "--batch_size", "2", "--steps", "1"],
-    ("evaluate", "swap"): ["--images", "pictures", "--split", "null", "--cluster_counts", "[32]", "--num", "2"],
+    ("evaluate", "swap"): ["--images", "pictures", "--split", "null", "--num_clusters", "[32]", "--num", "2"],
     ("convert", "llamagen"): ["--num_heads", "4", "--layout", "4x4"],
 }
 #: Each after those whose output it reads. CI runs the demo, tests/app the page.
@@ -334,12 +334,12 @@ def test_labels_are_as_they_are_typed(option):
         ("sample --out x --labels [3, noto heart]", "labels", [3, "noto heart"]),
         ("sample --out x --labels '[a] b'", "labels", ["[a] b"]),
         ("sample --out x --labels null", "labels", None),
-        ("assemble --out x --classes c --stages runs/coarse 1 --tokenizer t", "stages", ["runs/coarse", "1"]),
+        ("assemble --out x --tokens c --stages runs/coarse 1 --tokenizer t", "stages", ["runs/coarse", "1"]),
         ("evaluate tokenizer --splits train test", "splits", ["train", "test"]),
         ("evaluate likelihood --tokens t --steps 1 4 16 --order halton", "steps", [1, 4, 16]),
         ("evaluate likelihood --tokens t --steps 4", "steps", [4]),
         ("complete --out x --image i --labels 1 --region 0 .5 1 1e0", "region", [0.0, 0.5, 1.0, 1.0]),
-        ("bench sampling --methods baseline coarse --sizes B", "methods", ["baseline", "coarse"]),
+        ("bench sampling --systems baseline coarse --sizes B", "systems", ["baseline", "coarse"]),
         ("reproduce table1 --seeds -1 2", "seeds", [-1, 2]),
         ("plan x --stages coarse fine", "stages", ["coarse", "fine"]),
     ],
@@ -369,9 +369,9 @@ def test_a_list_or_a_flag_leaves_the_verb_its_positional_argument(given, values)
 def test_a_layout_is_text_or_a_list(text, tmp_path):
     assert settings("bench", "sampling", "--layout", text)["layout"] == "2x3"
     for key in ("layout", "grid"):  # older files say grid
-        (tmp_path / "c.yaml").write_text(f"{key}: {text}\nvocabulary: 99\n", encoding="utf-8")
+        (tmp_path / "c.yaml").write_text(f"{key}: {text}\ncodebook_size: 99\n", encoding="utf-8")
         read = settings("bench", "sampling", "--config", str(tmp_path / "c.yaml"))
-        assert (read["layout"], read["vocabulary"]) == ("2x3", 99)
+        assert (read["layout"], read["codebook_size"]) == ("2x3", 99)
 
 
 def test_help_shows_lists_as_words():
@@ -385,9 +385,9 @@ def test_nested_lists_are_words():
 
 
 def test_paths_are_as_they_are_typed():
-    words = ["--tokenizer", "emoji", "--stages", "[1, no]", "--classes", "007", "--out", "1e3"]
+    words = ["--tokenizer", "emoji", "--stages", "[1, no]", "--tokens", "007", "--out", "1e3"]
     values = settings("assemble", *words)
-    assert (values["stages"], values["classes"], values["out"]) == (["1", "no"], "007", "1e3")
+    assert (values["stages"], values["tokens"], values["out"]) == (["1", "no"], "007", "1e3")
 
 
 # Under way

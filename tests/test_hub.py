@@ -152,7 +152,7 @@ def test_options_of_push_complete_the_card(hub, model, tmp_path):
     (tmp_path / "result.json").write_text('{"metrics": {"FID": 3.5, "note": "x"}, "count": 7}')
     Image.new("RGB", (4, 4), "blue").save(tmp_path / "sheet.png")
     options = ["--licence", "apache-2.0", "--metrics", f"[{tmp_path}/result.json]"]
-    assert push(model, *options, "--samples", f"{tmp_path}/sheet.png") == 0
+    assert push(model, *options, "--sheet", f"{tmp_path}/sheet.png") == 0
     about = Pipeline.from_pretrained(NAME).about
     assert (about.data, about.licence, about.metrics) == (
         "20 birds",

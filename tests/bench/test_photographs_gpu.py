@@ -34,7 +34,7 @@ if words[:2] == ["-m", "ctf.cli"]:
     if words[2] == "bench":
         seconds = {{"baseline": 3.0, "coarse": 1.0, "fine-cluster": 2.0}}
         rows = [{{"size": "nano", "stage": stage, "step_seconds": s}} for stage, s in seconds.items()]
-        option("--json").write_text(json.dumps({{"rows": rows, "settings": {{"batch_size": 4}}}}, indent=1))
+        option("--out").write_text(json.dumps({{"rows": rows, "settings": {{"batch_size": 4}}}}, indent=1))
     elif words[2] != "cluster":
         option("--out").mkdir()
         (option("--out") / "log.jsonl").write_text('{{"step": 1}}\\n{{"step": 2}}\\n')

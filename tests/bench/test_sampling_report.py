@@ -20,8 +20,8 @@ from ctf.tokenizer import load_tokenizer
 SMALL = {
     "sizes": ("nano",),
     "layout": Layout.square(2),
-    "vocabulary": 16_384,
-    "clusters": 512,
+    "codebook_size": 16_384,
+    "num_clusters": 512,
     "device": "cpu",
     "batch_sizes": (1, 2),
     "fine_size": "nano",
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("quick_machine")
 
 def report(folder, **settings):
     """The lines and the metrics of a small benchmark."""
-    lines = list(sampling_report(SamplingBenchmark(**SMALL | settings, json=str(folder / "metrics.json"))))
+    lines = list(sampling_report(SamplingBenchmark(**SMALL | settings, out=str(folder / "metrics.json"))))
     return lines, json.loads((folder / "metrics.json").read_text())
 
 
@@ -62,7 +62,7 @@ FIRST = [("autoregressive", 4), ("any_order", 3), ("any_order", 1), ("masked", 3
 def first_stages(tmp_path_factory):
     """First stages of all kinds, alone and in a pipeline."""
     methods = ("coarse", "coarse-to-fine")
-    return report(tmp_path_factory.mktemp("bench"), **KINDS, methods=methods, batch_sizes=(2,))
+    return report(tmp_path_factory.mktemp("bench"), **KINDS, systems=methods, batch_sizes=(2,))
 
 
 def test_a_row_for_every_kind_in_every_number_of_steps_that_it_can_take(first_stages):
@@ -126,7 +126,7 @@ def test_the_page_begins_with_a_command_that_repeats_it(page):
     ids=str,
 )
 def test_stages_and_decoder_have_the_roofline_of_their_own_products(change, products):
-    lines = list(sampling_report(SamplingBenchmark(**SMALL | {"methods": (), **change})))
+    lines = list(sampling_report(SamplingBenchmark(**SMALL | {"systems": (), **change})))
     measured = [line for line in lines if "multiplies at" in line]
     assert [" ".join(line.split()[-3:]) for line in measured] == products
 
@@ -140,12 +140,12 @@ def test_stages_and_decoder_have_the_roofline_of_their_own_products(change, prod
         ({"batch_sizes": (1, 0)}, "must be at least 1"),
         ({"device": "abacus"}, "'abacus' cannot be used"),
         ({"tokenizer": "nowhere"}, "nowhere"),
-        ({"clusters": 16_384}, "16384 clusters"),
+        ({"num_clusters": 16_384}, "16384 clusters"),
         ({"kinds": ("autoregressive", "gan")}, "kind 'gan' of stage does not exist"),
         ({"steps": (0,)}, "steps 0"),
         ({"kinds": ("any_order",), "steps": (4, 5)}, "cannot draw in 5 steps: .* from 1 to 4"),
         ({"kinds": ("masked", "any_order"), "order": "confidence"}, "cannot draw in the order confidence"),
-        ({"vocabulary": 100}, "codebook of 16384"),
+        ({"codebook_size": 100}, "codebook of 16384"),
     ],
     ids=str,
 )

@@ -25,10 +25,10 @@ PRESETS = Preset.__args__
 SMALL = {
     "sizes": ("nano",),
     "layout": Layout.square(2),
-    "vocabulary": 24,
-    "clusters": 6,
+    "codebook_size": 24,
+    "num_clusters": 6,
     "device": "cpu",
-    "json": None,
+    "out": None,
     "stages": PRESETS,
     "batch_size": 2,
     "steps": 1,
@@ -142,10 +142,10 @@ def test_stages_differ_by_the_outputs_of_the_head(measure):
 
 
 def test_the_page_names_command_machine_and_method(tmp_path):
-    config = TrainingBenchmark(**SMALL | {"json": str(tmp_path / "metrics.json")})
+    config = TrainingBenchmark(**SMALL | {"out": str(tmp_path / "metrics.json")})
     lines = list(training_report(config))
     page = json.loads((tmp_path / "metrics.json").read_text())
-    assert lines[0] == f"    {command_line('bench training', SMALL | {'json': config.json})}"
+    assert lines[0] == f"    {command_line('bench training', SMALL | {'out': config.out})}"
     assert lines[2] == str(Machine(**page["machines"][0]))
     assert f"after {WARM_UP}" in lines[4]
     kinds = ["autoregressive", "autoregressive", "masked", "masked"]
@@ -157,7 +157,7 @@ def test_the_page_names_command_machine_and_method(tmp_path):
 
 @pytest.mark.parametrize("kind", ["any_order", "masked"])
 def test_stages_of_another_kind(tmp_path, kind):
-    config = TrainingBenchmark(**SMALL | {"json": str(tmp_path / "metrics.json"), "kind": kind})
+    config = TrainingBenchmark(**SMALL | {"out": str(tmp_path / "metrics.json"), "kind": kind})
     lines = list(training_report(config))
     assert [line.split(" | ")[0] for line in lines[-4:]] == [f"| nano, {preset}, {kind}" for preset in PRESETS]
     for row in json.loads((tmp_path / "metrics.json").read_text())["rows"]:
@@ -176,7 +176,7 @@ def test_stages_of_another_kind(tmp_path, kind):
         ({"steps": 0}, "steps 0"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"device": "abacus"}, "'abacus' does not exist"),
-        ({"clusters": 24}, "24 clusters"),
+        ({"num_clusters": 24}, "24 clusters"),
         ({"kind": "gan"}, "kind 'gan' of stage does not exist"),
     ],
     ids=str,

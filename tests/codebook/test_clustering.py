@@ -304,7 +304,7 @@ def test_the_verb_counts_tokens_of_all_shards_and_augmentations(tmp_path):
         shard_size=20,
     )
     command = f"cluster --codebook {tmp_path}/codebook.npy --num_clusters 6 --method ward"
-    assert main([*command.split(), "--weights", f"{tmp_path}/tokens", "--out", f"{tmp_path}/map"]) == 0
+    assert main([*command.split(), "--tokens", f"{tmp_path}/tokens", "--out", f"{tmp_path}/map"]) == 0
     found = CoarseMap.load(tmp_path / "map", codebook)
     counts = torch.from_numpy(np.bincount(tokens.flatten(), minlength=30))
     assert found == cluster_codebook(codebook, 6, "ward", weights=counts) != cluster_codebook(codebook, 6, "ward")

@@ -114,7 +114,7 @@ def test_the_parts_of_a_plan_sum_to_the_time(photos, known_times, baseline):
 
 def test_no_training_is_longer_than_the_images_can_teach(photos, known_times):
     chosen = chosen_for(photos, "10m", image_size=32, size="nano", tokenizer="new")
-    assert (chosen.num_images, chosen.held_out, chosen.size) == (24, "held-out", "nano")
+    assert (chosen.num_images, chosen.held_out_split, chosen.size) == (24, "held-out", "nano")
     assert chosen.architecture.codebook_size == 64  # 22 images of 8 × 8 tokens are less than 16 vectors for 128
     assert chosen.steps == {"tokenizer": 100, "coarse": 120, "fine": 80}  # a batch is all images
     assert "24 images of 32 × 32 pixels, every tenth held out" in chosen.table()
@@ -126,7 +126,7 @@ def test_of_many_held_out_images_a_random_part_is_measured(known_times, kept):
     def chosen(**times):
         known_times(**times)
         asked = {"tokenizer": "emoji", "start_from": "none", "batch_size": 2}
-        return chosen_for("emoji", "50s", split="train", held_out="test", **asked)
+        return chosen_for("emoji", "50s", split="train", held_out_split="test", **asked)
 
     one = {"reconstruct": 0.0, "read": 0.0, "encode": 0.0}
     everything, many, fewest = (chosen(**one, score=score) for score in (0.001, 0.005, 1.0))
@@ -146,7 +146,7 @@ def test_of_many_held_out_images_a_random_part_is_measured(known_times, kept):
 def test_a_split_is_held_out(known_times, kept):
     kept(emoji={"psnr": 24.0})
     asked = {"tokenizer": "emoji", "start_from": "none", "batch_size": 2}
-    chosen = chosen_for("emoji", split="train", held_out="test", **asked)
+    chosen = chosen_for("emoji", split="train", held_out_split="test", **asked)
     assert (chosen.num_images, chosen.splits) == (8367, ("train", "test"))
     assert "8,367 images of 64 × 64 pixels, the split test held out" in chosen.table()
 
@@ -249,7 +249,7 @@ def test_a_flat_folder_of_few_images_is_one_class_with_none_held_out(photos, tmp
     for i, path in enumerate(sorted(Path(photos, "red").iterdir())[:6]):
         (flat / f"{i}.png").write_bytes(path.read_bytes())
     chosen = chosen_for(str(flat), "20s", image_size=32, batch_size=2, num_clusters=8, tokenizer="new")
-    assert chosen.held_out is None
+    assert chosen.held_out_split is None
     assert "none held out" in chosen.table()
     chosen = dataclasses.replace(chosen, steps={"tokenizer": 2, "coarse": 2, "fine": 2})
     run_fit(chosen, tmp_path / "run", "cpu")
@@ -282,7 +282,7 @@ def splits(photos, tmp_path):
 
 def test_a_held_out_folder_that_lacks_a_class_is_matched_by_name(run, plan, splits, monkeypatch):
     shutil.rmtree(splits / "val" / "blue")
-    train, test = dataclasses.replace(plan, images=str(splits), split="train", held_out="val", files=None).open()
+    train, test = dataclasses.replace(plan, images=str(splits), split="train", held_out_split="val", files=None).open()
     assert (train.class_names, test.class_names) == (["blue", "red"], ["red"])
     columns = []
     monkeypatch.setattr(run_plan, "contact_sheet", lambda rows, titles, names, **settings: columns.append(names))
@@ -293,12 +293,12 @@ def test_a_held_out_folder_that_lacks_a_class_is_matched_by_name(run, plan, spli
 def test_a_held_out_class_that_training_lacks_is_named_at_once(splits):
     (splits / "val" / "red").rename(splits / "val" / "green")
     with pytest.raises(InputError, match="held_out val has images of the class 'green', which is none of the training"):
-        chosen_for(str(splits), split="train", held_out="val", image_size=32)
+        chosen_for(str(splits), split="train", held_out_split="val", image_size=32)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_images_that_changed_since_the_plan(plan, splits, tmp_path, split):
-    asked = dataclasses.replace(plan, images=str(splits), split="train", held_out="val", files=None)
+    asked = dataclasses.replace(plan, images=str(splits), split="train", held_out_split="val", files=None)
     asked = dataclasses.replace(asked, files=files_of(*asked.open()))
     asked.open()
     (splits / split / "red" / "0.png").write_bytes((splits / split / "blue" / "0.png").read_bytes())
@@ -316,7 +316,7 @@ def test_what_cannot_be_planned(plan, photos, tmp_path):
         run_fit(plan, tmp_path / "other")
     for split in None, "test", "Testing":  # another spelling of the same
         with pytest.raises(InputError, match="held_out test: name another split to train on"):
-            chosen_for("emoji", split=split, held_out="test")
+            chosen_for("emoji", split=split, held_out_split="test")
     with pytest.raises(InputError, match="says size 'nano', not 'micro': leave it out to go on"):
         plan.check_asked(tmp_path / "plan.json", FitConfig(plan.images, "", size="micro"))
     old = dataclasses.asdict(plan) | {"size": "nano", "scales": [], "tokenizer": None}

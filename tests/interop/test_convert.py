@@ -85,7 +85,7 @@ def test_vars_tokenizer_becomes_a_tokenizer_file(tmp_path, capsys):
 
 def test_vars_models_become_a_baseline(tmp_path, capsys):
     var = GOLDEN.parent / "var"
-    files = f"convert var --tokenizer {var / 'vq.pt'} --model"
+    files = f"convert var --tokenizer {var / 'vq.pt'} --var"
     assert ctf(f"{files} {var / 'var_adaln.pt'} --out {tmp_path / 'model'}") == 0
     facts = json.loads(capsys.readouterr().out)
     pipeline = Pipeline.from_pretrained(tmp_path / "model")

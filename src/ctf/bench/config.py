@@ -22,18 +22,18 @@ class Benchmark:
     Attributes:
         sizes: of the (first) stage, see `ctf info sizes`.
         layout: rows x columns of tokens, such as 16x16; for several scales 1x1,2x2,4x4.
-        vocabulary: K, tokens of the codebook.
-        clusters: M.
+        codebook_size: K.
+        num_clusters: M.
         device: auto is a GPU if there is one, else the CPU.
-        json: a file for all metrics.
+        out: a JSON file for all metrics.
     """
 
     sizes: tuple[str, ...] = ("B",)
     layout: Layout = Layout((16, 16))
-    vocabulary: int = 16_384
-    clusters: int = 512
+    codebook_size: int = 16_384
+    num_clusters: int = 512
     device: str = "auto"
-    json: str | None = None
+    out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SamplingBenchmark(Benchmark):
     """Speed of sampling with random weights.
 
     Attributes:
-        methods: the paper's two systems, one stage (baseline), or a coarse and a fine one (coarse-to-fine); or the
+        systems: the paper's two systems, one stage (baseline), or a coarse and a fine one (coarse-to-fine); or the
             coarse one alone, without pixels (coarse).
         kinds: types of the first stage: autoregressive, any_order, masked, next_scale.
         steps: number of steps of a first stage, if its kind can choose; the kind's default without it.
@@ -58,7 +58,7 @@ class SamplingBenchmark(Benchmark):
         runs: number of timed batches, after a first one.
     """
 
-    methods: tuple[Method, ...] = ("baseline", "coarse-to-fine")
+    systems: tuple[Method, ...] = ("baseline", "coarse-to-fine")
     kinds: tuple[str, ...] = ("autoregressive",)
     steps: tuple[int, ...] = ()
     order: Order | None = None

@@ -25,7 +25,7 @@ def report(
     measure: Callable[..., tuple[dict[str, Any], list[str]]],
     **more: Any,
 ) -> Iterator[str]:
-    """The lines of the report. The file `config.json` is rewritten after each row.
+    """The lines of the report. The file `config.out` is rewritten after each row.
 
     Args:
         verb: the command.
@@ -44,9 +44,9 @@ def report(
         for case in cases:
             metrics, cells = measure(*case)
             rows.append(metrics)
-            if config.json:
+            if config.out:
                 head = {"machines": [asdict(machine) for machine in machines], "settings": asdict(config)}
-                write_json(config.json, {**head, "rows": rows, **more})
+                write_json(config.out, {**head, "rows": rows, **more})
             bar.update()
             yield table_row(cells)
 

@@ -184,29 +184,29 @@ def decoder_work(tokenizer: Tokenizer, layout: Layout, batch: int) -> Work:
 
 def _random_tokenizer(config: SamplingBenchmark) -> Tokenizer:
     """A tokenizer of a named preset; VAR's quantiser for a layout of several scales."""
-    settings = dataclasses.replace(TOKENIZER_PRESETS[config.tokenizer], codebook_size=config.vocabulary)
+    settings = dataclasses.replace(TOKENIZER_PRESETS[config.tokenizer], codebook_size=config.codebook_size)
     if len(config.layout) == 1:
         return VQTokenizer(settings)
     return MultiScaleTokenizer.new(settings, scales=tuple(rows for rows, _ in config.layout))
 
 
 def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
-    """Measure, and yield the report as lines of Markdown. The file `config.json` is rewritten after each row.
+    """Measure, and yield the report as lines of Markdown. The file `config.out` is rewritten after each row.
 
     Raises:
         InputError: no such device or tokenizer, or the tokenizer does not fit the vocabulary.
     """
-    if config.json:
-        check_writable(config.json)
+    if config.out:
+        check_writable(config.out)
     device, published = usable_device(config.device), read_json(ASSETS / "paper_table2.json")
     compute = Compute(config.dtype, config.quantize, config.compile, config.decoder_dtype).on(device)
     if config.tokenizer in TOKENIZER_PRESETS:
         tokenizer: Tokenizer = _random_tokenizer(config).eval()
     else:
         tokenizer = open_tokenizer(config.tokenizer)
-    if (size := tokenizer.codebook_size) != config.vocabulary:
-        raise InputError(f"tokenizer {config.tokenizer} has a codebook of {size}: set vocabulary to that")
-    coarse_map = cluster_codebook(tokenizer.codebook, config.clusters, "random")
+    if (size := tokenizer.codebook_size) != config.codebook_size:
+        raise InputError(f"tokenizer {config.tokenizer} has a codebook of {size}: set codebook_size to that")
+    coarse_map = cluster_codebook(tokenizer.codebook, config.num_clusters, "random")
     firsts = first_stages(config, coarse_map, tokenizer)
     products = ((compute.dtype, compute.quantize), (compute.decoder_dtype, None))
     machines = {product: measure_machine(device, *product) for product in dict.fromkeys(products)}
@@ -221,7 +221,9 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
             speed = measure_stage(stage, batch_size, config.runs, compute, places[0])
         else:
             sizes = (size, config.fine_size)
-            pipeline = random_pipeline(method, sizes, tokenizer, config.clusters, config.layout, sampling, kind, device)
+            pipeline = random_pipeline(
+                method, sizes, tokenizer, config.num_clusters, config.layout, sampling, kind, device
+            )
             pipeline.compute_in(compute)
             speed = measure_sampling(pipeline, batch_size, config.runs, *places)
         shares = {
@@ -243,7 +245,7 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
         ]
 
     task = (
-        f"Random weights; {config.vocabulary:,} tokens, {config.clusters:,} clusters, {config.layout.words} "
+        f"Random weights; {config.codebook_size:,} tokens, {config.num_clusters:,} clusters, {config.layout.words} "
         f"tokens an image, tokenizer {config.tokenizer}, second stage of size {config.fine_size}; "
         f"guidance {config.cfg_scale:g}, temperature {TEMPERATURE}. Seconds per batch, median of {config.runs} after "
         "the first call; in brackets the share of the roofline's speed. Predicted: the memory that a batch adds to "
@@ -251,7 +253,7 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
     )
     parts = ["stage 1", "stage 2", "decoding", "all"]
     titles = ["model", "first stage", "parameters", "batch", "images/s", *parts, "first call", "predicted GiB"]
-    cases = [*itertools.product(config.sizes, config.methods, firsts, config.batch_sizes)]
+    cases = [*itertools.product(config.sizes, config.systems, firsts, config.batch_sizes)]
     yield from report("bench sampling", config, machines.values(), task, titles, cases, measure, published=published)
     yield from ("", f"Published, on {published['machine']} at batch {published['batch_size']}:", "")
     rows = [

@@ -95,20 +95,20 @@ def step_times(trainer: Trainer, steps: int) -> list[float]:
 
 
 def training_report(config: TrainingBenchmark) -> Iterator[str]:
-    """Measure, and yield the report as lines of Markdown. The file `config.json` is rewritten after each row.
+    """Measure, and yield the report as lines of Markdown. The file `config.out` is rewritten after each row.
 
     Raises:
         InputError: no such device, or one that cannot train in the precision.
     """
-    if config.json:
-        check_writable(config.json)
+    if config.out:
+        check_writable(config.out)
     precision = native_precision(config.device) if config.precision == "auto" else config.precision
     loop = LoopConfig(
         batch_size=config.batch_size, precision=config.precision, device=config.device, compile=config.compile
     )
     if config.kind is not None:
         find_kind(config.kind)
-    coarse_map = cluster_codebook(torch.randn(config.vocabulary, 1), config.clusters, "random")
+    coarse_map = cluster_codebook(torch.randn(config.codebook_size, 1), config.num_clusters, "random")
     device = build_accelerator(loop).device
     machine = measure_machine(device, precision)
 
@@ -126,7 +126,8 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
         ]
 
     task = (
-        f"Random tokens of {config.vocabulary:,}, {config.clusters:,} clusters, {config.layout.words} tokens an image, "
+        f"Random tokens of {config.codebook_size:,}, {config.num_clusters:,} clusters, "
+        f"{config.layout.words} tokens an image, "
         f"{config.batch_size} images a step of the training loop with AdamW, "
         f"{'compiled' if config.compile else 'not compiled'}. Median of {config.steps} steps after {WARM_UP}. MFU: "
         "operations of the model, recomputation not counted and causal "
@@ -136,7 +137,7 @@ def training_report(config: TrainingBenchmark) -> Iterator[str]:
     titles = ["model", "parameters", "step (s)", "tokens/s", "MFLOP/token", "MFU", "datasheet's MFU"]
     cases = [*itertools.product(config.sizes, config.stages)]
     with temporary_folder() as folder:
-        random_tokens = torch.randint(config.vocabulary, (config.batch_size, config.layout.num_tokens))
+        random_tokens = torch.randint(config.codebook_size, (config.batch_size, config.layout.num_tokens))
         labels = torch.arange(config.batch_size) % len(CLASS_NAMES)
-        tokens = write_token_set(folder, random_tokens, labels, config.vocabulary, config.layout, CLASS_NAMES)
+        tokens = write_token_set(folder, random_tokens, labels, config.codebook_size, config.layout, CLASS_NAMES)
         yield from report("bench training", config, [machine], task, titles, cases, measure)

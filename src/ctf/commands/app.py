@@ -7,7 +7,7 @@ from typing import Literal
 
 def app(
     model: str = "emoji",
-    baseline: str | None = None,
+    against: str | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     root_path: str = "",
@@ -21,7 +21,7 @@ def app(
 
     Args:
         model: "emoji", a model folder or a hub id.
-        baseline: another model of the same classes, shown beside it on request, with the same seeds.
+        against: another model of the same classes, shown beside it on request, with the same seeds.
         host: the address to listen on. Without it the web app is for this machine only; 0.0.0.0 lets everyone in who
             reaches it.
         port: 0 takes a free one.
@@ -35,7 +35,7 @@ def app(
     from ctf.model_folder import Pipeline
     from ctf.models.config import Compute
 
-    sources, root_path = [model] if baseline is None else [model, baseline], checked_root_path(root_path)
+    sources, root_path = [model] if against is None else [model, against], checked_root_path(root_path)
     with listen(host, port) as socket:
         samplers = []
         for source in sources:

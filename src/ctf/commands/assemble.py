@@ -7,14 +7,14 @@ def assemble(
     out: str,
     tokenizer: str,
     stages: list[str],
-    classes: str,
+    tokens: str,
     half: bool = False,
     allow_namespace: bool = False,
 ) -> None:
     """Put a tokenizer and trained stages together into a model folder.
 
     Example:
-        ctf assemble --tokenizer emoji --stages runs/coarse runs/fine --classes runs/tokens/train
+        ctf assemble --tokenizer emoji --stages runs/coarse runs/fine --tokens runs/tokens/train
             --out runs/model
 
     Args:
@@ -22,11 +22,11 @@ def assemble(
         tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
         stages: run folders or files of the stages in order: one for a baseline, coarse and fine for the paper's
             system. Their maps are inside.
-        classes: the token set that the stages were trained on: it knows the names of the classes.
+        tokens: the token set that the stages were trained on: it knows the names of the classes.
         half: store the stages in float16.
         allow_namespace: accept an argparse.Namespace beside the weights of a .pt file.
     """
     from ctf.model_folder import assemble
 
-    assemble(out, tokenizer, stages, classes, half, allow_namespace)
+    assemble(out, tokenizer, stages, tokens, half, allow_namespace)
     print(f"{out}: open it with ctf.Pipeline.from_pretrained({out!r}) or `ctf sample --model {out}`")

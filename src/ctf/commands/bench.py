@@ -9,7 +9,7 @@ def sampling(config: SamplingBenchmark) -> None:
     """Measure images per second with random weights, part by part, beside the roofline and the paper's Table 2.
 
     Example:
-        ctf bench sampling --sizes B L --batch_sizes 4 64 --dtype bfloat16 --json runs/sampling.json
+        ctf bench sampling --sizes B L --batch_sizes 4 64 --dtype bfloat16 --out runs/sampling.json
     """
     from ctf.bench.sampling import sampling_report
 
@@ -21,7 +21,7 @@ def training(config: TrainingBenchmark) -> None:
     """Measure tokens per second of training steps on random tokens, and model-FLOPs utilisation.
 
     Example:
-        ctf bench training --sizes B --stages coarse fine-cluster --json runs/training.json
+        ctf bench training --sizes B --stages coarse fine-cluster --out runs/training.json
     """
     from ctf.bench.training import training_report
 

@@ -12,7 +12,7 @@ def cluster(
     method: Literal["kmeans", "balanced", "ward", "random"] = "kmeans",
     seed: int = 0,
     finer: str | None = None,
-    weights: str | None = None,
+    tokens: str | None = None,
     allow_namespace: bool = False,
 ) -> None:
     """Cluster a codebook and write the coarse map.
@@ -29,7 +29,7 @@ def cluster(
             control.
         seed: of the clustering.
         finer: a map of this codebook whose clusters are kept whole, for a hierarchy of stages.
-        weights: a folder of tokens; kmeans and ward then count each codeword as often as it occurs there, plus once.
+        tokens: a token set; kmeans and ward then count each codeword as often as it occurs there, plus once.
         allow_namespace: accept an argparse.Namespace beside the weights of a .pt file.
     """
     from ctf.codebook import CoarseMap, cluster_codebook, describe, format_description
@@ -39,8 +39,8 @@ def cluster(
     matrix = open_codebook(codebook, allow_namespace)
     parts = CoarseMap.load(finer) if finer else None
     counts = None
-    if weights:
-        token_set = TokenSet.open(weights)
+    if tokens:
+        token_set = TokenSet.open(tokens)
         token_set.check_codebook(matrix)
         counts = token_set.token_counts()
     coarse_map = cluster_codebook(matrix, num_clusters, method, seed, parts, counts)

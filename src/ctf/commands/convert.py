@@ -52,42 +52,42 @@ def _save_baseline(out: str, tokenizer: Any, stage: Any, size: str) -> None:  # 
 def var(
     out: str,
     tokenizer: str,
-    model: str | None = None,
+    var: str | None = None,
     scales: list[int] | None = None,
     allow_namespace: bool = False,
 ) -> None:
     """Turn VAR's multi-scale tokenizer into a tokenizer file, or with its transformer into a model folder: a baseline.
 
     Example:
-        ctf convert var --tokenizer vae_ch160v4096z32.pth --model var_d16.pth --out runs/var-d16
+        ctf convert var --tokenizer vae_ch160v4096z32.pth --var var_d16.pth --out runs/var-d16
 
     Args:
-        out: model folder, whose classes are named by their index; without `model` a safetensors file.
+        out: model folder, whose classes are named by their index; without `var` a safetensors file.
         tokenizer: a file of VAR's, of any ending, or "owner/name:file" on the Hugging Face Hub.
-        model: a transformer's file, or "owner/name:file" on the Hugging Face Hub.
-        scales: side of each scale, such as [1, 2, 3, 4, 6, 9, 13, 18, 24, 32] for 512 pixels. Without it the model's,
-            or VAR's ten for 256 pixels. One tokenizer's weights serve any.
+        var: the transformer's file, or "owner/name:file" on the Hugging Face Hub.
+        scales: side of each scale, such as [1, 2, 3, 4, 6, 9, 13, 18, 24, 32] for 512 pixels. Without it those of
+            `var`, or VAR's ten for 256 pixels. One tokenizer's weights serve any.
         allow_namespace: accept an argparse.Namespace beside the weights, as some training checkpoints hold.
     """
     from ctf.interop.var import load_tokenizer, load_var, scales_of, size_name
 
-    if model is not None and scales is None:
-        scales = scales_of(model, allow_namespace)
+    if var is not None and scales is None:
+        scales = scales_of(var, allow_namespace)
     multi_scale = load_tokenizer(tokenizer, scales, allow_namespace=allow_namespace)
-    if model is None:
+    if var is None:
         multi_scale.save(out)
         print(f"{out} written")
         return
-    stage = load_var(model, multi_scale, allow_namespace=allow_namespace)
+    stage = load_var(var, multi_scale, allow_namespace=allow_namespace)
     _save_baseline(out, multi_scale, stage, size_name(stage.config))
 
 
 def codes(
     out: str,
     source: str,
-    size: int = 256,
+    image_size: int = 256,
     second: str | None = None,
-    count: int | None = None,
+    num: int | None = None,
     codebook_size: int = 16_384,
     num_classes: int = 1000,
     codebook: str | None = None,
@@ -101,11 +101,11 @@ def codes(
 
     Args:
         out: folder of the token set.
-        source: folder with imagenet{size}_codes and imagenet{size}_labels.
-        size: pixels per side in the names of these folders.
+        source: folder with imagenet{image_size}_codes and imagenet{image_size}_labels.
+        image_size: pixels per side in the names of these folders.
         second: the same images under another crop range, as LlamaGen's ten_crop_105. Its augmentations follow the
             first ones, so that a uniform draw is LlamaGen's: a coin for the set, then one of its crops.
-        count: number of images; all files without it. LlamaGen's extraction on several GPUs repeats images behind
+        num: how many images; all files without it. LlamaGen's extraction on several GPUs repeats images behind
             the last to fill its last round: give the number of images to leave those out.
         codebook_size: K.
         num_classes: labels are below this.
@@ -118,7 +118,7 @@ def codes(
     matrix = open_codebook(codebook, allow_namespace) if codebook else None
     print(
         import_codes(
-            source, out, size, codebook_size, second=second, count=count, num_classes=num_classes, codebook=matrix
+            source, out, image_size, codebook_size, second=second, count=num, num_classes=num_classes, codebook=matrix
         )
     )
 
@@ -159,22 +159,22 @@ def tokens(
     print(write_token_set(out, stored, classes, codebook_size, layout, codebook=matrix, source=tokens))
 
 
-def to_codes(out: str, tokens: str, size: int | None = None, second: str | None = None) -> None:
+def to_codes(out: str, tokens: str, image_size: int | None = None, second: str | None = None) -> None:
     """Write a token set as LlamaGen's folders of pre-extracted codes.
 
     Example:
         ctf convert to-codes --tokens runs/tokens/train --out runs/codes
 
     Args:
-        out: folder that gets imagenet{size}_codes and imagenet{size}_labels.
+        out: folder that gets imagenet{image_size}_codes and imagenet{image_size}_labels.
         tokens: folder of the token set.
-        size: pixels per side for the names of these folders; what the token set says without it.
+        image_size: pixels per side for the names of these folders; what the token set says without it.
         second: folder for the second half of the augmentations, as LlamaGen keeps two crop ranges.
     """
     from ctf.interop.codes import export_codes
     from ctf.tokens.token_set import TokenSet
 
-    export_codes(TokenSet.open(tokens), out, size, second=second)
+    export_codes(TokenSet.open(tokens), out, image_size, second=second)
     print(f"{out} written")
 
 

@@ -262,14 +262,14 @@ def swap(
     images: str = "emoji",
     split: str | None = "test",
     image_size: int = 64,
-    cluster_counts: tuple[int, ...] = (512, 2048),
+    num_clusters: tuple[int, ...] = (512, 2048),
     seed: int = 0,
     allow_namespace: bool = False,
 ) -> None:
     """Fig. 1b: swap tokens within k-means and within random clusters.
 
     Example:
-        ctf evaluate swap --model emoji --cluster_counts 512 --out runs/swap.png
+        ctf evaluate swap --model emoji --num_clusters 512 --out runs/swap.png
 
     Args:
         out: the figure, a PNG.
@@ -280,7 +280,7 @@ def swap(
         images: as for `ctf tokenize`.
         split: which part of the images.
         image_size: pixels per side after the centre crop.
-        cluster_counts: values of M.
+        num_clusters: values of M.
         seed: of clusterings, swaps and generated images.
         allow_namespace: accept an argparse.Namespace beside the weights of the tokenizer's .pt file.
     """
@@ -296,10 +296,10 @@ def swap(
     check_writable(out)
     note = ""
     if model is not None:
-        result = swap_generated(Pipeline.from_pretrained(model, "cpu"), num, cluster_counts, seed=seed)
+        result = swap_generated(Pipeline.from_pretrained(model, "cpu"), num, num_clusters, seed=seed)
     else:
         opened = open_images(images, split, image_size)
-        result = swap_images(open_tokenizer(tokenizer, allow_namespace), opened, cluster_counts, seed=seed)
+        result = swap_images(open_tokenizer(tokenizer, allow_namespace), opened, num_clusters, seed=seed)
         note = opened.report_skipped()
     save_png(out, result.figure)
     print(*swap_lines(result.psnr), sep="\n")

@@ -43,7 +43,7 @@ ESSENTIALS = {
     "complete": "image labels mask region model num seed sampling device",
     "evaluate": "model tokens samples reference held_out images split splits tokenizer features lpips region against "
     "num device",
-    "bench": "sizes methods stages batch_sizes batch_size dtype quantize device json",
+    "bench": "sizes systems stages batch_sizes batch_size dtype quantize device out",
     "plan": "gpu gpus stages num_clusters price",
     "reproduce": "preset dry_run look device",
 }

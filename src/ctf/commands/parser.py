@@ -33,7 +33,25 @@ OPEN = "sampling"
 POSITIONAL = {"path", "name"}
 
 #: Short names of options, and names that one verb has in place of another's.
-ALSO = {"dtype": "precision", "precision": "dtype", "lr": "learning_rate"}
+ALSO = {"dtype": "precision", "precision": "dtype", "lr": "learning_rate", "lpips": "perceptual_source"}
+
+#: Options of older versions, by verb, and what they are called now.
+RENAMED = {
+    "app --baseline": "--against",
+    "assemble --classes": "--tokens",
+    "bench --clusters": "--num_clusters",
+    "bench --json": "--out",
+    "bench --methods": "--systems",
+    "bench --vocabulary": "--codebook_size",
+    "cluster --weights": "--tokens",
+    "convert --count": "--num",
+    "convert --model": "--var",
+    "convert --size": "--image_size",
+    "evaluate --cluster_counts": "--num_clusters",
+    "fit --held_out": "--held_out_split",
+    "push --samples": "--sheet",
+    "reproduce --num_samples": "--num",
+}
 
 #: Options that have no effect unless another is on, or has one value.
 NEEDS = {
@@ -271,8 +289,15 @@ def _plain(message: str, parser: argparse.ArgumentParser) -> str:
         message = message.replace(seen, plain)
     if found := re.search(r"(?:Group '([\w.]+)' does not accept o|O)ption '(\w+)'", message):
         wrong = ".".join(filter(None, found.groups()))
-        message += did_you_mean(nearest(wrong, [action.dest for action in parser._actions]))
+        known = [action.dest for action in parser._actions]
+        message += _renamed(parser, f"--{wrong}") or did_you_mean(nearest(wrong, known))
     return message
+
+
+def _renamed(parser: argparse.ArgumentParser, option: str) -> str:
+    """ ": it is called --… now" of an option of an older version; empty of any other."""
+    now = RENAMED.get(" ".join([*parser.prog.split()[1:2], option]))
+    return f": it is called {now} now" if now in parser._option_string_actions else ""
 
 
 def _options_as_words(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
@@ -382,7 +407,8 @@ def _checked_options(parser: argparse.ArgumentParser, arguments: list[str], sett
             possible = {f"--{stage}{setting}" for stage in stages for setting in settings}
             if option not in possible:
                 similar = nearest(option.lstrip("-"), [name.lstrip("-") for name in known | possible])
-                hint = did_you_mean(similar, "--{}") or f" (`{parser.prog} --help-all` lists the options)"
+                hint = _renamed(parser, option) or did_you_mean(similar, "--{}")
+                hint = hint or f" (`{parser.prog} --help-all` lists the options)"
                 raise InputError(f"`{parser.prog}` has no option {option}{hint}")
             word = "=".join([f"--{OPEN}.{option[2:]}", *value])
         read.append(word)

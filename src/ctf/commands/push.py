@@ -10,7 +10,7 @@ def push(
     data: str = "",
     licence: str = "",
     metrics: list[str] | None = None,
-    samples: str | None = None,
+    sheet: str | None = None,
 ) -> None:
     """Publish a model folder on the Hugging Face Hub, in one commit.
 
@@ -18,7 +18,7 @@ def push(
     version of it with `owner/name@revision`.
 
     Example:
-        ctf push --model runs/model --to owner/name --licence apache-2.0 --samples runs/samples/sheet.png
+        ctf push --model runs/model --to owner/name --licence apache-2.0 --sheet runs/samples/sheet.png
 
     Args:
         model: a model folder. What the options below say is first added to its card and manifest.
@@ -27,7 +27,7 @@ def push(
         data: what it was trained on, in words.
         licence: of the weights, as the Hub abbreviates it: apache-2.0, mit, cc-by-4.0, other, …
         metrics: JSON files of figures, as `ctf evaluate` writes them.
-        samples: a contact sheet, a PNG file.
+        sheet: a contact sheet, a PNG file.
     """
     from ctf.images.sheet import png_bytes
     from ctf.model_card import About, read_metrics
@@ -35,6 +35,5 @@ def push(
     from ctf.samples.complete import open_picture
 
     figures = {name: value for path in metrics or [] for name, value in read_metrics(path).items()}
-    sheet = png_bytes(open_picture(samples)) if samples else b""
-    about = About(data, licence, figures, sheet=sheet)
+    about = About(data, licence, figures, sheet=png_bytes(open_picture(sheet)) if sheet else b"")
     print(f"{publish(model, to, private, about if about != About() else None)}: open it with --model {to}")

@@ -13,7 +13,7 @@ def reproduce(
     look: bool = False,
     seeds: tuple[int, ...] | None = None,
     steps: int | None = None,
-    num_samples: int | None = None,
+    num: int | None = None,
     images: str | None = None,
     tokenizer: str | None = None,
     reference: str | None = None,
@@ -35,7 +35,7 @@ def reproduce(
         look: make nothing, and write the page of what is there already.
         seeds: of trainings, where they are repeated; else the first.
         steps: of every training, in place of the preset's.
-        num_samples: images of a sample set, in place of the preset's.
+        num: how many images a sample set has, in place of the preset's.
         images: in place of the preset's, as for `ctf tokenize`.
         tokenizer: in place of the preset's, as for `ctf tokenize`.
         reference: in place of the preset's, as for `ctf evaluate samples`.
@@ -47,7 +47,7 @@ def reproduce(
     from ctf.experiments.presets import PRESETS
     from ctf.experiments.reproduce import plan, reproduce
 
-    chosen = PRESETS[preset].changed(images, tokenizer, reference, seeds, steps, num_samples)
+    chosen = PRESETS[preset].changed(images, tokenizer, reference, seeds, steps, num)
     if dry_run:
         print(plan(name, chosen, out))
     else:

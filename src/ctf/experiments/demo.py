@@ -81,7 +81,7 @@ def demo_plan(run: Path, steps: int, batch_size: int, seed: int) -> Plan:
     return Plan(
         images=str(run / IMAGES),
         split="train",
-        held_out="test",
+        held_out_split="test",
         image_size=64,
         num_images=len(emoji_of_folders("train")[1]),
         num_test=num_test,

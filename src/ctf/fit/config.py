@@ -19,8 +19,8 @@ class FitConfig:
         time: how long all of it may take, such as 90s, 30m or 2h. A little of the work is timed first, and as many
             steps are planned as fit. An interrupted run keeps its plan.
         split: which part to train on, where the images have several.
-        held_out: the split to keep for the report's figures. Where neither is named, every tenth image of each class
-            is kept. A random part is measured where all would take more than a twentieth of the time.
+        held_out_split: which part to evaluate on, for the report's figures. Where neither is named, every tenth image
+            of each class is held out. A random part is measured where all would take more than a twentieth of the time.
         image_size: pixels per side: 64 on a CPU and 256 on a GPU without it. Bundled tokenizers serve where they make
             at most 256 tokens of an image.
         tokenizer: use this one, as for `ctf tokenize`; "new" trains one. Without it the bundled one is taken that keeps
@@ -45,7 +45,7 @@ class FitConfig:
     out: str
     time: str = "30m"
     split: str | None = None
-    held_out: str | None = None
+    held_out_split: str | None = None
     image_size: int | None = None
     tokenizer: str | None = None
     family: str | None = None

@@ -78,7 +78,7 @@ class Task:
         image_size: pixels per side.
         images: of the split to train on, those held out of it included.
         test: those for the report's figures.
-        held_out: the split that `test` is; None if it is `images`.
+        held_out_split: the split that `test` is; None if it is `images`.
         count: of the images to train on.
         tokenizers: the bundled ones that suit the image size, by name.
         bundled: their PSNR, and LPIPS if asked for, on `test`.
@@ -91,17 +91,19 @@ class Task:
         self.image_size = size = config.image_size or (256 if self.on_gpu else 64)
         before = monotonic()
         self.images = self.test = open_images(config.images, config.split, size)
-        split, self.held_out, self.count = config.split, config.held_out, len(self.images)
-        if split is self.held_out is None:
+        split, self.held_out_split, self.count = config.split, config.held_out_split, len(self.images)
+        if split is self.held_out_split is None:
             if num_held_out := int(every_tenth(self.images.labels).sum()):
-                self.held_out, self.count = MADE_SPLITS[0], self.count - num_held_out
-        elif self.held_out is not None and (
-            split is None or match_split(self.held_out, [split])
+                self.held_out_split, self.count = MADE_SPLITS[0], self.count - num_held_out
+        elif self.held_out_split is not None and (
+            split is None or match_split(self.held_out_split, [split])
         ):  # "Train" is "train" too
-            raise InputError(f"held_out {self.held_out}: name another split to train on, such as --split train")
-        if self.held_out is not None:
-            self.test = open_images(config.images, self.held_out, size)
-            check_classes(self.images, self.test, self.held_out)
+            raise InputError(
+                f"held_out_split {self.held_out_split}: name another split to train on, such as --split train"
+            )
+        if self.held_out_split is not None:
+            self.test = open_images(config.images, self.held_out_split, size)
+            check_classes(self.images, self.test, self.held_out_split)
         self.opening = monotonic() - before
         self.tokenizers = bundled_tokenizers(size)
         if self.tokenizers:
@@ -182,7 +184,7 @@ class Task:
             Plan(
                 images=config.images,
                 split=config.split,
-                held_out=self.held_out,
+                held_out_split=self.held_out_split,
                 image_size=self.image_size,
                 num_images=len(self.images),
                 num_test=len(self.test),

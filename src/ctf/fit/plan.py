@@ -65,7 +65,7 @@ class Plan:
 
     Attributes:
         images, split: as for `ctf tokenize`.
-        held_out: the split kept from training, for the figures of the report; None for none.
+        held_out_split: the split kept from training, for the figures of the report; None for none.
         image_size: pixels per side.
         num_images: of all.
         num_test: images for the report's figures.
@@ -91,7 +91,7 @@ class Plan:
 
     images: str
     split: str | None
-    held_out: str | None
+    held_out_split: str | None
     image_size: int
     num_images: int
     num_test: int
@@ -131,7 +131,9 @@ class Plan:
     @property
     def splits(self) -> tuple[str | None, str | None]:
         """Of training and of evaluation."""
-        return (MADE_SPLITS[1] if self.held_out == MADE_SPLITS[0] else self.split), self.held_out or self.split
+        return (
+            MADE_SPLITS[1] if self.held_out_split == MADE_SPLITS[0] else self.split
+        ), self.held_out_split or self.split
 
     @property
     def parts(self) -> list[str]:
@@ -141,7 +143,7 @@ class Plan:
     @property
     def scope(self) -> str:
         """The images that are measured, in words."""
-        whose = "held-out images" if self.held_out else "training images, since none were held out"
+        whose = "held-out images" if self.held_out_split else "training images, since none were held out"
         if self.evaluated == self.num_test:
             return f"{self.num_test:,} {whose}"
         return f"{self.evaluated:,} of the {self.num_test:,} {whose}, chosen at random"
@@ -169,7 +171,7 @@ class Plan:
                 f"{self.images}: names, sizes or dates of files have changed since the plan was made: "
                 "choose another --out to begin anew"
             )
-        check_classes(train, test, self.held_out)
+        check_classes(train, test, self.held_out_split)
         if self.evaluated < len(test):  # the same images in every run, and more of them in a longer one
             chosen = np.random.default_rng(0).permutation(len(test))[: self.evaluated]
             test = test.subset(np.sort(chosen))
@@ -231,10 +233,10 @@ class Plan:
 
     def table(self) -> str:
         """What is going to happen, in lines."""
-        if self.held_out == MADE_SPLITS[0]:
+        if self.held_out_split == MADE_SPLITS[0]:
             held = "every tenth held out"
-        elif self.held_out:
-            held = f"the split {self.held_out} held out"
+        elif self.held_out_split:
+            held = f"the split {self.held_out_split} held out"
         else:
             held = "none held out, " + (f"of the split {self.split}" if self.split else "since no class has ten")
         lines = [f"{self.num_images:,} images of {self.image_size} × {self.image_size} pixels, {held}"]
@@ -257,6 +259,7 @@ class Plan:
         """Raises InputError: damaged, or of another version."""
         values = read_json(path)
         try:
+            values.setdefault("held_out_split", values.pop("held_out", None))  # its name until 2026-11-29
             stages = {
                 name: StagePlan(**stage | {"sampling": Sampling.of(stage["sampling"])})
                 for name, stage in values["stages"].items()
@@ -292,4 +295,4 @@ def files_of(*parts: ImageSet) -> str:
 
 def check_classes(train: ImageSet, test: ImageSet, split: str | None) -> None:
     """Raise InputError if `test`, called `split`, has images of a class that `train` lacks; the message names it."""
-    renumbered(test.labels, test.class_names, train.class_names, f"held_out {split}", "the training images'")
+    renumbered(test.labels, test.class_names, train.class_names, f"held_out_split {split}", "the training images'")

@@ -149,7 +149,7 @@ class TokenizerTraining:
         out: run folder.
         images: "emoji", a folder with a sub-folder per class, Parquet, WebDataset shards or "hf://name".
         split: which part of `images`, where it has several.
-        held_out: images to evaluate on; none without it.
+        held_out: what to evaluate on, given as `images` is; none without it.
         held_out_split: which part of `held_out`.
         image_size: pixels per side after the crop.
         flip: mirror half of the training images.
@@ -219,7 +219,7 @@ class TokenTraining:
     Attributes:
         out: run folder.
         tokens: folder of training tokens, from `ctf tokenize`.
-        held_out: folder of tokens to evaluate on; none without it.
+        held_out: what to evaluate on, given as `tokens` is; none without it.
         kind: type of stage, how it generates: "autoregressive", one label after another; "masked", hidden labels in
             rounds; "any_order", groups of positions in any order and number of steps; "next_scale", scale after scale
             of a multi-scale tokenizer, which it needs; or your own, "file.py:Class".
