@@ -292,7 +292,7 @@ def test_a_held_out_folder_that_lacks_a_class_is_matched_by_name(run, plan, spli
 
 def test_a_held_out_class_that_training_lacks_is_named_at_once(splits):
     (splits / "val" / "red").rename(splits / "val" / "green")
-    with pytest.raises(InputError, match="held_out val has images of the class 'green', which is none of the training"):
+    with pytest.raises(InputError, match="held_out_split val has images of the class 'green', which is none of the training"):
         chosen_for(str(splits), split="train", held_out_split="val", image_size=32)
 
 
@@ -315,7 +315,7 @@ def test_what_cannot_be_planned(plan, photos, tmp_path):
     with pytest.raises(InputError, match="is another plan: choose another --out"):
         run_fit(plan, tmp_path / "other")
     for split in None, "test", "Testing":  # another spelling of the same
-        with pytest.raises(InputError, match="held_out test: name another split to train on"):
+        with pytest.raises(InputError, match="held_out_split test: name another split to train on"):
             chosen_for("emoji", split=split, held_out_split="test")
     with pytest.raises(InputError, match="says size 'nano', not 'micro': leave it out to go on"):
         plan.check_asked(tmp_path / "plan.json", FitConfig(plan.images, "", size="micro"))
