@@ -124,7 +124,7 @@ def test_missing_files_and_folders_are_refused(tmp_path):
         read_json(tmp_path)
     with pytest.raises(InputError, match="no such safetensors file"):
         load_tensors(tmp_path / "nothing")
-    with pytest.raises(InputError, match="truncated or not a safetensors file"):
+    with pytest.raises(InputError, match="is a folder: give the safetensors file"):
         load_tensors(tmp_path)
 
 

@@ -223,6 +223,8 @@ def read_tensors(path: str | Path, read: Callable[[Any, dict[str, str]], Result]
     from safetensors import SafetensorError, safe_open
 
     path = existing(path, "safetensors file")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the safetensors file itself")
     try:
         with safe_open(path, framework="pt") as file:
             return read(file, _metadata(file))
