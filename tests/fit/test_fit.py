@@ -292,7 +292,7 @@ def test_a_held_out_folder_that_lacks_a_class_is_matched_by_name(run, plan, spli
 
 def test_a_held_out_class_that_training_lacks_is_named_at_once(splits):
     (splits / "val" / "red").rename(splits / "val" / "green")
-    with pytest.raises(InputError, match="held_out_split val has images of the class 'green', which is none of the training"):
+    with pytest.raises(InputError, match="held_out_split val has images of the class 'green', which is none of the"):
         chosen_for(str(splits), split="train", held_out_split="val", image_size=32)
 
 
