@@ -26,7 +26,7 @@ FLAGS += " --disable-component-update --disable-sync"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("browser"), "--baseline", "emoji") as address:
+    with running(tmp_path_factory.mktemp("browser"), "--against", "emoji") as address:
         yield address
 
 
