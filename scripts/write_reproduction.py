@@ -3,8 +3,8 @@
     mkdir -p runs/reproduce; cp benchmarks/reproduce/*.jsonl runs/reproduce/
     python scripts/write_reproduction.py [--steps 800] [--store runs/reproduce] [--page docs/reproduction.md]
 
-Whatever stands between `<!-- NAME -->` and `<!-- end -->` is written anew: the table of the experiment NAME, its
-claims and pictures; of `directions`, the measured claims in one table. The prose around them is written by hand.
+Whatever stands between `<!-- NAME -->` and `<!-- end -->` is written anew: the table of the experiment NAME and
+its pictures; of `directions`, the measured claims of all experiments. The prose around them is written by hand.
 
 The results are also added to benchmarks/reproduce: one file per experiment, one line per measurement. Results copied
 from there into the store are not made again, and the tables are complete; only the pictures need the sample sets.

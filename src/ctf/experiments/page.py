@@ -31,19 +31,19 @@ BITS = ("bits_per_token", "accuracy")
 
 def write_report(folder: Path, experiment: Experiment, preset: Preset, store: Store, command: str) -> None:
     """Write report.md, with its pictures, from what is in the store; what is not is left out, and nothing is made."""
-    made = how_it_was_made(experiment, preset, store, command)
-    write_page(folder, experiment.title, results(folder, experiment, preset, store), made)
+    parts = results(folder, experiment, preset, store)
+    if experiment.claims:
+        parts += ["What the paper claims, and other expectations:", claims(experiment, preset, store)]
+    write_page(folder, experiment.title, parts, how_it_was_made(experiment, preset, store, command))
 
 
 def results(folder: Path, experiment: Experiment, preset: Preset, store: Store, beside: str = "") -> list[str]:
-    """Note, table, claims and pictures as parts of a page, which calls `folder`, where the pictures go, `beside`."""
+    """Note, table and pictures as parts of a page, which calls `folder`, where the pictures go, `beside`."""
     measured = [Measured.read(row, preset, store) for row in experiment.rows]
     parts = [experiment.note] if experiment.note else []
     if measured:
         parts.append(table(experiment, measured, preset, store))
     parts += swaps(folder, experiment, store, beside)
-    if experiment.claims:
-        parts += ["What the paper claims, and other expectations:", claims(experiment, measured, preset)]
     if any(m.values for m in measured):
         draw(folder / PLOT, experiment, measured, preset)
         parts.append(picture(f"{beside}{PLOT}", experiment.title))
@@ -91,8 +91,9 @@ def table(experiment: Experiment, measured: list[Measured], preset: Preset, stor
     return "\n\n".join([markdown_table([head, *lines], len(experiment.columns)), *notes])
 
 
-def claims(experiment: Experiment, measured: list[Measured], preset: Preset) -> str:
+def claims(experiment: Experiment, preset: Preset, store: Store) -> str:
     """A table of the verdicts."""
+    measured = [Measured.read(row, preset, store) for row in experiment.rows]
     verdicts = [judge(claim, measured) for claim in experiment.claims]
     head = ["claim", "here", "by", "evidence: mean against mean, difference ± standard error"]
     rows = [[v.claim.says, v.word, title(v.claim.metric, preset), v.evidence] for v in verdicts]
