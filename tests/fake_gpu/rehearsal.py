@@ -16,6 +16,7 @@ from unittest.mock import MagicMock, patch
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from fake_cuda import COLLECTIVES, FAKE, UNFUSED, WAITS, Host, to_fake_cuda
 from tiny_runs import make_image_set, make_tokenizer_objective, tokenizer_training
 from torch.nn.parallel import DistributedDataParallel, distributed
@@ -214,6 +215,13 @@ def train_together(kind, task, loop):
     assert moved["_reduce_scatter_base_", torch.float32] == passes * own, moved
 
 
+def faults():
+    """Attention over heads of 6, the sum read by the host, and a view of what does not lie in order."""
+    x = torch.zeros(2, 4, 8, 6, device="cuda")
+    F.scaled_dot_product_attention(x, x, x).sum().item()
+    x.transpose(1, 2).view(-1)
+
+
 def own_device_of_a_process():
     """The third of torchrun's."""
     with patch.dict(os.environ, LOCAL_RANK="2"), patch.object(torch.cuda, "set_device") as set_device:
@@ -222,6 +230,8 @@ def own_device_of_a_process():
 
 
 def main():
+    with part("faults"):
+        faults()
     with part("the GPU of a process"):
         own_device_of_a_process()
     for kind in ("autoregressive", "any_order", "masked", "next_scale"):

@@ -33,8 +33,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """Results of all parts."""
+def results(tmp_path_factory):
+    """Of all parts, first the one that has faults."""
     guard, root = tmp_path_factory.mktemp("fake_gpu") / "guard.so", Path(torch.__file__).parent
     libraries = [f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
     flags = ["-w", "-shared", "-fPIC", "-std=c++20", f"-I{root / 'include'}"]
@@ -45,6 +45,17 @@ def parts(tmp_path_factory):
     done = subprocess.run([sys.executable, HERE / "rehearsal.py"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def parts(results):
+    return results[1:]
+
+
+def test_faults_are_found(results):
+    attention = "?: attention of torch.float32, (2, 4, 8, 6) and (2, 4, 8, 6)"
+    assert results[0]["found"] == ["?: _local_scalar_dense", attention]
+    assert "Cannot view a tensor" in results[0]["error"]
 
 
 def test_every_part_runs(parts):
