@@ -92,18 +92,35 @@ def test_a_masked_stage_keeps_its_row_for_hidden_labels(tokens, tmp_path):
     assert torch.equal(rows[16], before)
 
 
+def make_run(folder, class_names):
+    """A stage in the folder of its training on these classes."""
+    trained = random_stage(make_token_set(folder / "cats", class_names=class_names))
+    (folder / "run").mkdir()
+    trained.save(folder / "run" / "model.safetensors")
+    (folder / "run" / "config.json").write_text(json.dumps({"loop": {}, "tokens": str(folder / "cats")}))
+    return trained
+
+
 def test_classes_are_matched_by_name_and_new_ones_start_at_the_mean(tmp_path):
-    cats = make_token_set(tmp_path / "cats", class_names=["cat", "dog"])
-    dogs = make_token_set(tmp_path / "dogs", class_names=["bird", "cat"])
-    trained = random_stage(cats)
-    (tmp_path / "run").mkdir()
-    trained.save(tmp_path / "run" / "model.safetensors")
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"loop": {}, "tokens": str(tmp_path / "cats")}))
+    trained, dogs = make_run(tmp_path, ["cat", "dog"]), make_token_set(tmp_path / "dogs", class_names=["bird", "cat"])
     stage = random_stage(dogs)
     report = start_stage(stage, str(tmp_path / "run"), dogs)
     theirs, ours = (dict(s.named_parameters())[CLASSES] for s in (trained, stage))
     torch.testing.assert_close(ours, torch.stack([theirs[:2].mean(0), theirs[0], theirs[2]]))
     assert report["taken"][CLASSES] == "1 of 2 classes by name, the others at the mean"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["cat", "bird"], []), (["n1", "n2"], ["it has cat, dog; the images have n1, n2"])]
+)
+def test_that_no_class_is_known_by_name_is_a_warning(tmp_path, recwarn, names, said):
+    make_run(tmp_path, ["cat", "dog"])
+    tokens = make_token_set(tmp_path / "others", class_names=names)
+    start_stage(random_stage(tokens), str(tmp_path / "run"), tokens)
+    found = [
+        str(warning.message) for warning in recwarn if "knows none of the 2 classes by name" in str(warning.message)
+    ]
+    assert [part in text for part, text in zip(said, found, strict=True)] == [True] * len(said)
 
 
 def test_a_coarse_stage_starts_from_llamagens_file(tokens, tmp_path):

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctf.classes import few
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.files import is_safetensors, read_metadata
+from ctf.images.records import warn
 from ctf.interop import llamagen
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_folder import open_stage, stages_of
@@ -30,7 +32,8 @@ def start_stage(stage: Stage, source: str, tokens: TokenSet) -> dict[str, Any]:
 
     Parameters of the same name and shape are taken as they are. An embedding or a head of another level becomes one of
     this level: a cluster's row is the mean of its codewords' rows, weighted by how often `tokens` use them, and a
-    codeword's row is that of its cluster. Classes are matched by name; new ones start at the mean of all.
+    codeword's row is that of its cluster. Classes are matched by name; new ones start at the mean of all, with a
+    warning if all are new.
 
     Args:
         stage: with random weights; changed in place.
@@ -51,6 +54,11 @@ def start_stage(stage: Stage, source: str, tokens: TokenSet) -> dict[str, Any]:
     def rows_for(name: str) -> Rows:
         role = stage.rows_of.get(name)
         if role == "classes" and name in theirs:
+            if class_names and {*class_names}.isdisjoint(tokens.class_names):
+                warn(
+                    f"{source} knows none of the {len(tokens.class_names)} classes by name: it has {few(class_names)}; "
+                    f"the images have {few(tokens.class_names)}. Each starts at the mean of its classes"
+                )
             return class_rows(theirs[name], class_names, tokens.class_names)
         if role in ("predicts", "given"):
             return level_rows(name, role, stage, other, theirs, uses)
