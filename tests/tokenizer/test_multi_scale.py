@@ -143,12 +143,15 @@ def test_an_unknown_scale_is_left_out_and_not_zero(tokenizer):
 
 @torch.no_grad()
 def test_an_image_does_not_depend_on_its_batch(tokenizer, images):
+    def next_scale_input(tokens):
+        return tokenizer.quantizer.residual.next_scale_input(tokenizer.embed(tokens), LAYOUT)
+
     tokens = tokenizer.encode(images)
-    together = tokenizer.next_scale_input(tokens)
+    together = next_scale_input(tokens)
     decoded = decode_images(tokenizer, tokens, LAYOUT, torch.float32)
     for i in range(3):
         assert torch.equal(tokenizer.encode(images[i : i + 1])[0], tokens[i])
-        assert torch.equal(tokenizer.next_scale_input(tokens[i : i + 1])[0], together[i])
+        assert torch.equal(next_scale_input(tokens[i : i + 1])[0], together[i])
         assert np.array_equal(decode_images(tokenizer, tokens[i : i + 1], LAYOUT, torch.float32)[0], decoded[i])
 
 

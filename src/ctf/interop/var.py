@@ -1,4 +1,4 @@
-"""VAR's models (github.com/FoundationVision/VAR): its tokenizer and its transformers into ours and back.
+"""VAR's models (github.com/FoundationVision/VAR): its tokenizer and its transformers into ours.
 
 Sizes are read off names and shapes. The sides of the scales are in the transformer's file only.
 """
@@ -22,7 +22,6 @@ from ctf.layout import Layout
 from ctf.models.next_scale_config import NEXT_SCALE_SIZES, NextScaleConfig
 from ctf.sampling.settings import Sampling
 from ctf.stages.next_scale import NextScale
-from ctf.stages.stage import Stage
 from ctf.tokenizer.config import MultiScaleConfig
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.multi_scale import MultiScaleTokenizer
@@ -157,41 +156,6 @@ def size_name(config: NextScaleConfig) -> str:
     """The name in `NEXT_SCALE_SIZES` of this depth and width; "custom" without one."""
     names = {size: name for name, size in NEXT_SCALE_SIZES.items()}
     return names.get((config.layers, config.heads, config.dim), "custom")
-
-
-def var_state(stage: Stage) -> dict[str, Tensor]:
-    """The weights under VAR's names, all that its class loads: `torch.save` makes a file of VAR's of them.
-
-    Raises:
-        InputError: a stage of another kind, or with a setting that VAR's lacks.
-    """
-    if not isinstance(stage, NextScale):
-        raise InputError(f"stage {stage.name} is {stage.kind}: VAR's layout holds next_scale ones only")
-    config, state = stage.config, TRANSLATION.theirs(stage.transformer)
-    scale = torch.arange(len(config.layout)).repeat_interleave(torch.tensor(config.layout.sizes))
-    state[SCALES] = scale[None]
-    held = _transformer_config(state, f"stage {stage.name}")
-    training = ("convolutions", "dropout", "drop_path", "class_dropout")
-    TRANSLATION.check_exportable(
-        config, dataclasses.replace(held, **{name: getattr(config, name) for name in training})
-    )
-    state[MASK] = torch.zeros(1, 1, len(scale), len(scale)).masked_fill(scale > scale[:, None], -math.inf)
-    return {**state, **{f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.dim) for i in range(config.layers)}}
-
-
-def tokenizer_state(tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """The weights under VAR's names, all that its class loads: `torch.save` makes a file of VAR's of them.
-
-    Raises:
-        InputError: a tokenizer of another family, or with a setting that VAR's lacks.
-    """
-    if not isinstance(tokenizer, MultiScaleTokenizer):
-        raise InputError(f"VAR's layout holds multi-scale tokenizers only, not one of the family {tokenizer.family}")
-    config = tokenizer.config
-    translation = _tokenizer_translation(config)
-    state = translation.theirs(tokenizer)
-    translation.check_exportable(config, _tokenizer_config(state, config.scales, "the tokenizer"))
-    return {**state, USAGE: torch.zeros(len(config.scales), config.codebook_size)}
 
 
 def _read_part(source: str | Path | Mapping[str, Any], part: str, allow_namespace: bool = False) -> dict[str, Tensor]:

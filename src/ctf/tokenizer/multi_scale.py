@@ -85,12 +85,6 @@ class MultiScaleTokenizer(ConvolutionalTokenizer):
     def build_quantizer(self) -> MultiScaleQuantizer:
         return MultiScaleQuantizer(self.config)
 
-    def with_scales(self, scales: Sequence[int]) -> MultiScaleTokenizer:
-        """A copy for other scales, and so for another image size: the weights serve any."""
-        other = type(self)(dataclasses.replace(self.config, scales=tuple(scales))).to(self.quantizer.weight)
-        other.load_state_dict(self.state_dict())
-        return other.train(self.training)
-
     def layout(self, image_size: Sequence[int]) -> Layout:
         grid, scales = super().layout(image_size).finest, self.quantizer.scales
         if grid != scales.finest:
@@ -116,15 +110,6 @@ class MultiScaleTokenizer(ConvolutionalTokenizer):
     def decode_embeddings(self, vectors: Tensor, layout: Layout) -> Tensor:
         """Vectors (B, n, d) of all scales of `layout`, or of the first ones for a preview → (B, 3, H, W)."""
         return self.decode_features(to_rows(self.quantizer.residual(vectors, layout)), layout.finest)
-
-    def next_scale_input(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
-        """Inputs of a next-scale transformer for scales 1 … S − 1, from tokens (B, N): (B, N − n_0, d).
-
-        Raises:
-            InputError: as of `decode`.
-        """
-        layout = self.check_tokens(tokens, layout)
-        return self.quantizer.residual.next_scale_input(self.embed(tokens), layout)
 
     def decoder_parts(self) -> list[torch.nn.Module]:
         return [self.quantizer.residual, *super().decoder_parts()]
