@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -133,17 +134,11 @@ def bits_by_steps(
     each = [pipeline.sampling(**overrides | {f"{measured.name}_steps": count}) for count in sorted(set(steps))]
     for sampling in each:
         _check(pipeline, tokens, sampling)
-    scores: dict[str, list[Score]] = {
-        part.name: [
-            stage_score(part, tokens, sampling[part.name], batch_size, progress)
-            for sampling in (each if part is measured else each[:1])
-        ]
-        for part in pipeline.stages
-    }
+    score = cache(lambda part, sampling: stage_score(part, tokens, sampling, batch_size, progress))
     rows = []
-    for place, sampling in enumerate(each):
-        here = {name: found[place if name == measured.name else 0] for name, found in scores.items()}
-        rows.append({"steps": sampling[measured.name].steps, **_means(pipeline, _by_name(here))})
+    for sampling in each:
+        scores = {part.name: score(part, sampling[part.name]) for part in pipeline.stages}
+        rows.append({"steps": sampling[measured.name].steps, **_means(pipeline, _by_name(scores))})
     facts = {name: getattr(each[0][measured.name], name) for name in ("order", "schedule", "order_seed")}
     return {"stage": measured.name, "kind": measured.kind, **facts, "rows": rows}
 

@@ -52,6 +52,10 @@ class Weights:
     milestone: int | None = None
     plain: bool = False
 
+    @property
+    def title(self) -> str:
+        return self.training.title
+
     def path(self, store: Store) -> Path:
         run = store.get(self.training)
         if self.milestone is None:
@@ -161,10 +165,6 @@ class Samples(Sampled):
     num: int
     seed: int = 0
 
-    @property
-    def title(self) -> str:
-        return self.system.title
-
     def make(self, folder: Path, store: Store) -> None:
         overrides = dict(self.system.settings)
         pipeline = self.system.open(store)
@@ -195,10 +195,6 @@ class Metrics(Result):
     features: str
     reference: str
     split: str | None
-
-    @property
-    def title(self) -> str:
-        return self.samples.title
 
     def make(self, folder: Path, store: Store) -> None:
         source = store.get(self.samples) / SAMPLES
@@ -240,10 +236,6 @@ class Likelihood(Result):
             for weights, name in zip(system.stages, names, strict=True)
         ]
 
-    @property
-    def title(self) -> str:
-        return self.stage.training.title
-
     def make(self, folder: Path, store: Store) -> None:
         stage = open_stage(self.stage.path(store)).to(usable_device(store.device))
         score = stage_score(stage, TokenSet.open(store.get(self.tokens)), Sampling(**dict(self.way)), BATCH)
@@ -264,10 +256,6 @@ class Swap(Result, Sampled):
     system: System
     cluster_counts: tuple[int, ...]
     num: int = 108
-
-    @property
-    def title(self) -> str:
-        return self.system.title
 
     def make(self, folder: Path, store: Store) -> None:
         result = swap_generated(self.system.open(store), self.num, self.cluster_counts)

@@ -209,10 +209,10 @@ class Lab:
     def baseline(self, size: str = "B", **settings: Any) -> Training:
         return self.train(BaselineTraining, size, {}, **settings)
 
-    def iar(self, size: str = "B") -> Training:
+    def iar(self) -> Training:
         """The baseline with IAR's loss, λ = 1, on balanced clusters."""
         maps = {"coarse_map": self.clusters(method="balanced")}
-        return self.train(BaselineTraining, size, maps, cluster_loss_weight=1.0, coarse_map="map")
+        return self.train(BaselineTraining, "B", maps, cluster_loss_weight=1.0, coarse_map="map")
 
     def coarse(self, size: str = "B", clusters: Clusters | None = None, **settings: Any) -> Training:
         return self.train(CoarseTraining, size, {"coarse_map": clusters or self.clusters()}, **settings)
@@ -224,9 +224,9 @@ class Lab:
         """Stage 2 of the paper's tables and figures, with the support that the preset gives it there."""
         return self.fine(size, clusters, support=self.preset.support)
 
-    def middle(self, given: Clusters, predicts: Clusters, size: str = "B") -> Training:
+    def middle(self, given: Clusters, predicts: Clusters) -> Training:
         maps = {"given": given, "predicts": predicts}
-        return self.train(StageTraining, size, maps, name="middle", kind="masked")
+        return self.train(StageTraining, "B", maps, name="middle", kind="masked")
 
     def system(self, *stages: Training, **sampling: Any) -> System:
         """Stages that sample at the paper's settings, temperature 1.1 in all of them, with `sampling` instead."""

@@ -48,8 +48,8 @@ def reproduce(name: str, preset: Preset, out: str, device: str = "auto", command
 def plan(name: str, preset: Preset, out: str) -> str:
     """The plan of an experiment as text: its artifacts, which are missing, and their operations and time."""
     experiment, store = find(name)(preset), Store(Path(out))
-    artifacts = in_order(experiment.artifacts(preset))
-    pace = preset.pace or _this_machine()
+    artifacts, device = in_order(experiment.artifacts(preset)), usable_device("auto")
+    pace = preset.pace or Pace(device_name(device), UTILISATION * matrix_rate(device))
     lines = [experiment.title, "", f"{'':12}{'all':>6}{'missing':>9}{'operations':>13}{'time':>12}"]
     missing = [artifact for artifact in artifacts if not store.has(artifact)]
     for room in dict.fromkeys(artifact.room for artifact in artifacts):
@@ -69,11 +69,6 @@ def plan(name: str, preset: Preset, out: str) -> str:
             parameters = f"{artifact.stage().num_parameters() / 1e6:.1f} M"
             lines.append(f"{state:8}{artifact.operations():12.2e}{parameters:>12}  {artifact.name}")
     return "\n".join(lines)
-
-
-def _this_machine() -> Pace:
-    device = usable_device("auto")
-    return Pace(device_name(device), UTILISATION * matrix_rate(device))
 
 
 def _line(title: str, count: int, missing: Sequence[Artifact], pace: Pace) -> str:

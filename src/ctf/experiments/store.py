@@ -52,9 +52,9 @@ class Artifact(ABC):
     finished: ClassVar[str]
 
     @property
-    @abstractmethod
     def title(self) -> str:
-        """A few words for people, with which the name of its folder begins."""
+        """A few words for people, with which the name of its folder begins; those of its first field by default."""
+        return getattr(self, dataclasses.fields(self)[0].name).title
 
     def is_made(self, folder: Path) -> bool:
         """Whether `folder` holds the finished artifact."""

@@ -57,42 +57,33 @@ def swap_images(
         columns: images in the figure.
         seed: of clusterings and swaps.
     """
-    shown = set(np.linspace(0, len(images) - 1, columns).astype(int).tolist())
-    layout = tokenizer.layout((images.size, images.size))
-
-    def batches() -> Iterator[tuple[Tensor, list[int], np.ndarray]]:
-        for indices, batch, _ in images.batches(BATCH):
-            kept = [i for i, index in enumerate(indices) if int(index) in shown]
-            yield tokenizer.encode(to_tensor(batch)), kept, batch
-
-    return _swap(tokenizer, layout, batches(), cluster_counts, seed)
+    batches = ((indices, tokenizer.encode(to_tensor(batch)), batch) for indices, batch, _ in images.batches(BATCH))
+    layout, shown = tokenizer.layout((images.size, images.size)), np.linspace(0, len(images) - 1, columns)
+    return _swap(tokenizer, layout, batches, shown, cluster_counts, seed)
 
 
 def swap_generated(
     pipeline: StagePipeline, num: int, cluster_counts: tuple[int, ...], columns: int = 12, seed: int = 0
 ) -> SwapResult:
     """Swap the tokens of `num` generated images, as in the paper: all classes in turn, image i of seed + i."""
-    labels = torch.arange(num) % len(pipeline.class_names)
-    shown = set(np.linspace(0, num - 1, columns).astype(int).tolist())
-
-    def batches() -> Iterator[tuple[Tensor, list[int], None]]:
-        for start in range(0, num, BATCH):
-            part = range(start, min(start + BATCH, num))
-            tokens = pipeline.generate_tokens(labels[part.start : part.stop], [seed + i for i in part])
-            yield tokens, [i - start for i in part if i in shown], None
-
-    return _swap(pipeline.tokenizer, pipeline.layout, batches(), cluster_counts, seed)
+    batches = (
+        (i.numpy(), pipeline.generate_tokens(i % len(pipeline.class_names), (seed + i).tolist()), None)
+        for i in torch.arange(num).split(BATCH)
+    )
+    shown = np.linspace(0, num - 1, columns)
+    return _swap(pipeline.tokenizer, pipeline.layout, batches, shown, cluster_counts, seed)
 
 
 @torch.inference_mode()
 def _swap(
     tokenizer: Tokenizer,
     layout: Layout,
-    batches: Iterator[tuple[Tensor, list[int], np.ndarray | None]],
+    batches: Iterator[tuple[np.ndarray, Tensor, np.ndarray | None]],
+    shown: np.ndarray,
     cluster_counts: tuple[int, ...],
     seed: int,
 ) -> SwapResult:
-    """`batches` are tokens (b, N), which of them to show, and the images that they were made of, if any."""
+    """`batches` are indices (b,), tokens (b, N) and the images that they were made of, if any; `shown` are indices."""
     codebook = tokenizer.codebook
     maps = {
         (count, method): cluster_codebook(codebook, count, method, seed)
@@ -102,7 +93,8 @@ def _swap(
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[np.ndarray]] = {}
     values: dict[tuple[int, str], list[Tensor]] = {}
-    for tokens, kept, images in batches:
+    for indices, tokens, images in batches:
+        kept = np.isin(indices, shown.astype(int))
         decoded = to_bytes(tokenizer.decode(tokens, layout))
         if images is not None:
             rows.setdefault("image", []).extend(images[kept])

@@ -90,7 +90,7 @@ def _systems(metrics: dict[str, Any]) -> list[list[str]]:
         saved = [[SAVED, f"{-other['difference']:.3f} ± {other['standard_error']['difference']:.3f}", ""]]
     return [
         [f"on {metrics['measured_on']}", *speed],
-        ["bits per token", *(f"{_mean(by, 'bits_per_token', '.3f')}{_terms(by)}" for by in each)],
+        ["bits per token", *map(_bits, each)],
         *saved,
         [RIGHT, *(", ".join(_by_stage(by, "_accuracy", ".1%")) for by in each)],
         ["images per second", *(f"{rate:.3g}" for rate in speed.values())],
@@ -103,10 +103,10 @@ def _mean(by: dict[str, Any], name: str, style: str) -> str:
     return f"{by[name]:{style}}" + ("" if error is None else f" ± {error:{style}}")
 
 
-def _terms(by: dict[str, Any]) -> str:
-    """The bits of each stage, if there are several."""
+def _bits(by: dict[str, Any]) -> str:
+    """Bits per token, with those of each stage if there are several."""
     terms = _by_stage(by, "_bits_per_token", ".3f")
-    return f" ({' + '.join(terms)})" if terms else ""
+    return _mean(by, "bits_per_token", ".3f") + (f" ({' + '.join(terms)})" if terms else "")
 
 
 def _by_stage(by: dict[str, Any], end: str, style: str) -> list[str]:
