@@ -18,27 +18,25 @@ class Gpu:
         name: as `--gpu` takes it.
         bfloat16: operations per second in dense bfloat16 products, without sparsity.
         memory: bytes; a datasheet's GB is counted as 10⁹ of them.
-        bandwidth: bytes per second.
         source: the datasheet.
     """
 
     name: str
     bfloat16: float
     memory: float
-    bandwidth: float
     source: str
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A100-40GB", 312e12, 40e9, 1.555e12, "NVIDIA A100 Tensor Core GPU datasheet (2021), SXM"),
-        Gpu("A100", 312e12, 80e9, 2.039e12, "NVIDIA A100 Tensor Core GPU datasheet (2021), SXM 80 GB"),
-        Gpu("H100", 989e12, 80e9, 3.35e12, "NVIDIA H100 Tensor Core GPU datasheet (2023), SXM"),
-        Gpu("H200", 989e12, 141e9, 4.8e12, "NVIDIA H200 Tensor Core GPU datasheet (2024), SXM"),
-        Gpu("B200", 2.25e15, 180e9, 8e12, "NVIDIA DGX B200 datasheet (2024), an eighth of the system"),
-        Gpu("L40S", 362e12, 48e9, 0.864e12, "NVIDIA L40S datasheet (2023)"),
-        Gpu("RTX-4090", 165.2e12, 24e9, 1.008e12, "NVIDIA Ada GPU architecture whitepaper (2022), FP32 accumulate"),
+        Gpu("A100-40GB", 312e12, 40e9, "NVIDIA A100 Tensor Core GPU datasheet (2021), SXM"),
+        Gpu("A100", 312e12, 80e9, "NVIDIA A100 Tensor Core GPU datasheet (2021), SXM 80 GB"),
+        Gpu("H100", 989e12, 80e9, "NVIDIA H100 Tensor Core GPU datasheet (2023), SXM"),
+        Gpu("H200", 989e12, 141e9, "NVIDIA H200 Tensor Core GPU datasheet (2024), SXM"),
+        Gpu("B200", 2.25e15, 180e9, "NVIDIA DGX B200 datasheet (2024), an eighth of the system"),
+        Gpu("L40S", 362e12, 48e9, "NVIDIA L40S datasheet (2023)"),
+        Gpu("RTX-4090", 165.2e12, 24e9, "NVIDIA Ada GPU architecture whitepaper (2022), FP32 accumulate"),
     )
 }
 

@@ -58,7 +58,8 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
     check_folder(run, plan)
     plan.save(run / PLAN)
     announce(f"Samples of the bundled model, to look at while a small one is trained: {run / FIRST_SHEET}")
-    save_png(run / FIRST_SHEET, _bundled_samples(seed))
+    images = [np.asarray(image) for image in Pipeline.from_pretrained("emoji", "cpu")(CLASSES * 2, seed=seed)]
+    save_png(run / FIRST_SHEET, contact_sheet([images[: len(CLASSES)], images[len(CLASSES) :]], None, CLASSES, scale=2))
     if not (run / IMAGES).exists():
         write_images(run / IMAGES)
     announce(plan.table())
@@ -70,7 +71,19 @@ def run_demo(out: str | Path, quick: bool = False, seed: int = 0) -> dict[str, A
     save_png(run / SWAP, swap.figure)
     metrics |= {"quick": quick, "swap_psnr": {str(count): values for count, values in swap.psnr.items()}}
     write_json(run / METRICS, metrics)
-    write_report(run, plan, metrics, _more(quick, swap_lines(swap.psnr)))
+    note = "**This was `--quick`: it proves that every step runs. The models have seen next to nothing.**"
+    more = [
+        note if quick else "",
+        "## The codebook's redundancy",
+        "Each token is replaced by another one of its cluster, at random (paper, Fig. 1b). How near the image stays to "
+        "its reconstruction, with clusters by k-means and with random ones:",
+        bullets(swap_lines(swap.psnr)),
+        picture(SWAP, "original, reconstruction, swaps"),
+        "## After hours of training",
+        "Samples of the bundled model:",
+        picture(FIRST_SHEET, "samples of the bundled model"),
+    ]
+    write_report(run, plan, metrics, more)
     return metrics
 
 
@@ -130,25 +143,3 @@ def write_images(place: Path) -> None:
                 path = temporary / split / folder / f"{index:05}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(images.read(index)).save(path)
-
-
-def _more(quick: bool, swaps: list[str]) -> list[str]:
-    """The parts that the demo adds to the report of `ctf fit`."""
-    note = "**This was `--quick`: it proves that every step runs. The models have seen next to nothing.**"
-    return [
-        note if quick else "",
-        "## The codebook's redundancy",
-        "Each token is replaced by another one of its cluster, at random (paper, Fig. 1b). How near the image stays to "
-        "its reconstruction, with clusters by k-means and with random ones:",
-        bullets(swaps),
-        picture(SWAP, "original, reconstruction, swaps"),
-        "## After hours of training",
-        "Samples of the bundled model:",
-        picture(FIRST_SHEET, "samples of the bundled model"),
-    ]
-
-
-def _bundled_samples(seed: int) -> Image.Image:
-    """Two images of each of a few classes."""
-    images = [np.asarray(image) for image in Pipeline.from_pretrained("emoji", "cpu")(CLASSES * 2, seed=seed)]
-    return contact_sheet([images[: len(CLASSES)], images[len(CLASSES) :]], None, CLASSES, scale=2)

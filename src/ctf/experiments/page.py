@@ -76,7 +76,7 @@ def table(experiment: Experiment, measured: list[Measured], preset: Preset, stor
     for place, m in enumerate(measured):
         cells = [*m.row.name, m.row.parameters()]
         for name in names:
-            ours = spread(m.values[name], digits(name)) if name in m.values else "–"
+            ours = spread(m.values[name], 2 if name in ("FID", "IS") else 3) if name in m.values else "–"
             if m.bound and name == "bits_per_token":
                 ours = f"≤ {ours}"
             cells.append(ours + (f" [{m.row.published[name]:g}]" if name in m.row.published else ""))
@@ -106,11 +106,6 @@ def title(metric: str, preset: Preset) -> str:
     words = {"FID": "FID ↓" if inception else "Fréchet distance ↓", "IS": "IS ↑" if inception else "score ↑"}
     arrow = "↓" if metric.endswith("bits_per_token") else "↑"
     return words.get(metric, f"{metric.replace('_', ' ')} {arrow}")
-
-
-def digits(metric: str) -> int:
-    """Decimals that a metric is shown with."""
-    return 2 if metric in ("FID", "IS") else 3
 
 
 def draw(path: Path, experiment: Experiment, measured: list[Measured], preset: Preset) -> None:

@@ -122,16 +122,13 @@ class Task:
             said.append(f"{name} {kept['psnr']:.1f} dB" + (f", LPIPS {kept['lpips']:.3f}" if "lpips" in kept else ""))
         return "; ".join(said)
 
-    def tokens(self, name: str) -> int:
-        """That a bundled tokenizer makes of an image."""
-        return self.tokenizers[name].layout((self.image_size, self.image_size)).num_tokens
-
     def best_of(self, names: list[str]) -> str:
         """The bundled tokenizer that keeps the images best, or one with fewer tokens that is `NEAR` it."""
         metric = "lpips" if self.config.lpips else "psnr"
         loss = {name: self.bundled[name][metric] * (1 if metric == "lpips" else -1) for name in names}
         near = [name for name in names if loss[name] <= min(loss.values()) + NEAR[metric]]
-        return min(near, key=lambda name: (self.tokens(name), loss[name]))
+        tokens = {name: self.tokenizers[name].layout((self.image_size,) * 2).num_tokens for name in near}
+        return min(near, key=lambda name: (tokens[name], loss[name]))
 
     def choose(self) -> Plan:
         """The plan with the tokenizer that was asked for, or else with the one that keeps the images best."""

@@ -191,7 +191,8 @@ def number_labels(
 
     texts = any(isinstance(value, str) for value in values)
     for row, value in enumerate(values):
-        if not (isinstance(value, str) and value if texts else is_whole(value)):
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if not (isinstance(value, str) and value if texts else whole):
             raise InputError(
                 f"{place(row)} has {repr(value)[:40]} in its label column {column!r}: "
                 "give every row a whole number, or every row a name"
@@ -208,10 +209,6 @@ def number_labels(
                 "choose a split that has labels, or fix the column"
             )
     return np.array(labels, dtype=np.int64), class_names
-
-
-def is_whole(value: object) -> bool:
-    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
 def numbered_classes(count: int) -> list[str]:

@@ -45,7 +45,8 @@ def contact_sheet(
 
     left_texts = [wrap(label, font, 160, max(1, height // line)) for label in row_labels or []]
     top_texts = [wrap(label, font, width, 3) for label in column_labels or []]
-    left = max((text_width(text, font) + LABEL_GAP for text in left_texts), default=0)
+    widest = max((font.getlength(words) for text in left_texts for words in text), default=0)
+    left = round(widest) + 1 + LABEL_GAP if left_texts else 0
     top = max((len(text) * line + LABEL_GAP for text in top_texts), default=0)
     left, top = left + gap, top + gap
 
@@ -89,11 +90,6 @@ def shorten(text: str, font: Font, width: int) -> str:
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip() + "…"
-
-
-def text_width(lines: Sequence[str], font: Font) -> int:
-    """Pixels that the longest line takes."""
-    return round(max((font.getlength(words) for words in lines), default=0)) + 1
 
 
 def save_png(path: str | Path, image: Image.Image) -> None:

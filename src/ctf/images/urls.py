@@ -214,7 +214,8 @@ def read_tar(archive: tarfile.TarFile) -> dict[str, Any]:
             if is_image_column(extension):
                 images[extension] = member
             elif extension in ("cls", "json") and (file := archive.extractfile(member)):
-                row |= {"cls": int(file.read())} if extension == "cls" else label_fields(json.loads(file.read()))
+                fields = {"cls": int(file.read())} if extension == "cls" else json.loads(file.read())
+                row |= {n: v for n, v in fields.items() if LABEL_LIKE.search(n) and isinstance(v, (int, float, str))}
         if images:
             image = images[image_column([*images], "")]
             index["names"].append(printable(image.name))
@@ -229,12 +230,6 @@ def key_and_extension(member: tarfile.TarInfo) -> tuple[str, str, str]:
     folder, _, name = member.name.rpartition("/")
     name, _, extension = name.partition(".")
     return folder, name, extension
-
-
-def label_fields(example: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an example's `json` that may be labels."""
-    fields = example.items()
-    return {name: value for name, value in fields if LABEL_LIKE.search(name) and isinstance(value, (int, float, str))}
 
 
 # Parquet

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.files import atomic_path, save_tensors
-from ctf.interop.translation import Translation, convolutional_sizes, count, few, renamed, shape
+from ctf.images.records import shortened
+from ctf.interop.translation import Translation, convolutional_sizes, count, renamed, shape
 from ctf.layout import Layout
 from ctf.models.config import MODEL_SIZES, TransformerConfig
 from ctf.models.rotary import rotary_table
@@ -109,9 +110,8 @@ def load_tokenizer(
     """A LlamaGen tokenizer, VQ-16, VQ-8 or of other widths, as a `VQTokenizer`, float32 and in evaluation mode.
 
     Args:
-        path_or_state_dict: as for `load_gpt`.
+        path_or_state_dict, allow_namespace: as for `load_gpt`.
         ema: take the moving average ("ema") of the weights that tokenizer training stores beside them.
-        allow_namespace: accept `argparse.Namespace` beside the weights, and nothing else that is not plain data.
 
     Raises:
         InputError: no such file, truncated, refused by safe unpickling, or not such a tokenizer.
@@ -201,7 +201,7 @@ def _check_kind(state: Mapping[str, Tensor], mark: str, wanted: str, where: str)
         raise InputError(f"{where} is a GPT, not a tokenizer: load it with load_gpt")
     if "quantize.embedding.weight" in state:
         raise InputError(f"{where} is a tokenizer, not a GPT: load it with load_tokenizer")
-    raise InputError(f"{where} is not a LlamaGen {wanted}: it has no {mark} (it begins with {few(list(state))})")
+    raise InputError(f"{where} is not a LlamaGen {wanted}: it has no {mark} (it begins with {shortened([*state], 3)})")
 
 
 def _write(state: Mapping[str, Tensor], path: str | Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ctf.errors import InputError
 from ctf.files import check_finite
+from ctf.images.records import shortened
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Translation:
         wanted = {name: self.official(name) for name in model.state_dict()}
         known = {name for parts in wanted.values() for name in parts}
         if missing := [name for name in sorted(known) if name not in state]:
-            raise InputError(f"{where} lacks {few(missing)}: it is incomplete or not in {self.project}'s layout")
+            raise InputError(
+                f"{where} lacks {shortened(missing, 3)}: it is incomplete or not in {self.project}'s layout"
+            )
         if unexpected := [name for name in state if name not in known and not self.buffers.fullmatch(name)]:
             raise InputError(
-                f"{where} holds {few(unexpected)}, which {self.project}'s layout does not have at this size"
+                f"{where} holds {shortened(unexpected, 3)}, which {self.project}'s layout does not have at this size"
             )
         result = {}
         for name, ours in model.state_dict().items():
@@ -107,8 +110,3 @@ def convolutional_sizes(
         "codebook_size": size,
         "codebook_dim": dim,
     }
-
-
-def few(names: list[str]) -> str:
-    """The first three names, and how many follow."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
-from ctf.interop.translation import Translation, convolutional_sizes, count, few, renamed, shape
+from ctf.images.records import shortened
+from ctf.interop.translation import Translation, convolutional_sizes, count, renamed, shape
 from ctf.layout import Layout
 from ctf.models.next_scale_config import NEXT_SCALE_SIZES, NextScaleConfig
 from ctf.sampling.settings import Sampling
@@ -83,10 +84,9 @@ def load_tokenizer(
     """VAR's tokenizer, of the released or other widths, float32 and in evaluation mode.
 
     Args:
-        path_or_state_dict: a `torch.save` or safetensors file, "owner/name:file" on the Hugging Face Hub, or a state
-            dict, bare as `vae_ch160v4096z32.pth` or within a training checkpoint of VAR.
+        path_or_state_dict, allow_namespace: as for `ctf.interop.llamagen.load_gpt`; the weights lie bare, as in
+            `vae_ch160v4096z32.pth`, or within a training checkpoint of VAR.
         scales: side of each scale. By default VAR's for 256 × 256 pixels, unless the file says that it has not ten.
-        allow_namespace: accept `argparse.Namespace` beside the weights, and nothing else that is not plain data.
 
     Raises:
         InputError: no such file, truncated, refused by safe unpickling, not such a tokenizer, or scales unknown.
@@ -114,12 +114,10 @@ def load_var(
     """A transformer of VAR's as a stage, float32 and in evaluation mode, with VAR's settings of sampling for FID.
 
     Args:
-        path_or_state_dict: a `torch.save` or safetensors file, "owner/name:file" on the Hugging Face Hub, or a state
-            dict, bare as `var_d16.pth` or within a training checkpoint of VAR.
+        path_or_state_dict, allow_namespace: as for `load_tokenizer`; bare as `var_d16.pth`.
         tokenizer: a multi-scale one, whose codewords and convolutions the stage reads.
         predicts: the level, for a transformer over coarse labels.
         name: of the stage.
-        allow_namespace: accept `argparse.Namespace` beside the weights, and nothing else that is not plain data.
 
     Raises:
         InputError: no such file, truncated, refused by safe unpickling, not such a transformer, or one of another
@@ -187,11 +185,13 @@ def _tokenizer_translation(config: MultiScaleConfig) -> Translation:
 def _tokenizer_config(state: Mapping[str, Tensor], scales: tuple[int, ...], where: str) -> MultiScaleConfig:
     """The settings in names and shapes. Raises InputError: not a tokenizer of VAR's, or with other convolutions."""
     if "encoder.down.0.block.0.conv1.weight" not in state:
-        what = "VAR's transformer" if "word_embed.weight" in state else f"another model ({few(list(state))})"
+        what = "VAR's transformer" if "word_embed.weight" in state else f"another model ({shortened([*state], 3)})"
         raise InputError(f"{where} is {what}, not VAR's tokenizer: it has no encoder.down")
     convolutions = sorted({name.rpartition(".")[0] for name in state if name.startswith("quantize.quant_resi.")})
     if convolutions != [f"quantize.quant_resi.qresi_ls.{number}" for number in range(4)]:
-        raise InputError(f"{where}: the scales share {few(convolutions) or 'no convolution'}; ctf reads four, as VAR's")
+        raise InputError(
+            f"{where}: the scales share {shortened(convolutions, 3) or 'no convolution'}; ctf reads four, as VAR's"
+        )
     sizes = convolutional_sizes(state, "encoder.down", "block", "decoder.up.0.block", where)
     return MultiScaleConfig(**sizes, z_channels=sizes["codebook_dim"], scales=scales)
 
@@ -199,7 +199,9 @@ def _tokenizer_config(state: Mapping[str, Tensor], scales: tuple[int, ...], wher
 def _transformer_config(state: Mapping[str, Tensor], where: str) -> NextScaleConfig:
     """The settings in names and shapes. Raises InputError: another model, or one without normalised queries."""
     if "word_embed.weight" not in state:
-        what = "VAR's tokenizer" if "quantize.embedding.weight" in state else f"another model ({few(list(state))})"
+        what = (
+            "VAR's tokenizer" if "quantize.embedding.weight" in state else f"another model ({shortened([*state], 3)})"
+        )
         raise InputError(f"{where} is {what}, not VAR's transformer: it has no word_embed")
     if "blocks.0.attn.scale_mul_1H11" not in state:
         raise InputError(f"{where} has no blocks.0.attn.scale_mul_1H11: ctf reads transformers with normalised queries")

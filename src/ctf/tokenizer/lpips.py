@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +131,9 @@ class LPIPS(nn.Module):
         if arrays is None:
             return read_state_dict(path)
         indices = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
-        return {_torch_name(name, indices): _torch_layout(array) for name, array in arrays.items()}
+        tensors = {_torch_name(name, indices): torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        # JAX's kernels are (height, width, in, out).
+        return {name: t.permute(3, 2, 0, 1).contiguous() if t.ndim == 4 else t for name, t in tensors.items()}
 
 
 def _torch_name(name: str, convolutions: list[int]) -> str:
@@ -141,12 +142,6 @@ def _torch_name(name: str, convolutions: list[int]) -> str:
     number, head = int(layer.rpartition("_")[2]), int(module.rpartition("_")[2])
     place = f"heads.{head}" if module.startswith("NetLin") else f"features.{convolutions[number]}"
     return f"{place}.{'weight' if kind == 'kernel' else kind}"
-
-
-def _torch_layout(array: Any) -> Tensor:
-    """JAX's kernels (height, width, in, out) as (out, in, height, width)."""
-    tensor = torch.from_numpy(array.copy())
-    return tensor.permute(3, 2, 0, 1).contiguous() if tensor.ndim == 4 else tensor
 
 
 def local(source: str | Path, network: Network) -> Path:

@@ -58,8 +58,11 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     Raises:
         InputError: nothing there, not a tokenizer, or one of a family that is not registered.
     """
-    path = _path(source)
-    family = read_metadata(path).get("family", VQTokenizer.family)  # files from before there were families are "vq"
+    path = BUNDLED.get(str(source)) or Path(source)
+    if path.is_dir():
+        names = [path / name for name in ("tokenizer.safetensors", "model.safetensors")]
+        path = next((name for name in names if name.exists()), names[0])
+    family = read_metadata(path).get("family", VQTokenizer.family)  # what is no tokenizer is refused by its `load`
     if family not in TOKENIZERS:
         raise InputError(
             f"{path} is a tokenizer of the family {family!r}, not one of {', '.join(TOKENIZERS)}: "
@@ -73,11 +76,3 @@ def is_ours(source: str | Path) -> bool:
     if str(source) in BUNDLED or Path(source).is_dir():
         return True
     return is_safetensors(source) and "ctf" in read_metadata(source)
-
-
-def _path(source: str | Path) -> Path:
-    path = BUNDLED.get(str(source)) or Path(source)
-    if not path.is_dir():
-        return path
-    names = [path / name for name in ("tokenizer.safetensors", "model.safetensors")]
-    return next((name for name in names if name.exists()), names[0])
