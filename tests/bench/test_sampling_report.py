@@ -6,16 +6,10 @@ from contextlib import redirect_stdout
 import pytest
 import yaml
 
-from ctf.bench import Machine, SamplingBenchmark, sampling_report
+from ctf.bench import SamplingBenchmark, sampling_report
 from ctf.cli import main
-from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
 from ctf.layout import Layout, with_layout
-from ctf.models import Compute
-from ctf.sampling import Sampling
-from ctf.stages import new_stage
-from ctf.stages.cost import drawing_work
-from ctf.tokenizer import load_tokenizer
 
 SMALL = {
     "sizes": ("nano",),
@@ -58,15 +52,8 @@ KINDS = {"kinds": ("autoregressive", "any_order", "masked"), "steps": (3, 1), "o
 FIRST = [("autoregressive", 4), ("any_order", 3), ("any_order", 1), ("masked", 3), ("masked", 1)]
 
 
-@pytest.fixture(scope="module")
-def first_stages(tmp_path_factory):
-    """First stages of all kinds, alone and in a pipeline."""
-    methods = ("coarse", "coarse-to-fine")
-    return report(tmp_path_factory.mktemp("bench"), **KINDS, systems=methods, batch_sizes=(2,))
-
-
-def test_a_row_for_every_kind_in_every_number_of_steps_that_it_can_take(first_stages):
-    lines, metrics = first_stages
+def test_a_row_for_every_kind_in_every_number_of_steps_that_it_can_take(tmp_path):
+    lines, metrics = report(tmp_path, **KINDS, systems=("coarse", "coarse-to-fine"), batch_sizes=(2,))
     rows = [(method, *first) for method in ("coarse", "coarse-to-fine") for first in FIRST]
     assert [(row["method"], row["kind"], row["steps"]) for row in metrics["rows"]] == rows
     assert [row["order"] for row in metrics["rows"]] == 2 * ["raster", *4 * ["random"]]
@@ -75,24 +62,6 @@ def test_a_row_for_every_kind_in_every_number_of_steps_that_it_can_take(first_st
         (f"| nano, {method}", f"{kind}, {steps} steps") for method, kind, steps in rows
     ]
     assert all(cells[6:8] == ["-", "-"] and cells[5] == cells[8] for cells in shown[:5])  # no stage 2, no pixels
-
-
-def test_the_roofline_is_that_of_the_kind_in_its_steps(first_stages):
-    _, metrics = first_stages
-    machine = Machine(**metrics["machines"][0])
-    coarse_map = cluster_codebook(load_tokenizer("emoji").codebook, 512, "random")
-    for row in metrics["rows"]:
-        task = {
-            "name": "a",
-            "layout": Layout.square(2),
-            "num_classes": 1000,
-            "codebook_size": 16_384,
-            "predicts": coarse_map,
-        }
-        stage = new_stage(row["kind"], "nano", **task)
-        steps = drawing_work(stage, 2, Sampling(2.0, steps=row["steps"]), Compute("float32"))
-        assert len(steps) == row["steps"]
-        assert row["roofline_seconds"]["coarse"] == pytest.approx(machine.roofline(steps))
 
 
 def test_published_rows_stand_apart_with_their_machine(page):

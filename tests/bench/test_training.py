@@ -172,7 +172,6 @@ def test_stages_of_another_kind(tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sizes": ("nano", "huge")}, "'huge' does not exist"),
         ({"steps": 0}, "steps 0"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"device": "abacus"}, "'abacus' does not exist"),

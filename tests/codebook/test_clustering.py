@@ -277,19 +277,6 @@ def test_tokens_that_never_occur_are_clustered_as_without_weights(method):
     )
 
 
-@pytest.mark.parametrize("method", WEIGHTED)
-def test_weights_make_clusters_tighter_where_tokens_occur(method):
-    codebook = randn(1000, 4)
-    counts = (20 * (2 * randn(1000, seed=1)).exp()).long()
-    error = []
-    for weights in (None, counts):
-        labels = cluster_codebook(codebook, 30, method, weights=weights).fine_to_coarse
-        sizes = labels.bincount(counts)
-        means = torch.zeros(30, 4).index_add_(0, labels, codebook * counts[:, None]) / sizes[:, None]
-        error.append(float(((codebook - means[labels]).square().sum(1) * counts).sum()))
-    assert error[1] < 0.95 * error[0]
-
-
 def test_the_verb_counts_tokens_of_all_shards_and_augmentations(tmp_path):
     codebook = randn(30, 2)
     np.save(tmp_path / "codebook.npy", codebook.numpy())

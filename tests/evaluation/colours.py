@@ -1,6 +1,7 @@
 """A feature extractor that can be checked by hand: the mean colour of each quarter of an image."""
 
 import numpy as np
+from scipy.linalg import sqrtm
 
 from ctf.evaluation.features import FeatureExtractor, Features
 
@@ -27,6 +28,14 @@ class Quarters(FeatureExtractor):
         pool = quarters(images)
         light = pool.reshape(-1, 4, 3).sum(2)
         return Features(pool, pool[:, :6], light / light.sum(1, keepdims=True))
+
+
+def frechet(a, b):
+    """The distance of features (n, d) by SciPy's square root of a matrix."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    first, second = np.cov(a.T), np.cov(b.T)
+    cross = np.trace(sqrtm(first @ second)).real
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * cross
 
 
 def random_images(count, seed=0, size=8):

@@ -62,12 +62,6 @@ def test_features_do_not_depend_on_the_batch(emoji, held_out):
     np.testing.assert_allclose(parts, whole, atol=1e-4)
 
 
-def test_opening_again_gives_the_same_network(emoji):
-    again, images = open_features("emoji"), random_images(2)
-    assert again.fingerprint == emoji.fingerprint
-    np.testing.assert_array_equal(again(images).pool, emoji(images).pool)
-
-
 def test_distance_grows_with_degradation(emoji):
     """Two random halves are closer than a half and its JPEG copy, and stronger compression is further."""
     images = open_images("emoji", "train", 64)
@@ -85,21 +79,30 @@ def test_distance_grows_with_degradation(emoji):
     assert distances == sorted(distances)
 
 
-def test_emoji_features_refuse_other_sizes(emoji):
-    assert "64 × 64 images, and these are 64 × 32" in refused(lambda: emoji(random_images(1, 64, 32)))
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [
+        (random_images(1, 64, 32), "64 × 64 images, and these are 64 × 32"),
+        (np.zeros((1, 64, 64, 3), np.float32), "not float32 (1, 64, 64, 3)"),
+    ],
+)
+def test_other_images_are_refused(emoji, images, line):
+    assert line in refused(lambda: emoji(images))
 
 
-def test_floats_are_refused(emoji):
-    assert "not float32 (1, 64, 64, 3)" in refused(lambda: emoji(np.zeros((1, 64, 64, 3), np.float32)))
-
-
-def test_emoji_weights_of_another_kind_are_refused():
-    tokenizer = WEIGHTS.parent / "emoji" / "tokenizer.safetensors"
-    assert "is not a ctf emoji features" in refused(lambda: open_features("emoji", str(tokenizer)))
-
-
-def test_unknown_name_lists_the_known_ones():
-    assert "inception, dinov2, efficientnet, emoji" in refused(lambda: open_features("clip"))
+@pytest.mark.parametrize(
+    ("name", "weights", "line"),
+    [
+        ("clip", None, "inception, dinov2, efficientnet, emoji"),
+        ("emoji", str(WEIGHTS.parent / "emoji" / "tokenizer.safetensors"), "is not a ctf emoji features"),
+        ("inception", "nowhere.pth", "no such file"),
+        ("nowhere.py:embed", None, "nowhere.py: no such file"),
+        ("no_such_module:embed", None, "no_such_module cannot be imported (ModuleNotFoundError"),
+        ("numpy:no_such_function", None, "numpy has no function or class 'no_such_function'"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_line(name, weights, line):
+    assert line in refused(lambda: open_features(name, weights))
 
 
 @pytest.mark.parametrize(
@@ -109,10 +112,6 @@ def test_unknown_name_lists_the_known_ones():
 def test_missing_package_is_named(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     assert "pip install -e '.[eval]'" in refused(lambda: open_features(name))
-
-
-def test_missing_inception_weights(tmp_path):
-    assert "no such file" in refused(lambda: open_features("inception", str(tmp_path / "weights.pth")))
 
 
 def test_inception_weights_that_hold_code_are_refused(tmp_path):
@@ -136,10 +135,15 @@ class TinyInception(nn.Module):
         return spatial.mean((2, 3)), spatial.mean((2, 3)).mul(0.01)
 
 
-def test_spatial_features_are_in_tensorflow_order(monkeypatch):
+@pytest.fixture
+def torch_fidelity(monkeypatch):
     package = ModuleType("torch_fidelity")
     package.FeatureExtractorInceptionV3 = TinyInception
     monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+
+
+@pytest.mark.usefixtures("torch_fidelity")
+def test_spatial_features_are_in_tensorflow_order():
     extractor, images = open_features("inception"), random_images(2, 17, 17)
     features = extractor(images)
     layer = extractor._network.Mixed_6d.branch1x1
@@ -150,10 +154,8 @@ def test_spatial_features_are_in_tensorflow_order(monkeypatch):
     np.testing.assert_allclose(features.probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_torch_fidelity_gets_inception_weights_without_the_prefix_of_ddp(monkeypatch, tmp_path):
-    package = ModuleType("torch_fidelity")
-    package.FeatureExtractorInceptionV3 = TinyInception
-    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+@pytest.mark.usefixtures("torch_fidelity")
+def test_torch_fidelity_gets_inception_weights_without_the_prefix_of_ddp(tmp_path):
     torch.save({"module.fc.weight": torch.ones(2)}, tmp_path / "weights.ckpt")
     extractor = open_features("inception", str(tmp_path / "weights.ckpt"))
     assert extractor._network.given.keys() == {"fc.weight"}
@@ -189,6 +191,7 @@ def test_a_function_in_a_file_is_an_extractor(tmp_path):
     np.testing.assert_allclose(features.pool, images.mean((1, 2)), rtol=1e-6)
     assert (features.pool.dtype, features.spatial, features.probabilities) == (np.float32, None, None)
     assert extractor.distance == "Fréchet distance, mine.py:embed"
+    assert open_features(write_function(tmp_path, "return images[:, 1, 1]")).fingerprint != extractor.fingerprint
 
 
 def test_a_function_may_return_features(tmp_path):
@@ -203,23 +206,6 @@ def test_a_function_of_a_module_is_an_extractor():
     images = random_images(2)
     assert open_features("numpy:ravel").image_size is None
     assert "(24576,) for 2 images" in refused(lambda: open_features("numpy:ravel")(images))
-
-
-def test_fingerprint_follows_the_file(tmp_path):
-    first = open_features(write_function(tmp_path, "return images[:, 0, 0]")).fingerprint
-    assert open_features(write_function(tmp_path, "return images[:, 1, 1]")).fingerprint != first
-
-
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        ("nowhere.py:embed", "nowhere.py: no such file"),
-        ("no_such_module:embed", "no_such_module cannot be imported (ModuleNotFoundError"),
-        ("numpy:no_such_function", "numpy has no function or class 'no_such_function'"),
-    ],
-)
-def test_what_is_wrong_with_a_function_is_one_line(name, line):
-    assert line in refused(lambda: open_features(name))
 
 
 def test_efficientnet_with_its_published_weights():

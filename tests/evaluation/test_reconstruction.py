@@ -1,8 +1,6 @@
-import numpy as np
 import pytest
-from colours import Quarters, quarters, random_images
+from colours import Quarters, frechet, quarters, random_images
 from PIL import Image
-from scipy.linalg import sqrtm
 
 from ctf.evaluation.reconstruction import reconstruction_distance
 from ctf.images.image_set import open_images
@@ -23,8 +21,6 @@ def images(tmp_path):
 def test_the_distance_is_between_images_and_their_reconstructions(make_tokenizer, images, name, title):
     tokenizer, pixels = make_tokenizer(), random_images(40)
     decoded = to_bytes(tokenizer.decode(tokenizer.encode(to_tensor(pixels))))
-    a, b = (quarters(each).astype(np.float64) for each in (pixels, decoded))
-    first, second = np.cov(a.T), np.cov(b.T)
-    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * sqrtm(first @ second).real)
+    expected = frechet(quarters(pixels), quarters(decoded))
     distance = reconstruction_distance(tokenizer, images, Quarters(name), batch_size=7, progress=False)
     assert distance == {title: pytest.approx(expected, rel=1e-4)}

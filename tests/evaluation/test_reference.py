@@ -52,23 +52,21 @@ def test_statistics_are_those_of_the_features(opened, folder, images):
     np.testing.assert_allclose(reference.extracted.spatial.covariance, np.cov(features[:, :6].T), rtol=1e-9)
     np.testing.assert_array_equal(reference.extracted.features, quarters(images))
     assert (reference.count, reference.image_size, reference.origin) == (30, (8, 8), "computed")
+    smaller = opened(folder, Quarters(), image_size=(4, 4))
+    assert (smaller.image_size, smaller.resize) == ((4, 4), "ADM's centre crop")
 
 
 def test_moments_of_an_adm_batch_are_taken_as_they_are(opened, batch, images):
     source, moments = batch
+    assert opened(source, Quarters()).origin == "computed"  # they are Inception's alone
     reference = opened(source, Quarters("inception"))
+    assert not reference.cached  # another extractor is another entry
     np.testing.assert_array_equal(reference.extracted.statistics.mean, moments["mu"])
     np.testing.assert_array_equal(reference.extracted.statistics.covariance, moments["sigma"])
     np.testing.assert_array_equal(reference.extracted.spatial.mean, moments["mu_s"])
     np.testing.assert_array_equal(reference.extracted.spatial.covariance, moments["sigma_s"])
     np.testing.assert_array_equal(reference.extracted.features, quarters(images))
     assert reference.origin == "moments from file"
-
-
-def test_moments_of_an_adm_batch_are_inceptions_alone(opened, batch, images):
-    reference = opened(batch[0], Quarters())
-    np.testing.assert_allclose(reference.extracted.statistics.mean, quarters(images).mean(0, dtype=np.float64))
-    assert reference.origin == "computed"
 
 
 def test_moments_belong_to_the_fingerprint(opened, batch, tmp_path, images):
@@ -172,11 +170,6 @@ def test_moments_of_another_layer(opened, tmp_path, images, with_images):
         opened(str(tmp_path / "five.npz"), Quarters("inception"))
 
 
-def test_another_extractor_is_another_entry(opened, batch):
-    opened(batch[0], Quarters())
-    assert not opened(batch[0], Quarters("inception")).cached
-
-
 def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch, batch):
     monkeypatch.setenv("CTF_CACHE", str(tmp_path / "there"))
     open_reference(batch[0], Quarters(), progress=False)
@@ -198,11 +191,6 @@ def test_unreadable_images_are_left_out_and_named(opened, folder, images):
     np.testing.assert_array_equal(reference.extracted.features, np.delete(quarters(images), 3, 0))
     assert reference.count == 29
     assert "03.png" in reference.note
-
-
-def test_images_are_cropped_to_the_size_asked_for(opened, folder):
-    reference = opened(folder, Quarters(), image_size=(4, 4))
-    assert (reference.image_size, reference.resize) == ((4, 4), "ADM's centre crop")
 
 
 @pytest.mark.parametrize(

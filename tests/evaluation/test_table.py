@@ -55,6 +55,9 @@ def test_a_comparable_run_stands_in_the_table():
     evaluation = make_evaluation()
     assert differences(evaluation) == []
     text = comparison(evaluation)
+    assert "- Warning: a warning" in text
+    start = text.splitlines().index(next(line for line in text.splitlines() if line.startswith("type ")))
+    assert len({len(line) for line in text.splitlines()[start : start + 34]}) == 1  # columns are aligned
     assert row_of_the_run(text) == ["this", "run", "runs/mine.npz", "-", "2.88", "271.1", "0.83", "0.56"]
     assert "Comparable with the published metrics below, if the reference is ADM's ImageNet 256 × 256 batch and" in text
     assert "| this run | runs/mine.npz | - | 2.88 | 271.1 | 0.83 | 0.56 |" in comparison(evaluation, markdown=True)
@@ -86,16 +89,6 @@ def test_other_features_keep_their_titles():
         line for line in text.splitlines() if line.startswith("type ")
     ]
     assert "14.25" in text
-
-
-def test_columns_are_aligned():
-    lines = comparison(make_evaluation()).splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("type "))
-    assert len({len(line) for line in lines[start : start + 34]}) == 1
-
-
-def test_warnings_are_printed():
-    assert "- Warning: a warning" in comparison(make_evaluation())
 
 
 @pytest.mark.parametrize("evaluation", [make_evaluation(), EMOJI], ids=["comparable", "emoji"])

@@ -128,38 +128,35 @@ def test_likelihood_does_not_depend_on_guidance():
 # What a claim is worth
 
 
-def measured(**rows):
-    return [Measured(Row((name,), ()), {"FID": list(values)}) for name, values in rows.items()]
+def verdict(**sides):
+    """On rows of these values of FID by seed, of which each `better` one should beat each `worse` one."""
+    rows = {
+        side: [Measured(Row((side, str(place)), ()), {"FID": list(each)}) for place, each in enumerate(values)]
+        for side, values in sides.items()
+    }
+    names = {side: tuple(measured.row.name for measured in found) for side, found in rows.items()}
+    return judge(Claim("", "FID", **names), [*rows["better"], *rows["worse"]]).word
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "word"),
+    ("better", "worse", "expected"),
     [
-        ((1.0,), (2.0,), "as claimed, one seed"),
-        ((2.0,), (1.0,), "not as claimed, one seed"),
-        ((1.0, 1.2, 1.1), (2.0, 2.1, 2.2), "confirmed"),
-        ((2.0, 2.1, 2.2), (1.0, 1.2, 1.1), "not confirmed"),
-        ((1.0, 3.0, 2.0), (2.0, 3.1, 2.5), "within the noise"),
-        ((1.0, 1.2, 1.1), (1.2,), "within the noise"),  # a row of one seed spreads as the other does
-        ((1.2,), (1.0, 1.2, 1.1), "within the noise"),
-        ((1.0, 1.2, 1.1), (1.4,), "confirmed"),
+        ([(1.0,)], [(2.0,)], "as claimed, one seed"),
+        ([(2.0,)], [(1.0,)], "not as claimed, one seed"),
+        ([(1.0, 1.2, 1.1)], [(2.0, 2.1, 2.2)], "confirmed"),
+        ([(2.0, 2.1, 2.2)], [(1.0, 1.2, 1.1)], "not confirmed"),
+        ([(1.0, 3.0, 2.0)], [(2.0, 3.1, 2.5)], "within the noise"),
+        ([(1.0, 1.2, 1.1)], [(1.2,)], "within the noise"),  # a row of one seed spreads as the other does
+        ([(1.2,)], [(1.0, 1.2, 1.1)], "within the noise"),
+        ([(1.0, 1.2, 1.1)], [(1.4,)], "confirmed"),
+        ([(1.0,)], [(3.0,), (2.0,)], "as claimed, one seed"),  # of all rows
+        ([(1.0,), (3.0,)], [(2.0,)], "not as claimed, one seed"),
+        ([(0.0, 2.0)], [(2.0, 4.0)], "within the noise"),  # standard errors of 1 each: the difference is 2 ± 1.41
+        ([(0.0, 2.0)], [(2.9, 4.9)], "confirmed"),
     ],
 )
-def test_verdicts(good, bad, word):
-    assert judge(Claim("", "FID", (("good",),), (("bad",),)), measured(good=good, bad=bad)).word == word
-
-
-def test_a_claim_holds_if_it_holds_of_all_its_rows():
-    rows = measured(a=[1.0], b=[3.0], c=[2.0])
-    assert judge(Claim("", "FID", (("a",),), (("b",), ("c",))), rows).word == "as claimed, one seed"
-    assert judge(Claim("", "FID", (("a",), ("b",)), (("c",),)), rows).word == "not as claimed, one seed"
-
-
-def test_a_difference_is_noise_up_to_two_standard_errors():
-    rows = measured(good=[0.0, 2.0], bad=[2.0, 4.0])  # standard errors of 1 each: the difference is 2 ± 1.41
-    assert judge(Claim("", "FID", (("good",),), (("bad",),)), rows).word == "within the noise"
-    rows = measured(good=[0.0, 2.0], bad=[2.9, 4.9])
-    assert judge(Claim("", "FID", (("good",),), (("bad",),)), rows).word == "confirmed"
+def test_verdicts(better, worse, expected):
+    assert verdict(better=better, worse=worse) == expected
 
 
 # A plan

@@ -133,6 +133,12 @@ def test_of_many_held_out_images_a_random_part_is_measured(known_times, kept):
     assert [plan.evaluated for plan in (everything, many, fewest)] == [786, 500, 100]  # 5 % of 50 s, or a hundred
     assert "the report's figures: on 500 of the 786 held-out images, chosen at random" in many.table()
     assert "the report's figures: on 786 held-out images\n" in everything.table()
+    assert (many.num_images, many.splits, many.num_clusters, [*many.steps]) == (
+        *(8367, ("train", "test"), 512),
+        ["coarse", "fine"],  # a given tokenizer is not trained
+    )
+    assert "8,367 images of 64 × 64 pixels, the split test held out" in many.table()
+    assert "tokenizer: emoji, of the family vq, 8 × 8 tokens an image" in many.table()
     parts = [plan.open()[1] for plan in (everything, many, fewest)]
     place = {parts[0].name(index): index for index in range(786)}
     of_many, of_fewest = ([place[part.name(index)] for index in range(len(part))] for part in parts[1:])
@@ -141,21 +147,6 @@ def test_of_many_held_out_images_a_random_part_is_measured(known_times, kept):
     assert {*of_fewest} <= {*of_many}
     assert 300 < np.mean(of_many) < 486  # spread over all
     assert np.array_equal(parts[2].labels, parts[0].labels[of_fewest])
-
-
-def test_a_split_is_held_out(known_times, kept):
-    kept(emoji={"psnr": 24.0})
-    asked = {"tokenizer": "emoji", "start_from": "none", "batch_size": 2}
-    chosen = chosen_for("emoji", split="train", held_out_split="test", **asked)
-    assert (chosen.num_images, chosen.splits) == (8367, ("train", "test"))
-    assert "8,367 images of 64 × 64 pixels, the split test held out" in chosen.table()
-
-
-def test_a_given_tokenizer_is_not_trained(known_times, photos):
-    chosen = chosen_for(photos, tokenizer="emoji", start_from="none", batch_size=2)
-    assert chosen.num_clusters == 512
-    assert [*chosen.steps] == ["coarse", "fine"]
-    assert "tokenizer: emoji, of the family vq, 8 × 8 tokens an image" in chosen.table()
 
 
 @pytest.fixture(scope="module")
@@ -257,21 +248,6 @@ def test_a_flat_folder_of_few_images_is_one_class_with_none_held_out(photos, tmp
     assert "| on 6 training images, since none were held out |" in (tmp_path / "run" / "report.md").read_text("utf-8")
 
 
-def test_columns_of_the_sheet_are_classes_that_were_held_out(run, photos, tmp_path, monkeypatch):
-    shutil.copytree(photos, tmp_path / "fewer")
-    for i in range(3):
-        (tmp_path / "fewer" / "blue" / f"{i}.png").unlink()  # nine are left, of which none is held out
-    held_out, columns = open_images(str(tmp_path / "fewer"), "held-out", 32), []
-
-    def watched(rows, titles, names, **settings):
-        columns.append(([len(row) for row in rows], names))
-        return contact_sheet(rows, titles, names, **settings)
-
-    monkeypatch.setattr(run_plan, "contact_sheet", watched)
-    run_plan._sheet({"model": Pipeline.from_pretrained(run / "model")}, held_out, 0)
-    assert columns == [([8] * 6, ["red"] * 8)]
-
-
 @pytest.fixture
 def splits(photos, tmp_path):
     """train/ and val/ of both classes."""
@@ -285,9 +261,14 @@ def test_a_held_out_folder_that_lacks_a_class_is_matched_by_name(run, plan, spli
     train, test = dataclasses.replace(plan, images=str(splits), split="train", held_out_split="val", files=None).open()
     assert (train.class_names, test.class_names) == (["blue", "red"], ["red"])
     columns = []
-    monkeypatch.setattr(run_plan, "contact_sheet", lambda rows, titles, names, **settings: columns.append(names))
+
+    def watched(rows, titles, names, **settings):
+        columns.append(([len(row) for row in rows], names))
+        return contact_sheet(rows, titles, names, **settings)
+
+    monkeypatch.setattr(run_plan, "contact_sheet", watched)
     run_plan._sheet({"model": Pipeline.from_pretrained(run / "model")}, test, 0)
-    assert columns == [["red"] * 8]
+    assert columns == [([8] * 6, ["red"] * 8)]
 
 
 def test_a_held_out_class_that_training_lacks_is_named_at_once(splits):
@@ -534,14 +515,10 @@ def test_what_makes_stages_start_from_random_weights(known_times, photos, asked)
     assert "the stages start from random weights" in chosen.table()
 
 
-def test_too_short_a_time_is_said_with_the_least_that_makes_sense(known_times, photos):
+def test_too_short_a_time_is_said_with_the_least_that_makes_sense(known_times, photos, capsys):
     chosen = chosen_for(photos, "1s", image_size=32, batch_size=1, tokenizer="emoji")
     # 13 s beside the steps; 20 steps of two stages; a pass is 22 steps, and stage 2 has 0.22 of 0.55 of the time.
     assert "--time 1s is too short: the shortest plan takes 33 s, and only from 41 s on does each" in chosen.table()
-
-
-def test_what_is_measured_is_said(known_times, photos, capsys):
-    chosen_for(photos, image_size=32, batch_size=2, tokenizer="emoji")
     said = capsys.readouterr().out
     assert "Comparing the bundled tokenizers emoji and photos on the images" in said
     assert "Timing a little of tokens, clusters, coarse, fine, report" in said

@@ -35,17 +35,6 @@ def test_center_crop_is_adms(width, height, size, seed):
     np.testing.assert_array_equal(cropped, adm_crop_by_the_book(Image.fromarray(pixels), size))
 
 
-def test_center_crop_averages_blocks_of_a_doubled_image():
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    doubled = Image.fromarray(pixels.repeat(2, 0).repeat(2, 1))
-    np.testing.assert_array_equal(np.asarray(center_crop(doubled, 32)), pixels)
-
-
-def test_center_crop_leaves_an_image_of_the_right_size_alone():
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(pixels), 20)), pixels)
-
-
 def places(crop: np.ndarray, image: Image.Image, shorter: int) -> list[tuple[int, int]]:
     """Where `crop` lies in `image`, resized to `shorter`: by search."""
     scale = shorter / min(image.size)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import ImageFont
 
-from ctf.images import contact_sheet, save_png
+from ctf.images import contact_sheet
 from ctf.images.sheet import wrap
 
 
@@ -61,10 +61,3 @@ def test_labels_are_broken_at_newlines():
 
 def test_an_empty_sheet_is_a_picture_too():
     assert contact_sheet([]).size == (4, 4)
-
-
-def test_save_png(tmp_path):
-    image = random_image(0)
-    save_png(tmp_path / "sheets" / "one.png", Image.fromarray(image))
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sheets" / "one.png")), image)
-    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["one.png"]

@@ -56,9 +56,11 @@ def test_codes_of_another_folder_are_another_set(tmp_path):
         import_codes(tmp_path / "other", tmp_path / "set", **SETTINGS)
 
 
-def test_count_leaves_out_the_padding(tmp_path):
+def test_count_leaves_out_the_padding_and_the_codebook_is_remembered(tmp_path):
     codes = make_codes(tmp_path / "in")
-    token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, count=10)
+    codebook = torch.arange(64.0).view(32, 2)
+    token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, count=10, codebook=codebook)
+    assert token_set.fingerprint_of_codebook == fingerprint(codebook)
     assert np.array_equal(torch.cat(list(token_set.blocks())).numpy(), codes[:10])
 
 
@@ -97,13 +99,6 @@ def test_codes_that_changed_since_they_were_read_are_named(tmp_path, finished):
         import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, shard_size=4)
 
 
-def test_the_codebook_is_remembered(tmp_path):
-    make_codes(tmp_path / "in")
-    codebook = torch.arange(64.0).view(32, 2)
-    token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, codebook=codebook)
-    assert token_set.fingerprint_of_codebook == fingerprint(codebook)
-
-
 @pytest.mark.parametrize(
     ("file", "array", "message"),
     [
@@ -129,18 +124,14 @@ def test_import_refuses(tmp_path, file, array, message):
     assert "\n" not in str(error.value)
 
 
-def test_import_refuses_sets_of_other_images(tmp_path):
+def test_import_refuses_sets_of_other_images_or_sizes(tmp_path):
     make_codes(tmp_path / "a")
     make_codes(tmp_path / "b")
     np.save(tmp_path / "b" / "imagenet64_labels" / "3.npy", np.array([9]))
     with pytest.raises(InputError, match=r"3\.npy has label 9, .*3\.npy has 1"):
         import_codes(tmp_path / "a", tmp_path / "set", **SETTINGS, second=tmp_path / "b")
-
-
-def test_import_refuses_another_size(tmp_path):
-    make_codes(tmp_path / "in")
     with pytest.raises(InputError, match="imagenet384_codes: no such folder"):
-        import_codes(tmp_path / "in", tmp_path / "set", **{**SETTINGS, "size": 384})
+        import_codes(tmp_path / "a", tmp_path / "set", **{**SETTINGS, "size": 384})
 
 
 def test_export_refuses(tmp_path):

@@ -30,12 +30,7 @@ def test_a_thousand_code_files_are_imported_trained_on_and_exported_identical(tm
     generator = np.random.default_rng(0)
     write_codes(Path("in"), generator.integers(0, 32, (1000, 2, 4)), generator.integers(0, 10, 1000))
     np.save("codebook.npy", generator.standard_normal((32, 4)))
-    assert (
-        main(
-            ["convert", "codes", *["--source", "in", "--out", "tokens", "--codebook_size", "32", "--num_classes", "10"]]
-        )
-        == 0
-    )
+    assert ctf("convert codes --source in --out tokens --codebook_size 32 --num_classes 10") == 0
     assert ctf("cluster --codebook codebook.npy --num_clusters 8 --out map.safetensors") == 0
     coarse = "train coarse --tokens tokens --coarse_map map.safetensors --size nano --out coarse"
     assert ctf(f"{coarse} --loop.epochs 1 --loop.batch_size 250 --loop.log_every 1") == 0
@@ -92,13 +87,8 @@ def test_vars_models_become_a_baseline(tmp_path, capsys):
     (stage,) = pipeline.stages
     assert (stage.kind, facts["size"], pipeline.class_names) == ("next_scale", "custom", list("0123456789"))
     expected = load_file(var / "var_adaln.safetensors")
-    sampling = {
-        "cfg_scale": 2.5,
-        "temperature": 0,
-        "top_k": 0,
-        "top_p": 1.0,
-    }  # guidance by the steps is the model's own
-    tokens = pipeline.generate_tokens(expected["greedy_labels"], [0, 1, 2], **sampling)
+    # Guidance, by the steps, is the model's own.
+    tokens = pipeline.generate_tokens(expected["greedy_labels"], [0, 1, 2], temperature=0, top_k=0, top_p=1.0)
     assert torch.equal(tokens, expected["greedy_cfg1.5"])
     assert ctf(f"{files} {var / 'ctf.pt'} --out {tmp_path / 'none'}") == 2
     assert "predicts 12 labels" in capsys.readouterr().err

@@ -142,12 +142,6 @@ def test_both_layouts_load_the_same(lpips, backbone, heads, tmp_path):
     assert same(LPIPS.load(tmp_path / "merged.safetensors"), lpips)
 
 
-def test_weights_saved_from_ddp_under_another_ending(lpips, backbone, heads, tmp_path):
-    merged = {f"module._orig_mod.{name}": tensor for name, tensor in (backbone | heads).items()}
-    torch.save({"state_dict": merged}, tmp_path / "lpips.ckpt")
-    assert same(LPIPS.load(tmp_path / "lpips.ckpt"), lpips)
-
-
 def test_tamings_file_name_is_known(lpips, published, heads, tmp_path):
     (tmp_path / "vgg16-397923af.pth").symlink_to(published / "vgg16-397923af.pth")
     torch.save(heads, tmp_path / "vgg_lpips.pth")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ctf.errors import InputError
 from ctf.files import read_metadata, save_tensors
 from ctf.layout import Layout
-from ctf.tokenizer import Tokenizer, VQTokenizer
+from ctf.tokenizer import Tokenizer
 from ctf.tokenizer.registry import TOKENIZERS, is_ours, load_tokenizer, register_tokenizer
 
 
@@ -86,21 +86,6 @@ def test_a_family_that_nobody_registered(tmp_path):
     ) as error:
         load_tokenizer(tmp_path / "grey.safetensors")
     assert "\n" not in str(error.value)
-
-
-def test_a_file_from_before_there_were_families(make_tokenizer, tmp_path):
-    path = tmp_path / "tokenizer.safetensors"
-    tokenizer = make_tokenizer()
-    tokenizer.save(path)
-    state = {name: tensor.clone() for name, tensor in tokenizer.state_dict().items()}
-    save_tensors(path, state, {"ctf": "tokenizer", "config": read_metadata(path)["config"]})
-    assert "family" not in read_metadata(path)
-    assert isinstance(load_tokenizer(path), VQTokenizer)
-
-
-def test_the_bundled_tokenizer():
-    assert is_ours("emoji")
-    assert load_tokenizer("emoji").codebook.shape == (16_384, 8)
 
 
 def test_other_files_are_refused(tmp_path):
