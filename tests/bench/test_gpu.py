@@ -1,6 +1,5 @@
 """`make gpu`: what it says where there is no GPU, how a part ends, and the page."""
 
-import importlib.util
 import platform
 import subprocess
 import sys
@@ -9,16 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from ctf.plugins import import_source
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("gpu_benchmarks", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    return import_source(str(SCRIPT))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

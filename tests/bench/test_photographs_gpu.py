@@ -1,6 +1,5 @@
 """benchmarks/photographs_gpu.sh: its commands, what it leaves behind, how it fails; and its part in Python."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from ctf import Pipeline
+from ctf.plugins import import_source
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.writer import write_token_set
 
@@ -50,10 +50,7 @@ os.execv({sys.executable!r}, [{sys.executable!r}, *words])
 
 @pytest.fixture(scope="module")
 def part():
-    spec = importlib.util.spec_from_file_location("photographs_gpu", BENCHMARKS / "photographs_gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_source(str(BENCHMARKS / "photographs_gpu.py"))
 
 
 @pytest.fixture(scope="module")

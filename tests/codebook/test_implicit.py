@@ -22,16 +22,13 @@ def test_fsq_varies_the_first_dimension_fastest(levels):
     torch.testing.assert_close(fsq_codebook(levels), torch.tensor(expected))
 
 
-@pytest.mark.parametrize("bits", [0, 25])
-def test_impossible_bits_are_refused(bits):
-    with pytest.raises(InputError, match="bits"):
-        lfq_codebook(bits)
-
-
-@pytest.mark.parametrize("levels", [[], [1, 4], [4096, 4097]])
-def test_impossible_levels_are_refused(levels):
-    with pytest.raises(InputError, match="levels"):
-        fsq_codebook(levels)
+@pytest.mark.parametrize(
+    ("make", "of"),
+    [*((lfq_codebook, bits) for bits in (0, 25)), *((fsq_codebook, n) for n in ([], [1, 4], [4096, 4097]))],
+)
+def test_impossible_sizes_are_refused(make, of):
+    with pytest.raises(InputError, match="bits" if make is lfq_codebook else "levels"):
+        make(of)
 
 
 def test_implicit_codebooks_by_name():
