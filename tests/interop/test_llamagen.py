@@ -235,7 +235,8 @@ def test_buffers_of_generation_are_ignored(gpt_state):
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_grouped_query_attention(tmp_path, kv_heads):
-    config = TransformerConfig(64, 64, (2, 2), num_classes=3, layers=2, heads=4, dim=64, kv_heads=kv_heads)
+    sizes = {"input_vocab": 64, "output_vocab": 64, "layout": (2, 2), "num_classes": 3}
+    config = TransformerConfig(**sizes, layers=2, heads=4, dim=64, kv_heads=kv_heads)
     stage = Autoregressive(config, name="baseline").eval()
     torch.nn.init.normal_(stage.transformer.head.weight)
     llamagen.export_gpt(stage, tmp_path / "gqa.pt")
@@ -330,14 +331,15 @@ def test_hub_ids(tmp_path, monkeypatch):
 
 
 def test_export_refuses_what_the_layout_cannot_hold(tmp_path):
-    gpt = {"num_classes": 3, "layers": 1, "heads": 2, "dim": 64, "layout": Layout.square(2)}
-    masked = Masked(TransformerConfig(1, 8, attention="full", **gpt), name="baseline")
+    gpt = {"input_vocab": 8, "output_vocab": 8, "num_classes": 3, "layers": 1, "heads": 2, "dim": 64}
+    gpt["layout"] = Layout.square(2)
+    masked = Masked(TransformerConfig(**gpt | {"input_vocab": 1, "attention": "full"}), name="baseline")
     with pytest.raises(InputError, match="stage baseline is masked"):
         llamagen.export_gpt(masked, tmp_path / "x.pt")
-    turned = Autoregressive(TransformerConfig(8, 8, rope_base=500.0, **gpt), name="baseline")
+    turned = Autoregressive(TransformerConfig(rope_base=500.0, **gpt), name="baseline")
     with pytest.raises(InputError, match="rope_base=500"):
         llamagen.export_gpt(turned, tmp_path / "x.pt")
-    fine = TransformerConfig(8, 8, given_vocab=4, **gpt)
+    fine = TransformerConfig(given_vocab=4, **gpt)
     given = CoarseMap(torch.arange(8) % 4, "random", 0, "0" * 16)
     with pytest.raises(InputError, match="given_vocab=4"):
         llamagen.export_gpt(Autoregressive(fine, name="fine", given=given, support="full"), tmp_path / "x.pt")

@@ -31,12 +31,37 @@ Dtype = Literal["float32", "bfloat16"]
 Quantize = Literal["int8"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Sizes that follow from the settings of either architecture."""
+    """Settings of either architecture, and sizes that follow from them.
 
+    Attributes:
+        output_vocab: number of different labels that it predicts.
+        layout: where the N tokens of an image lie.
+        num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
+        layers: Transformer blocks.
+        heads: attention heads.
+        dim: width of the residual stream.
+        given_vocab: number of different labels of a coarser level that the model is given; 0 for none.
+        class_dropout: probability of replacing the label by the unconditional one, in training.
+    """
+
+    output_vocab: int
     layout: Layout
+    num_classes: int
+    layers: int
     heads: int
     dim: int
+    given_vocab: int = 0
+    class_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", Layout(self.layout))
+        for name, value in vars(self).items():
+            if type(value) is int and value < (0 if name in ("input_vocab", "given_vocab") else 1):
+                raise InputError(f"model: every size must be positive, got {self}")
+            if name in ("dropout", "drop_path", "class_dropout") and not 0 <= (value or 0) <= 1:
+                raise InputError(f"model: {name} {value} must be in [0, 1]")
 
     @classmethod
     def sizes(cls) -> dict[str, tuple[int, int, int]]:
@@ -49,7 +74,7 @@ class NetworkConfig:
         if size not in (sizes := cls.sizes()):
             raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(sizes)}")
         layers, heads, dim = sizes[size]
-        return cls(layers=layers, heads=heads, dim=dim, **settings)  # type: ignore[call-arg]
+        return cls(layers=layers, heads=heads, dim=dim, **settings)
 
     @property
     def num_tokens(self) -> int:
@@ -65,20 +90,14 @@ class NetworkConfig:
         return self.heads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig(NetworkConfig):
-    """One architecture for every kind of stage that is a Transformer.
+    """One architecture for every kind of stage that is a Transformer; more attributes are those of `NetworkConfig`.
 
     Attributes:
         input_vocab: number of different tokens that the model reads; 0 for none. A full model may read one more than
             it predicts, the mask token, whose embedding is rotated by its position; or one more for each of several
             scales.
-        output_vocab: number of different tokens that it predicts.
-        layout: where the N tokens of an image lie.
-        num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
-        layers: Transformer blocks.
-        heads: attention heads.
-        dim: width of the residual stream.
         kv_heads: key and value heads for grouped-query attention; None means as many as `heads`.
         attention: "causal" predicts token i from the label and tokens < i; "full" sees all positions; "groups" predicts
             a group of positions from the label and earlier groups, in any order.
@@ -86,34 +105,20 @@ class TransformerConfig(NetworkConfig):
         norm_eps: epsilon of RMSNorm.
         ffn_multiple: the feed-forward width is ⌊8/3 · dim⌋ rounded up to a multiple of this.
         dropout: probability on embeddings, attention output and feed-forward output, in training.
-        class_dropout: probability of replacing the label by the unconditional one, in training.
-        given_vocab: number of different labels of a coarser level that the model is given; 0 for none.
     """
 
     input_vocab: int
-    output_vocab: int
-    layout: Layout
-    num_classes: int
-    layers: int
-    heads: int
-    dim: int
     kv_heads: int | None = None
     attention: Literal["causal", "full", "groups"] = "causal"
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
     ffn_multiple: int = 256
     dropout: float = 0.1
-    class_dropout: float = 0.1
-    given_vocab: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layout", Layout(self.layout))
-        sizes = (self.output_vocab, self.num_classes, self.layers, self.heads, self.dim, self.ffn_multiple)
-        inputs = self.input_vocab, self.given_vocab
-        if min(sizes) < 1 or min(inputs) < 0 or not any(inputs) or (self.kv_heads is not None and self.kv_heads < 1):
-            raise InputError(f"model: every size must be positive, got {self}")
-        if not (0 <= self.dropout <= 1 and 0 <= self.class_dropout <= 1):
-            raise InputError(f"model: dropout {self.dropout} and class_dropout {self.class_dropout} must be in [0, 1]")
+        super().__post_init__()
+        if not (self.input_vocab or self.given_vocab):
+            raise InputError(f"model: it must read tokens or given labels, got {self}")
         if self.attention not in ("causal", "full", "groups"):
             raise InputError(f"model: attention {self.attention!r} does not exist: choose causal, full or groups")
         if self.dim % self.heads or self.head_dim % 4:

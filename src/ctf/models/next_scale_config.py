@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctf.errors import InputError
-from ctf.layout import Layout
 from ctf.models.config import MODEL_SIZES, NetworkConfig
 
 if TYPE_CHECKING:
@@ -25,53 +24,31 @@ NEXT_SCALE_SIZES: dict[str, tuple[int, int, int]] = {
 GAMMA_START = {20: 1e-3, 24: 1e-4, 30: 1e-5}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NextScaleConfig(NetworkConfig):
-    """Settings of VAR's network.
+    """Settings of VAR's network, which predicts one scale of the layout in each step.
+
+    More attributes are those of `NetworkConfig`.
 
     Attributes:
-        output_vocab: number of different labels that it predicts.
-        layout: grids of the scales, one of which is predicted in each step.
-        num_classes: class labels 0 … num_classes − 1; the label `num_classes` means unconditional.
-        layers: Transformer blocks.
-        heads: attention heads.
-        dim: width of the residual stream.
         codeword_dim: d, width of the vectors that it reads.
         convolutions: number of ψ, the tokenizer's convolutions that the scales share.
-        given_vocab: number of different labels of a coarser level that the model is given; 0 for none.
         shared_modulation: one product makes a modulation for all blocks, and each block adds its own offset.
         dropout: probability on attention output and feed-forward output, in training.
         drop_path: probability of skipping a branch of the last block for an image, in training. It falls linearly to 0
             at the first block. None is VAR's: depth / 240.
-        class_dropout: probability of replacing the label by the unconditional one, in training.
     """
 
-    output_vocab: int
-    layout: Layout
-    num_classes: int
-    layers: int
-    heads: int
-    dim: int
     codeword_dim: int
     convolutions: int = 4
-    given_vocab: int = 0
     shared_modulation: bool = False
     dropout: float = 0.0
     drop_path: float | None = None
-    class_dropout: float = 0.1
 
     attention: ClassVar[str] = "scales"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layout", Layout(self.layout))
-        sizes = (self.output_vocab, self.num_classes, self.layers, self.heads, self.dim, self.codeword_dim)
-        if min(*sizes, self.convolutions) < 1 or self.given_vocab < 0:
-            raise InputError(f"model: every size must be positive, got {self}")
-        if not all(0 <= share <= 1 for share in (self.dropout, self.drop_path or 0, self.class_dropout)):
-            raise InputError(
-                f"model: dropout {self.dropout}, drop_path {self.drop_path} and class_dropout {self.class_dropout} "
-                "must be in [0, 1]"
-            )
+        super().__post_init__()
         if self.dim % self.heads:
             raise InputError(f"model: dim {self.dim} must be a multiple of {self.heads} heads")
 

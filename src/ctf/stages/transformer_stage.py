@@ -51,7 +51,7 @@ class TransformerStage(Stage):
     def configure(
         cls, size: str, *, vocabulary: int, given: int, layout: Layout, num_classes: int, **settings: Any
     ) -> NetworkConfig:
-        fields = {field.name for field in dataclasses.fields(cls.Config)}  # type: ignore[arg-type]
+        fields = {field.name for field in dataclasses.fields(cls.Config)}
         if unknown := settings.keys() - fields:
             raise InputError(f"stages of kind {cls.kind} have no setting {min(unknown)}: leave it out")
         facts = {
