@@ -50,16 +50,18 @@ def gradients(losses, *leaves):
 @CHUNKS
 @pytest.mark.parametrize("shape", [(7,), (2, 5), (1, 1)])
 @pytest.mark.parametrize("factor", [None, 1.0, 0.7])
-def test_values_and_gradients(monkeypatch, clusters, chunk, shape, factor):
+@pytest.mark.parametrize("scale", [1.0, 100.0])  # logits some hundreds apart: float32 has no such small probabilities
+def test_values_and_gradients(monkeypatch, clusters, chunk, shape, factor, scale):
     monkeypatch.setattr("ctf.models.loss.CHUNK", dict.fromkeys(("cpu", "cuda"), chunk))
-    hidden, weight, targets = case(*shape)
+    hidden, weight, targets = case(*shape, scale=scale)
     added = None if factor is None else ClusterLoss(clusters, factor)
     found = linear_cross_entropy(hidden, weight, targets, added)
     expected = at_once(hidden, weight, targets, None if factor is None else clusters, factor)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert scale == 1 or shape == (1, 1) or found.max() > 200
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=scale * 1e-5)
     torch.testing.assert_close(
-        gradients(found, hidden, weight), gradients(expected, hidden, weight), rtol=1e-4, atol=1e-5
+        gradients(found, hidden, weight), gradients(expected, hidden, weight), rtol=1e-4, atol=scale * 1e-5
     )
 
 
@@ -79,28 +81,6 @@ def test_under_autocast_products_are_bfloat16_and_sums_float32(monkeypatch, clus
     for gradient, right in zip(gradients(found, hidden, weight), gradients(expected, hidden, weight), strict=True):
         assert gradient.dtype == torch.float32  # as the weights are
         assert (gradient - right).norm() < 0.02 * right.norm()
-
-
-@pytest.mark.parametrize("factor", [None, 1.0])
-def test_labels_and_clusters_of_vanishing_probability(clusters, factor):
-    """Logits some hundreds apart: float32 has no such small probabilities, but losses and gradients are ordinary."""
-    hidden, weight, targets = case(2, 5, scale=100.0)
-    added = None if factor is None else ClusterLoss(clusters, factor)
-    found = linear_cross_entropy(hidden, weight, targets, added)
-    expected = at_once(hidden, weight, targets, None if factor is None else clusters)
-    assert found.max() > 200
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-2)
-    torch.testing.assert_close(
-        gradients(found, hidden, weight), gradients(expected, hidden, weight), rtol=1e-4, atol=1e-2
-    )
-
-
-def test_clusters_of_one_label_double_the_loss_and_one_cluster_of_all_adds_nothing(make_map):
-    hidden, weight, targets = case(2, 5)
-    alone = linear_cross_entropy(hidden, weight, targets)
-    for labels, times in ((range(V), 2.0), ([0] * V, 1.0)):
-        both = linear_cross_entropy(hidden, weight, targets, ClusterLoss(make_map(*labels)))
-        torch.testing.assert_close(both, times * alone, rtol=1e-5, atol=1e-5)
 
 
 def test_parts_take_less_than_half_of_the_memory_of_all_logits():

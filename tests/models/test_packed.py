@@ -1,5 +1,4 @@
 import gc
-import threading
 import weakref
 from functools import partial
 
@@ -9,7 +8,6 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from ctf.errors import InputError
-from ctf.layout import Layout
 from ctf.models import Compute, PackedTransformer
 from ctf.models.linear import Linear, PackedLinear
 from ctf.models.transformer import compile_blocks
@@ -25,11 +23,12 @@ HEADS = pytest.mark.parametrize("kv_heads", [None, 2])
 @HEADS
 @pytest.mark.parametrize("rows", [1, 3, 64])
 @pytest.mark.parametrize("given_vocab", [0, 4])
-def test_steps_equal_the_whole_sequence(make_model, stepwise, tokens, given, kv_heads, rows, given_vocab):
+@pytest.mark.parametrize("packed", [False, True])
+def test_steps_equal_the_whole_sequence(make_model, stepwise, tokens, given, kv_heads, rows, given_vocab, packed):
     model = make_model(kv_heads=kv_heads, given_vocab=given_vocab)
     repeats = -(-rows // 3)
     inputs = [x.repeat(repeats, *[1] * (x.ndim - 1))[:rows] for x in (tokens, LABELS, given)][: 3 if given_vocab else 2]
-    steps = stepwise(PackedTransformer(model, FLOAT32), *inputs)
+    steps = stepwise(PackedTransformer(model, FLOAT32) if packed else model, *inputs)
     torch.testing.assert_close(steps, model(*inputs), rtol=1e-4, atol=1e-5)
 
 
@@ -103,24 +102,6 @@ def test_packed_weights_do_not_follow_the_model(make_model, tokens):
     for block in model.blocks:
         block.attention.qkv.weight.mul_(2)
     assert torch.equal(packed(tokens, LABELS), before)
-
-
-def test_threads_may_step_one_packed_model(make_model, stepwise):
-    packed = PackedTransformer(make_model(layout=Layout.square(8)), FLOAT32)
-    sequences = torch.randint(11, (4, 3, 64), generator=torch.Generator().manual_seed(0))
-    expected = [stepwise(packed, tokens, LABELS) for tokens in sequences]
-    found, together = [None] * 4, threading.Barrier(4)
-
-    def work(number):
-        together.wait()
-        found[number] = stepwise(packed, sequences[number], LABELS)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(("quantize", "numbers"), [(None, (3, 2)), ("int8", (3,))])

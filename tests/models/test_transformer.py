@@ -2,10 +2,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-
-from ctf.layout import Layout
-from ctf.models import Transformer, TransformerConfig
 
 BOTH = pytest.mark.parametrize("attention", ["causal", "full"])
 
@@ -82,71 +78,6 @@ def test_logits_with_given_labels_equal_a_naive_networks(make_model, tokens, lab
     torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kv_heads", [None, 2])
-def test_steps_with_a_cache_equal_whole_sequences(make_model, stepwise, tokens, labels, given, kv_heads):
-    plain = make_model(kv_heads=kv_heads)
-    torch.testing.assert_close(stepwise(plain, tokens, labels), plain(tokens, labels), rtol=1e-4, atol=1e-5)
-    conditional = make_model(kv_heads=kv_heads, given_vocab=4)
-    steps = stepwise(conditional, tokens, labels, given)
-    torch.testing.assert_close(steps, conditional(tokens, labels, given), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("j", range(6))
-def test_causal_logits_ignore_the_token_and_what_follows(make_model, tokens, labels, j):
-    model = make_model()
-    changed = tokens.clone()
-    changed[:, j] = (tokens[:, j] + 1) % 11
-    difference = (model(tokens, labels) - model(changed, labels)).abs().amax(-1)  # (B, N)
-    assert difference[:, : j + 1].max() < 1e-5
-    assert (difference[:, j + 1 :] > 1e-4).all()
-
-
-@pytest.mark.parametrize("j", range(6))
-def test_causal_logits_see_given_labels_up_to_their_own_position(make_model, tokens, labels, given, j):
-    model = make_model(given_vocab=4)
-    changed = given.clone()
-    changed[:, j] = (given[:, j] + 1) % 4
-    difference = (model(tokens, labels, given) - model(tokens, labels, changed)).abs().amax(-1)  # (B, N)
-    assert difference[:, :j].numel() == 0 or difference[:, :j].max() < 1e-5
-    assert (difference[:, j:] > 1e-4).all()
-
-
-@pytest.mark.parametrize("j", range(6))
-def test_full_attention_sees_every_given_label(make_model, labels, given, j):
-    model = make_model(attention="full", input_vocab=0, given_vocab=4)
-    changed = given.clone()
-    changed[:, j] = (given[:, j] + 1) % 4
-    assert ((model(None, labels, given) - model(None, labels, changed)).abs().amax(-1) > 1e-4).all()
-
-
-@BOTH
-def test_every_position_sees_the_label(make_model, tokens, labels, attention):
-    model = make_model(attention=attention)
-    assert ((model(tokens, labels) - model(tokens, labels + 1 - 2 * (labels == 5))).abs().amax(-1) > 1e-4).all()
-
-
-@BOTH
-def test_grouped_queries_equal_repeated_heads(make_model, tokens, labels, attention):
-    grouped = make_model(kv_heads=2, attention=attention)
-    plain = make_model(attention=attention)
-    weights = grouped.state_dict()
-    for layer in range(2):
-        name = f"blocks.{layer}.attention.qkv.weight"
-        q, k, v = weights[name].unflatten(0, (-1, 8)).split([4, 2, 2])
-        weights[name] = torch.cat([q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)]).flatten(0, 1)
-    plain.load_state_dict(weights)
-    torch.testing.assert_close(grouped(tokens, labels), plain(tokens, labels), rtol=1e-4, atol=1e-5)
-
-
-@BOTH
-def test_first_loss_is_log_of_the_vocabulary(tokens, labels, attention):
-    config = TransformerConfig.of_size(
-        "nano", input_vocab=11, output_vocab=11, layout=Layout((2, 3)), num_classes=5, attention=attention
-    )
-    loss = F.cross_entropy(Transformer(config)(tokens, labels).flatten(0, 1), tokens.flatten())
-    assert loss.item() == pytest.approx(math.log(11), abs=1e-6)
-
-
 @BOTH
 def test_class_dropout_in_training(make_model, tokens, labels, attention):
     unconditional = torch.full_like(labels, 5)
@@ -194,26 +125,6 @@ def test_images_may_have_different_orders(make_model, tokens, labels, given, giv
         its_labels = None if given is None else given[one]
         alone = model.hidden_in_groups(tokens[one], labels[one], its_labels, orders[i], SIZES)
         torch.testing.assert_close(together[one], alone, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("changed", range(6))
-def test_a_query_ignores_tokens_of_its_own_group_and_later_ones(make_model, tokens, labels, given, changed):
-    """It sees the given labels of its group."""
-    model = make_model(attention="groups", given_vocab=4)
-    group = [0, 1, 1, 2, 2, 2]
-    position = POSITIONS[changed]
-    other_tokens, other_given = tokens.clone(), given.clone()
-    other_tokens[:, position] = (tokens[:, position] + 1) % 11
-    other_given[:, position] = (given[:, position] + 1) % 4
-
-    def difference(tokens_now, given_now):
-        first = model.hidden_in_groups(tokens, labels, given, POSITIONS, SIZES)
-        return (first - model.hidden_in_groups(tokens_now, labels, given_now, POSITIONS, SIZES)).abs().amax(-1)
-
-    by_token, by_given = difference(other_tokens, given), difference(tokens, other_given)  # (B, N), in order
-    for i in range(6):
-        assert (by_token[:, i] > 1e-4).all() if group[i] > group[changed] else (by_token[:, i] < 1e-5).all()
-        assert (by_given[:, i] > 1e-4).all() if group[i] == group[changed] else (by_given[:, i] < 1e-5).all()
 
 
 def test_class_dropout_in_groups(make_model, tokens, labels):

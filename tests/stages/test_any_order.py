@@ -7,12 +7,10 @@ import pytest
 import torch
 from stage_cases import LABELS, LAYOUT, SEEDS, SETTINGS, TASKS, N, assert_steps_are_teacher_forcing, in_pairs
 
-from ctf.files import load_tensors, save_tensors
 from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling, draw
 from ctf.sampling.orders import group_sizes, order_groups
-from ctf.stages import load_stage
 
 KIND = "any_order"
 WAYS = [
@@ -186,14 +184,3 @@ def test_cached_steps_over_several_scales_are_teacher_forcing(make_stage, sampli
     tokens = torch.randint(4, (2, 10), generator=torch.Generator().manual_seed(0))
     stage = make_stage(KIND, layout=SCALES, codebook_size=4)
     assert_steps_are_teacher_forcing(stage, tokens, torch.tensor([0, 2]), sampling)
-
-
-def test_a_file_without_an_embedding_of_scales_computes_what_it_did(tmp_path, make_stage):
-    stage, label = make_stage(KIND, layout=SCALES, codebook_size=4), torch.tensor([1])
-    torch.nn.init.zeros_(stage.transformer.scale_embedding.weight)
-    stage.save(tmp_path / "new.safetensors")
-    tensors, metadata = load_tensors(tmp_path / "new.safetensors")
-    del tensors["transformer.scale_embedding.weight"]
-    save_tensors(tmp_path / "old.safetensors", tensors, metadata)
-    tokens = torch.zeros(1, 10, dtype=torch.int64)
-    assert torch.equal(load_stage(tmp_path / "old.safetensors").logits(tokens, label), stage.logits(tokens, label))

@@ -97,7 +97,7 @@ def multiply_tiles(rows: Tensor, weight: Tensor, coarse: Tensor, members: Cluste
     and the clusters alone, so nothing waits for the device, and `torch.compile` compiles once for all batches.
     """
     (n, dim), (clusters, largest) = rows.shape, members.table.shape
-    tiles = most_tiles(n, clusters)
+    tiles = (n + min(n, clusters) * (TILE - 1)) // TILE  # the most that so many rows can need
     ordered, order = coarse.sort(stable=True)
     each = torch.arange(clusters, device=coarse.device)
     # `searchsorted`, not `bincount`, which waits for the device.
@@ -113,11 +113,6 @@ def multiply_tiles(rows: Tensor, weight: Tensor, coarse: Tensor, members: Cluste
     columns = table.view(clusters, largest, dim).index_select(0, of_tile)  # (tiles, S, dim)
     logits = torch.bmm(padded.view(tiles, TILE, dim), columns.mT).view(-1, largest).index_select(0, slot)  # (n, S)
     return logits.masked_fill(~members.inside[coarse], -torch.inf)
-
-
-def most_tiles(rows: int, clusters: int) -> int:
-    """The largest number of tiles that so many rows can need."""
-    return (rows + min(rows, clusters) * (TILE - 1)) // TILE
 
 
 def multiply_clusters(rows: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:

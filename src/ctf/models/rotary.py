@@ -17,17 +17,13 @@ def rotary_table(layout: Layout, head_dim: int, base: float) -> Tensor:
     it is part of the architecture.
     """
     with torch.device("cpu"):  # a GPU's sines differ in the last bit
-        table = _rotary_table(layout, head_dim, base)
+        frequencies = 1.0 / base ** (torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))  # (head_dim/4,)
+        _, rows, columns = torch.tensor(layout.coordinates).unbind(1)  # (N,) each
+        angles = torch.cat([torch.outer(x, frequencies) for x in (rows, columns)], dim=1)  # (N, head_dim/2)
+        sines = torch.stack([-angles.sin(), angles.sin()], dim=-1).flatten(1)  # (N, head_dim)
+        table = torch.stack([angles.cos().repeat_interleave(2, 1), sines], dim=1)  # (N, 2, head_dim)
+        table = torch.cat([torch.zeros_like(table[:1]), table])
     return table.to(torch.get_default_device())
-
-
-def _rotary_table(layout: Layout, head_dim: int, base: float) -> Tensor:
-    frequencies = 1.0 / base ** (torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))  # (head_dim/4,)
-    _, rows, columns = torch.tensor(layout.coordinates).unbind(1)  # (N,) each
-    angles = torch.cat([torch.outer(rows, frequencies), torch.outer(columns, frequencies)], dim=1)  # (N, head_dim/2)
-    sines = torch.stack([-angles.sin(), angles.sin()], dim=-1).flatten(1)  # (N, head_dim)
-    table = torch.stack([angles.cos().repeat_interleave(2, 1), sines], dim=1)  # (N, 2, head_dim)
-    return torch.cat([torch.zeros_like(table[:1]), table])
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

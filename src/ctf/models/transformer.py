@@ -202,12 +202,6 @@ class Transformer(nn.Module):
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Models of groups had no embedding of scales at first: zeros are what those files mean.
-        if self.config.attention == "groups" and len(self.config.layout) > 1:
-            state.setdefault(f"{prefix}scale_embedding.weight", torch.zeros_like(self.scale_embedding.weight))
-        super()._load_from_state_dict(state, prefix, *rest)
-
     def forward(self, tokens: Tensor | None, labels: Tensor, given: Tensor | None = None) -> Tensor:
         """Logits of whole sequences: (B, N), (B,) and (B, N) → (B, N, output_vocab); see `hidden`."""
         return self.head(self.hidden(tokens, labels, given))
