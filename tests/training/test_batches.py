@@ -1,5 +1,6 @@
 import itertools
 from contextlib import closing
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -13,18 +14,9 @@ from ctf.errors import InputError
 from ctf.images.urls import UnreachableError
 from ctf.layout import Layout
 from ctf.tokens import TokenSet, write_token_set
-from ctf.training.batches import ImageBatches, TokenBatches, on_device, read_ahead
+from ctf.training.batches import ImageBatches, TokenBatches, on_device, results_ahead
 
 N, A, K = 23, 3, 300
-
-
-@pytest.fixture(scope="module")
-def token_set(tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
-    rng = np.random.default_rng(0)
-    tokens, labels = rng.integers(K, size=(N, A, 6)), rng.integers(5, size=N)
-    return write_token_set(
-        tmp_path_factory.mktemp("set"), tokens, labels, codebook_size=K, layout=Layout((2, 3)), shard_size=5
-    )
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +42,20 @@ def test_labels_belong_to_their_images(numbered):
     assert torch.equal(tokens[:, 0] % 5, labels)
 
 
-def test_a_batch_of_tokens_depends_on_its_step_alone(token_set):
-    uninterrupted = TokenBatches(token_set, 7, seed=3)
+def test_a_batch_of_tokens_depends_on_its_step_alone(numbered):
+    uninterrupted = TokenBatches(numbered, 7, seed=3)
     expected = [uninterrupted[step] for step in range(12)]
     for step in (11, 0, 5, 4):
-        tokens, labels = TokenBatches(token_set, 7, seed=3)[step]
+        tokens, labels = TokenBatches(numbered, 7, seed=3)[step]
         assert torch.equal(tokens, expected[step][0])
         assert torch.equal(labels, expected[step][1])
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])
-def test_ranks_share_the_global_batch(token_set, world):
+def test_ranks_share_the_global_batch(numbered, world):
     for step in range(8):
-        tokens, labels = TokenBatches(token_set, 6, seed=0)[step]
-        parts = [TokenBatches(token_set, 6, seed=0, rank=rank, world=world)[step] for rank in range(world)]
+        tokens, labels = TokenBatches(numbered, 6, seed=0)[step]
+        parts = [TokenBatches(numbered, 6, seed=0, rank=rank, world=world)[step] for rank in range(world)]
         assert torch.equal(torch.cat([part[0] for part in parts]), tokens)
         assert torch.equal(torch.cat([part[1] for part in parts]), labels)
 
@@ -76,14 +68,14 @@ def test_augmentations_are_uniform_and_independent_of_the_image(numbered):
     assert (counts - epochs / A).abs().max() < 5 * (epochs / A * (1 - 1 / A)) ** 0.5
 
 
-def test_seeds_give_different_orders(token_set):
-    drawn = {tuple(TokenBatches(token_set, N, seed)[0][0].flatten().tolist()) for seed in range(10)}
+def test_seeds_give_different_orders(numbered):
+    drawn = {tuple(TokenBatches(numbered, N, seed)[0][0].flatten().tolist()) for seed in range(10)}
     assert len(drawn) == 10
 
 
-def test_batch_must_divide_over_processes(token_set):
+def test_batch_must_divide_over_processes(numbered):
     with pytest.raises(InputError, match="cannot be split over 3"):
-        TokenBatches(token_set, 8, seed=0, world=3)
+        TokenBatches(numbered, 8, seed=0, world=3)
 
 
 def which(batch):
@@ -165,15 +157,11 @@ def endless(read):
         yield (torch.tensor(number),)
 
 
-def double(batch):
-    return (2 * batch[0],)
-
-
 def test_batches_are_read_ahead_in_order():
     read = []
-    batches = read_ahead(endless(read), double, count=3)
+    batches = results_ahead(itertools.repeat(partial(next, endless(read))), 3, workers=1)
     assert read == []
-    assert [int(next(batches)[0]) for _ in range(5)] == [0, 2, 4, 6, 8]
+    assert [int(next(batches)[0]) for _ in range(5)] == [0, 1, 2, 3, 4]
     batches.close()  # waits for what is being read
     assert read == [*range(len(read))]
     assert 5 <= len(read) <= 8
@@ -182,11 +170,11 @@ def test_batches_are_read_ahead_in_order():
 
 def test_errors_of_reading_are_raised_by_next():
     def broken():
-        yield (torch.tensor(1),)
+        yield 1
         raise InputError("a shard is damaged")
 
-    batches = read_ahead(broken(), double)
-    assert int(next(batches)[0]) == 2
+    batches = results_ahead(itertools.repeat(partial(next, broken())), 2, workers=1)
+    assert next(batches) == 1
     with pytest.raises(InputError, match="a shard is damaged"):
         next(batches)
 

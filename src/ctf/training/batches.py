@@ -137,21 +137,15 @@ class ImageBatches:
 def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
     """The batches on `device`. For a GPU a thread reads ahead into pinned memory, so that copies overlap with work."""
     if device.type == "cuda":
-        batches = read_ahead(batches, partial(_pinned, device=device))
+        calls = itertools.repeat(partial(_pinned, batches, device))
+        batches = results_ahead(calls, 2, workers=1)
     for batch in batches:
         yield tuple(tensor.to(device, non_blocking=True) for tensor in batch)
 
 
-def _pinned(batch: Batch, device: torch.device) -> Batch:
+def _pinned(batches: Iterator[Batch], device: torch.device) -> Batch:
     with torch.cuda.device(device):  # a new thread would make a context on the first GPU
-        return tuple(tensor.pin_memory() for tensor in batch)
-
-
-def read_ahead(
-    batches: Iterator[Batch], prepare: Callable[[Batch], Batch], count: int = 2
-) -> Generator[Batch, None, None]:
-    """`prepare` of each batch, in order; a thread reads and prepares `count` of them in advance, without end."""
-    return results_ahead(itertools.repeat(lambda: prepare(next(batches))), count, workers=1)
+        return tuple(tensor.pin_memory() for tensor in next(batches))
 
 
 def results_ahead(calls: Iterable[Callable[[], T]], count: int, workers: int) -> Generator[T, None, None]:

@@ -28,7 +28,7 @@ from ctf.training.processes import ALONE, Processes
 from ctf.training.sharding import first_row, local
 
 Part = nn.Module | Optimizer
-#: The key of `shards` in a file's metadata; older checkpoints have the same.
+#: The key of `shards` in a file's metadata.
 SHARDS = "cut"
 
 
@@ -170,7 +170,7 @@ def verify(file: Path) -> None:
         )
     except InputError as error:
         raise DamagedCheckpoint(str(error)) from None
-    if metadata.get("ctf") != "checkpoint" or not {"step", "checksum", SHARDS} <= metadata.keys():
+    if metadata.get("ctf") != "checkpoint" or not {"step", "images", "data", "checksum", SHARDS} <= metadata.keys():
         raise InputError(f"{file} is not a checkpoint of this version of ctf: restore or delete it")
     if crc != metadata["checksum"]:
         raise DamagedCheckpoint(f"{file} is damaged, its checksum does not fit its content: restore or delete it")
@@ -199,7 +199,7 @@ class _Stored:
     Attributes:
         shapes: of the full tensors.
         step: number of steps done.
-        images, data: in an epoch, and their fingerprint; None and "" in old checkpoints, which do not say it.
+        images, data: in an epoch, and their fingerprint, or "".
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -209,8 +209,7 @@ class _Stored:
             file = safe_open(path, framework="pt")
             metadata = json.loads(file.metadata()["ctf"])
             self.step = int(metadata["step"])
-            self.images = int(metadata["images"]) if "images" in metadata else None
-            self.data = metadata.get("data", "")
+            self.images, self.data = int(metadata["images"]), metadata["data"]
             shards = json.loads(metadata[SHARDS])
             for name in file.keys():  # noqa: SIM118
                 shape = file.get_slice(name).get_shape()
@@ -243,7 +242,7 @@ def load_checkpoint(path: Path, parts: Mapping[str, Part], images: int, data: st
         InputError: of a run with other settings, or other images.
     """
     stored = _Stored(path)
-    if stored.images not in (None, images):
+    if stored.images != images:
         raise InputError(
             f"{path} is of a run over {stored.images:,} images, and here are {images:,}, in another order: resume with "
             "the same images, or choose another --out"
