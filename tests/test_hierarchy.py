@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from ctf.codebook import CoarseMap, cluster_codebook
-from ctf.errors import InputError
+from ctf.codebook import cluster_codebook
 from ctf.evaluation import bits_per_token
-from ctf.layout import Layout
 from ctf.model_folder import Pipeline, assemble, describe
-from ctf.stages import generate_tokens
+from ctf.sampling import Random
 from ctf.tokenizer.registry import load_tokenizer
 from ctf.tokens import write_token_set
 from ctf.training import CoarseTraining, FineTraining, LoopConfig, OptimizerConfig, StageTraining, train_stage
@@ -52,7 +50,7 @@ def test_three_levels_train_sample_and_stream(emoji, tmp_path, kind):
     labels = torch.tensor([0, 1, 1])
     tokens = pipeline.generate_tokens(labels, [5, 6, 7], middle_temperature=0.5)
     levels = [stage.levels(tokens) for stage in pipeline.stages]
-    top_labels = pipeline.packed()[0].generate(labels, random_of(5, 3, 0), pipeline.sampling()["coarse"])
+    top_labels = pipeline.packed()[0].generate(labels, Random([5, 6, 7], 0), pipeline.sampling()["coarse"])
     assert torch.equal(levels[0][0], top_labels)  # support: every finer label lies in the cluster it was given
     assert torch.equal(levels[1][1], top_labels)
     found = bits_per_token(pipeline, held_out, progress=False)
@@ -67,47 +65,3 @@ def test_three_levels_train_sample_and_stream(emoji, tmp_path, kind):
     seen = [(step.stage, step.images[0].size) for step in pipeline.stream([0], seed=1, previews=2)]
     assert [stage for stage, _ in itertools.groupby(seen, key=lambda s: s[0])] == ["coarse", "middle", "fine"]
     assert {size for _, size in seen} == {(32, 32)}
-
-
-def random_of(seed, count, stage):
-    from ctf.sampling import Random
-
-    return Random(range(seed, seed + count), stage)
-
-
-@pytest.mark.parametrize("kind", ["autoregressive", "masked", "any_order"])
-def test_a_middle_level_is_a_distribution_over_its_cluster(make_stage, kind):
-    """The probabilities of all pairs of labels in the given clusters sum to one."""
-    finer = CoarseMap(torch.arange(12) % 6, "test", 0, "none")
-    coarser = CoarseMap(torch.arange(12) % 3, "test", 0, "none")
-    stage = make_stage(kind, predicts=finer, given=coarser, codebook_size=12, layout=Layout((1, 2)))
-    label = torch.tensor([1])
-    for given in ([0, 2], [1, 1]):
-        tokens = [[a, b] for a in range(6) for b in range(6) if [a % 3, b % 3] == given]
-        with torch.no_grad():
-            found = [stage.log_prob(torch.tensor([pair]), label).sum().exp() for pair in tokens]
-        assert len(found) == 4
-        assert float(sum(found)) == pytest.approx(1.0, abs=1e-5)
-        drawn = generate_tokens(stage, label.repeat(40), range(40), given=torch.tensor([given] * 40), place=1)
-        assert {tuple(row) for row in drawn.tolist()} <= {tuple(pair) for pair in tokens}
-
-
-def test_levels_that_are_not_nested_are_refused(make_stage):
-    finer = CoarseMap(torch.arange(12) % 6, "test", 0, "none")
-    across = CoarseMap(torch.arange(12) // 4, "test", 0, "none")
-    with pytest.raises(InputError, match="no coarsening of what it predicts"):
-        make_stage("masked", predicts=finer, given=across, codebook_size=12)
-    assert make_stage("masked", predicts=finer, given=across, codebook_size=12, support="full").members is None
-
-
-def test_a_stage_of_the_wrong_level_is_refused(make_stage, make_tokenizer):
-    tokenizer = make_tokenizer()
-    coarse_map = cluster_codebook(tokenizer.codebook, 5)
-    names = ["a", "b", "c", "d"]
-    coarse = make_stage(predicts=coarse_map, name="coarse")
-    with pytest.raises(InputError, match="a finer stage is missing"):
-        Pipeline(tokenizer, names, [coarse])
-    other = cluster_codebook(tokenizer.codebook, 5, seed=1)  # as many clusters, others
-    fine = make_stage("masked", given=other, name="fine")
-    with pytest.raises(InputError, match="stage fine must be given what coarse predicts"):
-        Pipeline(tokenizer, names, [coarse, fine])

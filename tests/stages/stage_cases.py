@@ -79,3 +79,17 @@ def assert_steps_are_teacher_forcing(stage, tokens, labels, sampling=None):
         found.append(stage.head(hidden, None if given is None else given[:, group.at]))
         stage.observe(state, group, targets[:, group.at])
     torch.testing.assert_close(torch.cat(found, 1), stage.logits(tokens, labels, plan), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def assert_a_scale_sees_those_before(stage, labels):
+    """Logits up to a scale do not depend on its tokens and later ones, as long as given labels stay.
+
+    Tokens 0 and 2 are of one given cluster.
+    """
+    tokens = torch.randint(3, (len(labels), stage.num_tokens), generator=torch.Generator().manual_seed(1))
+    logits = stage.logits(tokens, labels)
+    for part in stage.layout.slices:
+        changed = tokens.clone()
+        changed[:, part.start :] = 2 - changed[:, part.start :]
+        torch.testing.assert_close(stage.logits(changed, labels)[:, : part.stop], logits[:, : part.stop])

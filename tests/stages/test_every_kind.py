@@ -6,7 +6,9 @@ import pytest
 import torch
 from stage_cases import EVERY_TASK, LABELS, SEEDS
 
+from ctf.errors import InputError
 from ctf.sampling import Random, Sampling
+from ctf.stages import generate_tokens
 
 EVERY_KIND = pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked", "masked, any"])
 
@@ -52,7 +54,26 @@ def test_training_reaches_every_weight(make, tokens, kind, task):
     assert all(parameter.grad.abs().sum() > 0 for parameter in stage.parameters())
 
 
-@EVERY_KIND
-def test_likelihood_is_deterministic(make, tokens, kind):
-    stage = make(kind, dropout=0.5, class_dropout=0.5)
-    assert torch.equal(stage.log_prob(tokens, LABELS), stage.log_prob(tokens, LABELS))
+@pytest.mark.parametrize(
+    ("task", "wrong", "message"),
+    [
+        ("coarse", {"labels": torch.tensor([-1])}, "the model has the classes 0 … 4"),
+        ("coarse", {"labels": torch.tensor([0, 6])}, "the model has the classes 0 … 4"),
+        ("coarse", {"labels": torch.tensor([], dtype=torch.int64)}, "one label per image"),
+        ("coarse", {"labels": torch.tensor([[0, 1]])}, "one label per image"),
+        ("coarse", {"seeds": [1]}, "1 seeds for 5 labels"),
+        ("coarse", {"seeds": [1, 2, 3, 4, -5]}, "seed -5"),
+        ("coarse", {"given": torch.zeros(5, 8, dtype=torch.int64)}, "given the class label alone"),
+        ("coarse", {"top_p": 0.0}, "top_p"),
+        ("coarse", {"top_q": 0.5}, "no sampling setting 'top_q'"),
+        ("fine", {"labels": torch.tensor([0, 1])}, "given labels of shape"),
+        ("fine", {"given": None}, "stage stage is given labels of a coarser level: give them"),
+        ("fine", {"given": torch.zeros(5, 7, dtype=torch.int64)}, "8 per image are needed"),
+        ("fine", {"given": torch.full((5, 8), 6)}, "given labels range from 6 to 6"),
+        ("fine", {"given": torch.full((5, 8), -1)}, "given labels range from -1 to -1"),
+    ],
+)
+def test_wrong_arguments_of_generate_are_refused(make, coarse, task, wrong, message):
+    arguments = {"labels": LABELS, "given": coarse if task == "fine" else None}
+    with pytest.raises(InputError, match=message):
+        generate_tokens(make("autoregressive", task), **{**arguments, **wrong})

@@ -4,14 +4,19 @@ import itertools
 
 import pytest
 import torch
-from stage_cases import assert_frequencies, assert_sums_to_one, every_sequence
+from stage_cases import (
+    assert_a_scale_sees_those_before,
+    assert_frequencies,
+    assert_sums_to_one,
+    every_sequence,
+)
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling
-from ctf.stages import Masked, load_stage
+from ctf.stages import Masked
 
 K, LAYOUT, N, LABELS = 3, Layout.square(1, 2), 5, torch.tensor([0, 2])
 PAIRS = CoarseMap(torch.tensor([0, 1, 0]), "test", 0, "none")
@@ -54,15 +59,9 @@ def test_frequencies_of_samples_are_the_probabilities(make, rounds, task):
 @pytest.mark.parametrize("task", TASKS)
 @torch.no_grad()
 def test_a_scale_sees_the_labels_before_and_all_that_are_given(make, task):
-    stage = make("scales", task)
-    tokens = torch.randint(K, (2, N), generator=torch.Generator().manual_seed(1))
-    logits = stage.logits(tokens, LABELS)
-    for part in stage.layout.slices:
-        changed = tokens.clone()
-        changed[:, part.start :] = 2 - changed[:, part.start :]  # swaps 0 and 2, which are of one cluster
-        torch.testing.assert_close(stage.logits(changed, LABELS)[:, : part.stop], logits[:, : part.stop])
+    assert_a_scale_sees_those_before(make("scales", task), LABELS)
     if task == "fine":
-        logits = make("scales", "fine", support="full").logits
+        logits, tokens = make("scales", "fine", support="full").logits, torch.ones(2, N, dtype=torch.int64)
         tokens[:, 4] = 0
         changed = tokens.clone()
         changed[:, 4] = 1
@@ -107,22 +106,6 @@ def test_kept_labels_are_taken_when_their_scale_comes(make):
     assert torch.equal(stage.generate(labels, random, known=drawn.where(kept, -1)), drawn)
     with pytest.raises(InputError, match="likelihood given all of them is not known"):
         stage.log_prob(drawn, labels, kept=kept)
-
-
-@EVERY
-def test_a_file_holds_the_stage(tmp_path, make, rounds, task):
-    stage = make(rounds, task)
-    stage.save(tmp_path / "stage.safetensors")
-    loaded = load_stage(tmp_path / "stage.safetensors")
-    assert loaded.possible_steps == stage.possible_steps == (range(1, 2) if rounds == "one" else range(2, 3))
-    assert torch.equal(log_prob(loaded, every_sequence(K, N)), log_prob(stage, every_sequence(K, N)))
-
-
-def test_one_scale_has_no_embedding_of_scales(make):
-    names = {name for name, _ in make("one", "fine", layout=Layout.square(2)).named_parameters()}
-    assert {name for name, _ in make("one", "fine").named_parameters()} - names == {
-        "transformer.scale_embedding.weight"
-    }
 
 
 def test_impossible_rounds_and_orders_are_refused(make):

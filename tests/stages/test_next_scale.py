@@ -5,7 +5,13 @@ import dataclasses
 
 import pytest
 import torch
-from stage_cases import assert_frequencies, assert_steps_are_teacher_forcing, assert_sums_to_one, every_sequence
+from stage_cases import (
+    assert_a_scale_sees_those_before,
+    assert_frequencies,
+    assert_steps_are_teacher_forcing,
+    assert_sums_to_one,
+    every_sequence,
+)
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
@@ -82,15 +88,8 @@ def test_cached_steps_are_teacher_forcing(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@torch.no_grad()
 def test_a_scale_sees_the_scales_before_and_given_labels_up_to_its_own(task):
-    stage = make((1, 2, 3), **TASKS[task])
-    tokens = torch.randint(K, (2, 14), generator=torch.Generator().manual_seed(1))
-    logits = stage.logits(tokens, LABELS)
-    for part in stage.layout.slices:
-        changed = tokens.clone()
-        changed[:, part.start :] = 2 - changed[:, part.start :]  # swaps 0 and 2, which are of one cluster
-        torch.testing.assert_close(stage.logits(changed, LABELS)[:, : part.stop], logits[:, : part.stop])
+    assert_a_scale_sees_those_before(make((1, 2, 3), **TASKS[task]), LABELS)
 
 
 @pytest.mark.parametrize("scale", [0, 1])
@@ -138,6 +137,8 @@ def test_kept_labels_are_taken_when_their_scale_comes():
     kept[[0, 2, 5, 13]] = True
     kept[6:9] = True
     assert torch.equal(stage.generate(labels, random, known=drawn.where(kept, -1)), drawn)
+    with pytest.raises(InputError, match="likelihood given all of them is not known"):
+        stage.log_prob(drawn, labels, kept=kept)
 
 
 def test_kept_labels_that_differ_stay():
@@ -169,13 +170,6 @@ def test_a_pipeline_with_another_tokenizer_is_refused(scales_pipeline):
         assemble(single)
     with pytest.raises(InputError, match="stage coarse is for tokens of 1x1,2x2,4x4, the tokenizer makes 1x1,4x4"):
         assemble(shorter)
-
-
-def test_no_likelihood_with_kept_labels():
-    stage, tokens = make(), torch.zeros(2, 5, dtype=torch.int64)
-    kept = torch.tensor([False, True, False, False, False])
-    with pytest.raises(InputError, match="likelihood given all of them is not known"):
-        stage.log_prob(tokens, LABELS, kept=kept)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -7,7 +7,6 @@ import torch
 from stage_cases import assert_frequencies
 
 from ctf.codebook import CoarseMap
-from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling
@@ -127,22 +126,3 @@ def test_samples_have_the_frequencies_of_the_likelihood(monkeypatch, tiny, kind,
     drawn = stage.pack(Compute("float32")).generate(labels, random, sampling, rows)
     possible = (given == here).all(1)
     assert_frequencies(drawn, targets[possible], probabilities[possible])
-
-
-@pytest.mark.parametrize(
-    ("kind", "wrong"),
-    [
-        ("autoregressive", Sampling(steps=3)),
-        ("autoregressive", Sampling(order="halton")),
-        ("masked", Sampling(steps=2)),
-        ("any_order", Sampling(steps=5)),
-        ("any_order", Sampling(order="confidence")),
-        ("masked, any", Sampling(order="confidence")),
-    ],
-    ids=str,
-)
-def test_settings_without_a_likelihood_are_refused(tiny, kind, wrong):
-    stage, tokens, labels = tiny(kind, "all tokens"), torch.zeros(1, N, dtype=torch.int64), torch.tensor([LABEL])
-    for call in (stage.log_prob, stage.scores):
-        with pytest.raises(InputError, match="stage stage"):
-            call(tokens, labels, wrong)

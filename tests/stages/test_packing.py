@@ -1,6 +1,7 @@
 """A pipeline packs a stage's weights once, for batches of any size and for any thread."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -61,16 +62,11 @@ def test_threads_sampling_from_one_pipeline_get_what_one_gets(make_pipeline, kin
     labels = LABELS.tolist()
     works = [(range(first, first + 7), {"temperature": 1.0 + first / 100}) for first in (0, 20, 40, 60)]
     expected = [next(fresh.generate(labels, seeds, **own)) for seeds, own in works]
-    found, together = [None] * len(works), threading.Barrier(len(works))
+    together = threading.Barrier(len(works))
 
-    def work(number):
-        seeds, own = works[number]
+    def work(seeds, own):
         together.wait()  # all find the weights not packed yet
-        found[number] = next(pipeline.generate(labels, seeds, **own))
+        return next(pipeline.generate(labels, seeds, **own))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(works))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert np.array_equal(found, expected)
+    with ThreadPoolExecutor(len(works)) as pool:
+        assert np.array_equal([*pool.map(work, *zip(*works, strict=True))], expected)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib import import_module
 
@@ -178,21 +178,19 @@ def test_a_loop_is_recorded_once(make, coarse, monkeypatch):
 @pytest.mark.gpu
 def test_threads_and_streams_share_a_recording(make, coarse):
     """Each thread on a stream of its own, with seeds of its own."""
-    packed, found = make("autoregressive").to("cuda").pack(Compute("float32")), {}
-    expected = {seed: drawn(packed, Sampling(2.0), coarse, 5, seed)[1] for seed in range(8)}
+    packed = make("autoregressive").to("cuda").pack(Compute("float32"))
+    expected = [drawn(packed, Sampling(2.0), coarse, 5, seed)[1] for seed in range(8)]
 
     def work(seeds):
         with torch.cuda.stream(torch.cuda.Stream()):
-            for seed in seeds:
-                found[seed] = packed.generate(LABELS, Random([seed + s for s in (3, 0, 2**40, 7, 3)]), Sampling(2.0))
+            randoms = [Random([seed + s for s in (3, 0, 2**40, 7, 3)]) for seed in seeds]
+            found = [packed.generate(LABELS, random, Sampling(2.0)) for random in randoms]
             torch.cuda.current_stream().synchronize()
+            return found
 
-    threads = [threading.Thread(target=work, args=(range(start, 8, 2),)) for start in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(found[seed], expected[seed]) for seed in range(8))
+    with ThreadPoolExecutor(2) as pool:
+        even, odd = pool.map(work, (range(0, 8, 2), range(1, 8, 2)))
+    assert all(map(torch.equal, even + odd, expected[::2] + expected[1::2]))
 
 
 @pytest.mark.gpu

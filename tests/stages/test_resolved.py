@@ -75,12 +75,4 @@ def test_scales_are_drawn_one_after_another(make, kind):
 
 def test_confidence_has_no_groups_known_beforehand(make):
     with pytest.raises(InputError, match="confidence depends on what is drawn, so the likelihood of an image is not"):
-        make("masked, any").plan(Sampling(order="confidence")).fixed_groups("stage")
-
-
-def test_impossible_settings_are_refused_before_drawing(make):
-    stage, labels, wrong = make("any_order"), torch.tensor([1]), Sampling(steps=9)
-    with pytest.raises(InputError, match="cannot draw in"):
-        stage.generate(labels, Random([0]), wrong)
-    with pytest.raises(InputError, match="cannot draw in"):
-        next(stage.draw(labels, Random([0]), wrong))
+        make("masked, any").scores(torch.zeros(1, N).long(), torch.tensor([2]), Sampling(order="confidence"))

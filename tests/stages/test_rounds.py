@@ -6,7 +6,6 @@ import pytest
 import torch
 from stage_cases import EVERY_TASK, LABELS, LAYOUT, SEEDS, SETTINGS, TASKS, N, in_pairs
 
-from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.sampling import Random, Sampling, draw
 from ctf.sampling.orders import group_sizes, order_groups
@@ -107,16 +106,6 @@ def test_likelihood_is_that_of_the_round_that_draws(make, round_logits, tokens, 
         of_right = round_logits(stage, known, LABELS, given).log_softmax(-1).gather(2, targets[..., None]).squeeze(2)
         known[:, group], expected[:, group] = targets[:, group], of_right[:, group]
     torch.testing.assert_close(stage.log_prob(tokens, LABELS, sampling), expected, rtol=1e-4, atol=1e-5)
-
-
-@EVERY_TASK
-def test_a_stage_for_one_round_reads_no_labels(make, task):
-    once, rounds = make("masked", task), make(KIND, task)
-    assert (once.possible_steps, rounds.possible_steps) == (range(1, 2), range(1, 9))
-    assert once.config.input_vocab == (once.given is None)
-    assert rounds.config.input_vocab == rounds.vocabulary + 1
-    with pytest.raises(InputError, match=r"cannot draw in 2 steps: it is masked and takes 1$"):
-        once.resolved(Sampling(steps=2))
 
 
 # --- training ---

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.stages.cached import CachedStage, CacheState
-from ctf.stages.drawing import DrawPlan, Group
+from ctf.stages.drawing import Group
 
 
 class Autoregressive(CachedStage):
@@ -30,12 +30,6 @@ class Autoregressive(CachedStage):
                 f"stage {self.name} is autoregressive: it continues images from their first tokens, row by row; other "
                 "parts are kept by stages of kind any_order and masked"
             )
-
-    def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
-        targets, given = self.levels(tokens)
-        return self.head(
-            self.transformer.hidden(targets, labels, given), given
-        )  # P(Cᵢ | C₍<ᵢ₎), eq. 8, for all i at once
 
     def hidden(self, state: CacheState, group: Group) -> Tensor:
         network, inputs, position = self.transformer, state.inputs[:, 0], group.before

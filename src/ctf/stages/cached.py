@@ -35,6 +35,14 @@ class CachedStage(TransformerStage):
 
     cached = True
 
+    def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
+        """As `Stage.logits`, where the order of training is that of sampling: all positions in one pass (eq. 8)."""
+        if plan is not None:
+            plan.fixed_groups(self.name)
+        targets, given = self.levels(tokens)
+        hidden, _, _ = self.training_states(targets, labels, given)
+        return self.head(hidden, given)
+
     def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> CacheState:
         network = self.transformer
         return CacheState(self.new_cache(labels), network.label_embedding(labels)[:, None], network.rotary[:1], given)

@@ -19,20 +19,12 @@ def check_classes(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def check_given(labels: Tensor, shape: tuple[int, int], vocabulary: int) -> None:
-    """Raise InputError unless labels of a coarser level are of `shape`, (B, N), each in [0, vocabulary).
-
-    Values on a GPU are not waited for: its own assertion fails.
-    """
-    _check_labels("given", labels, shape, 0, vocabulary)
-
-
 def check_known(labels: Tensor, shape: tuple[int, int], vocabulary: int) -> None:
     """Raise InputError unless known labels are of `shape`, (B, N), each in [0, vocabulary), or −1 where to generate.
 
     Something must be left to generate, at the same positions in every image.
     """
-    _check_labels("known", labels, shape, -1, vocabulary)
+    check_labels("known", labels, shape, -1, vocabulary)
     kept = labels >= 0
     if kept.all():
         raise InputError("all labels are known: nothing is left to draw")
@@ -40,7 +32,11 @@ def check_known(labels: Tensor, shape: tuple[int, int], vocabulary: int) -> None
         raise InputError("known labels lie at other positions in some images: complete those one by one")
 
 
-def _check_labels(which: str, labels: Tensor, shape: tuple[int, int], lowest: int, vocabulary: int) -> None:
+def check_labels(which: str, labels: Tensor, shape: tuple[int, int], lowest: int, vocabulary: int) -> None:
+    """Raise InputError unless labels are of `shape`, (B, N), each in [lowest, vocabulary).
+
+    Values on a GPU are not waited for: its own assertion fails.
+    """
     unknown = ", -1 where to draw" if lowest < 0 else ""
     if labels.shape != shape:
         raise InputError(

@@ -14,8 +14,8 @@ from ctf.device import send
 from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.models.config import NetworkConfig
-from ctf.sampling.settings import Order, Sampling
-from ctf.stages.drawing import DrawPlan, Group, scale_groups
+from ctf.sampling.settings import Order
+from ctf.stages.drawing import DrawPlan, Group
 from ctf.stages.settings import MaskedSettings
 from ctf.stages.transformer_stage import TransformerStage
 
@@ -79,7 +79,7 @@ class Masked(TransformerStage):
         return self.config.input_vocab <= 1
 
     @property
-    def by_scales(self) -> bool:
+    def by_scales(self) -> bool:  # type: ignore[override]
         """Whether it was trained for a round for each scale."""
         return self.config.hidden_by_scale
 
@@ -88,19 +88,8 @@ class Masked(TransformerStage):
         return {"rounds": "scales" if self.by_scales else "one" if self.once else "any"}
 
     @property
-    def possible_orders(self) -> tuple[Order, ...]:
-        return ("scales",) if self.by_scales else super().possible_orders
-
-    @property
     def possible_steps(self) -> range:
-        if self.by_scales:
-            return range(len(self.layout), len(self.layout) + 1)
-        return range(1, 2 if self.once else self.num_tokens + 1)
-
-    def plan(self, sampling: Sampling | None = None, kept: Tensor | None = None) -> DrawPlan:
-        if not self.by_scales:
-            return super().plan(sampling, kept)
-        return DrawPlan(self.resolved(sampling), scale_groups(self.layout, kept))
+        return super().possible_steps if self.by_scales or self.once else range(1, self.num_tokens + 1)
 
     def training_states(
         self, targets: Tensor, labels: Tensor, given: Tensor | None

@@ -16,9 +16,8 @@ from ctf.models.config import Compute
 from ctf.models.next_scale import NextScaleTransformer
 from ctf.models.next_scale_config import NextScaleConfig
 from ctf.models.packed import PackedConvolution, PackedNextScale
-from ctf.sampling.settings import Sampling
 from ctf.stages.cached import CachedStage
-from ctf.stages.drawing import DrawPlan, Group, scale_groups
+from ctf.stages.drawing import DrawPlan, Group
 from ctf.stages.settings import NextScaleSettings
 from ctf.tokenizer.config import MultiScaleConfig
 from ctf.tokenizer.interface import Tokenizer
@@ -53,7 +52,7 @@ class NextScale(CachedStage):
     the same in training and in sampling, so the likelihood is exact.
     """
 
-    kind, attention, orders = "next_scale", "scales", ("scales",)
+    kind, attention, by_scales = "next_scale", "scales", True
     Config, Settings = NextScaleConfig, NextScaleSettings
     Network, Packed = NextScaleTransformer, PackedNextScale
     config: NextScaleConfig  # type: ignore[assignment]
@@ -119,13 +118,6 @@ class NextScale(CachedStage):
         codebook = tokenizer.codebook.detach().float().cpu()
         return codebook if self.predicts is None else self.predicts.means(codebook)
 
-    @property
-    def possible_steps(self) -> range:
-        return range(len(self.layout), len(self.layout) + 1)
-
-    def plan(self, sampling: Sampling | None = None, kept: Tensor | None = None) -> DrawPlan:
-        return DrawPlan(self.resolved(sampling), scale_groups(self.layout, kept))
-
     def inputs(self, targets: Tensor) -> Tensor:
         """Inputs of the scales behind the first, f̂ pooled to each: labels (B, N) → float32 (B, N − p₀², d)."""
         with torch.no_grad():
@@ -135,13 +127,6 @@ class NextScale(CachedStage):
         self, targets: Tensor, labels: Tensor, given: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         return self.transformer.hidden(self.inputs(targets), labels, given), targets, given
-
-    def logits(self, tokens: Tensor, labels: Tensor, plan: DrawPlan | None = None) -> Tensor:
-        if plan is not None:
-            plan.fixed_groups(self.name)
-        targets, given = self.levels(tokens)
-        hidden, _, _ = self.training_states(targets, labels, given)
-        return self.head(hidden, given)
 
     def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> ScaleState:  # type: ignore[override]
         network = self.transformer

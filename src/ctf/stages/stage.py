@@ -25,8 +25,8 @@ from ctf.models.config import Compute
 from ctf.sampling.orders import possible_orders
 from ctf.sampling.random import Random
 from ctf.sampling.settings import Order, Sampling
-from ctf.stages.drawing import DrawPlan, Group, OnStep, draw_all, draw_steps, plan_groups, uniforms
-from ctf.stages.inputs import check_classes, check_given, check_known
+from ctf.stages.drawing import DrawPlan, Group, OnStep, draw_all, draw_steps, plan_groups, scale_groups, uniforms
+from ctf.stages.inputs import check_classes, check_known, check_labels
 from ctf.stages.settings import KindSettings
 from ctf.tokenizer.interface import Tokenizer
 
@@ -236,15 +236,18 @@ class Stage(nn.Module, ABC):
         """The fields of `Settings`, by name, that `configure` needs to make such a stage again."""
         return {}
 
+    #: Whether it draws scale after scale and in no other way; kept labels are then taken when their scale comes.
+    by_scales = False
+
     @property
     def possible_orders(self) -> tuple[Order, ...]:
         """Orders in which the stage can draw, its default first."""
-        return possible_orders(self.orders, self.layout)
+        return ("scales",) if self.by_scales else possible_orders(self.orders, self.layout)
 
     @property
     def possible_steps(self) -> range:
         """Numbers of steps in which the stage can draw."""
-        return range(1, 2)
+        return range(len(self.layout), len(self.layout) + 1) if self.by_scales else range(1, 2)
 
     @property
     def default_steps(self) -> int:
@@ -284,6 +287,8 @@ class Stage(nn.Module, ABC):
         if kept is not None:
             self.check_kept(kept)
         sampling = self.resolved(sampling)
+        if self.by_scales:
+            return DrawPlan(sampling, scale_groups(self.layout, kept))
         return DrawPlan(sampling, plan_groups(sampling, self.layout, self.device, kept))
 
     def levels(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -361,8 +366,7 @@ class Stage(nn.Module, ABC):
             InputError: labels out of range, seeds, given or known labels that do not match, steps or an order that the
                 kind cannot take, or positions that it cannot keep.
         """
-        labels, given, known = self._checked(labels, random, given, known)
-        plan = self.plan(sampling, None if known is None else known[0] >= 0)
+        labels, given, known, plan = self._checked(labels, random, sampling, given, known)
         tokens = draw_all(self, labels, random, plan, given, known, on_step)
         with torch.inference_mode(False):  # no inference tensor: the caller may train on it
             return tokens.clone()
@@ -376,14 +380,13 @@ class Stage(nn.Module, ABC):
         known: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Like `generate`, one step at a time: yields what `on_step` is called with."""
-        labels, given, known = self._checked(labels, random, given, known)
-        plan = self.plan(sampling, None if known is None else known[0] >= 0)
+        labels, given, known, plan = self._checked(labels, random, sampling, given, known)
         yield from draw_steps(self, labels, uniforms(self, random), plan, given, known)
 
     def _checked(
-        self, labels: Tensor, random: Random, given: Tensor | None, known: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Labels, given and known ones on the stage's device. Raises InputError as `generate` does."""
+        self, labels: Tensor, random: Random, sampling: Sampling | None, given: Tensor | None, known: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, DrawPlan]:
+        """Labels, given and known ones on the stage's device, and the plan. Raises InputError as `generate` does."""
         check_classes(labels, self.num_classes)
         shape = len(labels), self.num_tokens
         if len(random.seeds) != len(labels):
@@ -392,11 +395,11 @@ class Stage(nn.Module, ABC):
             need = "labels of a coarser level: give them" if given is None else "the class label alone"
             raise InputError(f"stage {self.name} is given {need}")
         if given is not None and self.given is not None:
-            check_given(given, shape, self.given.num_coarse)
+            check_labels("given", given, shape, 0, self.given.num_coarse)
         if known is not None:
             check_known(known, shape, self.vocabulary)
         given, known = (None if x is None else send(x, self.device) for x in (given, known))
-        return send(labels, self.device), given, known
+        return send(labels, self.device), given, known, self.plan(sampling, None if known is None else known[0] >= 0)
 
     #: Whether this is a copy made by `pack`.
     packed = False
