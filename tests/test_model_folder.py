@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from ctf.codebook import cluster_codebook, codebook_fingerprint
 from ctf.errors import InputError
@@ -310,26 +309,6 @@ def test_a_bundled_tokenizer_without_stages_is_described(tmp_path, monkeypatch):
     monkeypatch.setitem(BUNDLED, "alone", tmp_path)
     facts = describe("alone")
     assert (facts["kind"], facts["family"], facts["config"]["codebook_size"]) == ("tokenizer", "vq", 16_384)
-
-
-def test_describe_the_bundled_model():
-    facts = describe("emoji")
-    assert (facts["kind"], facts["image_size"]) == ("pipeline", [64, 64])
-    assert [stage["kind_of_stage"] for stage in facts["stages"]] == ["autoregressive", "masked"]
-    assert len(facts["class_names"]) == 483
-
-
-def test_describe_refuses_what_is_not_ours(tmp_path):
-    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    (tmp_path / "list").mkdir()
-    (tmp_path / "list" / "config.json").write_text("[]")
-    (tmp_path / "text.txt").write_text("text")
-    for name in ("foreign.safetensors", "bert", "list", "text.txt", "nowhere", "."):
-        with pytest.raises(InputError) as error:
-            describe(str(tmp_path / name))
-        assert "\n" not in str(error.value)
 
 
 def test_assemble_gives_what_the_parts_give(files, make_pipeline, tmp_path):

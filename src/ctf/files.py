@@ -227,7 +227,10 @@ def read_tensors(path: str | Path, read: Callable[[Any, dict[str, str]], Result]
         raise InputError(f"{path} is a folder: give the safetensors file itself")
     try:
         with safe_open(path, framework="pt") as file:
-            return read(file, _metadata(file))
+            metadata = json.loads((file.metadata() or {}).get("ctf", "{}"))
+            if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+                raise ValueError("its metadata are no names and texts")
+            return read(file, metadata)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({error}): copy or write it again") from None
 
@@ -244,13 +247,6 @@ def is_safetensors(path: str | Path) -> bool:
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a safetensors file, without reading its tensors. Raises as `load_tensors`."""
     return read_tensors(path, lambda _, metadata: metadata)
-
-
-def _metadata(file: Any) -> dict[str, str]:
-    metadata = json.loads((file.metadata() or {}).get("ctf", "{}"))
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata are no names and texts")
-    return metadata
 
 
 def save_module(

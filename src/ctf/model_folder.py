@@ -274,7 +274,10 @@ def describe(source: str) -> dict[str, Any]:
         return describe_pipeline(Pipeline.from_pretrained(source, "cpu"))
     path = _existing(source, "file or folder")
     if (settings := run_settings(path)) is not None:
-        return _describe_run(path, settings)
+        facts = {"kind": "run", "finished": (path / RUN_MODEL).exists(), "last": last_entries(path)}
+        checkpoint = latest_checkpoint(path)
+        facts |= {"settings": settings, "changes": run_changes(path)}
+        return facts | {"checkpoint": str(checkpoint) if checkpoint else None}
     if (path / "index.json").exists():
         tokens = TokenSet.open(path)
         return {"kind": "token set", **tokens.describe(), "class_names": tokens.class_names}
@@ -300,12 +303,6 @@ def _describe_file(path: Path) -> dict[str, Any]:
         sizes = CoarseMap.load(path).sizes
         facts["cluster_sizes"] = {"min": int(sizes.min()), "median": int(sizes.median()), "max": int(sizes.max())}
     return facts
-
-
-def _describe_run(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    checkpoint = latest_checkpoint(run)
-    facts = {"kind": "run", "finished": (run / RUN_MODEL).exists(), "last": last_entries(run), "settings": settings}
-    return {**facts, "changes": run_changes(run), "checkpoint": str(checkpoint) if checkpoint else None}
 
 
 def describe_pipeline(pipeline: Pipeline) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tiny_runs import (
     interrupted,
     logged,
     make_image_set,
+    make_loop,
     make_token_objective,
     make_tokenizer_objective,
     mean_over_masks,
@@ -78,13 +79,20 @@ def test_a_warm_up_as_long_as_the_run_is_refused(tokens, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_resuming_a_tokenizer_run_is_exact(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "accumulate"),
+    [({}, 1), ({"family": "multi-scale", "scales": (1, 2, 4), "random_crop": 0.8}, 2)],
+    ids=["one scale", "several scales, crops and accumulation"],
+)
+def test_resuming_a_tokenizer_run_is_exact(settings, accumulate, tmp_path):
     """Interrupted before the codebook and the discriminator start, and in the step that restarts codewords."""
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, clip=0.1)
+    loop = {"ema": 0.9, "steps": 22, "batch_size": 4, "accumulate": accumulate, "resume": True}
 
     def train(folder, at=None):
-        objective = make_tokenizer_objective(make_image_set(), tokenizer_training())
-        loop = {"ema": 0.9, "steps": 22, "batch_size": 4, "resume": True}
-        run(objective if at is None else interrupted(objective, at), folder, **loop)
+        config = tokenizer_training(optimizer=optimizer, loop=make_loop(**loop), **settings)
+        objective = make_tokenizer_objective(make_image_set(), config)
+        run(objective if at is None else interrupted(objective, at), folder, optimizer, **loop)
 
     train(tmp_path / "whole")
     assert sum(logged(tmp_path / "whole", "restarts")) > 0

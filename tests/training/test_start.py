@@ -76,12 +76,6 @@ def test_a_baseline_starts_from_a_coarse_stage(tokens, tmp_path):
         assert torch.equal(dict(baseline.named_parameters())[name], expected)
 
 
-def test_a_stage_of_the_same_level_is_copied(tokens, tmp_path):
-    stage, other = random_stage(tokens, "coarse"), make_token_objective(tokens, "coarse").module
-    start_stage(other, saved(stage, tmp_path), tokens)
-    assert all(torch.equal(a, b) for a, b in zip(stage.parameters(), other.parameters(), strict=True))
-
-
 def test_a_masked_stage_keeps_its_row_for_hidden_labels(tokens, tmp_path):
     baseline = random_stage(tokens)
     masked = random_stage(tokens, "fine", given=None, rounds="any")

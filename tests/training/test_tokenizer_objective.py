@@ -10,7 +10,6 @@ import torch
 from tiny_runs import logged, make_image_set, make_loop, make_tokenizer_objective, run, tokenizer_training
 
 from ctf.errors import InputError
-from ctf.run_folder import checkpoint_path
 from ctf.tokenizer import LPIPS, TOKENIZER_PRESETS, MultiScaleTokenizer, VQTokenizer
 from ctf.training.batches import ImageBatches
 from ctf.training.config import OptimizerConfig, TokenizerTraining
@@ -18,13 +17,21 @@ from ctf.training.config import OptimizerConfig, TokenizerTraining
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def test_the_loss_goes_down_and_the_model_is_saved(tmp_path):
-    objective = make_tokenizer_objective(make_image_set(), tokenizer_training(discriminator_weight=0.0))
-    run(objective, tmp_path, OptimizerConfig(learning_rate=2e-3), steps=30)
+@pytest.mark.parametrize(
+    ("family", "settings", "tokens"),
+    [(VQTokenizer, {}, 16), (MultiScaleTokenizer, {"family": "multi-scale", "scales": (1, 2, 4)}, 21)],
+)
+def test_the_loss_goes_down_and_the_model_is_saved(tmp_path, family, settings, tokens):
+    objective = make_tokenizer_objective(make_image_set(), tokenizer_training(discriminator_weight=0.0, **settings))
+    metrics = run(objective, tmp_path, OptimizerConfig(learning_rate=2e-3), steps=30)
     mse = logged(tmp_path, "mse")
     assert mse[-1] < 0.5 * mse[0]
-    saved = VQTokenizer.load(tmp_path / "model.safetensors")
+    for scale in range(len(objective.layout) if settings else 0):
+        assert 0 < (usage := metrics[f"train/usage_scale_{scale}"]) <= metrics["train/usage"]
+        assert metrics[f"train/perplexity_scale_{scale}"] <= 32 * usage
+    saved = family.load(tmp_path / "model.safetensors")
     images = torch.rand(1, 3, 32, 32)
+    assert saved.encode(images).shape == (1, tokens)
     assert torch.equal(saved.encode(images), objective.module.eval().encode(images))
 
 
@@ -57,45 +64,6 @@ def test_codewords_age_in_steps_whatever_the_accumulation(tmp_path):
         run(objective, tmp_path / str(accumulate), OptimizerConfig(learning_rate=0.0, final_learning_rate=0.0), **loop)
         restarts.append(sum(logged(tmp_path / str(accumulate), "restarts")))
     assert restarts[0] == restarts[1] > 0
-
-
-def multi_scale_training(**settings):
-    return tokenizer_training(family="multi-scale", scales=(1, 2, 4), **settings)
-
-
-def test_resuming_with_crops_accumulation_and_a_discriminator_is_exact(tmp_path):
-    loop = {"accumulate": 2, "steps": 6, "checkpoint_every": 3, "keep_checkpoints": 9}
-    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, clip=0.1)
-    config = multi_scale_training(
-        random_crop=0.8,
-        kmeans_start=False,
-        warmup_without_codebook=0,
-        optimizer=optimizer,
-        loop=make_loop(**loop),
-    )
-    uninterrupted, resumed = (make_tokenizer_objective(make_image_set(), config) for _ in range(2))
-    run(uninterrupted, tmp_path / "whole", optimizer, **loop)
-    halfway = checkpoint_path(tmp_path / "resumed", 3)
-    halfway.parent.mkdir(parents=True)
-    halfway.write_bytes(checkpoint_path(tmp_path / "whole", 3).read_bytes())
-    run(resumed, tmp_path / "resumed", optimizer, resume=True, **loop)
-    for part in ("module", "discriminator"):
-        for p, q in zip(getattr(uninterrupted, part).parameters(), getattr(resumed, part).parameters(), strict=True):
-            assert torch.equal(p, q)
-
-
-def test_several_scales_learn_and_report_their_usage(tmp_path):
-    objective = make_tokenizer_objective(make_image_set(), multi_scale_training(discriminator_weight=0.0))
-    metrics = run(objective, tmp_path, OptimizerConfig(learning_rate=2e-3), steps=30)
-    mse = logged(tmp_path, "mse")
-    assert mse[-1] < 0.5 * mse[0]
-    usages = [metrics[f"train/usage_scale_{scale}"] for scale in range(3)]
-    assert all(0 < usage <= metrics["train/usage"] for usage in usages)
-    assert metrics["train/perplexity_scale_0"] <= 32 * usages[0]
-    saved = MultiScaleTokenizer.load(tmp_path / "model.safetensors")
-    images = torch.rand(1, 3, 32, 32)
-    assert saved.encode(images).shape == (1, 21)
-    assert torch.equal(saved.encode(images), objective.module.eval().encode(images))
 
 
 def test_invalid_families_are_refused():

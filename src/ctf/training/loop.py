@@ -215,13 +215,13 @@ class Trainer:
                     bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
                 stop = self._anywhere(interrupted())
                 self.watch.now(step, "saving")
-                if finished or stop or _due(now, c.checkpoint_every):
+                if finished or stop or (c.checkpoint_every and now % c.checkpoint_every == 0):
                     self._save(now)
                 if now in c.milestones:
                     self._keep(now)
                 if stop:  # after the last step too: evaluating would take minutes
                     self._stop(now)
-                if not finished and _due(now, c.evaluate_every):
+                if not finished and c.evaluate_every and now % c.evaluate_every == 0:
                     self._report_or_stop(now, log, interrupted)
             return self._report_or_stop(max(self.done, self.steps), log, interrupted)
 
@@ -340,10 +340,6 @@ class Trainer:
             where = latest_checkpoint(self.run)
             print(f"Stopped after step {step}; continue with --loop.resume true ({where})", file=sys.stderr)
         raise KeyboardInterrupt
-
-
-def _due(now: int, every: int) -> bool:
-    return every > 0 and now % every == 0
 
 
 @torch.no_grad()

@@ -37,7 +37,8 @@ def start_stage(stage: Stage, source: str, tokens: TokenSet) -> dict[str, Any]:
 
     Args:
         stage: with random weights; changed in place.
-        source: a stage, a run or model folder, a Hub id, or a LlamaGen GPT's file.
+        source: a stage, a run, a LlamaGen GPT's file, or a model folder or Hub id, of which the stage of the same name
+            is taken, else the first.
         tokens: the training tokens.
 
     Returns:
@@ -47,7 +48,8 @@ def start_stage(stage: Stage, source: str, tokens: TokenSet) -> dict[str, Any]:
     Raises:
         InputError: `source` does not exist, or no block of it fits.
     """
-    other, class_names = open_start(source, stage)
+    stages, class_names = starting_stages(source, getattr(stage.config, "heads", None))
+    other = next((other for other in stages if other.name == stage.name), stages[0])
     theirs = {name: parameter.detach() for name, parameter in other.named_parameters()}
     uses = lru_cache(tokens.token_counts)  # called only if needed, and once: it reads all tokens
 
@@ -109,15 +111,6 @@ def copy_rows(module: nn.Module, rows_for: Callable[[str], Rows]) -> dict[str, A
             ours[:count] = rows[:count].to(ours)
         taken[name] = how
     return {"taken": taken, "left": left}
-
-
-def open_start(source: str, stage: Stage) -> tuple[Stage, list[str] | None]:
-    """The stage to start `stage` from, and the names of its classes if they are known.
-
-    From a model folder it takes the stage of the same name, else the first.
-    """
-    stages, names = starting_stages(source, getattr(stage.config, "heads", None))
-    return next((other for other in stages if other.name == stage.name), stages[0]), names
 
 
 def starting_stages(source: str, heads: int | None = None) -> tuple[list[Stage], list[str] | None]:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch.distributed as dist
 
@@ -19,7 +19,7 @@ Phase = Literal["reading a batch", "training", "saving", "evaluating"]
 #: Step, index in `PHASES`, and a count that grows while the process lives.
 Place = tuple[int, int, int]
 #: In the order of a step: the process that is behind keeps the others waiting.
-PHASES: tuple[Phase, ...] = ("reading a batch", "training", "saving", "evaluating")
+PHASES: tuple[Phase, ...] = get_args(Phase)
 #: Number of processes that read the places of all: the second one does if the first one hangs.
 READERS = 2
 
