@@ -66,17 +66,6 @@ def test_members_are_the_masked_full_head(multiply, case, tile):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@given(cases())
-@settings(max_examples=20)
-def test_labels_of_choices(case):
-    coarse_map, coarse, fine, _, _ = case
-    members = ClusterMembers(coarse_map)
-    assert torch.equal(members.labels(coarse, members.index[fine]), fine)
-    for m in range(coarse_map.num_coarse):
-        choices = torch.arange(int(coarse_map.sizes[m]))
-        assert torch.equal(members.labels(torch.full_like(choices, m), choices), coarse_map.members(m))
-
-
 @pytest.fixture
 def many_clusters():
     """K = 400 tokens in 37 clusters of 1 to some 30."""

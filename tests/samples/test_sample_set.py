@@ -23,14 +23,6 @@ def read(path, batch_size):
     return np.concatenate(list(ImageArray(path).batches(batch_size)))
 
 
-def test_numpy_reads_it(tmp_path):
-    with np.load(write(tmp_path / "x.npz"), allow_pickle=False) as file:
-        assert file.files == ["arr_0", "labels"]
-        assert np.array_equal(file["arr_0"], IMAGES)
-        assert np.array_equal(file["labels"], LABELS)
-        assert file["labels"].dtype == np.int64
-
-
 def test_it_can_be_read_as_adm_does(tmp_path):
     """Its evaluator opens the archive, parses the header of version 1 or 2, and reads rows from the stream."""
     with zipfile.ZipFile(write(tmp_path / "x.npz", labels=None)) as archive, archive.open("arr_0.npy") as file:

@@ -173,9 +173,3 @@ def test_a_token_out_of_range_is_refused_when_it_is_read(folder, arrays, wrong):
 def test_an_index_that_no_writer_writes(folder, change):
     change_index(folder, **change)
     assert "index.json is damaged" in refused(folder)
-
-
-def test_an_index_that_lacks_a_setting(folder):
-    index = read_json(folder / "index.json")
-    write_json(folder / "index.json", {name: value for name, value in index.items() if name != "shard_size"})
-    assert "index.json is damaged" in refused(folder)

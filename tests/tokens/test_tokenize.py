@@ -21,6 +21,7 @@ from ctf.tokenizer import TokenizerConfig, VQTokenizer
 from ctf.tokens import TokenSet, tokenize_images
 
 SIZE = 16
+CROPS = ["top-left", "top-right", "bottom-left", "bottom-right", "center"]
 DAMAGED = (0, 5, 8, 9, 10, 11, 21, 22)  # a whole batch of four among them, and the last two images
 
 
@@ -71,22 +72,25 @@ def tokens_alone(tokenizer: VQTokenizer, view: np.ndarray) -> list[int]:
     return tokenizer.encode(to_tensor(view[None].copy()))[0].tolist()
 
 
-def test_flip_is_each_image_and_its_mirror_image_alone(source, tokenizer, tmp_path):
-    found = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path)
-    expected = [[tokens_alone(tokenizer, v) for v in (image, image[:, ::-1])] for image in readable(source)]
-    assert len({tuple(tokens) for pair in expected for tokens in pair}) == 30
+@pytest.mark.parametrize(
+    ("augmentation", "views", "batch_size", "names"),
+    [
+        ("none", lambda image: [image], 5, ["none"]),
+        ("flip", lambda image: [image, image[:, ::-1]], 4, ["none", "flip"]),
+        ("ten-shift", ten_shift, 4, [*CROPS, *(f"{crop}/flip" for crop in CROPS)]),
+    ],
+)
+def test_views_are_encoded_as_if_alone(source, tokenizer, tmp_path, augmentation, views, batch_size, names):
+    how = {"augmentation": augmentation, "batch_size": batch_size}
+    found = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path, **how)
+    expected = [[tokens_alone(tokenizer, view) for view in views(image)] for image in readable(source)]
+    assert len({str(tokens) for image in expected for tokens in image}) >= 15 * min(len(names), 2)
     assert torch.cat(list(found.blocks())).tolist() == expected
-    assert found.augmentations == ["none", "flip"]
+    assert found.augmentations == names
     assert found.layout == Layout.square(2)
     assert found.labels.tolist() == [0] * 6 + [1] * 9
     assert found.index.skipped == [f"{'ab'[i // 12]}/{i:02}.png" for i in DAMAGED]
     found.check_codebook(tokenizer.codebook)
-
-
-def test_none_is_each_image(source, tokenizer, tmp_path):
-    found = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path, augmentation="none", batch_size=5)
-    expected = [[tokens_alone(tokenizer, image)] for image in readable(source)]
-    assert torch.cat(list(found.blocks())).tolist() == expected
 
 
 def test_ten_crop_at_two_ranges(source, tokenizer, tmp_path):
@@ -97,53 +101,7 @@ def test_ten_crop_at_two_ranges(source, tokenizer, tmp_path):
         for pair in zip(readable(source, 20), readable(source, 17), strict=True)
     ]
     assert torch.cat(list(found.blocks())).tolist() == expected
-    assert found.augmentations[:2] == ["1.25/top-left", "1.25/top-right"]
-    assert found.augmentations[14:] == [
-        "1.1/center",
-        *(f"1.1/{v}-{h}/flip" for v in ("top", "bottom") for h in ("left", "right")),
-        "1.1/center/flip",
-    ]
-
-
-def test_ten_shift(source, tokenizer, tmp_path):
-    found = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path, augmentation="ten-shift")
-    expected = [[tokens_alone(tokenizer, view) for view in ten_shift(image)] for image in readable(source)]
-    assert torch.cat(list(found.blocks())).tolist() == expected
-    assert found.augmentations[4:6] == ["center", "top-left/flip"]
-
-
-class Interrupted(ImageSet):
-    """Stops after a number of batches, as Ctrl-C would."""
-
-    remaining = 0
-
-    def batches(self, *arguments, **settings):
-        for batch in super().batches(*arguments, **settings):
-            if not self.remaining:
-                raise KeyboardInterrupt
-            self.remaining -= 1
-            yield batch
-
-
-@pytest.mark.parametrize("shard_size", [1, 4, 6])
-def test_resumed_is_uninterrupted(source, tokenizer, tmp_path, shard_size):
-    whole = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "whole", shard_size=shard_size)
-    assert len(whole.index.shards) > 1
-    for stop in range(5):
-        folder = tmp_path / str(stop)
-        images = open_images(source, size=SIZE)
-        images.__class__ = Interrupted
-        images.remaining = stop
-        with pytest.raises(KeyboardInterrupt):
-            tokenize(images, tokenizer, folder, shard_size=shard_size)
-        if (folder / "index.json").exists():  # written with the first shard
-            assert not read_json(folder / "index.json")["complete"]
-        # With the same ImageSet, which has met unreadable images ahead, and with a fresh one.
-        images.remaining = 1
-        with suppress(KeyboardInterrupt):
-            tokenize(images, tokenizer, folder, shard_size=shard_size)
-        tokenize(open_images(source, size=SIZE), tokenizer, folder, shard_size=shard_size)
-        assert files(folder) == files(tmp_path / "whole")
+    assert found.augmentations == [f"{r}/{crop}{flip}" for r in (1.25, 1.1) for flip in ("", "/flip") for crop in CROPS]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -161,15 +119,6 @@ def test_processes_share_the_images(source, tokenizer, tmp_path, world):
         own = [i for shard in range(rank, 6, world) for i in range(4 * shard, min(4 * shard + 4, 23))]
         assert sorted(call.args[0] for call in images.read.call_args_list) == own
     assert files(tmp_path / "shared") == files(tmp_path / "whole")
-
-
-def test_another_number_of_processes_resumes(source, tokenizer, tmp_path):
-    tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "whole")
-    for rank, world in (1, 3), (3, 4), (1, 2), (0, 2):
-        with pytest.raises(InputError, match="incomplete" if (tmp_path / "set").exists() else "no such token set"):
-            TokenSet.open(tmp_path / "set")
-        tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "set", rank=rank, world=world)
-    assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
 def test_processes_share_shards_at_a_url(source, tokenizer, tmp_path, monkeypatch):
@@ -230,13 +179,6 @@ def test_a_kill_at_any_moment_and_another_number_of_processes(source, tokenizer,
     # Two indexes, three files for each shard, a record for that of which nothing is readable, and the last one's end.
     assert len(tries) == 2 + 3 * len(whole.index.shards) + 1 + 6 + 1
     assert all(files(folder) == files(tmp_path / "whole") for folder in tries)
-
-
-def test_a_complete_folder_is_left_alone(source, tokenizer, tmp_path):
-    tokenize(open_images(source, size=SIZE), tokenizer, tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    tokenize(open_images(source, size=SIZE), tokenizer, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def test_a_class_without_a_readable_image_is_named(tokenizer, tmp_path):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ctf.errors import InputError
-from ctf.files import read_json, write_json
 from ctf.layout import Layout
 from ctf.tokens import TokenIndex, TokenSet, TokenWriter, write_token_set
 
@@ -88,28 +87,6 @@ def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     (tmp_path / ".tokens-00001.npy.01234567.tmp").touch()
     TokenWriter(tmp_path, settings()).close()
     assert files(tmp_path) == before
-
-
-def test_a_set_that_was_cut_after_images(tmp_path):
-    """Earlier versions cut a shard after so many readable images, at the end of a batch."""
-    write(tmp_path).close()
-    for kind in ("tokens", "labels"):
-        arrays = [np.load(tmp_path / f"{kind}-{stem}.npy") for stem in ("00000", "00001", "00003", "00004")]
-        for path in tmp_path.glob(f"{kind}-*.npy"):
-            path.unlink()
-        for stem, part in enumerate(np.split(np.concatenate(arrays), [6, 10])):
-            np.save(tmp_path / f"{kind}-{stem:05d}.npy", part)
-    counts = [{"stem": f"{stem:05d}", "count": count} for stem, count in enumerate([6, 4, 1])]
-    index = read_json(tmp_path / "index.json") | {"shards": counts}
-    write_json(tmp_path / "index.json", index)
-    tokens, labels, _ = zip(*shards(), strict=True)
-    found = TokenSet.open(tmp_path)
-    assert torch.cat(list(found.blocks())).tolist() == np.concatenate(tokens).tolist()
-    assert found.labels.tolist() == np.concatenate(labels).tolist()
-    assert TokenWriter(tmp_path, settings()).missing() == []
-    # One that was interrupted is written again.
-    write_json(tmp_path / "index.json", index | {"shards": counts[:1], "complete": False})
-    assert TokenWriter(tmp_path, settings()).missing() == [0, 1, 2, 3, 4]
 
 
 def test_other_settings_are_named(tmp_path):
