@@ -65,10 +65,6 @@ class ClusterMembers(nn.Module):
         other._buffers = self._buffers | {"order": None, "place": self.place[self.order]}
         return other
 
-    def labels(self, coarse: Tensor, choice: Tensor) -> Tensor:
-        """Member number `choice` of cluster `coarse`, elementwise."""
-        return self.table[coarse, choice]
-
 
 def member_logits(hidden: Tensor, weight: Tensor, coarse: Tensor, members: ClusterMembers) -> Tensor:
     """Logits of the members of each position's own cluster.

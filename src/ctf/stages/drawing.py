@@ -208,7 +208,7 @@ def _draw(
     given: Tensor | None,
 ) -> Tensor:
     """Labels (B, n) of a group from its guided states, a few images at a time; −1 where a sampler leaves them open."""
-    images, at, steps = images_at_once(stage, group.size), group.at, len(plan.drawn)
+    images, at, steps = max(1, LOGITS // (group.size * stage.outputs)), group.at, len(plan.drawn)
     number, drawn = group.number - (len(plan.groups) - steps), []  # kept groups come first and are no steps
     for start in range(0, len(hidden), images):
         part = slice(start, start + images)
@@ -218,18 +218,13 @@ def _draw(
         labels = sampler(step)
         if stage.members is not None:  # the sampler chose a column among the cluster's members
             assert clusters is not None
-            labels = stage.members.labels(clusters, labels.clamp(min=0)).where(labels >= 0, -1)
+            labels = stage.members.table[clusters, labels.clamp(min=0)].where(labels >= 0, -1)
         drawn.append(labels)
     return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
 
 def _part(uniform: Callable[[int], Tensor], part: slice, at: Tensor | slice) -> Callable[[int], Tensor]:
     return lambda stream: uniform(stream)[part, at]
-
-
-def images_at_once(stage: Drawable, positions: int) -> int:
-    """Number of images whose logits at `positions` positions are computed together."""
-    return max(1, LOGITS // (positions * stage.outputs))
 
 
 @torch.inference_mode()

@@ -306,7 +306,7 @@ class Stage(nn.Module, ABC):
         Returns:
             float32 (B, N), or (n,) where some positions are not trained on.
         """
-        return self._compare(tokens, labels)[0]
+        return -self.log_prob(tokens, labels)
 
     def log_prob(
         self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
@@ -317,24 +317,17 @@ class Stage(nn.Module, ABC):
         of `sampling`. With support "full" it gives probability to labels outside the given cluster too. Positions of
         `kept` come first, and the others are conditioned on them. Raises InputError as `logits`.
         """
-        return -self._compare(tokens, labels, sampling, kept)[0]
+        return self.scores(tokens, labels, sampling, kept)[0]
 
     def scores(
         self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """`log_prob`, and whether the most probable label is the true one: float32 and bool, (B, N) each."""
-        losses, logits, columns = self._compare(tokens, labels, sampling, kept)
-        return -losses, logits.argmax(-1) == columns
-
-    def _compare(
-        self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses (B, N), logits (B, N, outputs), and the column (B, N) of the true label among them."""
         targets, _ = self.levels(tokens)
-        columns = targets if self.members is None else self.members.index[targets]
-        logits = self.logits(tokens, labels, self.plan(sampling, kept)).float()
+        columns = targets if self.members is None else self.members.index[targets]  # (B, N), of the true labels
+        logits = self.logits(tokens, labels, self.plan(sampling, kept)).float()  # (B, N, outputs)
         losses = F.cross_entropy(logits.flatten(0, 1), columns.flatten(), reduction="none")  # (B · N,), eqs. 4, 9, 10
-        return losses.view(targets.shape), logits, columns
+        return -losses.view(targets.shape), logits.argmax(-1) == columns
 
     def generate(
         self,
