@@ -15,7 +15,7 @@ import ctf
 from ctf.classes import is_number
 from ctf.commands.kind_options import add_options, settings_of_kinds, training_of
 from ctf.errors import InputError, did_you_mean, nearest
-from ctf.layout import Layout, with_layout
+from ctf.layout import Layout
 from ctf.sampling.settings import SETTINGS
 
 Verb = Callable[..., None]
@@ -258,20 +258,12 @@ def read_settings(config: type[Settings], path: str, **absent: Any) -> Settings:
 
 
 def _new_parser(**arguments: Any) -> Any:
-    """A parser of options and YAML files, to which a `Layout` is text or lists, and `grid` of older files a layout."""
+    """A parser of options and YAML files, to which a `Layout` is text or lists."""
     import jsonargparse
-    import yaml
     from jsonargparse.typing import register_type
 
-    load = jsonargparse.get_loader("yaml")
-
-    def load_any_age(text: str) -> Any:
-        values = load(text)
-        return with_layout(values) if isinstance(values, dict) else values
-
-    jsonargparse.set_loader("ctf", load_any_age, exceptions=(yaml.YAMLError, InputError))
     register_type(Layout, str, Layout, (InputError,), fail_already_registered=False)
-    return jsonargparse.ArgumentParser(parser_mode="ctf", exit_on_error=False, **arguments)
+    return jsonargparse.ArgumentParser(exit_on_error=False, **arguments)
 
 
 def _plain(message: str, parser: argparse.ArgumentParser) -> str:
