@@ -33,7 +33,7 @@ def start_stage(stage: Stage, source: str, tokens: TokenSet) -> dict[str, Any]:
     Parameters of the same name and shape are taken as they are. An embedding or a head of another level becomes one of
     this level: a cluster's row is the mean of its codewords' rows, weighted by how often `tokens` use them, and a
     codeword's row is that of its cluster. Classes are matched by name; new ones start at the mean of all, with a
-    warning if all are new.
+    warning if all are new and there are as many as before.
 
     Args:
         stage: with random weights; changed in place.
@@ -56,9 +56,11 @@ def start_stage(stage: Stage, source: str, tokens: TokenSet) -> dict[str, Any]:
     def rows_for(name: str) -> Rows:
         role = stage.rows_of.get(name)
         if role == "classes" and name in theirs:
-            if class_names and {*class_names}.isdisjoint(tokens.class_names):
+            # As many classes, all called differently: two names for the same ones, such as WordNet's ids and words.
+            names = class_names or []
+            if len(names) == len(tokens.class_names) and {*names}.isdisjoint(tokens.class_names):
                 warn(
-                    f"{source} knows none of the {len(tokens.class_names)} classes by name: it has {few(class_names)}; "
+                    f"{source} knows none of the {len(tokens.class_names)} classes by name: it has {few(names)}; "
                     f"the images have {few(tokens.class_names)}. Each starts at the mean of its classes"
                 )
             return class_rows(theirs[name], class_names, tokens.class_names)
