@@ -10,10 +10,11 @@ import pytest
 from app_process import running
 from PIL import Image
 from playwright.sync_api import sync_playwright
+from shown import opened
 
 import ctf
-from ctf.app.pictures import read_upload
 from ctf.images import center_crop
+from ctf.images.sheet import png_bytes
 
 pytestmark = pytest.mark.browser
 
@@ -42,7 +43,7 @@ def browser():
 def page(browser, address):
     """A page that has loaded, and that fails the test for an error in its scripts or a request to elsewhere."""
     page = browser.new_page(viewport={"width": 1280, "height": 860})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(90_000)
     wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None)
@@ -63,7 +64,7 @@ def pipeline():
 def shown(page, place):
     """The images in a part of the web app, uint8 arrays."""
     urls = page.eval_on_selector_all(f"{place} img", "images => images.map((image) => image.src)")
-    return [np.asarray(read_upload(url)) for url in urls]
+    return [np.asarray(opened(url)) for url in urls]
 
 
 def state(page, place="made"):
@@ -111,12 +112,10 @@ def test_generated_images_their_frames_and_stages(page, pipeline):
     page.get_by_text("stage 1 · clusters, step 64 of 64").wait_for()
     page.wait_for_timeout(500)
     assert equal(shown(page, "#made"), coarse.images)
+    first = page.get_attribute("#made-stages img >> nth=0", "src")
     page.get_by_role("button", name="Thumbnail 3 of 8").first.click()  # the third image, enlarged and chosen
     page.wait_for_selector("#made .preview img")
-    page.wait_for_function(
-        "first => document.querySelector('#made-stages img').src !== first",
-        arg=page.get_attribute("#made-stages img >> nth=0", "src"),
-    )
+    page.wait_for_function("first => document.querySelector('#made-stages img').src !== first", arg=first)
     assert equal(shown(page, "#made-stages")[:2], [coarse.images[2], images[2]])
     page.keyboard.press("Escape")
     page.wait_for_selector("#made .preview img", state="detached")
@@ -133,14 +132,14 @@ def test_a_class_is_found_by_a_keyword(page, pipeline):
     assert equal(generate(page), pipeline([f"{d} face-smiling" for d in DESIGNS]))
     page.get_by_role("button", name="noto face-smiling").click()
     page.wait_for_function(
-        "() => [...document.querySelectorAll('#made img')].at(-1).alt === 'noto face-smiling · seed 5'"
+        "() => [...document.querySelectorAll('#made img')].at(-1).alt === 'noto face-smiling, seed\u00a05'"
     )
 
 
-def test_the_baseline_stands_beside(page):
-    page.get_by_label("baseline beside it").check()
+def test_another_model_stands_beside(page):
+    page.get_by_label("emoji beside it").check()
     images = generate(page)
-    assert equal(shown(page, "#made-beside"), images)  # the baseline is the same model here
+    assert equal(shown(page, "#made-beside"), images)  # it is the same model here
     assert [re.sub(r"[\d.]+ s", "", text) for text in state(page)] == ["emoji done in "] * 2
 
 
@@ -155,7 +154,7 @@ def test_a_link_leads_back_to_the_images(page, browser, address, pipeline):
     page.wait_for_function("link => location.search === link", arg=link)
     other = browser.new_page()
     other.goto(f"{address}/{link}")
-    other.wait_for_function("() => document.querySelector('#made img')?.alt === 'emojione alphanum · seed 41'")
+    other.wait_for_function("() => document.querySelector('#made img')?.alt === 'emojione alphanum, seed\u00a041'")
     other.wait_for_selector("#made-status .status[data-ended='1']")
     assert equal(shown(other, "#made"), images)
     assert other.get_by_label("seed of the first").first.input_value() == "41"
@@ -219,11 +218,11 @@ def test_a_completion_inherits_class_and_settings(page, pipeline):
     page.get_by_role("button", name="Thumbnail 2 of 8").first.click()
     page.wait_for_timeout(500)
     page.get_by_role("tab", name="Complete").click()
-    page.locator("button:has-text('Take the chosen image') >> visible=true").click()
+    page.locator("button:has-text('Take the image chosen') >> visible=true").click()
     page.get_by_text("Settings of the picture: coarse_temperature 0.6.").wait_for()
     page.locator("#rows input[type=number]").fill("5")
     page.keyboard.press("Tab")
-    page.wait_for_function("() => document.querySelectorAll('.cells i.kept').length === 40")
+    page.wait_for_function("() => document.querySelectorAll('.cells i.m1').length === 40")
     press(page, "complete", "rest")
     mask = np.ones((64, 64), bool)
     mask[:40] = False
@@ -231,23 +230,49 @@ def test_a_completion_inherits_class_and_settings(page, pipeline):
     assert equal(shown(page, "#rest"), wanted)
 
 
+def test_strokes_of_the_pointer_mark_what_is_kept(browser, free_pipeline, tmp_path):
+    free_pipeline.save_pretrained(tmp_path / "model")
+    with running(tmp_path, "--model", str(tmp_path / "model")) as address:
+        page = browser.new_page()
+        page.set_default_timeout(90_000)
+        page.goto(address)
+        page.wait_for_selector("#made img")
+        page.get_by_role("tab", name="Complete").click()
+        cells = page.locator(".cells i")  # 4 × 4 tokens, of which the upper half is kept at first
+        for start, end in ((0, 2), (11, 15)):
+            cells.nth(start).hover()
+            page.mouse.down()
+            box = cells.nth(end).bounding_box()
+            page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=9)
+            page.mouse.up()
+        keep = page.eval_on_selector_all(".cells i", "cells => cells.map((cell) => +cell.className[1])")
+        assert keep == [0, 0, 0, 1] + [1, 1, 1, 1] + [0, 0, 0, 1] * 2
+        press(page, "complete", "rest")
+        mask = np.array(keep).reshape(4, 4).repeat(4, 0).repeat(4, 1) == 0
+        picture = Image.fromarray(shown(page, ".given")[0])
+        assert equal(shown(page, "#rest"), free_pipeline.complete(picture, mask, ["red fox"] * 4))
+        page.close()
+
+
 def test_uploads_and_swaps(page, tmp_path):
     page.get_by_role("tab", name="Clusters").click()
     page.get_by_text("35 of 64 swapped within k-means").first.wait_for()
-    chooser = page.locator(".given input >> visible=true")
-    before = page.get_attribute(".given img >> visible=true", "src")
-    (tmp_path / "photo.png").write_bytes(b"no picture")
-    chooser.set_input_files(tmp_path / "photo.png")
+
+    def give(name, data):
+        (tmp_path / name).write_bytes(data)
+        page.locator(".drop >> visible=true").locator("input[type=file]").set_input_files(tmp_path / name)
+
+    before = shown(page, "#swapped")[0]
+    give("photo.png", b"no picture")
     page.get_by_text("the upload cannot be read as an image").wait_for()
-    (tmp_path / "huge.png").write_bytes(b"\0" * (9 << 20))
-    chooser.set_input_files(tmp_path / "huge.png")
-    page.get_by_text("huge.png has 9 MiB: give one of at most 8").wait_for()
-    assert page.get_attribute(".given img >> visible=true", "src") == before
+    assert equal(shown(page, "#swapped")[:1], [before])
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8))
-    picture.save(tmp_path / "photo.png")
-    chooser.set_input_files(tmp_path / "photo.png")
-    page.wait_for_function("before => document.querySelector('.given img').src !== before", arg=before)
-    assert np.array_equal(shown(page, ".given")[0], np.asarray(center_crop(picture, 64)))
+    give("photo.png", png_bytes(picture))
+    page.wait_for_function(
+        "before => document.querySelector('#swapped img').src !== before",
+        arg=page.get_attribute("#swapped img >> nth=0", "src"),
+    )
+    assert equal(shown(page, "#swapped")[:1] + shown(page, ".given"), [center_crop(picture, 64)] * 2)
     page.get_by_label("number input for tokens swapped, %").fill("100")
     page.keyboard.press("Tab")
     page.get_by_text("64 of 64 swapped within k-means").first.wait_for()
@@ -258,7 +283,7 @@ def test_a_click_on_the_codebook_shows_a_cluster(page, pipeline):
     page.wait_for_selector("#codebook img")
     page.wait_for_function("() => document.querySelectorAll('#members img').length === 35")
     page.wait_for_timeout(3000)  # until all is decoded: a picture that changes takes no clicks
-    page.locator("#codebook img").click(position={"x": 5, "y": 5})
+    page.locator("#codebook img").click(position={"x": 9, "y": 9})
     page.wait_for_function("() => document.querySelectorAll('#members img').length !== 35")
     cluster = int(page.get_by_label("cluster", exact=True).input_value())
     members = pipeline.stages[0].predicts.members(cluster).tolist()

@@ -31,9 +31,9 @@ def test_the_models_own_clusters_come_first(clusters, pipeline):
 
 def test_without_a_share_nothing_is_swapped(clusters, tokens):
     before = clusters.decoded(tokens)
-    for swap in clusters.swaps(tokens, 0, 8):
-        assert swap.swapped == 0
-        assert np.array_equal(np.asarray(swap.image), before)
+    found = clusters.swaps(tokens, 0, 8)
+    assert [*found] == [f"0 of 16 swapped within {name} clusters" for name in ("k-means", "random")]
+    assert all(np.array_equal(after, before) for after in found.values())
 
 
 @pytest.mark.parametrize("method", ["kmeans", "random"])
@@ -45,11 +45,11 @@ def test_all_swapped_tokens_lie_in_their_clusters(clusters, tokens, method, monk
     changed = []
     for share in (0.25, 0.5, 1):
         decoded.clear()
-        found = clusters.swaps(tokens, share, 8)
+        said = [int(caption.split()[0]) for caption in clusters.swaps(tokens, share, 8)]
         after = decoded[place]
         assert torch.equal(coarse_map.to_coarse(after), coarse_map.to_coarse(tokens))
         changed.append({*(after != tokens).nonzero().flatten().tolist()})
-        assert len(changed[-1]) <= found[0].swapped == found[1].swapped
+        assert len(changed[-1]) <= said[0] == said[1]
     assert changed[0] < changed[1] < changed[2]
     alone = (coarse_map.sizes[coarse_map.to_coarse(tokens)] == 1).sum()
     assert len(changed[2]) == 16 - int(alone)
@@ -76,10 +76,14 @@ def test_the_overview_shows_every_cluster_from_dark_to_light(clusters):
     assert sorted(order) == list(range(8))
     block = SIDE * 4
     for place, cluster in enumerate(order):
-        y, x = (block + 4) * (place // 3), (block + 4) * (place % 3)
-        first = clusters.member_tiles(8, cluster)[1][0]
-        assert np.abs(picture[y : y + 4, x : x + 4].astype(int) - first).max() <= 1  # another batch rounds otherwise
-    assert [np.array_equal(again, picture) for again, _ in clusters.overview(8)] == [True]
+        y, x = 4 + (block + 4) * (place // 3), 4 + (block + 4) * (place % 3)
+        tiles = clusters.member_tiles(8, cluster)[1]
+        for i, tile in enumerate(tiles[: SIDE**2]):
+            top, left = y + 4 * (i // SIDE), x + 4 * (i % SIDE)
+            there = np.asarray(picture)[top : top + 4, left : left + 4].astype(int)
+            assert np.abs(there - tile).max() <= 1  # another batch rounds otherwise
+        assert clusters.cluster_at(8, x + 1, y + block - 1) == cluster
+    assert [again is picture for again, _ in clusters.overview(8)] == [True]
 
 
 def test_clusters_alone_show_their_means(clusters, tokens):

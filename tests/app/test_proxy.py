@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
+from shown import asked, opened
 
-from ctf.app.pictures import read_upload
 from ctf.app.server import application, checked_root_path
 from ctf.errors import InputError
 
@@ -23,26 +23,27 @@ def client(studio):
 
 
 @pytest.mark.parametrize("prefix", ["", "/ctf"])
-def test_the_web_app_its_files_and_its_api_are_served(client, prefix):
+def test_the_web_app_its_files_and_its_api_are_served(client, studio, prefix):
     page = client.get(f"{prefix}/?label=dog&seed=3")  # as a permalink leads to it
     assert re.findall(r'"root": ?"([^"]*)"', page.text) == ["https://example.org/ctf"]
     (script,) = re.findall(r'src="\./(assets/[^"]+)"', page.text)
     assert client.get(f"{prefix}/{script}").status_code == 200
     assert client.get(f"{prefix}/config").json()["root"] == "https://example.org/ctf"
     call = f"{prefix}/gradio_api/call/generate"
-    event = client.post(call, json={"data": ["dog", 1, 0, {}]}).json()["event_id"]
+    event = client.post(call, json={"data": asked(studio, "dog")}).json()["event_id"]
     (last,) = re.findall("event: complete\ndata: (.*)\n", client.get(f"{call}/{event}").text)
-    assert json.loads(last)[0]["images"][0].startswith("data:image/png")
+    assert json.loads(last)[2][0]["image"]["url"].startswith("data:image/png")
 
 
 def test_a_model_of_several_scales_opens(scales_studio):
     with testclient.TestClient(application(scales_studio, loopback=True), base_url="http://127.0.0.1") as client:
-        assert "from class to image" in client.get("/").text
-        event = client.post("/gradio_api/call/generate", json={"data": ["owl", 1, 0, {}]}).json()["event_id"]
+        assert "A decoder turns the tokens into pixels" in client.get("/").text
+        data = asked(scales_studio, "owl")
+        event = client.post("/gradio_api/call/generate", json={"data": data}).json()["event_id"]
         stream = client.get(f"/gradio_api/call/generate/{event}").text
     (wanted,) = scales_studio.pipeline(labels=["owl"], seed=0)
     (last,) = re.findall("event: complete\ndata: (.*)\n", stream)
-    assert read_upload(json.loads(last)[0]["images"][0]).tobytes() == wanted.tobytes()
+    assert opened(json.loads(last)[2][0]["image"]["url"]).tobytes() == wanted.tobytes()
 
 
 def test_permalinks_and_downloads_need_no_prefix(studio):

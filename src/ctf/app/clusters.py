@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ctf.app.pictures import tile_sheet
 from ctf.codebook.clustering import cluster_codebook
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.images.pixels import to_bytes, to_tensor
+from ctf.images.sheet import contact_sheet
 from ctf.layout import Layout
 from ctf.pipeline import StagePipeline
 from ctf.preview import level_embeddings
@@ -31,17 +30,7 @@ AROUND = 3
 TILES_AT_ONCE = 512
 #: Tiles of a cluster in the overview, as a square of this side.
 SIDE = 4
-GAP = 4  # pixels between the clusters of the overview
-
-
-@dataclass(frozen=True)
-class Swap:
-    """An image after a swap of so many of its tokens, and its PSNR in dB against the one before."""
-
-    method: Method
-    image: Image.Image
-    swapped: int
-    psnr: float
+GAP = 4  # pixels around the clusters of the overview
 
 
 class Clusters:
@@ -51,7 +40,7 @@ class Clusters:
         self.pipeline, self.tokenizer = pipeline, pipeline.tokenizer
         own = [m for stage in pipeline.stages for m in (stage.predicts, stage.given) if m is not None]
         self._maps = {("kmeans", m.num_coarse): m for m in own}
-        self._tiles: dict[int, np.ndarray] = {}
+        self._overviews: dict[int, tuple[Image.Image, list[int]]] = {}
         size = self.tokenizer.codebook_size
         others = [2**power for power in range(4, size.bit_length() - 1)] if size <= CLUSTERED_AT_ONCE else []
         #: Numbers of clusters to choose from, and the model's own or a middling one.
@@ -81,24 +70,27 @@ class Clusters:
         vectors = level_embeddings(self.tokenizer, coarse_map)[labels][None]
         return to_bytes(self.tokenizer.decode_embeddings(vectors, self.pipeline.layout))[0]
 
-    def swaps(self, tokens: Tensor, share: float, count: int, seed: int = 0) -> list[Swap]:
+    def swaps(self, tokens: Tensor, share: float, count: int, seed: int = 0) -> dict[str, Image.Image]:
         """Swap a share of the tokens within clusters, k-means and random ones: the same positions in both.
 
         With a larger share the positions of a smaller one stay among those that are swapped.
+
+        Returns:
+            What was done, with the PSNR in dB against the image before → the image after.
 
         Raises:
             InputError: a number of clusters that there is not, or a share outside 0 to 1.
         """
         if not 0 <= share <= 1:
             raise InputError(f"share {share}: from 0 (none) to 1 (all tokens)")
-        before, found = torch.from_numpy(self.decoded(tokens)), []
-        for method in METHODS:
+        before, found = torch.from_numpy(self.decoded(tokens))[None], {}
+        for method, name in METHODS.items():
             generator = torch.Generator().manual_seed(seed)
-            turn = torch.rand(len(tokens), generator=generator)
+            turn = torch.rand(len(tokens), generator=generator) < share
             other = self.clustering(count, method).swap_within_cluster(tokens, generator)
-            after = self.decoded(other.where(turn < share, tokens))
-            value = psnr(before[None], torch.from_numpy(after)[None]).item()
-            found.append(Swap(method, Image.fromarray(after), int((turn < share).sum()), value))
+            after = self.decoded(other.where(turn, tokens))
+            loss = f": {psnr(before, torch.from_numpy(after)[None]).item():.1f}\u00a0dB" if turn.any() else ""
+            found[f"{turn.sum()} of {len(tokens)} swapped within {name} clusters{loss}"] = Image.fromarray(after)
         return found
 
     @torch.inference_mode()
@@ -121,31 +113,35 @@ class Clusters:
         members = self.clustering(count).members(cluster)
         return members.tolist(), self.tiles(self.tokenizer.codebook[members.to(self.pipeline.device)])
 
-    def overview(self, count: int) -> Iterator[tuple[np.ndarray, list[int]]]:
+    def overview(self, count: int) -> Iterator[tuple[Image.Image, list[int]]]:
         """The codebook by cluster, from dark to light: each a block of up to `SIDE`² of its tokens' tiles.
 
         Yields:
-            The picture so far, uint8 (H, W, 3), and the cluster of each of its blocks, row by row. A finished one is
-            kept.
+            The picture so far, and the cluster of each of its blocks, row by row. A finished one is kept.
         """
-        coarse_map = self.clustering(count)
-        means = self.tiles(level_embeddings(self.tokenizer, coarse_map))
-        order = means.mean((1, 2, 3)).argsort(kind="stable").tolist()
-        columns, each = math.ceil(math.sqrt(count)), SIDE**2
-        if count not in self._tiles:
-            side = self.tokenizer.downsampling
-            blocks = np.full((count, each, side, side, 3), 255, np.uint8)
-            drawn = [(place, i, t) for place, m in enumerate(order) for i, t in enumerate(_first(coarse_map, m, each))]
-            for start in range(0, len(drawn), 4 * TILES_AT_ONCE):
-                part = drawn[start : start + 4 * TILES_AT_ONCE]
-                tokens = torch.tensor([token for _, _, token in part], device=self.pipeline.device)
-                places, numbers = np.array([place for place, _, _ in part]), np.array([i for _, i, _ in part])
-                blocks[places, numbers] = self.tiles(self.tokenizer.codebook[tokens])
-                picture = tile_sheet(np.stack([tile_sheet(block, SIDE, 0) for block in blocks]), columns, GAP)
-                yield picture, order
-            self._tiles[count] = picture
-        yield self._tiles[count], order
+        if count in self._overviews:
+            yield self._overviews[count]
+            return
+        coarse_map, side = self.clustering(count), self.tokenizer.downsampling
+        order = self.tiles(level_embeddings(self.tokenizer, coarse_map)).mean((1, 2, 3)).argsort(kind="stable").tolist()
+        members = [
+            (place, *divmod(i, SIDE), token)
+            for place, cluster in enumerate(order)
+            for i, token in enumerate(coarse_map.members(cluster)[: SIDE**2].tolist())
+        ]
+        blocks, columns = np.full((count, SIDE, side, SIDE, side, 3), 255, np.uint8), math.ceil(math.sqrt(count))
+        for start in range(0, len(members), 4 * TILES_AT_ONCE):
+            places, rows, cells, tokens = torch.tensor(members[start : start + 4 * TILES_AT_ONCE]).T
+            blocks[places, rows, :, cells] = self.tiles(self.tokenizer.codebook[tokens.to(self.pipeline.device)])
+            squares = blocks.reshape(count, SIDE * side, SIDE * side, 3)
+            picture = contact_sheet([[*squares[i : i + columns]] for i in range(0, count, columns)], gap=GAP)
+            yield picture, order
+        self._overviews[count] = picture, order
 
-
-def _first(coarse_map: CoarseMap, cluster: int, most: int) -> list[int]:
-    return coarse_map.members(cluster)[:most].tolist()
+    def cluster_at(self, count: int, x: float, y: float) -> int:
+        """The cluster whose block is at a pixel of the overview, or nearest to it."""
+        *_, (picture, order) = self.overview(count)
+        columns = math.ceil(math.sqrt(count))
+        step = (picture.width - GAP) / columns
+        row, column = (max(int((at - GAP) / step), 0) for at in (y, x))
+        return order[min(row * columns + min(column, columns - 1), count - 1)]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from copy import copy
 from html import escape
 from importlib.resources import files
+from inspect import Parameter, Signature
+from textwrap import shorten
 from typing import Any
 
 import gradio as gr
 
 from ctf.app.diagram import diagram
-from ctf.app.pictures import MOST_BYTES
-from ctf.app.request import LARGEST_SEED, MOST_IMAGES, Control, ImageRequest
+from ctf.app.request import LARGEST_SEED, MOST_IMAGES, ImageRequest
 from ctf.app.sampler import Run
-from ctf.app.studio import Studio
+from ctf.app.studio import Given, Studio
 from ctf.errors import InputError
 
 #: Requests that wait, of all visitors; further ones are told that the queue is full.
@@ -28,10 +31,9 @@ COMPLETIONS = 4
 LONGEST_MESSAGE = 300
 
 CSS, MASK_EDITOR = ((files("ctf.app") / name).read_text(encoding="utf-8") for name in ("page.css", "mask_editor.js"))
-MASK_EDITOR_HTML = """
-<div class="mask-editor" style="--columns:${columns}" hidden><img alt="the picture"><div class="cells"></div></div>
-<label class="drop"><input type="file" accept="image/*"><span>Drop a picture, or click to choose</span></label>
-"""
+#: A picture under a grid of its tokens, see `Studio.marked`.
+MARKED = """<img alt="the picture" src="${value.src}"><div class="cells" style="--columns:${columns}">
+${value.keep.replace(/./g, (mark) => "<i class='m" + mark + "'></i>")}</div>"""
 #: The address bar holds the link to what is shown; a visitor who comes by such a link sees it made.
 ADDRESS = """() => {
   const link = document.querySelector("#permalink");
@@ -40,38 +42,28 @@ ADDRESS = """() => {
 PRESS = """() => document.querySelector("#generate").click()"""
 ARRIVE = f"""() => {{ if (new URLSearchParams(location.search).has("seed")) ({PRESS})(); }}"""
 RANDOM = f"() => Math.floor(Math.random() * {2**31})"
-#: Rows that are kept → the marks on the picture.
-ROWS = """(picture, rows) => ({
-  ...picture, keep: (picture?.keep || "").replace(/./g, (_, i) => (i < rows * COLUMNS ? "1" : "0"))
-})"""
 
 
 class App(gr.Blocks):
-    """Gradio's blocks, with errors as one line each."""
+    """Gradio's blocks, with errors as one line each, and without its habit of fetching addresses for visitors."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any) -> Any:
+        """Refuse files that are addresses; Gradio itself refuses those that were not uploaded."""
+        if re.search('"path": "https?:', json.dumps(inputs), re.IGNORECASE):
+            raise gr.Error("give a file, not an address", print_exception=False)
+        return await super().preprocess_data(block_fn, inputs, *arguments)
 
     async def call_function(self, *arguments: Any, **options: Any) -> Any:
         """Run the function of an event. An error that is no user error is printed in full to the terminal."""
         try:
             return await super().call_function(*arguments, **options)
         except InputError as error:
-            message = " ".join(str(error).split())
-            message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} …"
-            raise gr.Error(escape(message, quote=False), print_exception=False) from None
+            message = escape(shorten(str(error), LONGEST_MESSAGE, placeholder=" …"), quote=False)
+            raise gr.Error(message, print_exception=False) from None
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
             message = f"this did not work ({type(error).__name__}); the terminal says more"
             raise gr.Error(message, print_exception=False) from None
-
-
-def widget(control: Control) -> gr.components.Component:
-    """The form's part for a setting."""
-    label = control.setting.replace("_", " ")
-    if control.choices:
-        return gr.Dropdown(control.choices, value=control.value, label=label)
-    if control.span:
-        low, high, step = control.span
-        return gr.Slider(low, high, value=control.value, step=step, label=label)
-    return gr.Number(control.value, precision=0 if control.whole else None, minimum=0, label=label)
 
 
 def gallery(name: str, columns: int, **settings: Any) -> gr.Gallery:
@@ -95,11 +87,11 @@ class Form:
 
     def number_and_seed(self, what: str, num: int) -> list[Any]:
         """Further fields; all inputs of a request but its settings."""
-        number = gr.Slider(1, MOST_IMAGES, value=num, step=1, label=what, buttons=[])
+        images = gr.Slider(1, MOST_IMAGES, value=num, step=1, label=what, buttons=[])
         random = gr.Button("random")
         seed = gr.Number(0, precision=0, minimum=0, maximum=LARGEST_SEED, label="seed of the first", buttons=[random])
         random.click(None, js=RANDOM, outputs=seed, api_visibility="private")
-        return [self.subject, self.design, number, seed]
+        return [self.subject, self.design, images, seed]
 
 
 class Results:
@@ -131,28 +123,26 @@ class Results:
         ]
 
 
-def picture_input(studio: Studio, columns: int) -> tuple[gr.HTML, gr.Button]:
-    """A picture that a visitor gives, with `columns` of tokens to mark; and a button that takes one made before."""
-    facts = {"count": columns * studio.rows, "columns": columns, "line": studio.continues, "most": MOST_BYTES}
-    picture = gr.HTML(elem_classes="given", html_template=MASK_EDITOR_HTML, js_on_load=MASK_EDITOR, **facts)
-    return picture, gr.Button("Take the chosen image of Generate", size="sm")
-
-
-def say(text: str) -> gr.Markdown:
-    """What a tab is for."""
-    return gr.Markdown(text, elem_classes="say")
+def picture_input() -> tuple[gr.File, gr.Button]:
+    """Where a visitor gives a picture: a file, or an image that was made before."""
+    file = gr.File(type="binary", file_types=["image"], show_label=False, height=80, elem_classes="drop")
+    return file, gr.Button("Take the image chosen in Generate", size="sm")
 
 
 def build(studio: Studio) -> gr.Blocks:
     """The web app. What it shows first is made here, which also warms the model up."""
     pipeline, (height, width) = studio.pipeline, studio.pipeline.image_size
+    other = studio.against.name if studio.against else ""
     counts, count, half = studio.clusters.counts, studio.clusters.count, (studio.rows + 1) // 2
     *_, first = studio.generate("", "", ImageRequest.num, 0, False, *(control.value for control in studio.controls))
     first[0].chosen = ImageRequest.num // 3
-    example, subject, design = studio.take(first, half)
-    *_, completed = studio.complete(example, subject, design, COMPLETIONS, 0)
-    with App(title=f"ctf · {studio.model.name}", analytics_enabled=False) as page:
-        page.state_session_capacity = SESSIONS
+    example, subject, design = studio.take(first)
+    shown = studio.marked(example, half)
+    *_, completed = studio.complete(example, shown["keep"], subject, design, COMPLETIONS, 0)
+    swaps = studio.swap(example, 50, count) if counts else []
+    cache = (KEPT_FOR, KEPT_FOR)  # uploads: how often they are looked at, and how old they may be
+    with App(title=f"ctf · {studio.model.name}", analytics_enabled=False, delete_cache=cache) as page:
+        page.state_session_capacity, given = SESSIONS, gr.State(time_to_live=KEPT_FOR)
         facts = f"{width} × {height} pixels, {len(pipeline.class_names)} classes"
         title = f"<h1>ctf · {escape(studio.model.name)} <small>{facts}</small></h1>"
         gr.HTML(title + diagram(pipeline), elem_id="title")
@@ -167,18 +157,27 @@ def build(studio: Studio) -> gr.Blocks:
                 made = Results("made")
             with gr.Column(elem_classes="settings"):
                 fields = form.number_and_seed("images", ImageRequest.num)
-                beside = gr.Checkbox(False, label="baseline beside it, same seeds", visible=studio.baseline is not None)
+                beside = gr.Checkbox(False, label=f"{other} beside it, same seeds", visible=bool(other))
                 settings = []
                 for stage in pipeline.stages:
                     with gr.Accordion(studio.model.stage_titles[stage.name], open=False):
-                        settings += [widget(c) for c in studio.controls if c.stage == stage.name]
+                        settings += [
+                            getattr(gr, c.component)(value=c.value, label=c.setting.replace("_", " "), **c.options)
+                            for c in studio.controls
+                            if c.stage == stage.name
+                        ]
         with gr.Tab("Complete"):
-            continues = "This model continues a picture from above: choose how many rows to keep."
-            keeps_any = "Mark what to keep of a picture with the pointer."
-            say(f"{continues if studio.continues else keeps_any} The rest is generated.")
+            continues = "This model continues a picture from above. Choose how many rows of tokens to keep."
+            keeps_any = "Mark with the pointer what to keep of the picture. The rest is generated."
+            gr.Markdown(continues if studio.continues else keeps_any)
             with gr.Row(elem_classes="studio"):
                 with gr.Column(elem_classes="form"):
-                    picture, take = picture_input(studio, studio.columns)
+                    picture = gr.HTML(
+                        shown, html_template=MARKED, js_on_load=MASK_EDITOR, columns=studio.columns,
+                        elem_classes=["given", "rows-only" if studio.continues else "marked"],
+                    )  # fmt: skip
+                    sources = [picture_input()]
+                    note = gr.Markdown()
                     kept = gr.Slider(
                         *(1, max(2, studio.rows - 1)), value=half, step=1, label="rows kept", elem_id="rows",
                         visible=studio.continues, buttons=[],
@@ -188,23 +187,22 @@ def build(studio: Studio) -> gr.Blocks:
                     rest = Results("rest")
                 with gr.Column(elem_classes="settings"):
                     rest_fields = rest_form.number_and_seed("completions", COMPLETIONS)
-                    note = say("")
         with gr.Tab("Clusters", visible=bool(counts)):
-            say(
-                "Tokens of one cluster look alike. Swap some of a picture's tokens for others of their cluster: within "
-                "k-means clusters little is lost, within random ones of the same number nearly everything."
+            gr.Markdown(
+                "Tokens of one cluster look alike. Here some of a picture's tokens are swapped for others of the same "
+                "cluster. Within k-means clusters the picture hardly changes, within random ones little of it is left."
             )
             with gr.Row(elem_classes="studio"):
                 with gr.Column(elem_classes="form"):
-                    swap_picture, swap_take = picture_input(studio, 0)
+                    sources.append(picture_input())
                     share = gr.Slider(0, 100, value=50, step=1, label="tokens swapped, %", buttons=[])
                     swap_count = gr.Dropdown(counts, value=count, label="clusters")
                 with gr.Column(elem_classes="results"):
                     swapped = gallery("swapped", 3)
         with gr.Tab("Codebook", visible=bool(counts)) as tab:
-            say(
-                f"The {pipeline.tokenizer.codebook_size:,} codewords as tiles, each decoded among equal ones: a block "
-                "for each cluster, from dark to light, with up to 16 of its tokens. Click a block to see all of them."
+            gr.Markdown(
+                f"Each tile is one of the {pipeline.tokenizer.codebook_size:,} codewords, each block a cluster with up "
+                "to 16 of its tokens, from dark to light. Click a block to see all tokens of the cluster."
             )
             with gr.Row():
                 with gr.Column(scale=3, min_width=320):
@@ -226,13 +224,19 @@ def build(studio: Studio) -> gr.Blocks:
 
         def welcome() -> Any:
             views = [Results.shown(studio, [copy(run) for run in runs]) for runs in (first, completed)]
-            return [*views[0], *views[1], example, example, subject, design]
+            return [*views[0], *views[1], *show(example, half), subject, design, swaps]
 
-        def generate(*values: Any) -> Iterator[Any]:
-            yield from (Results.shown(studio, runs) for runs in studio.generate(*values))
+        def generate(label: Any, design: Any, num: Any, seed: Any, beside: Any, *settings: Any) -> Iterator[Any]:
+            runs = studio.generate(label, design, num, seed, beside, *settings)
+            yield from (Results.shown(studio, seen) for seen in runs)
 
-        def complete(*values: Any) -> Iterator[Any]:
-            yield from (Results.shown(studio, runs) for runs in studio.complete(*values))
+        names = ["label", "design", "num", "seed", "beside", *(control.key for control in studio.controls)]
+        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        generate.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what programs call them by
+
+        def complete(given: Any, marks: Any, label: Any, design: Any, num: Any, seed: Any) -> Iterator[Any]:
+            runs = studio.complete(given, (marks or {}).get("keep"), label, design, num, seed)
+            yield from (Results.shown(studio, seen) for seen in runs)
 
         def stop(runs: Any) -> Any:
             if not runs or not runs[0].frames or all(run.done for run in runs):
@@ -241,55 +245,64 @@ def build(studio: Studio) -> gr.Blocks:
                 run.stopped = not run.done
             return Results.shown(studio, runs)
 
-        def scrub(runs: Any, number: Any) -> Any:
-            run = studio.frame(runs, number)
-            return run.gallery(int(number)), gr.update(label=run.when(int(number)))
+        def scrub(runs: Any, frame: Any) -> Any:
+            run = studio.frame(runs, frame)
+            return run.gallery(int(frame)), gr.update(label=run.when(int(frame)))
 
         def choose(runs: Any, event: gr.EventData) -> Any:
             run = studio.frame(runs, 1)
             run.chosen = min(int(event._data["index"]), len(run.images) - 1)
             return run.stages()
 
-        def example_chosen(place: int) -> Any:
-            return studio.classes.parted(studio.classes.examples[place])
+        def show(taken: Given, rows: int) -> list[Any]:
+            return [taken, studio.marked(taken, rows), studio.settings_note(taken)]
 
-        def upload(rows: Any, event: gr.EventData) -> Any:
-            return studio.upload(event._data.get("url"), rows)
+        def upload(file: bytes | None, rows: int) -> Any:
+            return show(studio.upload(file), rows)
+
+        def take(runs: Any, rows: int) -> Any:
+            taken, *label = studio.take(runs)
+            return [*show(taken, rows), *label]
+
+        def keep_rows(taken: Given | None, rows: Any) -> Any:
+            return studio.marked(taken, rows) if taken and rows else gr.skip()
 
         def point(count: Any, event: gr.EventData) -> Any:
-            return studio.cluster_at(count, *event._data["index"])
+            return studio.clusters.cluster_at(count, *event._data["index"])
 
-        # Without Gradio's own checks, whose messages are long, and without its files: the studio checks what comes and
-        # gives images as data URLs. Gradio would write them to the disk and serve them to whoever asks.
+        # Without Gradio's own checks, whose messages are long, except of files. Images go out as data URLs, with names
+        # and notes on how they were made: Gradio would write each to the disk, and serve it from there.
         own: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         own |= {"preprocess": False, "postprocess": False}
         model = {**own, "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
-        for name, work in {"generate": studio.api_generate, "complete": studio.api_complete}.items():
-            gr.api(work, api_name=name, concurrency_id="model", concurrency_limit=1)
-        shown_first = [*made.outputs, *rest.outputs, picture, swap_picture, rest_form.subject, rest_form.design]
-        page.load(welcome, None, shown_first, **own)
+        public = {"api_visibility": "public"}  # for programs, under the name of the function
+        seen, label = [given, picture, note], [rest_form.subject, rest_form.design]
+        page.load(welcome, None, [*made.outputs, *rest.outputs, *seen, *label, swapped], **own)
         page.load(arrive, None, [*fields, *settings], **own).success(None, js=ARRIVE, **own)
         wired = (
             (form, made, generate, [*fields, beside, *settings]),
-            (rest_form, rest, complete, [picture, *rest_fields]),
+            (rest_form, rest, complete, [given, picture, *rest_fields]),
         )
         for asked, results, make, inputs in wired:
-            run = asked.start.click(make, inputs, results.outputs, show_progress_on=[results.status], **model)
+            run = asked.start.click(make, inputs, results.outputs, show_progress_on=[results.status], **model | public)
             run.then(None, js=ADDRESS, **own)
             stopped = asked.stop.click(None, cancels=[run], **own)  # and then: a frame that comes late would replace it
             stopped.then(stop, results.runs, results.outputs, **own)
             frame = [results.runs, results.frame]
             results.frame.input(scrub, frame, [results.images, results.frame], trigger_mode="always_last", **own)
             results.images.select(choose, results.runs, results.stages, **own)
-        chips.click(example_chosen, chips, fields[:2], **own).then(None, js=PRESS, **own)
-        take.click(studio.take, [made.runs, kept], [picture, *rest_fields[:2]], **own)
-        swap_take.click(lambda *given: studio.take(*given)[0], [made.runs, kept], swap_picture, **own)
-        for where in (picture, swap_picture):
-            where.give(upload, kept, where, **own)
-        picture.change(studio.settings_note, picture, note, **own)
-        kept.input(None, [picture, kept], picture, js=ROWS.replace("COLUMNS", str(studio.columns)), **own)
-        changed = [swap_picture.change, share.release, swap_count.change]
-        gr.on(changed, studio.swap, [swap_picture, share, swap_count], swapped, trigger_mode="always_last", **own)
+        chosen = chips.click(
+            lambda place: studio.classes.parted(studio.classes.examples[place]), chips, fields[:2], **own
+        )
+        chosen.then(None, js=PRESS, **own)
+        swap: dict[str, Any] = {"fn": studio.swap, "inputs": [given, share, swap_count], "outputs": swapped, **own}
+        for (file, button), api in zip(sources, (public, {}), strict=True):
+            given_file = file.upload(upload, [file, kept], seen, **own | api | {"preprocess": True})
+            given_file.then(lambda: None, None, file, **own)  # the place is free for another file
+            for event in (given_file, button.click(take, [made.runs, kept], [*seen, *label], **own)):
+                event.success(**swap)
+        kept.input(keep_rows, [given, kept], picture, trigger_mode="always_last", **own)
+        gr.on([share.release, swap_count.change], trigger_mode="always_last", **swap)
         gr.on([tab.select, book_count.change], studio.codebook, book_count, codebook, **model)
         codebook.select(point, book_count, cluster, **own)
         gr.on([tab.select, cluster.change, book_count.change], studio.members, [book_count, cluster], members, **own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
@@ -31,69 +31,44 @@ class Control:
     Attributes:
         stage, setting: whose, and which of `Sampling`.
         value: the model's own.
-        whole: whether it is a whole number.
-        choices: the words that it may be, if it is one.
-        span: from, to and step, if it is moved on a slider.
+        component, options: Gradio's component for it, and what that takes.
     """
 
     stage: str
     setting: str
     value: Any
-    whole: bool = False
-    choices: tuple[str, ...] = ()
-    span: tuple[float, float, float] | None = None
+    component: str
+    options: dict[str, Any]
 
     @property
     def key(self) -> str:
         """As `StagePipeline.sampling` and the command know it: `fine_temperature`."""
         return f"{self.stage}_{self.setting}"
 
-    def read(self, value: Any) -> Any:
-        """What a form or an address holds as the setting's own type; None is none. Raises InputError: no number."""
-        if value is None or self.choices:
-            return value
-        return number(self.key, value, self.whole)
-
-
-def number(name: str, value: Any, whole: bool = True) -> int | float:
-    """A number from a form (often a float) or an address (a text). Raises InputError: it is none, or not whole."""
-    try:
-        read = int(value) if whole else float(value)
-        if isinstance(value, bool) or not math.isfinite(read) or (isinstance(value, float) and value != read):
-            raise ValueError
-        return read
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name} {str(value)[:40]!r} must be a {'whole ' * whole}number") from None
-
 
 def controls_of(stage: Stage) -> list[Control]:
     """The settings that change something in this stage: those of steps and order only where it has a choice."""
     own, hints, found = stage.resolved(), get_type_hints(Sampling), []
-    several = len(stage.possible_steps) > 1
-    pointless = {
-        "steps": not several,
-        "schedule": not several,
-        "order": not several or len(stage.possible_orders) == 1,
-        "order_seed": not several or not {"random", "locality"} & {*stage.possible_orders},
-        "cfg_schedule": stage.possible_steps[-1] == 1,
-        **dict.fromkeys(("sampler", "noise", "filter"), True),  # for the command line and Python
-    }
-    for name in SETTINGS:
-        if pointless.get(name, False):
-            continue
-        value, types = getattr(own, name), {hints[name], *get_args(hints[name])}
-        if name == "order":
-            found.append(Control(stage.name, name, value, choices=stage.possible_orders))
-        elif isinstance(value, str):
-            choices = tuple(word for word in get_args(hints[name]) if word != "linear")  # another word for steps
-            found.append(Control(stage.name, name, value, choices=choices))
-        else:
-            span = SPANS.get(name)
-            if name == "steps":
-                span = (stage.possible_steps[0], stage.possible_steps[-1], 1)
-            elif span:
-                span = (span[0], max(span[1], value), span[2])
-            found.append(Control(stage.name, name, value, int in types, span=span))
+    steps, orders = stage.possible_steps, stage.possible_orders
+    pointless = {"sampler", "noise", "filter"}  # for the command line and Python
+    if steps[-1] == 1:
+        pointless |= {"cfg_schedule"}
+    if len(steps) == 1:
+        pointless |= {"steps", "schedule", "order", "order_seed"}
+    if len(orders) == 1:
+        pointless |= {"order"}
+    if not {"random", "locality"} & {*orders}:
+        pointless |= {"order_seed"}
+    for name in (name for name in SETTINGS if name not in pointless):
+        value: Any = getattr(own, name)
+        component, options = "Number", dict[str, Any](precision=0, minimum=0)
+        if isinstance(value, str):
+            words = orders if name == "order" else get_args(hints[name])
+            component, options = "Dropdown", {"choices": [word for word in words if word != "linear"]}  # it means steps
+        elif name == "steps" or name in SPANS:
+            low, high, step = SPANS.get(name, (steps[0], steps[-1], 1))
+            component, options = "Slider", {"minimum": low, "maximum": max(high, value), "step": step}
+        found.append(Control(stage.name, name, value, component, options))
     return found
 
 
@@ -108,7 +83,7 @@ class ImageRequest:
         settings: in place of the model's own, see `StagePipeline.sampling`.
 
     Raises:
-        InputError: a number out of bounds.
+        InputError: a number out of bounds, or none.
     """
 
     label: str = ""
@@ -117,9 +92,9 @@ class ImageRequest:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num <= MOST_IMAGES:
+        if type(self.num) is not int or not 1 <= self.num <= MOST_IMAGES:
             raise InputError(f"num {self.num}: ask for 1 to {MOST_IMAGES} images at a time")
-        if not 0 <= self.seed <= LARGEST_SEED:
+        if type(self.seed) is not int or not 0 <= self.seed <= LARGEST_SEED:
             raise InputError(f"seed {self.seed}: give a whole number from 0 to 2^53 − {MOST_IMAGES}")
 
     def labels(self, classes: Classes) -> list[int]:
@@ -129,27 +104,22 @@ class ImageRequest:
 
     def query(self) -> str:
         """The part of the address behind "?"."""
-        settings = {name: value for name, value in self.settings.items() if value is not None}
-        return urlencode({"label": self.label, "num": self.num, "seed": self.seed, **settings})
-
-    @classmethod
-    def from_form(cls, controls: list[Control], label: Any, num: Any, seed: Any, values: Any) -> ImageRequest:
-        """Read what a form, an address or a program gives; `values` are settings by their keys, None is none.
-
-        Raises:
-            InputError: a number that is none, or a setting that there is not.
-        """
-        if not isinstance(values, Mapping):
-            raise InputError('settings: give names and values, such as {"coarse_temperature": 0.9}')
-        known = {control.key: control for control in controls}
-        if unknown := values.keys() - known.keys():
-            raise InputError(f"no setting {min(unknown)[:40]!r}: there are {', '.join(known)}")
-        settings = {name: known[name].read(value) for name, value in values.items()}
-        return cls("" if label is None else str(label), int(number("num", num)), int(number("seed", seed)), settings)
+        return urlencode({"label": self.label, "num": self.num, "seed": self.seed, **self.settings})
 
     @classmethod
     def from_query(cls, controls: list[Control], query: Mapping[str, str]) -> ImageRequest:
-        """The opposite of `query`; raises InputError as `from_form`."""
-        values = dict(query)
-        first = {name: values.pop(name, getattr(cls, name)) for name in ("label", "num", "seed")}
-        return cls.from_form(controls, **first, values=values)
+        """The opposite of `query`. Raises InputError: a setting that is none of the controls'."""
+        known = ("label", "num", "seed", *(control.key for control in controls))
+        if unknown := query.keys() - {*known}:
+            raise InputError(f"no setting {min(unknown)[:40]!r}: there are {', '.join(known)}")
+        values: dict[str, Any] = {name: text if name == "label" else _parsed(text) for name, text in query.items()}
+        first: dict[str, Any] = {name: values.pop(name) for name in known[:3] if name in values}
+        return cls(**first, settings=values)
+
+
+def _parsed(text: str) -> Any:
+    """A number, or the word that it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -8,7 +8,7 @@ import json
 import shlex
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -107,7 +107,8 @@ class Run:
         items = []
         for place, (image, label) in enumerate(zip(self.frames[number - 1].images, self.labels, strict=True)):
             name, seed = self.sampler.pipeline.class_names[label], self.request.seed + place
-            items.append(item(image, f"{name} · seed {seed}", file_name(name, f"seed-{seed}"), **notes))
+            caption = f"{name}, seed\u00a0{seed}"
+            items.append(item(image, caption, file_name(name, f"seed-{seed}"), **notes))
         return items
 
     def stages(self) -> list[dict[str, Any]]:
@@ -151,31 +152,26 @@ class Run:
             model=sampler.name,
             known=[] if self.known is None else self.known.tolist(),
         )
-        words = ["ctf", "app", "--model", sampler.name]
+        command = ["ctf", "app", "--model", sampler.name]
         if self.known is None:
-            words[1] = "sample"
             typed = [typed_label(sampler.pipeline.class_names, label) for label in self.labels]
-            words += ["--labels", json.dumps(typed, ensure_ascii=False), "--seed", str(request.seed)]
-            words += ["--out", "samples"]
-            for name, value in request.settings.items():
-                words += [] if value is None else [f"--{name}", str(value)]
-        return dataclasses.replace(manifest, command=shlex.join(words))
-
-    def folder(self) -> Iterator[tuple[str, bytes]]:
-        """The files of a sample set, as `ctf sample` writes it to a folder: names and contents."""
-        facts = folder_list(self.labels, self.sampler.pipeline.class_names, self.request.seed)
-        for fact, image in zip(facts, self.images, strict=True):
-            yield fact["file"], png_bytes(image)
-        yield SHEET, png_bytes(sheet([np.asarray(image) for image in self.images]))
-        for name, value in ((LIST, facts), ("manifest.json", self.manifest().as_json())):
-            yield name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+            options = {"labels": json.dumps(typed, ensure_ascii=False), "seed": request.seed, "out": "samples"}
+            command = ["ctf", "sample", "--model", sampler.name]
+            for name, value in {**options, **request.settings}.items():
+                command += [f"--{name}", str(value)]
+        return dataclasses.replace(manifest, command=shlex.join(command))
 
 
-def archive(folders: Mapping[str, Iterable[tuple[str, bytes]]]) -> bytes:
-    """A ZIP file of folders of files."""
+def archive(runs: list[Run]) -> bytes:
+    """A ZIP file with a sample set of each run, as `ctf sample` writes it to a folder."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as packed:  # PNGs are compressed already
-        for folder, files in folders.items():
-            for name, content in files:
-                packed.writestr(zipfile.ZipInfo(f"{folder}/{name}"), content)  # of no date: the same bytes again
+        for folder, run in {file_name(run.sampler.name): run for run in runs}.items():
+            facts = folder_list(run.labels, run.sampler.pipeline.class_names, run.request.seed)
+            files = {fact["file"]: png_bytes(image) for fact, image in zip(facts, run.images, strict=True)}
+            files[SHEET] = png_bytes(sheet([np.asarray(image) for image in run.images]))
+            for name, value in ((LIST, facts), ("manifest.json", run.manifest().as_json())):
+                files[name] = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+            for name, content in files.items():  # of no date: the same bytes again
+                packed.writestr(zipfile.ZipInfo(f"{folder}/{name}"), content)
     return file.getvalue()

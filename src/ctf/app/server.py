@@ -8,23 +8,17 @@ import socket as sockets
 from collections.abc import Callable
 from typing import Any
 
-from ctf.app.studio import Studio
+from ctf.app.studio import MOST_BYTES, Studio
 from ctf.errors import InputError
 
 
 def listen(host: str, port: int) -> sockets.socket:
     """A socket that listens. Raises InputError: no such address here, or somebody else listens there."""
-    if not 0 <= port < 1 << 16:  # larger ones would be taken for others, modulo 2^16
-        raise InputError(f"port {port}: give one from 0 (any that is free) to 65535")
     try:
-        family, _, _, _, address = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)[0]
-        socket = sockets.socket(family)
-        socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
-        socket.bind(address)
-        socket.listen()
-        return socket
-    except OSError as error:
-        reason = error.strerror or error
+        family = sockets.getaddrinfo(host, None, type=sockets.SOCK_STREAM)[0][0]
+        return sockets.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", str(error)).partition(" (")[0]  # without the address, which is said anyway
         raise InputError(f"{host}:{port} cannot be listened on ({reason}): choose another --port or --host") from None
 
 
@@ -42,20 +36,22 @@ def application(studio: Studio, loopback: bool, root_path: str = "") -> Any:
         import gradio
     except ImportError as error:
         raise InputError(f"the web app needs Gradio ({error}): pip install -e '.[app]' in a checkout of ctf") from None
-    from ctf.app.gate import gated
+    from ctf.app.gate import middleware
     from ctf.app.page import CSS, LONGEST_QUEUE, build
 
     page = build(studio)
+    page.has_launched = True  # Gradio takes files from those that were uploaded only then, as `launch` sets it
     page.queue(max_size=LONGEST_QUEUE, default_concurrency_limit=2)
     font = ("system-ui", "sans-serif")
     theme = gradio.themes.Default(primary_hue="blue", font=font, font_mono=("ui-monospace", "monospace"))
-    app = gradio.mount_gradio_app(
-        fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None),
+    return gradio.mount_gradio_app(
+        fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None, middleware=middleware(loopback, root_path)),
         page,
         path="/",
         root_path=root_path,
         theme=theme,
         css=CSS,
+        max_file_size=MOST_BYTES,
         show_error=True,
         ssr_mode=False,
         footer_links=["api"],
@@ -63,7 +59,6 @@ def application(studio: Studio, loopback: bool, root_path: str = "") -> Any:
         enable_monitoring=False,
         mcp_server=False,
     )
-    return gated(app, loopback, root_path)
 
 
 def serve(

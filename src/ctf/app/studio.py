@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ctf.app.clusters import METHODS, Clusters
-from ctf.app.pictures import data_url, file_name, item, label_colours, read_upload
-from ctf.app.request import Control, ImageRequest, controls_of, number
+from ctf.app.clusters import Clusters
+from ctf.app.pictures import data_url, file_name, item, label_colours
+from ctf.app.request import Control, ImageRequest, controls_of
 from ctf.app.sampler import Run, Sampler, archive
 from ctf.classes import check_same
 from ctf.completion import fitted
 from ctf.errors import InputError
 from ctf.images.sheet import png_bytes
+from ctf.samples.complete import read_picture
+
+#: Of a file that a visitor uploads, 8 MiB, and of the picture in it.
+MOST_BYTES, MOST_PIXELS = 8 << 20, 4096 * 4096
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+class Given(NamedTuple):
+    """A picture that a visitor gave, in RGB and of the model's size, and the settings that it was made with."""
+
+    image: Image.Image
+    settings: Mapping[str, Any]
 
 
 class Studio:
-    """A model, perhaps a baseline beside it, and its codebook.
+    """A model, perhaps another one beside it, and its codebook.
 
     Args:
         model: the model that is shown.
-        baseline: shown on request, with its own settings.
+        against: shown on request, with its own settings.
 
     Raises:
         InputError: the two know different classes.
     """
 
-    def __init__(self, model: Sampler, baseline: Sampler | None = None) -> None:
-        self.model, self.baseline, self.pipeline = model, baseline, model.pipeline
-        if baseline is not None:
-            check_same(baseline.pipeline.class_names, self.pipeline.class_names, baseline.name, model.name)
+    def __init__(self, model: Sampler, against: Sampler | None = None) -> None:
+        self.model, self.against, self.pipeline = model, against, model.pipeline
+        if against is not None:
+            check_same(against.pipeline.class_names, self.pipeline.class_names, against.name, model.name)
         self.clusters = Clusters(self.pipeline)
         self.classes = model.classes
         self.controls: list[Control] = [c for stage in self.pipeline.stages for c in controls_of(stage)]
@@ -64,20 +75,21 @@ class Studio:
         return request
 
     def request(self, subject: Any, design: Any, num: Any, seed: Any, settings: Any) -> ImageRequest:
-        """What a form holds. Raises InputError as `checked`, and for a number out of bounds."""
+        """What a form holds. Raises InputError as `checked` and `ImageRequest`."""
         whole = subject in self.classes.names  # typed with its design
         label = " ".join(str(part) for part in ("" if whole else design, subject) if part)
-        return self.checked(ImageRequest.from_form(self.controls, label, num, seed, settings))
+        return self.checked(ImageRequest(label, num, seed, settings))
 
     def generate(
         self, subject: Any, design: Any, num: Any, seed: Any, beside: Any, *values: Any
     ) -> Iterator[list[Run]]:
-        """The model's run and perhaps the baseline's, after each of their frames."""
-        settings = dict(zip([control.key for control in self.controls], values, strict=True))
+        """The model's run and perhaps the other one's, after each of their frames."""
+        given = zip(self.controls, values, strict=True)
+        settings = {control.key: value for control, value in given if value is not None}
         request = self.request(subject, design, num, seed, settings)
         runs = [Run(self.model, request)]
-        if beside and self.baseline:  # settings are of the model's stages
-            runs.append(Run(self.baseline, ImageRequest(request.label, request.num, request.seed)))
+        if beside and self.against:  # settings are of the model's stages
+            runs.append(Run(self.against, ImageRequest(request.label, request.num, request.seed)))
         yield from self._watch(runs)
 
     @staticmethod
@@ -90,7 +102,7 @@ class Studio:
     @staticmethod
     def frame(runs: list[Run] | None, frame: Any) -> Run:
         """The first run, of which there is frame `frame`, from 1. Raises InputError: there is none."""
-        if not runs or not 1 <= int(number("frame", frame)) <= len(runs[0].frames):
+        if not runs or frame not in range(1, len(runs[0].frames) + 1):
             raise InputError("these images are not kept any more: press Generate again")
         return runs[0]
 
@@ -99,9 +111,8 @@ class Studio:
         be downloaded: their images are not the model's."""
         request, links = runs[0].request, ""
         if all(run.done for run in runs):
-            folders = {file_name(run.sampler.name): run.folder() for run in runs}
             name = file_name(self.model.name, request.label or "all classes", f"seed-{request.seed}")
-            packed = data_url(archive(folders), "application/zip")
+            packed = data_url(archive(runs), "application/zip")
             links = f'<a class="zip" href="{packed}" download="{name}.zip">Download all (ZIP)</a>'
         if runs[0].known is None:
             address = escape(f"?{request.query()}", quote=True)
@@ -110,22 +121,12 @@ class Studio:
 
     # Complete
 
-    def marks(self, rows: Any) -> str:
-        """A "1" for each token of the upper rows, and a "0" for each below."""
-        kept = min(max(int(number("rows", rows)), 0), self.rows) * self.columns
-        return "1" * kept + "0" * (self.rows * self.columns - kept)
+    def upload(self, encoded: bytes | None) -> Given:
+        """A file that a visitor uploaded, cut to the model's size. Raises InputError as `read_picture`."""
+        image = read_picture(encoded or b"", "the upload", FORMATS, MOST_PIXELS)
+        return Given(fitted(image, self.pipeline.image_size), {})
 
-    def picture(self, image: Image.Image, rows: Any, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A picture to complete, as the web app keeps it: of the model's size, the upper rows marked to be kept, with
-        the settings that it was made with."""
-        source = data_url(png_bytes(fitted(image, self.pipeline.image_size)))
-        return {"src": source, "keep": self.marks(rows), "settings": dict(settings or {})}
-
-    def upload(self, url: Any, rows: Any) -> dict[str, Any]:
-        """A picture that was dropped. Raises InputError as `read_upload`."""
-        return self.picture(read_upload(url), rows)
-
-    def take(self, runs: list[Run] | None, rows: Any) -> tuple[dict[str, Any], str, str]:
+    def take(self, runs: list[Run] | None) -> tuple[Given, str, str]:
         """The chosen image of Generate, its subject and its design. Raises InputError: there is none."""
         if not runs or not runs[0].done:
             raise InputError("no finished image in the tab Generate: press Generate there first")
@@ -133,116 +134,70 @@ class Studio:
         label = run.labels[run.chosen]
         name = self.classes.names[label]
         subject, design = self.classes.parted(name if self.classes.names.count(name) == 1 else str(label))
-        return self.picture(run.images[run.chosen], rows, run.request.settings), subject, design
+        return Given(run.images[run.chosen], run.request.settings), subject, design
 
-    def settings_note(self, picture: Any) -> str:
+    def settings_note(self, given: Given) -> str:
         """What settings a picture's completions are made with, in words."""
-        given = (picture or {}).get("settings") or {}
-        changed = [f"{c.key} {given[c.key]}" for c in self.controls if given.get(c.key, c.value) != c.value]
+        settings = given.settings
+        changed = [f"{c.key} {settings[c.key]}" for c in self.controls if settings.get(c.key, c.value) != c.value]
         return "Settings of the picture: " + (", ".join(changed) or "the model's own") + "."
 
-    def complete(self, picture: Any, subject: Any, design: Any, num: Any, seed: Any) -> Iterator[list[Run]]:
-        """The same as `generate` for a picture of which a part is kept, with the picture's settings."""
-        known = self.known(picture)
-        request = self.request(subject, design, num, seed, picture.get("settings") or {})
-        yield from self._watch([Run(self.model, request, known)])
+    def marked(self, given: Given, rows: int) -> dict[str, str]:
+        """A picture for the mask editor, and a "1" for each of its tokens that is kept: those of the upper rows."""
+        keep = "1" * (rows * self.columns) + "0" * ((self.rows - rows) * self.columns)
+        return {"src": data_url(png_bytes(given.image)), "keep": keep}
 
-    def known(self, picture: Any) -> Tensor:
-        """The tokens to keep of a picture from the web app, {"src": data URL, "keep": a "1" for each token that stays}.
+    def known(self, given: Given | None, keep: Any) -> Tensor:
+        """The tokens to keep of a picture; `keep`: "1" for each of those, "0" for each to generate, row by row.
 
         Raises:
-            InputError: no picture, no marks or nothing but marks, or a part that the model cannot keep.
+            InputError: no picture, other marks, or a part that the model cannot keep.
         """
-        if not isinstance(picture, Mapping) or not picture.get("src"):
-            raise InputError("no picture: drop one, or take one from the tab Generate")
-        rows, columns = self.rows, self.columns
-        keep = picture.get("keep") or "0" * (rows * columns)
-        if not isinstance(keep, str) or not re.fullmatch(f"[01]{{{rows * columns}}}", keep):
-            raise InputError(f"marks: a 0 or 1 for each of {rows} × {columns} tokens, row by row")
-        if len({*keep}) == 1:
-            raise InputError("mark what to keep first" if "0" in keep else "leave a part unmarked, to generate")
-        image = fitted(read_upload(picture["src"]), self.pipeline.image_size)
-        generated = np.array([mark == "0" for mark in keep]).reshape(rows, columns)
-        mask = generated.repeat(image.height // rows, 0).repeat(image.width // columns, 1)
-        known = self.pipeline.known_tokens(image, mask)
+        if given is None:
+            raise InputError("no picture: give one, or take one from the tab Generate")
+        if not re.fullmatch(f"[01]{{{self.rows * self.columns}}}", str(keep)) or len({*keep}) == 1:
+            raise InputError("keep a part of the picture, and leave a part to generate")
+        height, width = self.pipeline.image_size
+        mask = np.array([*keep]).reshape(self.rows, self.columns) == "0"
+        mask = mask.repeat(height // self.rows, 0).repeat(width // self.columns, 1)
+        known = self.pipeline.known_tokens(given.image, mask)
         for stage in self.pipeline.stages:
             stage.check_kept(known >= 0)
         return known
 
-    # For programs
-
-    def api_generate(
-        self, label: str = "", num: int = 1, seed: int = 0, settings: dict[str, Any] | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """Images of a class as data URLs of PNG files, with the manifest of how they were made.
-
-        label: name of a class or its index, or words that find one, "" for classes evenly spread over all; num: how
-        many; seed: image i uses seed + i; settings: in place of the model's own, such as {"coarse_temperature": 0.9}.
-        Says on the way which step is done: {"stage", "step", "steps"}; the last answer is {"images", "manifest"}.
-        """
-        yield from self._answer(ImageRequest.from_form(self.controls, label, num, seed, settings or {}), None)
-
-    def api_complete(
-        self,
-        picture: str,
-        keep: str,
-        label: str = "",
-        num: int = 1,
-        seed: int = 0,
-        settings: dict[str, Any] | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """As generate, but a part of a picture stays.
-
-        picture: a data URL; keep: a "1" for each token that stays and a "0" for each to generate, row by row.
-        """
-        request = ImageRequest.from_form(self.controls, label, num, seed, settings or {})
-        yield from self._answer(request, self.known({"src": picture, "keep": keep}))
-
-    def _answer(self, request: ImageRequest, known: Tensor | None) -> Iterator[dict[str, Any]]:
-        run = Run(self.model, request, known)
-        for preview in run.steps():
-            yield {"stage": preview.stage, "step": preview.step, "steps": preview.steps}
-        yield {"images": [data_url(png_bytes(image)) for image in run.images], "manifest": run.manifest().as_json()}
+    def complete(
+        self, given: Given | None, keep: Any, subject: Any, design: Any, num: Any, seed: Any
+    ) -> Iterator[list[Run]]:
+        """The same as `generate` for a picture of which a part is kept, with the picture's settings."""
+        known = self.known(given, keep)
+        request = self.request(subject, design, num, seed, given.settings if given else {})
+        yield from self._watch([Run(self.model, request, known)])
 
     # Clusters and codebook
 
-    def swap(self, picture: Any, share: Any, count: Any) -> list[dict[str, Any]]:
-        """Fig. 1: a picture, its tokens and clusters, and what is left of it after swaps within clusters."""
-        if not isinstance(picture, Mapping) or not picture.get("src"):
-            raise InputError("no picture: drop one, or take one from the tab Generate")
-        image = fitted(read_upload(picture["src"]), self.pipeline.image_size)
-        clusters, count = self.clusters, int(number("clusters", count))
-        tokens, coarse_map = clusters.tokens(image), clusters.clustering(count)
-        swaps = clusters.swaps(tokens, float(number("share", share, whole=False)) / 100, count)
+    def swap(self, given: Given | None, share: float, count: int) -> list[dict[str, Any]]:
+        """Fig. 1: a picture, its tokens and clusters, and what is left when `share` % are swapped within clusters."""
+        if given is None:
+            return []
+        tokens, coarse_map = self.clusters.tokens(given.image), self.clusters.clustering(count)
         labels, finest = coarse_map.to_coarse(tokens), self.pipeline.layout.slices[-1]
-        shown = [
-            item(Image.fromarray(clusters.decoded(tokens)), "its tokens, decoded"),
-            item(Image.fromarray(clusters.means(labels, coarse_map)), "its clusters alone"),
-            item(
-                label_colours(labels[finest].reshape(self.rows, self.columns)),
-                "its clusters, a colour for each",
-            ),
-        ]
-        for swap in swaps:
-            loss = f"{swap.swapped} of {len(tokens)} swapped within {METHODS[swap.method]} clusters"
-            shown.append(item(swap.image, f"{loss} · {swap.psnr:.1f} dB" if swap.swapped else loss))
-        return shown
+        shown = {
+            "the picture": given.image,
+            "its tokens, decoded": Image.fromarray(self.clusters.decoded(tokens)),
+            "its clusters alone": Image.fromarray(self.clusters.means(labels, coarse_map)),
+            "its clusters, a colour for each": label_colours(labels[finest].reshape(self.rows, self.columns)),
+            **self.clusters.swaps(tokens, share / 100, count),
+        }
+        return [item(image, caption) for caption, image in shown.items()]
 
-    def codebook(self, count: Any) -> Iterator[dict[str, str]]:
+    def codebook(self, count: int) -> Iterator[dict[str, str]]:
         """The whole codebook as a picture of blocks, while it is decoded."""
-        for picture, _ in self.clusters.overview(int(number("clusters", count))):
-            yield item(Image.fromarray(picture))["image"]
+        for picture, _ in self.clusters.overview(count):
+            yield item(picture)["image"]
 
-    def cluster_at(self, count: Any, x: Any, y: Any) -> int:
-        """The cluster whose block is at a pixel of the picture."""
-        count = int(number("clusters", count))
-        *_, (picture, order) = self.clusters.overview(count)
-        columns = math.ceil(math.sqrt(count))
-        block = picture.shape[1] // columns
-        place = int(number("y", y, whole=False) // block) * columns + int(number("x", x, whole=False) // block)
-        return order[min(max(place, 0), count - 1)]
-
-    def members(self, count: Any, cluster: Any) -> list[dict[str, Any]]:
+    def members(self, count: int, cluster: int | None) -> list[dict[str, Any]]:
         """Every codeword of a cluster as a tile."""
-        tokens, tiles = self.clusters.member_tiles(int(number("clusters", count)), int(number("cluster", cluster)))
+        if cluster is None:  # a field that was emptied
+            return []
+        tokens, tiles = self.clusters.member_tiles(count, cluster)
         return [item(Image.fromarray(tile), str(token)) for token, tile in zip(tokens, tiles, strict=True)]

@@ -1,0 +1,59 @@
+"""Files from visitors are decoded with limits."""
+
+import io
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ctf.errors import InputError
+
+
+def image(width=6, height=4, mode="RGB"):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)).convert(mode)
+
+
+def encoded(picture, kind):
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+def bomb(width, height):
+    """A PNG of a few kilobytes that holds so many white pixels."""
+    data = zlib.compressobj(9)
+    rows = b"".join(data.compress(b"\0" + b"\xff" * ((width + 7) // 8)) for _ in range(height)) + data.flush()
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")
+    parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+HOSTILE = {
+    "nothing": (None, "cannot be read as an image"),
+    "empty": (b"", "cannot be read as an image"),
+    "not an image": (b"MZ" + b"\0" * 100, "cannot be read as an image"),
+    "text that says PNG": (b"\x89PNG\r\n\x1a\n" + b"<script>", "cannot be read as an image"),
+    "truncated": (encoded(image(200, 200), "PNG")[:500], "cannot be read as an image"),
+    "a truncated JPEG": (encoded(image(200, 200), "JPEG")[:500], "cannot be read as an image"),
+    "a bomb": (bomb(8192, 8192), "8192 × 8192 pixels, at most 16,777,216 are allowed"),
+    "a larger bomb": (bomb(30_000, 30_000), "cannot be read as an image"),
+    "hair-thin": (bomb(8192, 8), "sides of at most 100 : 1"),
+    "a format that others read for us": (encoded(image(), "EPS"), "cannot be read as an image"),
+    "a TIFF": (encoded(image(), "TIFF"), "cannot be read as an image"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_files_are_refused(studio, data, message):
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        studio.upload(data)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "JPEG"])
+def test_pictures_are_read_and_cropped(studio, kind):
+    given = studio.upload(encoded(image(40, 30), kind))
+    assert (given.image.size, given.image.mode, given.settings) == ((16, 16), "RGB", {})
