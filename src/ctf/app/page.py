@@ -298,7 +298,8 @@ def build(studio: Studio) -> gr.Blocks:
         swap: dict[str, Any] = {"fn": studio.swap, "inputs": [given, share, swap_count], "outputs": swapped, **own}
         for (file, button), api in zip(sources, (public, {}), strict=True):
             given_file = file.upload(upload, [file, kept], seen, **own | api | {"preprocess": True})
-            given_file.then(lambda: None, None, file, **own)  # the place is free for another file
+            for ending in (given_file.success, given_file.failure):  # the place is free for another file
+                ending(None, None, file, js="() => null", **own)
             for event in (given_file, button.click(take, [made.runs, kept], [*seen, *label], **own)):
                 event.success(**swap)
         kept.input(keep_rows, [given, kept], picture, trigger_mode="always_last", **own)
