@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from ctf.bench import measure_machine
 from ctf.layout import Layout
 from ctf.models import Compute, KeyValueCache, PackedTransformer, Transformer, TransformerConfig
+from ctf.models.attention import attend_all
 from ctf.models.cache import attend_by_products
 from ctf.models.rotary import rotate
 
@@ -48,6 +49,9 @@ def measure(model: Transformer, quantize: str | None) -> dict[str, float]:
             (b.attention.qkv(x), b.attention.out(x), b.ffn.w13(x), b.ffn.w2(up)) for b in packed.blocks
         ],
         "attention": lambda: [attend_by_products(q, k[:, :, :FILLED], v[:, :, :FILLED]) for k, v in layers],
+        "attention by the fused kernel, not used": lambda: [
+            attend_all(q, k[:, :, :FILLED], v[:, :, :FILLED]) for k, v in layers
+        ],
         "head": lambda: packed.head(x[: ROWS // 2, 0]),
         "norms, rotation": lambda: [
             (b.attention_norm(x), b.ffn_norm(x), rotate(heads, packed.rotary[5:6])) for b in packed.blocks
