@@ -825,6 +825,7 @@ SAYS = [
     ("complete", "--model model", "stage coarse is autoregressive"),
     ("app", "--against emoji", "emoji and model have different classes"),
     ("app", "--host 203.0.113.1", "203.0.113.1:0 cannot be listened on"),
+    ("app", f"--host {'a' * 80}", "cannot be listened on (encoding with 'idna' codec failed)"),
     ("evaluate likelihood", "--steps [1] --region [0,0,1,0.5]", "steps beside region"),
     ("evaluate samples", "", "samples.npz", images(arr_0=NOISE, labels=np.array([Runs()] * 4))),
     ("evaluate samples", "", "samples.npz", zipped("samples.npz", arr_0=npy_that_claims((4, 10**9, 10**9, 3)))),

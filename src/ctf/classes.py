@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from ctf.errors import InputError, did_you_mean, nearest
+from ctf.errors import InputError, did_you_mean, nearest, shortened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,8 +99,8 @@ def renumbered(
     if (found < 0).any():
         missing = names[int(labels[found < 0][0])]
         raise InputError(
-            f"{whose} has images of the class {missing!r}, which is none of {other} classes ({few(known)}): take them "
-            "out, or name its classes alike"
+            f"{whose} has images of the class {missing!r}, which is none of {other} classes ({shortened(known)}): take "
+            "them out, or name its classes alike"
         )
     return found
 
@@ -123,8 +123,3 @@ def is_number(text: str) -> bool:
 def composed(name: str) -> str:
     """One Unicode form of a name: macOS stores "é" as two characters, keyboards type one."""
     return unicodedata.normalize("NFC", name)
-
-
-def few(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -59,3 +59,9 @@ def did_you_mean(found: Sequence[str], form: str = "{}") -> str:
 def our_name(name: str) -> str:
     """A sentence that says what to write for a name of `ELSEWHERE`; empty for any other name."""
     return f"no {name} here: use {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+
+
+def shortened(names: Sequence[str], shown: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -53,6 +53,12 @@ def test_hostile_files_are_refused(studio, data, message):
     assert len(str(caught.value)) < 300
 
 
+def test_rows_to_keep_are_at_most_those_of_the_picture(studio):
+    given = studio.upload(encoded(image(16, 16), "PNG"))
+    kept = [studio.marked(given, rows)["keep"].count("1") for rows in (-1, 1, 10**15)]
+    assert kept == [0, studio.columns, studio.rows * studio.columns]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "JPEG"])
 def test_pictures_are_read_and_cropped(studio, kind):
     given = studio.upload(encoded(image(40, 30), kind))

@@ -211,7 +211,7 @@ def build(studio: Studio) -> gr.Blocks:
                     with gr.Row():
                         book_count = gr.Dropdown(counts, value=count, label="clusters", min_width=120)
                         cluster = gr.Number(0, precision=0, minimum=0, label="cluster", min_width=120)
-                    members = gallery("members", 8, allow_preview=False)
+                    members = gallery("members", 6, allow_preview=False)
 
         # What calls what. The model works for one visitor at a time, the rest is quick.
         def arrive(request: gr.Request) -> Any:

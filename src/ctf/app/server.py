@@ -17,8 +17,9 @@ def listen(host: str, port: int) -> sockets.socket:
     try:
         family = sockets.getaddrinfo(host, None, type=sockets.SOCK_STREAM)[0][0]
         return sockets.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", str(error)).partition(" (")[0]  # without the address, which is said anyway
+    except (OSError, OverflowError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        reason = said.partition(" (")[0]  # without the address, which is said anyway
         raise InputError(f"{host}:{port} cannot be listened on ({reason}): choose another --port or --host") from None
 
 

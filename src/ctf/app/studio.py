@@ -144,7 +144,8 @@ class Studio:
 
     def marked(self, given: Given, rows: int) -> dict[str, str]:
         """A picture for the mask editor, and a "1" for each of its tokens that is kept: those of the upper rows."""
-        keep = "1" * (rows * self.columns) + "0" * ((self.rows - rows) * self.columns)
+        kept = min(max(int(rows), 0), self.rows) * self.columns  # of whoever asks: a string of any length else
+        keep = "1" * kept + "0" * (self.rows * self.columns - kept)
         return {"src": data_url(png_bytes(given.image)), "keep": keep}
 
     def known(self, given: Given | None, keep: Any) -> Tensor:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.images.formats import ending, is_image
-from ctf.images.records import Labels, Records, class_name, one_class, printable, shortened, warn
+from ctf.images.records import Labels, Records, class_name, one_class, printable, warn
 from ctf.images.splits import match_split, split_of, splits_among, unknown_split
 from ctf.images.tables import METADATA, Read, label_tables, metadata_labels, tiny_imagenet_labels
 

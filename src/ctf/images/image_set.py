@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.fingerprint import text_fingerprint
 from ctf.images.crop import Crop, center_crop
-from ctf.images.records import Records, shortened, warn
+from ctf.images.records import Records, warn
 from ctf.images.sources import open_records
 from ctf.images.urls import UnreachableError, is_url, url_records
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.images.formats import image_endings
 from ctf.torchrun import rank_and_world
 
@@ -60,12 +60,6 @@ def warn(message: str) -> None:
     """A warning of one line, from the first of torchrun's processes only."""
     if rank_and_world()[0] == 0:
         warnings.warn(message, stacklevel=2)
-
-
-def shortened(names: Sequence[str], shown: int = 5) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def printable(name: str) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctf.errors import InputError
-from ctf.images.records import Labels, class_name, label_column, label_like, number_labels, printable, shortened, warn
+from ctf.errors import InputError, shortened
+from ctf.images.records import Labels, class_name, label_column, label_like, number_labels, printable, warn
 
 if TYPE_CHECKING:
     from pyarrow import Table

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.files import atomic_path, save_tensors
-from ctf.images.records import shortened
 from ctf.interop.translation import Translation, convolutional_sizes, count, renamed, shape
 from ctf.layout import Layout
 from ctf.models.config import MODEL_SIZES, TransformerConfig

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.files import check_finite
-from ctf.images.records import shortened
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ctf.codebook.coarse_map import CoarseMap
-from ctf.errors import InputError
-from ctf.images.records import shortened
+from ctf.errors import InputError, shortened
 from ctf.interop.translation import Translation, convolutional_sizes, count, renamed, shape
 from ctf.layout import Layout
 from ctf.models.next_scale_config import NEXT_SCALE_SIZES, NextScaleConfig

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.fingerprint import fingerprint
 from ctf.images import ImageSet, center_crop, ten_crop, ten_shift, to_tensor
-from ctf.images.records import shortened, warn
+from ctf.images.records import warn
 from ctf.progress import progress_bar
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokens.token_set import TokenIndex, TokenSet

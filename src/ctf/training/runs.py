@@ -9,9 +9,9 @@ import torch
 
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import usable_device
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.images.image_set import open_images
-from ctf.images.records import shortened, warn
+from ctf.images.records import warn
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.models.loss import ClusterLoss
 from ctf.stages.registry import new_stage

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctf.classes import few
 from ctf.codebook.coarse_map import CoarseMap
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.files import is_safetensors, read_metadata
 from ctf.images.records import warn
 from ctf.interop import llamagen
@@ -60,8 +59,8 @@ def start_stage(stage: Stage, source: str, tokens: TokenSet) -> dict[str, Any]:
             names = class_names or []
             if len(names) == len(tokens.class_names) and {*names}.isdisjoint(tokens.class_names):
                 warn(
-                    f"{source} knows none of the {len(tokens.class_names)} classes by name: it has {few(names)}; "
-                    f"the images have {few(tokens.class_names)}. Each starts at the mean of its classes"
+                    f"{source} knows none of the {len(tokens.class_names)} classes by name: it has {shortened(names)}; "
+                    f"the images have {shortened(tokens.class_names)}. Each starts at the mean of its classes"
                 )
             return class_rows(theirs[name], class_names, tokens.class_names)
         if role in ("predicts", "given"):
