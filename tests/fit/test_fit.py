@@ -16,7 +16,7 @@ from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.evaluation.likelihood import bits_per_token
 from ctf.files import read_json
-from ctf.fit import FitConfig, Plan, choose, decide, run_fit, run_plan
+from ctf.fit import FitConfig, Plan, choose, decide, page, run_fit, run_plan
 from ctf.fit.decide import parse_time
 from ctf.fit.measure import Times, bundled_tokenizers
 from ctf.fit.plan import files_of
@@ -248,6 +248,32 @@ def test_a_flat_folder_of_few_images_is_one_class_with_none_held_out(photos, tmp
     assert "| on 6 training images, since none were held out |" in (tmp_path / "run" / "report.md").read_text("utf-8")
 
 
+def test_an_unreadable_image_is_passed_over_in_the_sheet(run, photos, tmp_path):
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    (folder / "red" / "0.png").write_bytes(b"")  # the first of its class, which would be shown
+    sheet, _ = run_plan._sheet(
+        {"model": Pipeline.from_pretrained(run / "model")}, open_images(str(folder), None, 32), 0
+    )
+    assert sheet.width > 8 * 64
+
+
+def test_the_report_of_a_single_image_has_no_standard_errors(run):
+    metrics = read_json(run / "metrics.json")
+    for measured in metrics["likelihood"], metrics["likelihood"]["against"], metrics["tokenizer"]:
+        measured["standard_error"] = dict.fromkeys(measured["standard_error"])
+    (table, kept) = page.figures(metrics)
+    assert "±" not in table
+    assert f"| bits per token saved | {-metrics['likelihood']['against']['difference']:.3f} |" in table
+    assert "dB PSNR" in kept
+
+
+def test_a_batch_larger_than_the_images_stays_as_asked(known_times, photos):
+    """Or the same command would not continue its run."""
+    asked = {"image_size": 32, "tokenizer": "new"}
+    assert chosen_for(photos, **asked).batch_size == 22
+    chosen_for(photos, **asked, batch_size=256).check_asked(Path("plan.json"), FitConfig(photos, "", batch_size=256))
+
+
 @pytest.fixture
 def splits(photos, tmp_path):
     """train/ and val/ of both classes."""
@@ -298,6 +324,8 @@ def test_what_cannot_be_planned(plan, photos, tmp_path):
     for split in None, "test", "Testing":  # another spelling of the same
         with pytest.raises(InputError, match="held_out_split test: name another split to train on"):
             chosen_for("emoji", split=split, held_out_split="test")
+    with pytest.raises(InputError, match="held_out_split held-out is a part of all images: leave it out, or give"):
+        chosen_for("emoji", split="train", held_out_split="held-out")  # the test images would be trained on
     with pytest.raises(InputError, match="says size 'nano', not 'micro': leave it out to go on"):
         plan.check_asked(tmp_path / "plan.json", FitConfig(plan.images, "", size="micro"))
     old = dataclasses.asdict(plan) | {"size": "nano", "scales": [], "tokenizer": None}

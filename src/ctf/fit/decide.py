@@ -101,6 +101,11 @@ class Task:
             raise InputError(
                 f"held_out_split {self.held_out_split}: name another split to train on, such as --split train"
             )
+        elif self.held_out_split in MADE_SPLITS and {split, self.held_out_split} != {*MADE_SPLITS}:
+            raise InputError(
+                f"held_out_split {self.held_out_split} is a part of all images: leave it out, or give --split "
+                f"{MADE_SPLITS[1]} --held_out_split {MADE_SPLITS[0]}"
+            )
         if self.held_out_split is not None:
             self.test = open_images(config.images, self.held_out_split, size)
             check_classes(self.images, self.test, self.held_out_split)
@@ -176,7 +181,6 @@ class Task:
         stages = plan_stages(others, recipe, size_of(others[0]) if others else size, names)
         if others and (clusters := others[0].predicts):
             num_clusters = clusters.num_coarse
-        batch_size = config.batch_size or (256 if self.on_gpu else 32)
         return self.timed(
             Plan(
                 images=config.images,
@@ -194,7 +198,7 @@ class Task:
                 start_from=start,
                 num_clusters=config.num_clusters or num_clusters,
                 stages=stages,
-                batch_size=min(batch_size, max(2, self.count)),
+                batch_size=config.batch_size or min(256 if self.on_gpu else 32, max(2, self.count)),
                 tokenizer_batch=min(64 if self.on_gpu else 32, max(2, self.count)),
                 steps=dict.fromkeys([*(["tokenizer"] if tokenizer == NEW else []), *names], 1),
                 seed=config.seed or 0,

@@ -87,7 +87,7 @@ def _systems(metrics: dict[str, Any]) -> list[list[str]]:
     if "against" in model:
         other = model["against"]
         each.append(other)
-        saved = [[SAVED, f"{-other['difference']:.3f} ± {other['standard_error']['difference']:.3f}", ""]]
+        saved = [[SAVED, _mean(other | {"difference": -other["difference"]}, "difference", ".3f"), ""]]
     return [
         [f"on {metrics['measured_on']}", *speed],
         ["bits per token", *map(_bits, each)],

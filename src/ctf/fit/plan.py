@@ -259,7 +259,6 @@ class Plan:
         """Raises InputError: damaged, or of another version."""
         values = read_json(path)
         try:
-            values.setdefault("held_out_split", values.pop("held_out", None))  # its name until 2026-11-29
             stages = {
                 name: StagePlan(**stage | {"sampling": Sampling.of(stage["sampling"])})
                 for name, stage in values["stages"].items()

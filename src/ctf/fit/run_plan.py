@@ -37,6 +37,7 @@ from ctf.run_folder import RUN_LOG, RUN_MODEL
 from ctf.tokenizer.measure import measure_tokenizer
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import tokenize_images
+from ctf.training.batches import read_or_next
 from ctf.training.runs import train_stage, train_tokenizer
 
 METRICS = "metrics.json"
@@ -165,7 +166,7 @@ def _sheet(systems: dict[str, StagePipeline], test: ImageSet, seed: int) -> tupl
     for i, label in enumerate(labels):
         of_class = np.flatnonzero(own == label)
         shown.append(int(of_class[i // len(there) % len(of_class)]))
-    real = np.stack([test.read(index) for index in shown])
+    real = np.stack([read_or_next(test, index) for index in shown])
     titles = ["images", "as tokens"]
     parts = [[*real], [*model.decode(model.tokenizer.encode(to_tensor(real).to(model.device)))]]
     samples: dict[str, list[Image.Image]] = {name: [] for name in systems}
