@@ -177,3 +177,20 @@ def test_modules_are_read_back_and_other_files_refused(tmp_path):
     with pytest.raises(InputError, match="cannot read this linear") as error:
         load_module(path, "linear", lambda config: torch.nn.Linear(2, 2))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_what_a_link_leads_to_is_written(tmp_path, is_folder):
+    (tmp_path / "disk").mkdir()
+    place, link = tmp_path / "disk" / "it", tmp_path / "link"
+    link.symlink_to(place)
+    if is_folder:
+        place.mkdir()
+    with atomic_path(link) as temporary:
+        if is_folder:
+            temporary.mkdir()
+        (temporary / "new" if is_folder else temporary).write_text("new")
+    assert link.is_symlink()
+    assert (place / "new" if is_folder else place).read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link"]
+    assert os.listdir(tmp_path / "disk") == ["it"]

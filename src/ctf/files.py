@@ -34,12 +34,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
 
     The block may create a file or a folder under the yielded name. A folder that exists at `path` is replaced. Missing
-    parents of `path` are made, and removed again if the block fails.
+    parents of `path` are made, and removed again if the block fails. If `path` is a link, it stays, and what it leads
+    to is written.
 
     Raises:
         InputError: `path` cannot be written: the disk is full, permission is missing, or `path` is a device.
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     made: list[Path] = []
     try:

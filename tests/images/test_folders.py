@@ -8,6 +8,7 @@ from image_files import SIZE, assert_holds, parquet, tar
 from PIL import Image
 
 from ctf.errors import InputError
+from ctf.images import open_images
 from ctf.images.formats import image_endings
 
 
@@ -294,3 +295,16 @@ def test_archives_of_splits_beside_them(opened):
 def test_shards_beside_images_are_refused(opened):
     with pytest.raises(InputError, match=r"holds both shards \(all\.tar\) and images \(cat/0\.png\).*/\*\.tar'"):
         opened({"all.tar": ARCHIVE, "cat/0.png": 0})
+
+
+def test_a_link_to_a_folder_above_is_passed_over(tmp_path):
+    for name, seed in {"cat": 0, "dog": 1}.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (SIZE, SIZE), (seed, 0, 0)).save(tmp_path / "photos" / name / "0.png")
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "elsewhere" / "1.png")
+    (tmp_path / "photos" / "latest").symlink_to(".")
+    (tmp_path / "photos" / "cat" / "all").symlink_to("../..")
+    (tmp_path / "photos" / "emu").symlink_to("../elsewhere")
+    images = open_images(str(tmp_path / "photos"), None, SIZE)
+    assert (classes(images), len(images)) == (["cat", "dog", "emu"], 3)

@@ -167,3 +167,12 @@ def test_saved_data_set(tmp_path):
     assert_holds(open_images(str(tmp_path / "two"), "test", SIZE), [2])
     dataset.select([2, 1, 0]).save_to_disk(tmp_path / "one")
     assert open_images(str(tmp_path / "one"), size=SIZE).fingerprint() != before
+
+
+@pytest.mark.parametrize("place", ["set [v2]", "set [v2]/a[1].parquet"])
+def test_brackets_in_names_are_no_patterns(tmp_path, place):
+    (tmp_path / "set [v2]").mkdir()
+    (tmp_path / "set [v2]" / "a[1].parquet").write_bytes(PARQUET["test-00002.parquet"])
+    images = open_images(str(tmp_path / place), None, SIZE)
+    assert len(images) == 5
+    assert images.fingerprint()

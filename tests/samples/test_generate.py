@@ -212,6 +212,18 @@ def test_an_empty_folder_is_filled(pipeline, tmp_path):
     assert SampleSet.open(tmp_path / "samples").count == 4
 
 
+@NAMES
+def test_samples_are_written_where_a_link_leads(pipeline, tmp_path, name):
+    place = tmp_path / "disk" / name
+    place.parent.mkdir()
+    if not place.suffix:
+        place.mkdir()
+    (tmp_path / name).symlink_to(place)
+    sample(pipeline, tmp_path / name)
+    assert (tmp_path / name).is_symlink()
+    assert SampleSet.open(tmp_path / name).count == 4
+
+
 # Several processes, one after another
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
         if source.endswith(suffix) and not Path(source).is_dir():
             if not glob(source):
                 existing(source)
-            return dataset_records(source, split, column, layout, data_files=source)
+            return dataset_records(source, split, column, layout, data_files=source if glob(source) else escape(source))
 
     bundled = ", ".join(map(repr, EMOJI_LABELLINGS))
     folder = existing(source, f"folder or file of images (bundled: {bundled}; on the Hugging Face Hub: 'hf://name')")
@@ -57,7 +57,7 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
         return dataset_records(source, split, column, None)
     files = files_below(folder, split)
     if found := shard_ending(source, files):
-        return dataset_records(source, split, column, LAYOUTS[found], data_dir=source)
+        return dataset_records(source, split, column, LAYOUTS[found], data_dir=escape(source))
     read, state = (lambda path: (folder / path).read_bytes()), (lambda path: file_state(folder / path))
     return folder_records(str(folder), files, read, state, split, column)
 
@@ -65,11 +65,14 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
 def files_below(folder: Path, split: str | None) -> list[str]:
     """Paths below a folder of all files that are not hidden, and with "/" at their end of folders that hold nothing.
 
-    If a sub-folder is called `split`, the others are listed as empty, since they may be large.
+    If a sub-folder is called `split`, the others are listed as empty, since they may be large. Links to a folder above
+    are passed over: they would lead to every file again.
     """
-    found = []
+    found, top = [], folder.resolve()
+    above = {top, *top.parents}
     for root, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not is_hidden(name)]
+        below = [Path(root, name) for name in subfolders if not is_hidden(name)]
+        subfolders[:] = [path.name for path in below if not (path.is_symlink() and path.resolve() in above)]
         if root == str(folder) and split is not None and split in subfolders:
             found += [f"{name}/" for name in subfolders if name != split]
             subfolders[:] = [split]
@@ -164,7 +167,7 @@ def dataset_records(source: str, split: str | None, label: str | None, layout: s
             return [f"{info.download_size} {info.dataset_size}"]
         # A saved data set's state.json is written anew with its content.
         pattern = {"parquet": "*.parquet", "webdataset": "*.tar"}.get(layout or "", "state.json")
-        paths = map(str, Path(source).rglob(pattern)) if Path(source).is_dir() else glob(source)
+        paths = map(str, Path(source).rglob(pattern)) if Path(source).is_dir() else glob(source) or [source]
         return [f"{path} {file_state(path)}" for path in sorted(paths)]
 
     return Records(*labels, name, encoded, files_and_states)

@@ -57,6 +57,8 @@ def region_mask(size: tuple[int, int], region: Sequence[float]) -> np.ndarray:
     (width, height), (left, top, right, bottom) = size, region
     mask = np.zeros((height, width), dtype=bool)
     mask[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
+    if not mask.any():
+        raise InputError(f"region {list(region)} holds no pixel of {width} × {height}: give a larger one")
     return mask
 
 

@@ -73,7 +73,8 @@ def sample_to(
         if not is_main_process:
             return None
         check_writable(out)
-        batches = pipeline.generate(chosen[:SHEET_IMAGES], seed, batch_size, progress=True, known=known, **overrides)
+        chosen = chosen[: SHEET_IMAGES - len(before)]
+        batches = pipeline.generate(chosen, seed, batch_size, progress=True, known=known, **overrides)
         images = [image for batch in batches for image in batch]
         save_png(out, sheet([*before, *images]))
         return f"{out}: contact sheet of {len(images)} images"
@@ -99,6 +100,8 @@ def sample_to(
     else:
         write_folder(merged, shards.batches(), chosen, pipeline.class_names, seed, before)
     manifest.save(manifest_path(merged))
+    if out.is_symlink():
+        out = out.resolve()
     if out.suffix == ".npz":  # before the images, because a set is finished once `out` exists
         os.replace(manifest_path(merged), manifest_path(out))
     os.replace(merged, out)
