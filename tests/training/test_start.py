@@ -10,6 +10,7 @@ from tiny_runs import COARSE_MAP, make_image_set, make_token_objective, make_tok
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.interop.llamagen import export_gpt
+from ctf.interop.tokenizers import open_tokenizer
 from ctf.tokenizer import VQTokenizer
 from ctf.training.config import OptimizerConfig
 from ctf.training.start import copy_rows, start_stage, start_tokenizer
@@ -177,11 +178,23 @@ def test_a_tokenizer_keeps_the_codebook_that_it_starts_from(tmp_path):
     trained.save(tmp_path / "tokenizer.safetensors")
     config = tokenizer_training(discriminator_weight=0.0, start_from=str(tmp_path / "tokenizer.safetensors"))
     objective = TokenizerObjective(config, 30, make_image_set(), None)
-    report = objective.start()
+    report = objective.started = objective.start()
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), objective.module.parameters(), strict=True))
     assert report["left"] == []
     objective.before_step(None, config.warmup_without_codebook)  # where k-means would begin
     assert torch.equal(objective.module.quantizer.weight, trained.quantizer.weight)
+
+
+def test_it_keeps_the_codebook_when_it_is_resumed_too(tmp_path):
+    """Stopped before the step at which k-means would begin."""
+    VQTokenizer(tokenizer_training().model).save(tmp_path / "tokenizer.safetensors")
+    config = tokenizer_training(discriminator_weight=0.0, start_from=str(tmp_path / "tokenizer.safetensors"))
+
+    for steps in 1, 4:
+        objective = TokenizerObjective(config, steps, make_image_set(), None)
+        run(objective, tmp_path / "run", steps=steps, checkpoint_every=1, resume=True)
+    start = open_tokenizer(str(tmp_path / "tokenizer.safetensors")).codebook
+    assert (objective.module.codebook - start).abs().max() < 0.1
 
 
 def test_a_codebook_of_another_size_is_not_taken(tmp_path):
@@ -199,3 +212,9 @@ def test_frozen_parameters_are_not_taken():
     assert sorted(report["taken"]) == ["0.bias", "0.weight"]
     assert report["left"] == []
     assert torch.equal(module[1].weight, before)
+
+
+def test_a_parameter_of_a_single_number_is_taken():
+    module = torch.nn.ParameterDict({"scale": torch.nn.Parameter(torch.tensor(1.0))})
+    assert copy_rows(module, lambda _: (torch.tensor(3.0), "as it is"))["taken"] == {"scale": "as it is"}
+    assert module["scale"].item() == 3

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from ctf.errors import InputError
 from ctf.files import read_tensors, save_tensors
-from ctf.run_folder import RUN_CHECKPOINTS, checkpoint_files, checkpoint_path, checkpoints, step_of
+from ctf.run_folder import CHECKPOINT_NAME, RUN_CHECKPOINTS, checkpoint_files, checkpoint_path, checkpoints, step_of
 from ctf.training.processes import ALONE, Processes
 from ctf.training.sharding import first_row, local
 
@@ -182,7 +182,7 @@ def _tidy(run: Path, done: int) -> None:
         if path.is_file() and (path.suffix == ".tmp" or path.name.startswith(".tmp")):  # ours, or safetensors' own
             path.unlink()
     for path in (run / RUN_CHECKPOINTS).glob("step-*"):
-        if path.is_dir() and (step_of(path) > done or not checkpoint_files(path)):
+        if CHECKPOINT_NAME.fullmatch(path.name) and (step_of(path) > done or not checkpoint_files(path)):
             _remove(path)
 
 

@@ -86,7 +86,7 @@ def train(
         return {name: value for name, value in last_entries(run).items() if "/" in name}
     if done > steps:
         raise InputError(f"{run} has done {done} steps: loop.steps, or epochs, must be at least that, not {steps}")
-    started = (run_settings(run) or {}).get("started") if last else objective.start()
+    objective.started = started = (run_settings(run) or {}).get("started", {}) if last else objective.start()
     if started:
         values["started"] = started
     trainer = Trainer(objective, run, optimizer_config, config)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,12 +28,14 @@ class Objective(ABC):
         num_images: images in an epoch.
         data: fingerprint of the training data, which a resumed run compares; "" where none is taken.
         extra: further modules and optimizers that a checkpoint must hold.
+        started: what `start` returned when the run began.
     """
 
     module: nn.Module
     num_images: int
     data: str = ""
     extra: dict[str, nn.Module | Optimizer]
+    started: Mapping[str, Any] = MappingProxyType({})
 
     def start(self) -> dict[str, Any]:
         """Called before the first step, not on resuming; returns the source of the weights, for the run's config."""

@@ -96,6 +96,7 @@ def in_words(started: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+@torch.no_grad()
 def copy_rows(module: nn.Module, rows_for: Callable[[str], Rows]) -> dict[str, Any]:
     """Fill the parameters that `rows_for` has rows for: {"taken": how, by name; "left": other names}."""
     taken, left = {}, []
@@ -103,13 +104,13 @@ def copy_rows(module: nn.Module, rows_for: Callable[[str], Rows]) -> dict[str, A
         if not ours.requires_grad:  # frozen ones belong to this stage's tokenizer
             continue
         rows, how = rows_for(name)
-        spare = 0 if how == AS_IT_IS else 1  # a masked stage has one row more than labels, the mask token's
-        if rows is None or rows.shape[1:] != ours.shape[1:] or abs(len(ours) - len(rows)) > spare:
+        if rows is not None and how != AS_IT_IS and len(ours) - len(rows) in (-1, 1):
+            fewer = min(len(ours), len(rows))  # a masked stage has one row more than labels, the mask token's
+            ours, rows = ours[:fewer], rows[:fewer]
+        if rows is None or rows.shape != ours.shape:
             left.append(name)
             continue
-        count = min(len(ours), len(rows))
-        with torch.no_grad():
-            ours[:count] = rows[:count].to(ours)
+        ours.copy_(rows)
         taken[name] = how
     return {"taken": taken, "left": left}
 

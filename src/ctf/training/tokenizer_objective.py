@@ -61,7 +61,7 @@ class TokenizerObjective(Objective):
         self.last_restart = int(config.restart_until * steps)
         self.counts = torch.zeros(len(self.layout), config.model.codebook_size, dtype=torch.int64)
         self.perceptual = LPIPS.load(config.perceptual_source) if config.perceptual_source else None
-        self.extra, self.keeps_codebook = {}, False
+        self.extra = {}
         if config.discriminator_weight:
             self.discriminator = PatchDiscriminator()
             if images.size < self.discriminator.smallest:
@@ -74,11 +74,7 @@ class TokenizerObjective(Objective):
             self.seen: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this step's passes
 
     def start(self) -> dict[str, Any]:
-        if not self.config.start_from:
-            return {}
-        report = start_tokenizer(self.module, self.config.start_from)
-        self.keeps_codebook = "quantizer.weight" in report["taken"]
-        return report
+        return start_tokenizer(self.module, self.config.start_from) if self.config.start_from else {}
 
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
         if self.perceptual is not None:  # the loop moves the module and `extra` only
@@ -89,7 +85,8 @@ class TokenizerObjective(Objective):
             yield (images,)
 
     def before_step(self, ema: nn.Module | None, step: int) -> None:
-        if self.config.kmeans_start and not self.keeps_codebook and step == self.config.warmup_without_codebook:
+        keeps_codebook = "quantizer.weight" in self.started.get("taken", ())
+        if self.config.kmeans_start and not keeps_codebook and step == self.config.warmup_without_codebook:
             self._start_codebook(ema)
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
