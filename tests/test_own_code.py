@@ -76,6 +76,35 @@ def test_an_own_kind_trains_samples_completes_and_is_saved(stage, make_tokenizer
     assert describe("model")["stages"][0]["kind_of_stage"] == "independent"
 
 
+def test_own_code_may_lie_in_a_folder_with_a_space():
+    Path("my kinds").mkdir()
+    Path("my_kind.py").rename("my kinds/my kind.py")
+    Path("my kinds/settings.yaml").write_text("kind: my kinds/my kind.py:Independent\nspread: 3")
+    write_token_set("tokens", TRUTH, np.arange(2), 24, (2, 3), NAMES)
+    shared = ["--tokens", "tokens", "--loop.steps", "1", "--loop.batch_size", "2"]
+    assert main(["train", "baseline", "--kind", "my kinds/my kind.py:Independent", *shared, "--out", "run"]) == 0
+    assert main(["train", "baseline", "--config=my kinds/settings.yaml", *shared, "--out", "second"]) == 0
+    assert load_stage("second/model.safetensors").config.spread == 3
+
+
+def test_what_is_no_kind_no_sampler_and_no_filter(stage):
+    Path("wrong.py").write_text("def function(logits):\n    return logits[..., :2]\n")
+    with pytest.raises(InputError, match=r"wrong\.py:function is no kind of stage: name a subclass of"):
+        new_stage("wrong.py:function", "any", name="only", layout=Layout((2, 3)), num_classes=2, codebook_size=24)
+    arguments = torch.arange(2), Random([0, 1])
+    with pytest.raises(InputError, match=r"sampler wrong\.py:function cannot be made \(.*: name a class that needs no"):
+        stage.generate(*arguments, Sampling(sampler="wrong.py:function"))
+    for temperature in 0.0, 1.0:
+        with pytest.raises(InputError, match=r"filter wrong\.py:function must return logits of shape \(2, 6, 24\)"):
+            stage.generate(*arguments, Sampling(filter="wrong.py:function", temperature=temperature))
+
+
+def test_a_filter_counts_at_temperature_0_too(stage):
+    Path("even.py").write_text("def ban(logits):\n    logits[..., 1::2] = -float('inf')\n    return logits\n")
+    drawn = stage.generate(torch.arange(2), Random([0, 1]), Sampling(filter="even.py:ban", temperature=0.0))
+    assert not (drawn % 2).any()
+
+
 def test_the_command_takes_a_kinds_own_settings(make_tokenizer, capsys):
     write_token_set("tokens", TRUTH, np.arange(2), 24, (2, 3), NAMES)
     shared = "--tokens tokens --loop.steps 1 --loop.batch_size 2"

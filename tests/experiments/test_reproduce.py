@@ -15,7 +15,7 @@ from ctf.experiments.artifacts import Clusters, Training
 from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Claim, Experiment, Measured, Row, judge
 from ctf.experiments.measurements import RESULT, Likelihood, Samples, Speed, Swap, drawing_operations
-from ctf.experiments.page import write_report
+from ctf.experiments.page import sheet, write_report
 from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import EMOJI, IMAGENET, TINY_IMAGENET, Lab, Preset
 from ctf.experiments.reproduce import find, plan, reproduce
@@ -302,6 +302,12 @@ def test_a_look_makes_nothing(tiny, out, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["table3d"]
     assert [path.name for path in page.parent.iterdir()] == ["report.md"]
     assert "| not measured |" in page.read_text(encoding="utf-8")
+
+
+def test_images_of_fewer_classes_than_the_presets_have_a_sheet(tiny, out, tmp_path):
+    reproduce("table3d", tiny, str(out), "cpu")
+    many = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, num_classes=54))
+    assert sheet(tmp_path / "sheet.png", find("table3d")(tiny), many, Store(out))
 
 
 def test_bits_are_those_of_the_pipeline(tiny, out):

@@ -7,7 +7,7 @@ from scipy import stats
 
 from ctf.errors import InputError
 from ctf.sampling import Random, uniforms
-from ctf.sampling.random import LABELS, image_seeds
+from ctf.sampling.random import LABELS
 
 SEEDS = st.integers(0, 2**64 - 1)
 STREAMS = st.integers(1, 5)
@@ -76,17 +76,3 @@ def test_no_seeds_no_rows():
 def test_seeds_out_of_range(seed):
     with pytest.raises(InputError, match=f"seed {seed}: seeds are integers from 0"):
         Random([0, seed]).uniform(4)
-
-
-def test_fresh_seeds_come_from_torchs_generator():
-    torch.manual_seed(0)
-    first, second = image_seeds(None, 5), image_seeds(None, 5)
-    torch.manual_seed(0)
-    assert torch.equal(image_seeds(None, 5), first)
-    assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
-def test_seeds_that_do_not_match(seeds):
-    with pytest.raises(InputError, match=f"{len(seeds)} seeds for 2 labels"):
-        image_seeds(seeds, 2)

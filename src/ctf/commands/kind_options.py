@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,22 @@ def settings_of_kinds(config: type | None, arguments: Sequence[str]) -> tuple[ty
     """
     if config is None or FIELD not in (field.name for field in fields(config)):
         return ()
-    words = " ".join(arguments)
-    kinds = [kind for path in re.findall(r"--config[ =](\S+)", words) if (kind := _kind_in(path))]
-    kinds += re.findall(r"--kind[ =](\S+)", words)
+    kinds = [kind for path in option_values(arguments, "config") if (kind := _kind_in(path))]
+    kinds += option_values(arguments, "kind")
     if not kinds:
         return BUILT_IN
     from ctf.stages.registry import find_kind
 
     return tuple(dict.fromkeys((find_kind(kinds[-1]).Settings, *BUILT_IN)))
+
+
+def option_values(arguments: Sequence[str], name: str) -> list[str]:
+    """The values of an option, given as `--name value` or `--name=value`."""
+    return [
+        after if word == f"--{name}" else word.split("=", 1)[1]
+        for word, after in pairwise([*arguments, ""])
+        if word == f"--{name}" or word.startswith(f"--{name}=")
+    ]
 
 
 def _kind_in(path: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import ctf
 from ctf.classes import is_number
-from ctf.commands.kind_options import add_options, settings_of_kinds, training_of
+from ctf.commands.kind_options import add_options, option_values, settings_of_kinds, training_of
 from ctf.errors import InputError, did_you_mean, nearest
 from ctf.layout import Layout
 from ctf.sampling.settings import SETTINGS
@@ -34,24 +34,6 @@ POSITIONAL = {"path", "name"}
 
 #: Short names of options, and names that one verb has in place of another's.
 ALSO = {"dtype": "precision", "precision": "dtype", "lr": "learning_rate", "lpips": "perceptual_source"}
-
-#: Options of older versions, by verb, and what they are called now.
-RENAMED = {
-    "app --baseline": "--against",
-    "assemble --classes": "--tokens",
-    "bench --clusters": "--num_clusters",
-    "bench --json": "--out",
-    "bench --methods": "--systems",
-    "bench --vocabulary": "--codebook_size",
-    "cluster --weights": "--tokens",
-    "convert --count": "--num",
-    "convert --model": "--var",
-    "convert --size": "--image_size",
-    "evaluate --cluster_counts": "--num_clusters",
-    "fit --held_out": "--held_out_split",
-    "push --samples": "--sheet",
-    "reproduce --num_samples": "--num",
-}
 
 #: Options that have no effect unless another is on, or has one value.
 NEEDS = {
@@ -160,7 +142,7 @@ def _run(prog: str, verb: Verb, essentials: Sequence[str], arguments: list[str])
                 raise ValueError(f"{name} holds a zero byte: no file has such a name")
         values = parser.instantiate(parsed)
     except UNPARSABLE as error:
-        files = re.findall(r"--config[ =](\S+)", " ".join(arguments))
+        files = option_values(arguments, "config")
         read = f"with the settings in {', '.join(files)}; " if files else ""
         raise InputError(f"{_plain(str(error), parser)} ({read}`{prog} --help-all` lists the options)") from None
     values.pop("config", None)
@@ -282,14 +264,8 @@ def _plain(message: str, parser: argparse.ArgumentParser) -> str:
     if found := re.search(r"(?:Group '([\w.]+)' does not accept o|O)ption '(\w+)'", message):
         wrong = ".".join(filter(None, found.groups()))
         known = [action.dest for action in parser._actions]
-        message += _renamed(parser, f"--{wrong}") or did_you_mean(nearest(wrong, known))
+        message += did_you_mean(nearest(wrong, known))
     return message
-
-
-def _renamed(parser: argparse.ArgumentParser, option: str) -> str:
-    """ ": it is called --… now" of an option of an older version; empty of any other."""
-    now = RENAMED.get(" ".join([*parser.prog.split()[1:2], option]))
-    return f": it is called {now} now" if now in parser._option_string_actions else ""
 
 
 def _options_as_words(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
@@ -399,8 +375,7 @@ def _checked_options(parser: argparse.ArgumentParser, arguments: list[str], sett
             possible = {f"--{stage}{setting}" for stage in stages for setting in settings}
             if option not in possible:
                 similar = nearest(option.lstrip("-"), [name.lstrip("-") for name in known | possible])
-                hint = _renamed(parser, option) or did_you_mean(similar, "--{}")
-                hint = hint or f" (`{parser.prog} --help-all` lists the options)"
+                hint = did_you_mean(similar, "--{}") or f" (`{parser.prog} --help-all` lists the options)"
                 raise InputError(f"`{parser.prog}` has no option {option}{hint}")
             word = "=".join([f"--{OPEN}.{option[2:]}", *value])
         read.append(word)

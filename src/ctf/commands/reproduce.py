@@ -49,7 +49,7 @@ def reproduce(
 
     chosen = PRESETS[preset].changed(images, tokenizer, reference, seeds, steps, num)
     if dry_run:
-        print(plan(name, chosen, out))
+        print(plan(name, chosen, out, device))
     else:
         page = reproduce(name, chosen, out, device, shlex.join(["ctf", *sys.argv[1:]]), not look)
         print(f"{page}: {name}, with its pictures beside it")

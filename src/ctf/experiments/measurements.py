@@ -95,7 +95,7 @@ class System:
         tokens = TokenSet.open(store.get(self.stages[0].training.tokens))
         stages = [open_stage(weights.path(store)) for weights in self.stages]
         pipeline = Pipeline(open_tokenizer(self.data.tokenizer), tokens.class_names, stages)
-        return pipeline.to(store.device).compute_in(Compute())
+        return pipeline.to(store.device)
 
     def operations_per_image(self) -> float:
         """Operations of sampling: every step of every stage, and the decoder."""

@@ -169,7 +169,8 @@ def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> b
             rows.append([found[i] for i in shown])
             labels.append(", ".join(row.name))
             tokens = row.systems[0].stages[0].training.tokens
-            names = [TokenSet.open(store.folder(tokens)).index.class_names[i] for i in shown]
+            known = TokenSet.open(store.folder(tokens)).index.class_names
+            names = [known[i % len(known)] for i in shown]  # samples have balanced classes
     if rows:
         save_png(path, contact_sheet(rows, labels, names))
     return bool(rows)

@@ -59,14 +59,17 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         probability 0 is never drawn.
 
     Raises:
-        InputError: logits that are not finite; on a GPU its own assertion fails.
+        InputError: logits that are not finite, on a GPU its own assertion fails; a filter that returns no logits.
     """
+    if sampling.temperature > 0:
+        logits = filter_logits(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p)
+    if (own := find_filter(sampling)) is not None:
+        shape, logits = logits.shape, own(logits)
+        if not isinstance(logits, Tensor) or logits.shape != shape:
+            raise InputError(f"filter {sampling.filter} must return logits of shape {tuple(shape)}")
     if sampling.temperature == 0:
         _check_finite(logits.amax(-1))
         return logits.argmax(-1)
-    logits = filter_logits(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p)
-    if (own := find_filter(sampling)) is not None:
-        logits = own(logits)
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     total = cumulative[..., -1:]
     _check_finite(total)  # or every comparison would be false, and the token V drawn
@@ -83,5 +86,6 @@ def _check_finite(values: Tensor) -> None:
         torch._assert_async(values.isfinite().all())  # at once on a CPU, later on a GPU, which is not waited for
     except RuntimeError:
         raise InputError(
-            "the logits are not finite, so nothing can be drawn: the weights are damaged, or too large for the dtype"
+            "the logits are not finite, so nothing can be drawn: the weights are damaged, too large for the dtype, or "
+            "your filter leaves nothing"
         ) from None

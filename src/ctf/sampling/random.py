@@ -53,16 +53,3 @@ def uniforms(seeds: Sequence[int] | Tensor, count: int, stream: int, step: int =
         key, counter = np.array([seed, stream], np.uint64), np.array([0, step, 0, 0], np.uint64)
         rows.append(np.random.Philox(key=key, counter=counter).random_raw(count) >> np.uint64(32))
     return torch.from_numpy(np.stack(rows).astype(np.float64) / 2**32) if rows else torch.empty(0, count).double()
-
-
-def image_seeds(seeds: Sequence[int] | Tensor | None, count: int) -> Sequence[int] | Tensor:
-    """One seed per image: those given, or fresh ones from torch's global generator when None.
-
-    Raises:
-        InputError: another number of seeds than `count`.
-    """
-    if seeds is None:
-        return torch.randint(2**63 - 1, (count,))
-    if len(seeds) != count:
-        raise InputError(f"{len(seeds)} seeds for {count} labels: one per image is needed")
-    return seeds

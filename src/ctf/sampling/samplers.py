@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,13 +94,20 @@ def find_sampler(sampling: Sampling) -> Sampler:
     """
     name = sampling.sampler or ("confidence" if sampling.order == "confidence" else "independent")
     if ":" in name:
-        return Checked(name, load_object(name)())
+        return _made(name, load_object(name))
     if name not in SAMPLERS:
         import_plugins()
     if name not in SAMPLERS:
         raise InputError(f"sampler {name!r} does not exist: choose one of {', '.join(SAMPLERS)}, or file.py:Class")
-    sampler = SAMPLERS[name]()
-    return sampler if isinstance(sampler, Independent | Confidence) else Checked(name, sampler)
+    return _made(name, SAMPLERS[name])
+
+
+def _made(name: str, sampler: Callable[[], Any]) -> Sampler:
+    try:
+        made = sampler()
+    except Exception as error:  # the user's code fails in any way
+        raise InputError(f"sampler {name} cannot be made ({error}): name a class that needs no arguments") from None
+    return made if isinstance(made, Independent | Confidence) else Checked(name, made)
 
 
 class Checked(Sampler):

@@ -19,7 +19,7 @@ from ctf.files import contents_of_kind
 from ctf.layout import Layout, with_layout
 from ctf.models.config import Compute
 from ctf.plugins import import_plugins, load_object
-from ctf.sampling.random import Random, image_seeds
+from ctf.sampling.random import Random
 from ctf.sampling.settings import Sampling
 from ctf.stages.any_order import AnyOrder
 from ctf.stages.autoregressive import Autoregressive
@@ -42,7 +42,10 @@ def register_kind(kind: type[Stage]) -> type[Stage]:
 def find_kind(name: str) -> type[Stage]:
     """The kind called `name`, or of a user's file: "file.py:Class". Raises InputError if there is none."""
     if ":" in name:
-        return register_kind(load_object(name))
+        found = load_object(name)
+        if not (isinstance(found, type) and issubclass(found, Stage) and hasattr(found, "kind")):
+            raise InputError(f"{name} is no kind of stage: name a subclass of ctf.stages.Stage with a `kind`")
+        return register_kind(found)
     if name not in KINDS:
         import_plugins()
     if name not in KINDS:
@@ -175,6 +178,6 @@ def generate_tokens(
         InputError: a label out of range, seeds or given labels that do not match, or a setting without meaning.
     """
     settings = Sampling.of(sampling)
-    random = Random(image_seeds(seeds, len(labels)), place)
+    random = Random(torch.randint(2**63 - 1, (len(labels),)) if seeds is None else seeds, place)
     packed = stage.pack(Compute("float32"))
     return torch.as_tensor(packed.generate(labels, random, settings, given))
