@@ -10,6 +10,7 @@ import torch
 from ctf.codebook import cluster_codebook, codebook_fingerprint
 from ctf.errors import InputError
 from ctf.layout import Layout
+from ctf.model_card import part_fingerprint
 from ctf.model_folder import Pipeline, assemble, describe, open_stage, publish
 from ctf.sampling import Sampling
 from ctf.tokenizer.registry import BUNDLED
@@ -327,3 +328,17 @@ def test_assemble_in_half_precision(files, tmp_path):
         assemble(tmp_path / str(half), **two_stage(files), half=half)
     sizes = {half: (tmp_path / str(half) / "fine.safetensors").stat().st_size for half in (True, False)}
     assert sizes[True] < 0.7 * sizes[False]
+
+
+def test_what_one_pipeline_says_of_itself_is_its_own(make_pipeline):
+    first, second = make_pipeline("cluster"), make_pipeline("cluster")
+    first.about.metrics["fid"] = 3.0
+    assert second.about.metrics == {}
+
+
+def test_the_manifest_knows_a_next_scale_stage_in_half_precision(scales_pipeline, tmp_path):
+    """Its tokenizer's convolutions stay in float32."""
+    scales_pipeline.save_pretrained(tmp_path / "model", torch.float16)
+    stage = Pipeline.from_pretrained(tmp_path / "model").stages[0]
+    written = json.loads((tmp_path / "model" / "manifest.json").read_text())["weights"]
+    assert written[stage.name] == part_fingerprint(stage)

@@ -312,3 +312,38 @@ def test_a_gpu_generates_what_a_cpu_generates(make_pipeline):
     expected = pipeline.compute_in(Compute("float32")).generate_tokens(torch.tensor(LABELS), SEEDS, **greedy)
     found = on_a_gpu(pipeline).generate_tokens(torch.tensor(LABELS), SEEDS, **greedy)
     assert torch.equal(found.cpu(), expected)
+
+
+def test_previews_of_a_completion_count_its_own_steps(make_pipeline):
+    known = torch.tensor([3, 4, 5, -1, -1, -1])
+    coarse = [p for p in make_pipeline("cluster").stream([1], known=known) if p.stage == "coarse"]
+    assert [(p.step, p.steps) for p in coarse] == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_dtype_is_that_of_the_device_that_samples(make_pipeline, monkeypatch):
+    pipeline = make_pipeline("cluster")
+    assert pipeline.dtype == torch.float32
+    monkeypatch.setattr(StagePipeline, "device", torch.device("cuda"))
+    assert pipeline.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("seed", [0.7, [0.5], "3", torch.tensor(5)])
+def test_seeds_are_whole_numbers(make_pipeline, seed):
+    with pytest.raises(InputError, match="give an int, or one for each label"):
+        make_pipeline("cluster")([1], seed)
+
+
+@pytest.mark.parametrize("mask", [np.ones((16, 16)), np.ones((16, 16), np.int64), np.ones((16, 16, 3), np.uint8)])
+def test_masks_are_bool_or_uint8(scales_pipeline, mask):
+    with pytest.raises(InputError, match="give an array of bool or uint8"):
+        scales_pipeline.known_tokens(Image.new("RGB", (16, 16)), mask)
+
+
+def test_what_is_transparent_is_kept_as_white(scales_pipeline):
+    """As in the images that a model is trained on."""
+    mask = np.zeros((16, 16), bool)
+    mask[:, :8] = True
+    clear, white = Image.new("RGBA", (16, 16), (0, 0, 0, 0)), Image.new("RGB", (16, 16), "white")
+    assert torch.equal(*(scales_pipeline.known_tokens(image, mask) for image in (clear, white)))
+    with pytest.raises(InputError, match="the image has mode F with values from -1 to -1"):
+        scales_pipeline.known_tokens(Image.new("F", (16, 16), -1.0), mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.images.crop import center_crop
+from ctf.images.image_set import RangeError, to_rgb
 from ctf.layout import Layout
 
 
@@ -19,14 +22,19 @@ def split_by_mask(
 
     Args:
         image: of any size; what the model cannot show is cut off by ADM's centre crop.
-        mask: of the same size: light (128 or more), or true in an array of bool (height, width), where to generate.
+        mask: of the same size, resized with the image: light (128 or more) where to generate; or an array
+            (height, width) of uint8, or of bool with true there.
         size: (height, width) of the model's images.
         layout: of its tokens.
 
     Raises:
-        InputError: sizes that differ, a mask that keeps all or nothing; as `fitted`.
+        InputError: sizes that differ, a mask that keeps all or nothing, numbers without a known range; as `fitted`.
     """
     if isinstance(mask, np.ndarray):
+        if mask.ndim != 2 or mask.dtype not in (np.uint8, bool):
+            raise InputError(
+                f"a mask of {mask.dtype} {list(mask.shape)}: give an array of bool or uint8 [height, width]"
+            )
         mask = Image.fromarray(np.uint8(255) * mask if mask.dtype == bool else mask)
     if mask.size != image.size:
         raise InputError(
@@ -36,8 +44,13 @@ def split_by_mask(
     generated = cells_in_region(np.asarray(fitted(mask.convert("L"), size)) >= 128, layout)
     if generated.all() or not generated.any():
         what = "every token: leave part of the image black" if generated.all() else "nothing: make part of it white"
+        if (wide := math.ceil(min(image.size) / min(size))) > 1:  # thinner parts are grey in the model's size
+            what += f", at least {wide} pixels wide"
         raise InputError(f"the mask asks for {what}")
-    return fitted(image.convert("RGB"), size), generated
+    try:
+        return fitted(to_rgb(image), size), generated
+    except RangeError as error:
+        raise InputError(f"the image has {error}") from None
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:

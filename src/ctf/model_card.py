@@ -89,10 +89,11 @@ def write_about(folder: Path, pipeline: StagePipeline, about: About, dtype: torc
 def part_fingerprint(part: nn.Module, dtype: torch.dtype | None = None) -> str:
     """16 hexadecimal digits of a module's parameters and, for a stage, of the maps it predicts and is given.
 
-    With `dtype`, of the parameters rounded to it.
+    With `dtype`, of the parameters rounded to it, as `Stage.save` does.
     """
     maps = [relation for name in ("predicts", "given") if (relation := getattr(part, name, None)) is not None]
-    rounded = (parameter.to(dtype) for parameter in part.parameters())
+    exact: tuple[str, ...] = getattr(part, "float32", ())
+    rounded = (p if name.startswith(exact) else p.to(dtype) for name, p in part.named_parameters())
     return joint_fingerprint([*rounded, *(relation.fine_to_coarse for relation in maps)])
 
 
@@ -165,4 +166,4 @@ def _settings(sampling: Sampling) -> str:
     values = {name: value for name, value in dataclasses.asdict(sampling).items() if value is not None}
     if sampling.order != "confidence":
         del values["noise"]
-    return ", ".join(f"{name} {v}" if isinstance(v, str) else f"{name} {v:g}" for name, v in values.items())
+    return ", ".join(f"{name} {v:g}" if isinstance(v, float) else f"{name} {v}" for name, v in values.items())

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ class Pipeline(StagePipeline):
         about: what manifest, card and sheet say: yours to set before saving.
     """
 
-    about = About()
+    @cached_property
+    def about(self) -> About:
+        """Nothing, until it is set."""
+        return About()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a model folder, atomically.

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
+from operator import index
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -96,7 +97,7 @@ class StagePipeline:
             raise InputError(f"stages of one name: {', '.join(stage.name for stage in stages)}")
         if len(self.class_names) != stages[0].num_classes:
             raise InputError(f"{len(self.class_names)} class names for a model of {stages[0].num_classes} classes")
-        self.compute = Compute().on(self.device)
+        self._compute = Compute()
         self._packed: dict[str, tuple[Any, Stage]] = {}
         self._packing = threading.Lock()
 
@@ -117,6 +118,11 @@ class StagePipeline:
     def device(self) -> torch.device:
         """The device that samples."""
         return self.stages[0].device
+
+    @property
+    def compute(self) -> Compute:
+        """How its device samples."""
+        return self._compute.on(self.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,7 +152,7 @@ class StagePipeline:
 
     def compute_in(self, compute: Compute) -> StagePipeline:
         """Choose how to sample, in place: the parts stay as they are, sampling converts their weights."""
-        self.compute = compute.on(self.device)
+        self._compute = compute
         return self
 
     def to(self, device: str | torch.device) -> StagePipeline:
@@ -244,12 +250,13 @@ class StagePipeline:
     def known_tokens(self, image: Image.Image, mask: np.ndarray | Image.Image) -> Tensor:
         """Tokens of the kept part of an image: int64 (N,), −1 where to generate.
 
-        A token is kept if no pixel of its patch is to be generated. Its neighbours influence how it is decoded: kept
-        pixels change a little along the border, and everywhere by as much as the tokenizer loses.
+        A token is kept if no pixel of its patch, in the model's size, is to be generated. Its neighbours influence how
+        it is decoded: kept pixels change a little along the border, and everywhere by as much as the tokenizer loses.
 
         Args:
             image: of any size; what the model cannot show is cut off by ADM's centre crop.
-            mask: of the same size: light (128 or more), or true in an array of bool (height, width), where to generate.
+            mask: of the same size, resized with the image: light (128 or more) where to generate; or an array
+                (height, width) of uint8, or of bool with true there.
 
         Raises:
             InputError: sizes that differ, a mask that keeps all or nothing, or an image of another size than the
@@ -320,8 +327,7 @@ class StagePipeline:
         self._check_known(known)
         for place, stage in enumerate(self.packed()):
             sampling = settings[stage.name]
-            assert sampling.steps is not None
-            count = sampling.steps
+            count = len(stage.plan(sampling, None if known is None else known >= 0).drawn)
             every = math.ceil(count / max(1, previews))
             steps = stage.draw(indices, Random(seeds, place), sampling, given, known_labels(stage, known, len(indices)))
             show = self._preview_of(stage, given)
@@ -336,7 +342,11 @@ class StagePipeline:
         """Labels as indices (B,), and a seed for each."""
         labels = [labels] if isinstance(labels, (str, int, Integral)) else labels
         indices = torch.tensor([self.label_index(label) for label in labels], dtype=torch.int64)
-        seeds = list(seed) if isinstance(seed, Iterable) else [seed + i for i in range(len(indices))]
+        try:
+            given = seed if isinstance(seed, Iterable) else [seed + i for i in range(len(indices))]
+            seeds = [*map(index, given)]
+        except TypeError:
+            raise InputError(f"seed {seed!r}: give an int, or one for each label") from None
         if len(seeds) != len(indices):
             raise InputError(f"{len(seeds)} seeds for {len(indices)} labels: give one int, or one seed per label")
         return indices, seeds
