@@ -56,3 +56,13 @@ def test_another_format_is_not_called_truncated(tmp_path):
     for name in ("pictures.pt", "weights.ckpt"):
         with pytest.raises(InputError, match=rf"{name} is neither a safetensors file nor a PyTorch checkpoint"):
             read_checkpoint(tmp_path / name)
+
+
+def test_a_damaged_directory_is_not_a_traceback(tmp_path):
+    torch.save(STATE, tmp_path / "weights.pt")
+    content = bytearray((tmp_path / "weights.pt").read_bytes())
+    directory = content.rindex(b"PK\x01\x02")
+    content[directory : directory + 4] = b"XXXX"
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"weights\.pt is truncated or not a PyTorch checkpoint"):
+        read_checkpoint(tmp_path / "weights.pt")

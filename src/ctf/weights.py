@@ -98,7 +98,10 @@ def read_checkpoint(source: str | Path, allow_namespace: bool = False) -> Any:
 def _is_of_another_format(path: Path) -> bool:
     """Whether a file can be no output of `torch.save`, not even a truncated one."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with (
+            contextlib.suppress(zipfile.BadZipFile),
+            zipfile.ZipFile(path) as archive,
+        ):  # a damaged one may be PyTorch's
             return not any(name.endswith("data.pkl") for name in archive.namelist())
     with path.open("rb") as file:
         beginning = file.read(2)
@@ -122,11 +125,10 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
 
 def _download(repository: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(hf_hub_download(repository, file))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # of the HTTP library too, which the Hub's own library chooses
         raise InputError(f"{file} of {repository} cannot be had from the Hugging Face Hub: {_line(error)}") from None
 
 

@@ -339,6 +339,9 @@ def test_export_refuses_what_the_layout_cannot_hold(tmp_path):
     turned = Autoregressive(TransformerConfig(rope_base=500.0, **gpt), name="baseline")
     with pytest.raises(InputError, match="rope_base=500"):
         llamagen.export_gpt(turned, tmp_path / "x.pt")
+    oblong = Autoregressive(TransformerConfig(**gpt | {"layout": Layout((2, 1))}), name="baseline")
+    with pytest.raises(InputError, match="has tokens of 2 × 1: LlamaGen's GPT holds one square of them"):
+        llamagen.export_gpt(oblong, tmp_path / "x.pt")
     fine = TransformerConfig(given_vocab=4, **gpt)
     given = CoarseMap(torch.arange(8) % 4, "random", 0, "0" * 16)
     with pytest.raises(InputError, match="given_vocab=4"):

@@ -150,3 +150,18 @@ def test_nothing_to_write(tmp_path):
         TokenWriter(tmp_path, settings(inputs=0)).close()
     with pytest.raises(InputError, match="by the number of its inputs"):
         TokenWriter(tmp_path, settings(inputs=None))
+
+
+def test_a_set_that_cannot_be_written_leaves_nothing_in_the_way(tmp_path):
+    tokens = np.zeros((9, 4), int)
+    tokens[-1] = 16
+    with pytest.raises(InputError, match="codebook size"):
+        write_token_set(tmp_path / "set", tokens, np.zeros(9, int), 16, shard_size=4)
+    tokens[-1] = 15
+    assert len(write_token_set(tmp_path / "set", tokens, np.zeros(9, int), 16, shard_size=4)) == 9
+
+
+def test_part_of_a_set_is_called_so(tmp_path):
+    write(tmp_path, [0])
+    with pytest.raises(InputError, match="already holds part of a token set: choose another folder or delete this one"):
+        write_token_set(tmp_path, np.zeros((9, 4), int), np.zeros(9, int), 16)

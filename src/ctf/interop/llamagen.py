@@ -8,6 +8,7 @@ exporting both go through it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,8 +132,9 @@ def export_gpt(stage: Stage, path: str | Path) -> None:
     """
     if not isinstance(stage, Autoregressive):
         raise InputError(f"stage {stage.name} is {stage.kind}: LlamaGen's layout holds autoregressive ones only")
-    state = GPT.theirs(stage.transformer)
-    c = stage.config
+    state, c = GPT.theirs(stage.transformer), stage.config
+    if c.layout != Layout.square(math.isqrt(c.num_tokens)):
+        raise InputError(f"stage {stage.name} has tokens of {c.layout.words}: LlamaGen's GPT holds one square of them")
     held = _gpt_config(state, c.heads, c.layout, str(path))
     same = dataclasses.replace(c, dropout=held.dropout, class_dropout=held.class_dropout, kv_heads=held.kv_heads)
     GPT.check_exportable(same, held)

@@ -152,7 +152,7 @@ def local(source: str | Path, network: Network) -> Path:
         return Path(source)
     try:
         return Path(snapshot_download(str(source), allow_patterns=FILES[network]))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the HTTP library too, which the Hub's own library chooses
         raise InputError(
             f"{source} is neither a local path nor a hub repository within reach ({type(error).__name__}): "
             f"give a file or folder with {FILES_NEEDED[network]}"

@@ -226,7 +226,8 @@ def write_token_set(
     """
     folder, labels = Path(folder), np.asarray(labels)
     if (folder / "index.json").exists():
-        raise InputError(f"{folder} already holds a token set: choose another folder or delete this one")
+        part = "a" if TokenIndex.load(folder).complete else "part of a"
+        raise InputError(f"{folder} already holds {part} token set: choose another folder or delete this one")
     if tokens.ndim not in (2, 3) or labels.shape != tokens.shape[:1] or labels.dtype.kind not in "iu":
         raise InputError(
             f"tokens {list(tokens.shape)} with labels {labels.dtype} {list(labels.shape)}: "
@@ -250,7 +251,13 @@ def write_token_set(
         inputs=len(tokens),
     )
     writer = TokenWriter(folder, settings)
-    for shard in writer.missing():
-        rows = writer.inputs(shard)
-        writer.add(shard, tokens[rows.start : rows.stop], labels[rows.start : rows.stop])
-    return writer.close()
+    try:
+        for shard in writer.missing():
+            rows = writer.inputs(shard)
+            writer.add(shard, tokens[rows.start : rows.stop], labels[rows.start : rows.stop])
+        return writer.close()
+    except BaseException:  # half a set would be in the way of the next try
+        for pattern in ("index.json", "shard-*.json", "tokens-*.npy", "labels-*.npy"):
+            for path in folder.glob(pattern):
+                path.unlink()
+        raise
