@@ -100,9 +100,10 @@ def in_words(started: Mapping[str, Any]) -> str:
 def copy_rows(module: nn.Module, rows_for: Callable[[str], Rows]) -> dict[str, Any]:
     """Fill the parameters that `rows_for` has rows for: {"taken": how, by name; "left": other names}."""
     taken, left = {}, []
-    for name, ours in module.named_parameters():
-        if not ours.requires_grad:  # frozen ones belong to this stage's tokenizer
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:  # frozen ones belong to this stage's tokenizer
             continue
+        ours: Tensor = parameter
         rows, how = rows_for(name)
         if rows is not None and how != AS_IT_IS and len(ours) - len(rows) in (-1, 1):
             fewer = min(len(ours), len(rows))  # a masked stage has one row more than labels, the mask token's
