@@ -250,7 +250,7 @@ def main():
         ("next_scale", "coarse", {}),
         ("next_scale", "fine", {}),
     ):
-        for dtype, heads in (("bfloat16", {}), ("float32", {"kv_heads": 2})):
+        for dtype, heads in (("bfloat16", {}), ("bfloat16", {"kv_heads": 1}), ("float32", {"kv_heads": 2})):
             extra = {} if kind == "next_scale" else heads
             with part(f"sample {kind}, {task}, {order}, {dtype}, {extra}"):
                 sample(kind, task, dtype, order, **extra)

@@ -10,13 +10,11 @@ import pytest
 import torch
 from simulated_graphs import SimulatedGraph, simulate
 from stage_cases import LABELS
-from torch._subclasses.fake_tensor import FakeTensorMode
 from watched import Watched
 
 from ctf.models import Compute
 from ctf.models.attention import attend_all
 from ctf.models.cluster_head import multiply_tiles
-from ctf.models.linear import Linear
 from ctf.sampling import Random, Sampling
 from ctf.sampling.cuda_graph import RecordedLoops
 from ctf.stages.drawing import draw_steps
@@ -92,21 +90,6 @@ def test_the_loop_copies_nothing_to_the_device(monkeypatch, make, coarse, kind, 
             for _ in loop:
                 pass
     assert watched.found == []
-
-
-@LOOPS
-@RECORDED
-@WAYS
-def test_the_gpu_path_on_tensors_without_values(monkeypatch, make, coarse, kind, way, task, sampling):
-    """Plain products; reading any value raises."""
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    stage = make(kind, task, kv_heads=1)
-    stage.plan(dataclasses.replace(sampling, **way))  # its groups are cached, and must not be without values
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
-        packed = stage.pack(Compute("float32"))
-        assert isinstance(packed.transformer.blocks[0].ffn.w2, Linear)
-        *_, tokens = loop_of(packed, sampling, way, coarse, mode.from_tensor)
-    assert tokens.shape == (3, 8)
 
 
 # --- recorded and replayed ---
