@@ -171,8 +171,8 @@ def test_torchrun(source, tokenizer, tmp_path):
 def test_a_kill_at_any_moment_and_another_number_of_processes(source, tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.safetensors")
     whole = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "whole")
-    program = Path(__file__).parent / "killed_processes.py"
-    line = [sys.executable, program, source, tmp_path / "tokenizer.safetensors", tmp_path / "tries"]
+    program = Path(__file__).parents[1] / "killed_processes.py"
+    line = [sys.executable, program, "tokens", source, tmp_path / "tokenizer.safetensors", tmp_path / "tries"]
     done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tries = list((tmp_path / "tries").iterdir())
