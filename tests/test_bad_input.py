@@ -24,7 +24,6 @@ import termios
 import typing
 import warnings
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import empty_png
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save, save_file
@@ -634,18 +634,6 @@ class Runs:
         return os.mkdir, ("ran",)
 
 
-def png_that_claims(width, height):
-    """A PNG of 100 bytes whose header names any size."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
-    )
-
-
 def npy_that_claims(shape, dtype="|u1"):
     """An .npy of no data whose header names any shape."""
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
@@ -815,7 +803,7 @@ SAYS = [
     ("evaluate samples", "", "samples.npz",
      zipped("samples.npz", arr_0=npy_that_claims((4, 64, 64, 3)) + b"\7" * 10**7)),
     ("evaluate samples", "--samples pictures", "0.png cannot be read",
-     written("pictures/0.png", png_that_claims(60_000, 60_000))),
+     written("pictures/0.png", empty_png(60_000, 60_000))),
     ("evaluate samples", "--features f.py:f", "return (",
      written("f.py", "def f(images): return images.mean((1, 2, 3))[:2]\n")),
     ("evaluate samples", "--features f.py:f", "return an array", written("f.py", "def f(images): return 'features'\n")),
