@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import math
 import shutil
 import time
 from collections import Counter
@@ -31,6 +30,7 @@ from ctf.model_folder import Pipeline, open_stage
 from ctf.models.config import MODEL_SIZES
 from ctf.run_folder import run_settings
 from ctf.tokenizer import VQTokenizer
+from ctf.tokenizer.measure import measure_tokenizer
 from ctf.tokenizer.registry import BUNDLED
 from ctf.tokens import TokenSet
 from ctf.training import loop
@@ -359,21 +359,10 @@ def landscapes(tmp_path_factory):
     return str(folder)
 
 
-def psnr_of(name, folder):
-    """From the definition, one held-out image after another."""
-    tokenizer, images, values = open_tokenizer(name), open_images(folder, "held-out", 64), []
-    for index in range(len(images)):
-        pixels = torch.tensor(images.read(index)).permute(2, 0, 1)[None]
-        with torch.no_grad():
-            decoded = tokenizer.decode(tokenizer.encode(pixels / 127.5 - 1))
-        error = ((decoded.clamp(-1, 1) * 127.5 + 127.5).round() - pixels).double().square().mean()
-        values.append(10 * math.log10(255**2 / error.item()))
-    return sum(values) / len(values)
-
-
 def test_the_bundled_tokenizer_that_keeps_the_images_best_is_taken(known_times, landscapes):
     chosen = chosen_for(landscapes, batch_size=2)
-    expected = {name: psnr_of(name, landscapes) for name in BUNDLED}
+    held_out = open_images(landscapes, "held-out", 64)
+    expected = {name: measure_tokenizer(open_tokenizer(name), held_out, progress=False)["psnr"] for name in BUNDLED}
     assert {name: kept["psnr"] for name, kept in chosen.bundled.items()} == pytest.approx(expected, abs=0.01)
     assert chosen.tokenizer == max(expected, key=expected.get) != "emoji"
     assert f"{chosen.tokenizer} {expected[chosen.tokenizer]:.1f} dB" in chosen.table()
