@@ -101,6 +101,14 @@ def test_draw_against_searchsorted():
         assert np.searchsorted(cumulative / cumulative[-1], float(u), side="right") == int(token)
 
 
+def test_filters_come_after_the_temperature():
+    logits = torch.randn(500, 20, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(500, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for temperature in (0.3, 2.5):
+        expected = draw(filter_logits(logits / temperature, 6, 0.7), uniform, PLAIN)
+        assert torch.equal(draw(logits, uniform, Sampling(temperature=temperature, top_k=6, top_p=0.7)), expected)
+
+
 @given(TIED, st.sets(st.integers(0, 11)), st.sampled_from([0.0, 2**-32, 0.5, HIGHEST]))
 @settings(deadline=None)
 def test_impossible_tokens_are_never_drawn(values, impossible, u):
