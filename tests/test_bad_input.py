@@ -26,6 +26,7 @@ import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -238,14 +239,16 @@ def tensors_of(path):
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["ctf"])  # noqa: SIM118
 
 
-def with_bytes(change):
-    """A damage that writes what `change` makes of a file's bytes."""
+def later(function):
+    """The function called later; what it is given now comes first."""
+    return lambda *given, **named: partial(function, *given, **named)
 
-    def damage(path):
-        content = change(path.read_bytes())
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
-    return damage
+@later
+def with_bytes(change, path):
+    """Write what `change` makes of a file's bytes."""
+    content = change(path.read_bytes())
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def delete(path):
@@ -566,65 +569,49 @@ def test_an_output_that_cannot_be_is_named(place, capsys, line, output):
 # What else the line says to help. A verb's line with more options, words of the message, damage.
 
 
+@later
 def written(path, content):
     """A file of these bytes, in place of what is there."""
-
-    def damage():
-        if Path(path).is_dir():
-            shutil.rmtree(path)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
-
-    return damage
+    if Path(path).is_dir():
+        shutil.rmtree(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+@later
 def folder(path):
     """A folder where a file belongs."""
-
-    def damage():
-        Path(path).unlink(missing_ok=True)
-        Path(path).mkdir(parents=True)
-
-    return damage
+    Path(path).unlink(missing_ok=True)
+    Path(path).mkdir(parents=True)
 
 
+@later
 def edited(path, **changes):
     """Other values in a JSON object."""
-    return lambda: Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | changes))
+    Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | changes))
 
 
-def retold(path, drop=(), **changes):
+@later
+def retold(path, **changes):
     """Other metadata in a safetensors file of ours."""
-
-    def damage():
-        tensors, metadata = tensors_of(path)
-        metadata = {name: value for name, value in (metadata | changes).items() if name not in drop}
-        save_file(tensors, path, {"ctf": json.dumps(metadata)})
-
-    return damage
+    tensors, metadata = tensors_of(path)
+    save_file(tensors, path, {"ctf": json.dumps(metadata | changes)})
 
 
+@later
 def map_of(labels):
-    return lambda: save_file(
-        {"fine_to_coarse": labels}, "map.safetensors", {"ctf": json.dumps(tensors_of("map.safetensors")[1])}
-    )
+    save_file({"fine_to_coarse": labels}, "map.safetensors", {"ctf": json.dumps(tensors_of("map.safetensors")[1])})
 
 
+@later
 def array(path, values, dtype=None):
-    def damage():
-        Path(path).parent.mkdir(exist_ok=True)
-        np.save(path, np.asarray(values, dtype), allow_pickle=True)
-
-    return damage
+    Path(path).parent.mkdir(exist_ok=True)
+    np.save(path, np.asarray(values, dtype), allow_pickle=True)
 
 
-def images(path="samples.npz", **arrays):
-    """An .npz with these arrays."""
-    return lambda: np.savez(path, **arrays)
-
-
+@later
 def pickled(path, value):
-    return lambda: torch.save(value, path)
+    torch.save(value, path)
 
 
 class Runs:
@@ -640,15 +627,12 @@ def npy_that_claims(shape, dtype="|u1"):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
 
 
+@later
 def zipped(path, **entries):
     """An .npz whose entries are these bytes."""
-
-    def damage():
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in entries.items():
-                archive.writestr(f"{name}.npy", content)
-
-    return damage
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(f"{name}.npy", content)
 
 
 def no_images():
@@ -656,8 +640,9 @@ def no_images():
         file.write_bytes(b"not an image")
 
 
+@later
 def copy_as(source, target):
-    return lambda: copied(Path(source), Path(target))
+    copied(Path(source), Path(target))
 
 
 # fmt: off
@@ -785,7 +770,8 @@ SAYS = [
     ("app", "--host 203.0.113.1", "203.0.113.1:0 cannot be listened on"),
     ("app", f"--host {'a' * 80}", "cannot be listened on (encoding with 'idna' codec failed)"),
     ("evaluate likelihood", "--steps [1] --region [0,0,1,0.5]", "steps beside region"),
-    ("evaluate samples", "", "samples.npz", images(arr_0=NOISE, labels=np.array([Runs()] * 4))),
+    ("evaluate samples", "", "samples.npz",
+     lambda: np.savez("samples.npz", arr_0=NOISE, labels=np.array([Runs()] * 4))),
     ("evaluate samples", "", "samples.npz", zipped("samples.npz", arr_0=npy_that_claims((4, 10**9, 10**9, 3)))),
     ("evaluate samples", "", "samples.npz",
      zipped("samples.npz", arr_0=npy_that_claims((4, 64, 64, 3)) + b"\7" * 10**7)),
@@ -980,7 +966,7 @@ def test_names_that_are_not_text(place, capsys):
 
 
 #: Each has its own way to write what --out names.
-WRITING = (
+WAYS_TO_WRITE = (
     *("tokenize", "cluster", "train coarse", "assemble", "sample", "evaluate samples", "evaluate swap"),
     *("convert llamagen", "convert codes", "convert tokens", "convert to-codes", "convert half"),
 )
@@ -1019,7 +1005,7 @@ def closed(*folders):
 
 
 def test_a_folder_that_may_not_be_written(good, tmp_path, monkeypatch, capsys):
-    lines = [WORKING[verb] for verb in WRITING]
+    lines = [WORKING[verb] for verb in WAYS_TO_WRITE]
     with tempfile.TemporaryDirectory() as temporary:  # whose way down is open to all, unlike that to tmp_path
         place = Path(temporary) / "place"
         shutil.copytree(good, place)
