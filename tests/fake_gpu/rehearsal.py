@@ -241,6 +241,8 @@ def main():
                 WAITS.clear()  # once in a run
     for kind, task, order in (
         ("autoregressive", "coarse", {}),
+        ("autoregressive", "fine, full", {}),
+        ("any_order", "all tokens", {"steps": 2}),
         ("any_order", "coarse", {"steps": 2}),
         ("any_order", "fine", {"steps": 2}),
         ("masked", "coarse", {"steps": 2}),

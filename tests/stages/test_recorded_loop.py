@@ -1,9 +1,7 @@
-"""Decoding loops that a GPU records as one graph: nothing waits for the device, nothing is copied to it."""
+"""Decoding loops that a GPU records as one graph: nothing waits for the device; fake_gpu/ sees copies to it."""
 
 import dataclasses
-import itertools
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from importlib import import_module
 
 import pytest
@@ -41,9 +39,10 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(module, "_ascending", lambda x: x.sort().values)
 
 
-def test_every_wait_for_the_device_is_seen():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_every_wait_for_the_device_is_seen(mode):
     x = torch.arange(3.0)
-    with Watched() as watched:
+    with mode(), Watched() as watched:
         x.sum().item()
         x[x > 1]
         x.nonzero()
@@ -53,44 +52,18 @@ def test_every_wait_for_the_device_is_seen():
     assert len(watched.found) == 6
 
 
-def loop_of(packed, sampling, way, given, move=lambda tensor: tensor):
-    tensors = LABELS[:3], torch.rand(3, 8, dtype=torch.float64), *([] if packed.given is None else [given[:3]])
-    labels, uniform, *rest = map(move, tensors)
-    plan = packed.plan(dataclasses.replace(sampling, **way))
-    return draw_steps(packed, labels, lambda stream: uniform, plan, *rest)
-
-
 @LOOPS
 @RECORDED
 @WAYS
 def test_the_loop_never_waits_for_the_device(make, coarse, kind, way, task, sampling):
-    packed = make(kind, task).pack(Compute("float32"))
-    loop = loop_of(packed, sampling, way, coarse)
+    packed, uniform = make(kind, task).pack(Compute("float32")), torch.rand(3, 8, dtype=torch.float64)
+    plan, given = packed.plan(dataclasses.replace(sampling, **way)), None if packed.given is None else coarse[:3]
+    loop = draw_steps(packed, LABELS[:3], lambda stream: uniform, plan, given)
     with torch.inference_mode(), Watched() as watched:
         for _ in loop:
             pass
     assert watched.found == []
     assert watched.operations > 5 * 2 * 10  # it saw the steps of the loop
-
-
-@RECORDED
-@WAYS
-def test_the_loop_copies_nothing_to_the_device(monkeypatch, make, coarse, kind, way, task):
-    """After two steps to warm up; "meta" stands for the device, and has no autocast."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    sampling, packed = Sampling(2.0), make(kind, task).to("meta").pack(Compute("float32"))
-
-    def move(tensor):
-        return tensor.to("meta")
-
-    with torch.inference_mode():
-        for _ in itertools.islice(loop_of(packed, sampling, way, coarse, move), 2):
-            pass
-        loop = loop_of(packed, sampling, way, coarse, move)
-        with Watched() as watched:
-            for _ in loop:
-                pass
-    assert watched.found == []
 
 
 # --- recorded and replayed ---
