@@ -9,8 +9,3 @@ def write_codes(folder, codes, labels, size=256):
         (folder / f"imagenet{size}_{kind}").mkdir(parents=True)
         for i in range(len(array)):
             np.save(folder / f"imagenet{size}_{kind}" / f"{i}.npy", array[i : i + 1])
-
-
-def contents(folder):
-    """The bytes of every file, by its path."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.npy")}

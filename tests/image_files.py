@@ -1,7 +1,9 @@
 """Small images in files of each layout, for tests of what reads them."""
 
 import io
+import struct
 import tarfile
+import zlib
 
 import datasets
 import numpy as np
@@ -24,6 +26,18 @@ def image_bytes(values, ending="PNG", **options):
 
 def png(seed):
     return image_bytes(pixels(seed))
+
+
+def png_of(*chunks):
+    """A PNG of these chunks: name, bytes."""
+    parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def empty_png(width, height):
+    """A PNG that claims a size and holds a single byte of pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return png_of((b"IHDR", header), (b"IDAT", zlib.compress(b"0")), (b"IEND", b""))
 
 
 def parquet(images=None, image="image", row_group_size=None, features=None, **columns):

@@ -362,15 +362,6 @@ def test_a_corrupt_image_is_left_out_and_named(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == note
 
 
-def test_an_error_in_a_run_begins_a_line(tmp_path, tokens, capsys):
-    arguments = ["train", "baseline", "--tokens", tokens, "--size", "nano", "--out", str(tmp_path / "run")]
-    arguments += ["--loop.batch_size", "2", "--loop.log_every", "1", "--optimizer.learning_rate", "1e30"]
-    assert main(arguments) == 2
-    before, after = capsys.readouterr().err.split("ctf: error: ")
-    assert "is not finite at step" in after
-    assert before.endswith("\n") or not before
-
-
 def test_a_reader_that_has_seen_enough():
     program = [sys.executable, "-m", "ctf.cli", "info", "emoji"]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hub_stand_in import Faults
 from PIL import Image
+from same import contents
 
 from ctf.cli import main
 from ctf.errors import InputError
@@ -37,10 +38,6 @@ def models(make_pipeline, tmp_path_factory):
 def model(models, tmp_path):
     """A copy of the model folder "whole"."""
     return Path(shutil.copytree(models / "whole", tmp_path / "model"))
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def on_the_hub(hub, name=NAME):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from same import contents, equal
 
 from ctf.codebook import cluster_codebook, codebook_fingerprint
 from ctf.errors import InputError
@@ -20,10 +21,6 @@ from ctf.training import CoarseTraining, LoopConfig, train_stage
 KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
 LABELS = [0, 1, 2, 3, 3, 1, 0]
 SEEDS = [5, 0, 7, 7, 8, 2**40, 6]
-
-
-def equal(images, others):
-    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(images, others, strict=True))
 
 
 # Saved and opened
@@ -88,11 +85,11 @@ def test_overwriting_replaces_the_whole_folder(make_pipeline, tmp_path):
 def test_a_failed_overwrite_leaves_what_was_there(make_pipeline, tmp_path):
     pipeline = make_pipeline("cluster")
     pipeline.save_pretrained(tmp_path / "model")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     pipeline.class_names = [object()]  # what JSON cannot hold: fails after the weights are written
     with pytest.raises(TypeError):
         pipeline.save_pretrained(tmp_path / "model")
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
 
 
 def test_other_peoples_files_are_not_replaced(make_pipeline, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from same import equal
 
 from ctf.codebook import cluster_codebook
 from ctf.completion import cells_in_region
@@ -23,14 +24,6 @@ KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
 LABELS = [0, 1, 2, 3, 3, 1, 0]
 SEEDS = [5, 0, 7, 7, 8, 2**40, 6]
 GUIDED = {"fine_cfg_scale": 1.5, "fine_top_k": 3, "top_p": 0.9}
-
-
-def arrays(images):
-    return [np.asarray(image) for image in images]
-
-
-def equal(images, others):
-    return all(np.array_equal(a, b) for a, b in zip(arrays(images), arrays(others), strict=True))
 
 
 @KINDS

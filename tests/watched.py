@@ -36,6 +36,11 @@ class Watched(TorchDispatchMode):
         self.found, self.operations = [], 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if torch.is_inference_mode_enabled():  # `item` and `to` come whole, outside of it as what they are made of
+            with self:
+                result = function.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         result = function(*args, **(kwargs or {}))
         if found := what_waits(function, args, kwargs, result):
             self.found.append(found)

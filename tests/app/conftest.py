@@ -11,7 +11,7 @@ from ctf.codebook import cluster_codebook
 from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `hostile` and `app_process`
+sys.path.insert(0, str(Path(__file__).parent))  # for `shown` and `app_process`
 
 SIZES = {"codebook_size": 64, "layout": Layout.square(4)}
 

@@ -10,6 +10,7 @@ import pytest
 from app_process import running
 from PIL import Image
 from playwright.sync_api import sync_playwright
+from same import equal
 from shown import opened
 
 import ctf
@@ -92,10 +93,6 @@ def search(page, words):
     chooser.fill("")
     chooser.press_sequentially(words)
     chooser.press("Tab")
-
-
-def equal(images, wanted):
-    return all(np.array_equal(a, np.asarray(b)) for a, b in zip(images, wanted, strict=True))
 
 
 def test_generated_images_their_frames_and_stages(page, pipeline):

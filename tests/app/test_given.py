@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from image_files import png_of
 from PIL import Image
 
 from ctf.errors import InputError
@@ -26,9 +27,8 @@ def bomb(width, height):
     """A PNG of a few kilobytes that holds so many white pixels."""
     data = zlib.compressobj(9)
     rows = b"".join(data.compress(b"\0" + b"\xff" * ((width + 7) // 8)) for _ in range(height)) + data.flush()
-    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")
-    parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return png_of((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
 
 
 HOSTILE = {

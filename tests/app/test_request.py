@@ -60,6 +60,9 @@ BAD = [
     ({"sketch_temperature": "nan"}, "temperature 'nan' must be a number"),
     ({"sketch_temperature": "NaN"}, "temperature nan must be"),
     ({"sketch_temperature": "Infinity"}, "temperature inf must be"),
+    ({"paint_temperature": "-1"}, "paint_temperature -1"),
+    ({"sketch_steps": "99"}, "stage sketch cannot draw in 99 steps"),
+    ({"paint_order": '["halton"]'}, "does not exist"),
     ({"fine_temperature": "1"}, "no setting 'fine_temperature': there are label, num, seed, sketch_cfg_scale"),
     ({"sketch_filter": "/tmp/mine.py:run"}, "no setting 'sketch_filter'"),  # code that would run
     ({"__class__": "1"}, "no setting"),

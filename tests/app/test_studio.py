@@ -155,20 +155,6 @@ def test_requests_that_cannot_be_met_are_refused(studio, label, num, seed, messa
         next(studio.generate(*asked(studio, label, num, seed)))
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("sketch_steps", 99, "stage sketch cannot draw in 99 steps"),
-        ("paint_order", ["halton"], "does not exist"),
-        ("paint_temperature", -1, "paint_temperature -1"),
-        ("sketch_top_k", "many", "must be a whole number"),
-    ],
-)
-def test_settings_that_a_stage_cannot_take_are_refused(free_studio, key, value, message):
-    with pytest.raises(InputError, match=message):
-        generated(free_studio, **{key: value})
-
-
 def test_a_class_that_is_typed_with_its_design_needs_no_other(make_parts):
     pipeline = Pipeline(
         **make_parts("baseline") | {"class_names": ["noto cat", "noto dog", "fxemoji cat", "fxemoji dog"]}

@@ -1,4 +1,3 @@
-import copy
 import itertools
 import json
 import math
@@ -18,7 +17,6 @@ from ctf.evaluation.steps_plot import plot_steps
 from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.sampling import Sampling
-from ctf.sampling.orders import group_sizes, order_groups
 from ctf.tokens import write_token_set
 
 KINDS = pytest.mark.parametrize("kind", ["baseline", "cluster", "full"])
@@ -31,25 +29,11 @@ def write(folder, pipeline, tokens, labels, **settings):
 
 
 @torch.no_grad()
-def log_probability(stage, tokens, label):
-    """log P of one sequence under a stage, in float64: each term by the definition, from the logits of all labels."""
-
-    def labels_of(level, numbers):
-        return list(numbers) if level is None else level.fine_to_coarse[list(numbers)].tolist()
-
-    unrestricted = copy.deepcopy(stage)
-    unrestricted.members = None
-    given = [None] * len(tokens) if stage.given is None else labels_of(stage.given, tokens)
-    total = 0.0
-    for i, right in enumerate(labels_of(stage.predicts, tokens)):
-        # A causal stage is shown each prefix by itself: what follows it is token 0.
-        shown = [*tokens[:i], *[0] * (len(tokens) - i)] if stage.kind == "autoregressive" else tokens
-        logits = unrestricted.logits(torch.tensor([shown]), torch.tensor([label]))[0, i].tolist()
-        allowed = range(stage.vocabulary)
-        if stage.given is not None and stage.support == "cluster":
-            allowed = [k for k, cluster in enumerate(labels_of(stage.given, allowed)) if cluster == given[i]]
-        total += logits[right] - math.log(sum(math.exp(logits[k]) for k in allowed))
-    return total
+def nats(stage, rows, *sampling):
+    """-log P of each image, one at a time; tests/stages compares `log_prob` with its definition."""
+    return np.array(
+        [-float(stage.log_prob(torch.tensor([t]), torch.tensor([y]), *sampling).double().sum()) for t, y in rows]
+    )
 
 
 def test_bits_of_a_completion(make_stage, make_tokenizer, tmp_path):
@@ -95,7 +79,7 @@ def test_labels_are_matched_by_name(make_pipeline, tmp_path):
 
 
 @KINDS
-def test_against_the_definition(make_pipeline, tmp_path, kind):
+def test_the_mean_over_all_images(make_pipeline, tmp_path, kind):
     pipeline = make_pipeline(kind)
     generator = np.random.default_rng(0)
     tokens, labels = generator.integers(0, 24, (10, 6)), generator.integers(0, 4, 10)
@@ -103,9 +87,7 @@ def test_against_the_definition(make_pipeline, tmp_path, kind):
     metrics = bits_per_token(pipeline, token_set, batch_size=3, progress=False)
 
     rows = list(zip(tokens.tolist(), labels, strict=True))
-    terms = {
-        stage.name: -sum(log_probability(stage, *row) for row in rows) / 60 / math.log(2) for stage in pipeline.stages
-    }
+    terms = {stage.name: nats(stage, rows).sum() / 60 / math.log(2) for stage in pipeline.stages}
     assert metrics["bits_per_token"] == pytest.approx(sum(terms.values()), rel=1e-5)
     if len(terms) > 1:
         assert {name: metrics[f"{name}_bits_per_token"] for name in terms} == pytest.approx(terms, rel=1e-5)
@@ -121,10 +103,7 @@ def test_standard_errors_and_the_paired_difference(make_pipeline, tmp_path, kind
     found = bits_per_token(models[0], token_set, batch_size=3, progress=False, against=models[1])
 
     rows = list(zip(tokens.tolist(), labels, strict=True))
-    a, b = (
-        np.array([-sum(log_probability(stage, *row) for stage in model.stages) for row in rows]) / 6 / math.log(2)
-        for model in models
-    )
+    a, b = (sum(nats(stage, rows) for stage in model.stages) / 6 / math.log(2) for model in models)
     wanted = [(found, "bits_per_token", a), (found["against"], "bits_per_token", b)]
     for result, name, values in [*wanted, (found["against"], "difference", a - b)]:
         deviation = math.sqrt(((values - values.mean()) ** 2).sum() / 9)
@@ -212,32 +191,6 @@ def few(tmp_path):
     return make
 
 
-@torch.no_grad()
-def log_probability_in_steps(stage, tokens, label, steps, order, schedule, order_seed):
-    """log P of one sequence by the chain rule, in float64: each group from logits that cannot know what comes later."""
-    target, given = (None if level is None else level[0].tolist() for level in stage.levels(torch.tensor([tokens])))
-    sampling = Sampling(steps=steps, order=order, schedule=schedule, order_seed=order_seed)
-    unrestricted, label = copy.deepcopy(stage), torch.tensor([label])
-    unrestricted.members = None
-    known, total = [], 0.0
-    for group in order_groups(order, stage.layout, tuple(group_sizes(6, steps, schedule)), order_seed):
-        if stage.kind == "masked":  # one pass over the known labels and the word for a hidden one
-            shown = [target[i] if i in known else stage.vocabulary for i in range(6)]
-            conditions = None if given is None else torch.tensor([given])
-            logits = stage.transformer(torch.tensor([shown]), label, conditions)[0]
-        else:  # other tokens of the same given label where nothing is known
-            others = [stage.given.fine_to_coarse.tolist().index(g) for g in given] if given else [0] * 6
-            shown = [tokens[i] if i in known else others[i] for i in range(6)]
-            logits = unrestricted.logits(torch.tensor([shown]), label, unrestricted.plan(sampling))[0]
-        for i in group.tolist():
-            row, allowed = logits[i].tolist(), range(stage.vocabulary)
-            if given is not None and stage.support == "cluster":
-                allowed = [k for k in allowed if int(stage.given.fine_to_coarse[k]) == given[i]]
-            total += row[target[i]] - math.log(sum(math.exp(row[k]) for k in allowed))
-        known += group.tolist()
-    return total
-
-
 @SEVERAL
 @pytest.mark.parametrize("stage", ["coarse", "fine"])
 @pytest.mark.parametrize(
@@ -245,7 +198,7 @@ def log_probability_in_steps(stage, tokens, label, steps, order, schedule, order
     [SCHEDULE, {"order": "locality", "schedule": "cosine", "order_seed": 0}],
     ids=lambda schedule: schedule["order"],
 )
-def test_steps_against_the_chain_rule(in_steps, few, kind, stage, schedule):
+def test_each_row_is_the_mean_over_all_images_in_these_steps(in_steps, few, kind, stage, schedule):
     pipeline = in_steps(kind, kind)
     token_set, tokens, labels = few(pipeline)
     overrides = {f"{stage}_{name}": value for name, value in schedule.items()}
@@ -254,8 +207,8 @@ def test_steps_against_the_chain_rule(in_steps, few, kind, stage, schedule):
     assert [row["steps"] for row in found["rows"]] == [1, 3, 6]
     rows = list(zip(tokens.tolist(), labels.tolist(), strict=True))
     for row in found["rows"]:
-        nats = -sum(log_probability_in_steps(pipeline.stage(stage), *one, row["steps"], **schedule) for one in rows)
-        assert row[f"{stage}_bits_per_token"] == pytest.approx(nats / 30 / math.log(2), rel=1e-5)
+        expected = nats(pipeline.stage(stage), rows, Sampling(steps=row["steps"], **schedule)).sum() / 30 / math.log(2)
+        assert row[f"{stage}_bits_per_token"] == pytest.approx(expected, rel=1e-5)
         assert row["bits_per_token"] == pytest.approx(row["coarse_bits_per_token"] + row["fine_bits_per_token"])
 
 

@@ -159,8 +159,9 @@ def fused_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, sca
     if q.device.type != "cuda":
         return _sdpa(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     half, dim, grouped = q.dtype in (torch.bfloat16, torch.float16), q.shape[-1], q.shape[1] != k.shape[1]
-    common = q.ndim == 4 and q.dtype == k.dtype == v.dtype and all(x.stride(-1) == 1 for x in (q, k, v))
-    if common and half and attn_mask is None and dim <= 256 and dim % 8 == 0 and (not grouped or enable_gqa):
+    plain = attn_mask is None and not (is_causal and q.shape[2] != k.shape[2])  # flash attention takes nothing else
+    common = plain and q.ndim == 4 and q.dtype == k.dtype == v.dtype and all(x.stride(-1) == 1 for x in (q, k, v))
+    if common and half and dim <= 256 and dim % 8 == 0 and (not grouped or enable_gqa):
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
         return aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
     if common and not grouped and dim % (8 if half else 4) == 0:

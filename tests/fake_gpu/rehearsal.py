@@ -241,6 +241,8 @@ def main():
                 WAITS.clear()  # once in a run
     for kind, task, order in (
         ("autoregressive", "coarse", {}),
+        ("autoregressive", "fine, full", {}),
+        ("any_order", "all tokens", {"steps": 2}),
         ("any_order", "coarse", {"steps": 2}),
         ("any_order", "fine", {"steps": 2}),
         ("masked", "coarse", {"steps": 2}),
@@ -250,7 +252,7 @@ def main():
         ("next_scale", "coarse", {}),
         ("next_scale", "fine", {}),
     ):
-        for dtype, heads in (("bfloat16", {}), ("float32", {"kv_heads": 2})):
+        for dtype, heads in (("bfloat16", {}), ("bfloat16", {"kv_heads": 1}), ("float32", {"kv_heads": 2})):
             extra = {} if kind == "next_scale" else heads
             with part(f"sample {kind}, {task}, {order}, {dtype}, {extra}"):
                 sample(kind, task, dtype, order, **extra)

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import math
 import shutil
 import time
 from collections import Counter
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from same import contents
 
 from ctf.codebook import CoarseMap
 from ctf.errors import InputError
@@ -30,6 +30,7 @@ from ctf.model_folder import Pipeline, open_stage
 from ctf.models.config import MODEL_SIZES
 from ctf.run_folder import run_settings
 from ctf.tokenizer import VQTokenizer
+from ctf.tokenizer.measure import measure_tokenizer
 from ctf.tokenizer.registry import BUNDLED
 from ctf.tokens import TokenSet
 from ctf.training import loop
@@ -89,10 +90,6 @@ def plan(photos):
     assert chosen.steps["baseline"] == chosen.steps["coarse"]
     steps = {"tokenizer": 12, "coarse": 6, "fine": 5, "baseline": 6}
     return dataclasses.replace(chosen, steps=steps, tokenizer_batch=4)
-
-
-def weights(run):
-    return {path.name: path.read_bytes() for path in sorted(Path(run, "model").iterdir())}
 
 
 @pytest.mark.parametrize("baseline", [False, True])
@@ -226,7 +223,7 @@ def test_killed_and_started_again_it_gives_the_same_model(run, plan, tmp_path, m
         with killed(name, number):
             run_fit(plan, tmp_path / "run", "cpu")
     run_fit(plan, tmp_path / "run", "cpu")
-    assert weights(tmp_path / "run") == weights(run)
+    assert contents(tmp_path / "run" / "model") == contents(Path(run, "model"))
     trained = []
     monkeypatch.setattr("ctf.fit.run_plan.train_stage", trained.append)
     monkeypatch.setattr("ctf.fit.run_plan.train_tokenizer", trained.append)
@@ -390,21 +387,10 @@ def landscapes(tmp_path_factory):
     return str(folder)
 
 
-def psnr_of(name, folder):
-    """From the definition, one held-out image after another."""
-    tokenizer, images, values = open_tokenizer(name), open_images(folder, "held-out", 64), []
-    for index in range(len(images)):
-        pixels = torch.tensor(images.read(index)).permute(2, 0, 1)[None]
-        with torch.no_grad():
-            decoded = tokenizer.decode(tokenizer.encode(pixels / 127.5 - 1))
-        error = ((decoded.clamp(-1, 1) * 127.5 + 127.5).round() - pixels).double().square().mean()
-        values.append(10 * math.log10(255**2 / error.item()))
-    return sum(values) / len(values)
-
-
 def test_the_bundled_tokenizer_that_keeps_the_images_best_is_taken(known_times, landscapes):
     chosen = chosen_for(landscapes, batch_size=2)
-    expected = {name: psnr_of(name, landscapes) for name in BUNDLED}
+    held_out = open_images(landscapes, "held-out", 64)
+    expected = {name: measure_tokenizer(open_tokenizer(name), held_out, progress=False)["psnr"] for name in BUNDLED}
     assert {name: kept["psnr"] for name, kept in chosen.bundled.items()} == pytest.approx(expected, abs=0.01)
     assert chosen.tokenizer == max(expected, key=expected.get) != "emoji"
     assert f"{chosen.tokenizer} {expected[chosen.tokenizer]:.1f} dB" in chosen.table()
@@ -468,7 +454,7 @@ def test_stages_start_from_the_bundled_model_and_a_killed_run_goes_on(photos, tm
     with killed("coarse", 2):
         run_fit(plan, tmp_path / "again", "cpu")
     run_fit(Plan.load(tmp_path / "again" / "plan.json"), tmp_path / "again", "cpu")
-    assert weights(tmp_path / "again") == weights(tmp_path / "run")
+    assert contents(tmp_path / "again" / "model") == contents(tmp_path / "run" / "model")
 
 
 def test_a_model_to_start_from_brings_its_tokenizer(known_times, photos):

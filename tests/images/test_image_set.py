@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from image_files import SIZE, assert_holds, image_bytes, parquet, pixels, png, write
+from image_files import SIZE, assert_holds, empty_png, image_bytes, parquet, pixels, png, png_of, write
 from PIL import Image
 
 from ctf.errors import InputError
@@ -129,19 +129,6 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, damage):
     assert images.report_skipped(2) == "Left out 4 of 9 images as unreadable: 2.png, 3.png and 2 more"
     with pytest.raises(InputError, match=r"3\.png is not a readable image"):
         images.read(3)
-
-
-def empty_png(width, height):
-    """A PNG that claims a size and holds a single byte of pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return png_of((b"IHDR", header), (b"IDAT", zlib.compress(b"0")), (b"IEND", b""))
-
-
-def png_of(*chunks):
-    parts = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 @pytest.mark.filterwarnings("ignore:Image size")  # as `ctf.images` does; pytest puts its own filters in their place

@@ -3,7 +3,8 @@ import os
 import numpy as np
 import pytest
 import torch
-from code_files import contents, write_codes
+from code_files import write_codes
+from same import contents
 
 from ctf.cli import main
 from ctf.codebook import lfq_codebook

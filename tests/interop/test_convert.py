@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from code_files import contents, write_codes
+from code_files import write_codes
 from safetensors.torch import load_file
+from same import contents
 
 from ctf.cli import main
 from ctf.interop import llamagen

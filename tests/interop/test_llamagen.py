@@ -61,57 +61,6 @@ def official_gpt_shapes(layers, dim, ffn, vocab, classes, kv_dim=None):
     return shapes
 
 
-def official_tokenizer_shapes(base, multipliers, z_channels, size, dim):
-    """Names and shapes of LlamaGen's tokenizer, written out from its documentation."""
-    shapes = {"quantize.embedding.weight": (size, dim), "quantize.codebook_used": (65536,)}
-
-    def conv(name, channels_in, channels_out, kernel):
-        shapes.update({f"{name}.weight": (channels_out, channels_in, kernel, kernel), f"{name}.bias": (channels_out,)})
-
-    def norm(name, channels):
-        shapes.update({f"{name}.weight": (channels,), f"{name}.bias": (channels,)})
-
-    def residual(name, channels_in, channels_out):
-        norm(f"{name}.norm1", channels_in)
-        conv(f"{name}.conv1", channels_in, channels_out, 3)
-        norm(f"{name}.norm2", channels_out)
-        conv(f"{name}.conv2", channels_out, channels_out, 3)
-        if channels_in != channels_out:
-            conv(f"{name}.nin_shortcut", channels_in, channels_out, 1)
-
-    def attention(name, channels):
-        norm(f"{name}.norm", channels)
-        for part in ("q", "k", "v", "proj_out"):
-            conv(f"{name}.{part}", channels, channels, 1)
-
-    def coder(side, widths, blocks, deepest, resize):
-        width = widths[deepest]
-        for block in (0, 2):
-            residual(f"{side}.mid.{block}", width, width)
-        attention(f"{side}.mid.1", width)
-        previous = widths[0] if side == "decoder" else base
-        for level, width in enumerate(widths):
-            for block in range(blocks):
-                residual(f"{side}.conv_blocks.{level}.res.{block}", previous, width)
-                previous = width
-                if level == deepest % len(widths):
-                    attention(f"{side}.conv_blocks.{level}.attn.{block}", width)
-            if level < len(widths) - 1:
-                conv(f"{side}.conv_blocks.{level}.{resize}.conv", width, width, 3)
-        norm(f"{side}.norm_out", widths[-1])
-
-    widths = [base * m for m in multipliers]
-    conv("encoder.conv_in", 3, base, 3)
-    coder("encoder", widths, 2, -1, "downsample")
-    conv("encoder.conv_out", widths[-1], z_channels, 3)
-    conv("decoder.conv_in", z_channels, widths[-1], 3)
-    coder("decoder", widths[::-1], 3, 0, "upsample")
-    conv("decoder.conv_out", base, 3, 3)
-    conv("quant_conv", z_channels, dim, 1)
-    conv("post_quant_conv", dim, z_channels, 1)
-    return shapes
-
-
 def random_state(shapes, dtype=torch.float32):
     """Every entry its own piece of one random stream: a swapped pair of names cannot go unnoticed."""
     generator = torch.Generator().manual_seed(0)
@@ -146,28 +95,15 @@ def test_full_size_gpt_b_survives_export(tmp_path):
     assert_same(again.state_dict(), {name: tensor.float() for name, tensor in stage.state_dict().items()})
 
 
-def millions(tokenizer):
-    return round(sum(parameter.numel() for parameter in tokenizer.parameters()) / 1e6)
-
-
-def test_full_size_vq16_survives_export(tmp_path):
-    state = random_state(official_tokenizer_shapes(128, (1, 1, 2, 2, 4), 256, 16_384, 8), torch.bfloat16)
-    tokenizer = llamagen.load_tokenizer(state)
-    assert tokenizer.config == TOKENIZER_PRESETS["vq16"]
-    assert (tokenizer.downsampling, millions(tokenizer)) == (16, 72)  # published
-    llamagen.export_tokenizer(tokenizer.bfloat16(), tmp_path / "vq.pt")
-    exported = torch.load(tmp_path / "vq.pt", weights_only=True, mmap=True)["model"]
-    assert_same(exported, {**state, "quantize.codebook_used": torch.zeros(65_536)})
-    again = llamagen.load_tokenizer(tmp_path / "vq.pt")
-    assert_same(again.state_dict(), {name: tensor.float() for name, tensor in tokenizer.state_dict().items()})
-
-
-def test_full_size_vq8_is_recognised(values_unread):
-    shapes = official_tokenizer_shapes(128, (1, 2, 2, 4), 256, 16_384, 8)
+@pytest.mark.parametrize(("name", "downsampling", "size"), [("vq16", 16, 72), ("vq8", 8, 70)])
+def test_released_tokenizers_are_recognised(values_unread, name, downsampling, size):
+    """By shapes on the device "meta"; the golden files show that the names are LlamaGen's."""
     with torch.device("meta"):
-        tokenizer = llamagen.load_tokenizer({name: torch.empty(shape) for name, shape in shapes.items()})
-    assert tokenizer.config == TOKENIZER_PRESETS["vq8"]
-    assert (tokenizer.downsampling, millions(tokenizer)) == (8, 70)  # published
+        state = llamagen.TOKENIZER.theirs(VQTokenizer(TOKENIZER_PRESETS[name]))
+        tokenizer = llamagen.load_tokenizer(state | {"quantize.codebook_used": torch.zeros(65_536)})
+    assert tokenizer.config == TOKENIZER_PRESETS[name]
+    millions = round(sum(parameter.numel() for parameter in tokenizer.parameters()) / 1e6)
+    assert (tokenizer.downsampling, millions) == (downsampling, size)  # published
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

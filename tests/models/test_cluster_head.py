@@ -90,17 +90,6 @@ def loss_and_gradients(multiply, hidden, weight, coarse, members):
     return loss, *torch.autograd.grad(loss, (hidden, weight))
 
 
-def test_tiles_never_wait_for_the_device(many_clusters):
-    """Neither forward nor backward."""
-    hidden, weight, coarse = next(batches(many_clusters, 2))
-    with Watched() as watched:
-        loss_and_gradients(multiply_tiles, hidden, weight, coarse, many_clusters)
-    assert watched.found == []
-    with Watched() as watched:
-        loss_and_gradients(multiply_clusters, hidden, weight, coarse, many_clusters)
-    assert "bincount" in watched.found
-
-
 def test_tiles_copy_nothing_to_the_device(many_clusters):
     """ "meta" stands for it."""
     hidden, weight, coarse = (

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from watched import Watched
 
 from ctf.models.loss import ClusterLoss, linear_cross_entropy
 
@@ -94,15 +93,6 @@ def test_parts_take_less_than_half_of_the_memory_of_all_logits():
     parts, logits = peak("parts"), peak("logits")
     assert logits > 2 * 4 * 1024 * 16_384
     assert parts < logits / 2
-
-
-@pytest.mark.parametrize("factor", [None, 1.0])
-def test_losses_never_wait_for_the_device(clusters, factor):
-    hidden, weight, targets = case(2, 5)
-    added = None if factor is None else ClusterLoss(clusters, factor)
-    with Watched() as watched:
-        gradients(linear_cross_entropy(hidden, weight, targets, added), hidden, weight)
-    assert watched.found == []
 
 
 def test_cluster_loss_has_no_weights(clusters):

@@ -35,7 +35,7 @@ def test_one_process_of_two_threads_and_two_of_one_write_the_same_bytes(model, t
 
 
 def test_a_kill_at_any_moment_and_another_try_give_the_same_bytes(model, tmp_path):
-    python(Path(__file__).parent / "killed_processes.py", model, tmp_path / "tries")
+    python(Path(__file__).parents[1] / "killed_processes.py", "samples", model, tmp_path / "tries")
     # Three batches, two manifests, what the batches are merged to under two names, the end of the parts; in a folder
     # the list and the sheet, for an .npz the manifest under its last name. The last try is not killed.
     for name, moments in ("samples", 10), ("samples.npz", 9):

@@ -1,11 +1,11 @@
-"""Decoding against a naive loop: the whole sequence at each step, no cache, guidance on logits, filters written out."""
+"""Decoding against a naive loop: the whole sequence at each step, no cache, guidance on logits."""
 
 import pytest
 import torch
-from stage_cases import LABELS, SEEDS
+from stage_cases import LABELS, SEEDS, N
 
 from ctf.layout import Layout
-from ctf.sampling import Random, Sampling
+from ctf.sampling import Random, Sampling, draw
 from ctf.stages import generate_tokens
 
 SETTINGS = [
@@ -20,45 +20,17 @@ SETTINGS = [
 KIND = "autoregressive"
 
 
-def filtered_probabilities(logits, temperature, top_k, top_p):
-    """One row of logits (V,) → probabilities in float64, written from the definitions."""
-    probabilities = (logits.double() / temperature).softmax(0)
-    if top_k:
-        probabilities[probabilities < probabilities.sort(descending=True).values[top_k - 1]] = 0
-        probabilities = probabilities / probabilities.sum()
-    total = 0.0
-    for token in probabilities.argsort(descending=True):
-        if total > top_p:
-            probabilities[token] = 0
-        total += float(probabilities[token])
-    return probabilities / probabilities.sum()
-
-
 @pytest.fixture
 def naive_tokens(guided_logits, scale_at):
-    """One image after another."""
+    def naive(stage, labels, seeds, given, place=0, cfg_scale=1.0, cfg_schedule="constant", **filters):
+        uniform, tokens = Random(seeds, place).uniform(N), torch.zeros(len(labels), N, dtype=torch.int64)
+        for i in range(N):
+            scale = scale_at(i, N, i / N, cfg_scale, cfg_schedule)
+            logits = guided_logits(stage, tokens, labels, given, scale)[:, i]
+            tokens[:, i] = draw(logits, uniform[:, i], Sampling(**filters))
+        return tokens
 
-    def naive(stage, label, seed, given, place=0, temperature=1.0, top_k=0, top_p=1.0, **guidance):
-        uniform = Random([seed], place).uniform(stage.num_tokens)[0].tolist()
-        tokens = torch.zeros(1, stage.num_tokens, dtype=torch.int64)
-        for i in range(stage.num_tokens):
-            logits = guided_logits(stage, tokens, label[None], given, scale_at(i, 8, i / 8, **guidance))[0, i]
-            if temperature == 0:
-                tokens[0, i] = logits.argmax()
-                continue
-            cumulative = 0.0
-            for token, p in enumerate(filtered_probabilities(logits, temperature, top_k, top_p).tolist()):
-                cumulative += p
-                if cumulative > uniform[i]:
-                    tokens[0, i] = token
-                    break
-        return tokens[0]
-
-    def every_image(stage, labels, seeds, given=None, **settings):
-        rows = [None] * len(labels) if given is None else given[:, None]
-        return torch.stack([naive(stage, *image, **settings) for image in zip(labels, seeds, rows, strict=True)])
-
-    return every_image
+    return naive
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_training_reaches_every_weight(make, tokens, kind, task):
     for seed in range(8):  # of one group, which reads no tokens, and of several
         torch.manual_seed(seed)
         losses = stage(tokens, LABELS)
-        assert losses.shape == (losses.numel(),) if kind == "masked, any" else (5, 8)
+        assert losses.shape == ((losses.numel(),) if kind == "masked, any" else (5, 8))
         assert losses.isfinite().all()
         losses.mean().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in stage.parameters())

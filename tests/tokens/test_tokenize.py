@@ -12,6 +12,7 @@ import pytest
 import torch
 from image_files import tar
 from PIL import Image
+from same import contents
 
 from ctf.errors import InputError
 from ctf.files import read_json, write_json
@@ -104,10 +105,6 @@ def test_ten_crop_at_two_ranges(source, tokenizer, tmp_path):
     assert found.augmentations == [f"{r}/{crop}{flip}" for r in (1.25, 1.1) for flip in ("", "/flip") for crop in CROPS]
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize("world", [2, 3, 9])
 def test_processes_share_the_images(source, tokenizer, tmp_path, world):
     tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "whole")
@@ -118,7 +115,7 @@ def test_processes_share_the_images(source, tokenizer, tmp_path, world):
         assert (made is None) == (rank > 0)
         own = [i for shard in range(rank, 6, world) for i in range(4 * shard, min(4 * shard + 4, 23))]
         assert sorted(call.args[0] for call in images.read.call_args_list) == own
-    assert files(tmp_path / "shared") == files(tmp_path / "whole")
+    assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
 
 
 def test_processes_share_shards_at_a_url(source, tokenizer, tmp_path, monkeypatch):
@@ -135,7 +132,7 @@ def test_processes_share_shards_at_a_url(source, tokenizer, tmp_path, monkeypatc
     assert (whole.labels.tolist(), len(whole.index.skipped)) == (local.labels.tolist(), len(DAMAGED))
     for rank in (2, 1, 0):
         tokenize(open_images(url, size=SIZE), tokenizer, tmp_path / "shared", rank=rank, world=3)
-    assert files(tmp_path / "shared") == files(tmp_path / "whole")
+    assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
 
 
 def test_bytes_that_do_not_come_end_the_work(source, tokenizer, tmp_path):
@@ -149,7 +146,7 @@ def test_bytes_that_do_not_come_end_the_work(source, tokenizer, tmp_path):
     with pytest.raises(InputError, match="incomplete"):
         TokenSet.open(tmp_path / "set")
     tokenize(images, tokenizer, tmp_path / "set")
-    assert files(tmp_path / "set") == files(tmp_path / "whole")
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 
 def test_torchrun(source, tokenizer, tmp_path):
@@ -160,7 +157,7 @@ def test_torchrun(source, tokenizer, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", "-m", "ctf.cli"]
     done = subprocess.run([*torchrun, *line.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert files(tmp_path / "shared") == files(tmp_path / "whole")
+    assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
     said, left_out = done.stdout.splitlines()  # by one of the processes
     assert said.endswith(str(whole).removeprefix(str(tmp_path / "whole")))
     assert (
@@ -171,14 +168,14 @@ def test_torchrun(source, tokenizer, tmp_path):
 def test_a_kill_at_any_moment_and_another_number_of_processes(source, tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.safetensors")
     whole = tokenize(open_images(source, size=SIZE), tokenizer, tmp_path / "whole")
-    program = Path(__file__).parent / "killed_processes.py"
-    line = [sys.executable, program, source, tmp_path / "tokenizer.safetensors", tmp_path / "tries"]
+    program = Path(__file__).parents[1] / "killed_processes.py"
+    line = [sys.executable, program, "tokens", source, tmp_path / "tokenizer.safetensors", tmp_path / "tries"]
     done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tries = list((tmp_path / "tries").iterdir())
     # Two indexes, three files for each shard, a record for that of which nothing is readable, and the last one's end.
     assert len(tries) == 2 + 3 * len(whole.index.shards) + 1 + 6 + 1
-    assert all(files(folder) == files(tmp_path / "whole") for folder in tries)
+    assert all(contents(folder) == contents(tmp_path / "whole") for folder in tries)
 
 
 def test_a_class_without_a_readable_image_is_named(tokenizer, tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from same import contents
 
 from ctf.errors import InputError
 from ctf.layout import Layout
@@ -30,10 +31,6 @@ def write(folder: Path, numbers: Sequence[int] = range(5)) -> TokenWriter:
     return writer
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_written_tokens_are_read_back(tmp_path):
     tokens, labels, _ = zip(*shards(), strict=True)
     found = write(tmp_path).close()
@@ -50,7 +47,7 @@ def test_resumed_is_uninterrupted(tmp_path, first):
     missing = TokenWriter(tmp_path / "parts", settings()).missing()
     assert missing == [number for number in range(5) if number not in first]
     write(tmp_path / "parts", missing).close()
-    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
 def test_each_process_has_its_own_shards(tmp_path):
@@ -77,16 +74,16 @@ def test_a_truncated_shard_is_missing(tmp_path, name, length):
     writer = TokenWriter(tmp_path / "cut", settings())
     assert writer.missing() == [1] or (name, length) == ("shard-00001.json", -1)  # the end of a line
     write(tmp_path / "cut", writer.missing()).close()
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     write(tmp_path).close()
-    before = files(tmp_path)
+    before = contents(tmp_path)
     (tmp_path / "shard-00004.json").write_text("{}")
     (tmp_path / ".tokens-00001.npy.01234567.tmp").touch()
     TokenWriter(tmp_path, settings()).close()
-    assert files(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_other_settings_are_named(tmp_path):

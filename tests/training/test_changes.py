@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, field
 
 import pytest
+from same import contents
 from tiny_runs import make_loop, make_token_objective, make_token_set
 
 from ctf.errors import InputError
@@ -29,10 +30,6 @@ def start(tokens, out, optimizer=None, **settings):
     optimizer = optimizer or OptimizerConfig(learning_rate=1e-3)
     made = Settings(make_loop(**{"steps": 4, "batch_size": 8, **settings}), optimizer, **fields)
     return train(make_token_objective(tokens, held_out=tokens), out, made.optimizer, made.loop, made)
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
