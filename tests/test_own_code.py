@@ -100,9 +100,9 @@ def test_what_is_no_kind_no_sampler_and_no_filter(stage):
 
 
 def test_a_filter_counts_at_temperature_0_too(stage):
-    Path("even.py").write_text("def ban(logits):\n    logits[..., 1::2] = -float('inf')\n    return logits\n")
-    drawn = stage.generate(torch.arange(2), Random([0, 1]), Sampling(filter="even.py:ban", temperature=0.0))
-    assert not (drawn % 2).any()
+    Path("odd.py").write_text("def ban_even(logits):\n    logits[..., ::2] = -float('inf')\n    return logits\n")
+    drawn = stage.generate(torch.arange(2), Random([0, 1]), Sampling(filter="odd.py:ban_even", temperature=0.0))
+    assert (drawn % 2 == 1).all()
 
 
 def test_the_command_takes_a_kinds_own_settings(make_tokenizer, capsys):
