@@ -98,10 +98,8 @@ def read_checkpoint(source: str | Path, allow_namespace: bool = False) -> Any:
 def _is_of_another_format(path: Path) -> bool:
     """Whether a file can be no output of `torch.save`, not even a truncated one."""
     if zipfile.is_zipfile(path):
-        with (
-            contextlib.suppress(zipfile.BadZipFile),
-            zipfile.ZipFile(path) as archive,
-        ):  # a damaged one may be PyTorch's
+        # A damaged one may be PyTorch's.
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             return not any(name.endswith("data.pkl") for name in archive.namelist())
     with path.open("rb") as file:
         beginning = file.read(2)

@@ -308,3 +308,7 @@ def test_a_link_to_a_folder_above_is_passed_over(tmp_path):
     (tmp_path / "photos" / "emu").symlink_to("../elsewhere")
     images = open_images(str(tmp_path / "photos"), None, SIZE)
     assert (classes(images), len(images)) == (["cat", "dog", "emu"], 3)
+    (tmp_path / "photos" / "cat" / "dogs").symlink_to("../dog")
+    (tmp_path / "photos" / "dog" / "cats").symlink_to("../cat")  # and so on in a circle
+    images = open_images(str(tmp_path / "photos"), None, SIZE)
+    assert classes(images) == ["cat", "cat", "dog", "dog", "emu"]

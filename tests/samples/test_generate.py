@@ -219,6 +219,7 @@ def test_samples_are_written_where_a_link_leads(pipeline, tmp_path, name):
     sample(pipeline, tmp_path / name)
     assert (tmp_path / name).is_symlink()
     assert SampleSet.open(tmp_path / name).count == 4
+    assert "left as they are" in sample(pipeline, tmp_path / name)
 
 
 # Several processes, one after another

@@ -152,8 +152,11 @@ def test_nothing_to_write(tmp_path):
 def test_a_set_that_cannot_be_written_leaves_nothing_in_the_way(tmp_path):
     tokens = np.zeros((9, 4), int)
     tokens[-1] = 16
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "tokens-mine.npy").touch()
     with pytest.raises(InputError, match="codebook size"):
         write_token_set(tmp_path / "set", tokens, np.zeros(9, int), 16, shard_size=4)
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["tokens-mine.npy"]
     tokens[-1] = 15
     assert len(write_token_set(tmp_path / "set", tokens, np.zeros(9, int), 16, shard_size=4)) == 9
 

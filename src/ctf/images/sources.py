@@ -65,14 +65,13 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
 def files_below(folder: Path, split: str | None) -> list[str]:
     """Paths below a folder of all files that are not hidden, and with "/" at their end of folders that hold nothing.
 
-    If a sub-folder is called `split`, the others are listed as empty, since they may be large. Links to a folder above
-    are passed over: they would lead to every file again.
+    If a sub-folder is called `split`, the others are listed as empty, since they may be large. Links to a folder
+    above are passed over.
     """
-    found, top = [], folder.resolve()
-    above = {top, *top.parents}
+    found = []
     for root, subfolders, names in os.walk(folder, followlinks=True):
         below = [Path(root, name) for name in subfolders if not is_hidden(name)]
-        subfolders[:] = [path.name for path in below if not (path.is_symlink() and path.resolve() in above)]
+        subfolders[:] = [path.name for path in below if not _leads_up(path)]
         if root == str(folder) and split is not None and split in subfolders:
             found += [f"{name}/" for name in subfolders if name != split]
             subfolders[:] = [split]
@@ -82,6 +81,11 @@ def files_below(folder: Path, split: str | None) -> list[str]:
             found.append(prefix)
         found += [prefix + name for name in names if not is_hidden(name)]
     return found
+
+
+def _leads_up(path: Path) -> bool:
+    """Whether a folder is a link to one that it lies in, also by way of other links: its files would come again."""
+    return path.is_symlink() and any(above.resolve().is_relative_to(path.resolve()) for above in path.parents)
 
 
 def emoji_records(source: str, split: str | None) -> Records:

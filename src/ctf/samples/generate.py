@@ -57,6 +57,7 @@ def sample_to(
         InputError: nothing to sample, what the pipeline refuses, or other samples under this name.
     """
     out, overrides = Path(out), overrides or {}
+    out = out.resolve() if out.is_symlink() else out
     if out.suffix != ".png" and out.suffix.lower() in Image.registered_extensions():
         raise InputError(f"{out}: samples are a folder, an .npz, or a .png for the contact sheet: take such a name")
     rank, processes = rank_and_world()
@@ -100,8 +101,6 @@ def sample_to(
     else:
         write_folder(merged, shards.batches(), chosen, pipeline.class_names, seed, before)
     manifest.save(manifest_path(merged))
-    if out.is_symlink():
-        out = out.resolve()
     if out.suffix == ".npz":  # before the images, because a set is finished once `out` exists
         os.replace(manifest_path(merged), manifest_path(out))
     os.replace(merged, out)

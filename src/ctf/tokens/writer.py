@@ -134,6 +134,14 @@ class TokenWriter:
             path.unlink(missing_ok=True)
         return TokenSet.open(self.folder)
 
+    def remove(self) -> None:
+        """Delete the index and the shards, and nothing else of the folder."""
+        (self.folder / "index.json").unlink(missing_ok=True)
+        for shard in range(len(self)):
+            self._record(shard).unlink(missing_ok=True)
+            for path_of in (tokens_path, labels_path):
+                path_of(self.folder, _stem(shard)).unlink(missing_ok=True)
+
     @property
     def _shape(self) -> tuple[int, int]:
         """(A, N)."""
@@ -257,7 +265,5 @@ def write_token_set(
             writer.add(shard, tokens[rows.start : rows.stop], labels[rows.start : rows.stop])
         return writer.close()
     except BaseException:  # half a set would be in the way of the next try
-        for pattern in ("index.json", "shard-*.json", "tokens-*.npy", "labels-*.npy"):
-            for path in folder.glob(pattern):
-                path.unlink()
+        writer.remove()
         raise
