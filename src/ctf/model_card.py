@@ -153,7 +153,8 @@ def model_card(pipeline: StagePipeline, about: About) -> str:
         f"**Data.** {about.data or 'Not stated.'}",
         f"**Licence.** {about.licence or 'Not stated.'}",
         _table("| measured | |", [f"{name.replace('_', ' ')} | {value:.6g}" for name, value in about.metrics.items()]),
-        f"Settings of the training runs, versions, and fingerprints of the weights: [{MANIFEST}]({MANIFEST}).",
+        f"{'Settings of the training runs, versions' if about.training else 'Versions'} and fingerprints of the "
+        f"weights: [{MANIFEST}]({MANIFEST}).",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
