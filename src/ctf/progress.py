@@ -21,6 +21,7 @@ def progress_bar(total: int, name: str, unit: str, initial: int = 0, hidden: boo
         mininterval=interval,
         smoothing=0.1,
         delay=0.5,
+        leave=None,  # a bar within another one goes when it is full
         # As tqdm's own, but for a number that may be a fraction: images of a batch that is under way.
         bar_format="{l_bar}{bar}| {n:.0f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
     )

@@ -18,6 +18,7 @@ from ctf.images.sheet import contact_sheet
 from ctf.models.loss import ClusterLoss
 from ctf.models.transformer import Block, compile_blocks
 from ctf.preview import level_embeddings
+from ctf.progress import progress_bar
 from ctf.sampling.draw import find_filter
 from ctf.sampling.random import Random
 from ctf.sampling.samplers import find_sampler
@@ -115,12 +116,15 @@ class TokenObjective(Objective):
         if self.held_out is None:
             return {}
         nats = hits = 0.0
-        for start in range(64 * processes.rank, len(self.held_out), 64 * processes.world):
-            images = range(start, min(start + 64, len(self.held_out)))
-            tokens, labels = self.held_out.gather(images), torch.from_numpy(self.held_out.labels[images])
-            log_prob, right = module.scores(tokens.to(module.device), labels.to(module.device), self.measured)
-            nats -= log_prob.double().sum().item()
-            hits += right.double().sum().item()
+        starts = range(64 * processes.rank, len(self.held_out), 64 * processes.world)
+        with progress_bar(len(starts), "evaluate", "batch", hidden=not processes.is_first) as bar:
+            for start in starts:
+                images = range(start, min(start + 64, len(self.held_out)))
+                tokens, labels = self.held_out.gather(images), torch.from_numpy(self.held_out.labels[images])
+                log_prob, right = module.scores(tokens.to(module.device), labels.to(module.device), self.measured)
+                nats -= log_prob.double().sum().item()
+                hits += right.double().sum().item()
+                bar.update()
         nats, hits = processes.sum(torch.tensor([nats, hits], dtype=torch.float64)).tolist()
         count = len(self.held_out) * self.held_out.num_tokens
         metrics = {"loss": nats / count, "bits_per_token": bits(nats / count), "accuracy": hits / count}
