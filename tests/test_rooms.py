@@ -10,7 +10,7 @@ import ctf
 SOURCE = Path(ctf.__file__).parent
 #: From the bottom up: each imports from lower layers only, never from its own.
 LAYERS = [
-    {"errors", "progress", "fingerprint"},
+    {"errors", "progress", "fingerprint", "elementwise"},
     {"files", "cache", "layout", "device", "torchrun", "classes"},
     {"weights", "plugins"},
     {"images"},

@@ -385,7 +385,9 @@ class StagePipeline:
             return [self._pack(stage) for stage in self.stages]
 
     def _pack(self, stage: Stage) -> Stage:
-        key = ([(p.data_ptr(), p._version) for p in stage.parameters()], self.compute, stage.sampling)
+        # Weights that were opened in inference mode have no version: they cannot be trained.
+        weights = [(p.data_ptr(), None if p.is_inference() else p._version) for p in stage.parameters()]
+        key = (weights, self.compute, stage.sampling)
         if stage.name not in self._packed or self._packed[stage.name][0] != key:
             self._packed.pop(stage.name, None)  # its memory goes first
             self._packed[stage.name] = (key, stage.pack(self.compute))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctf.elementwise import elementwise, gelu
 from ctf.errors import InputError
 from ctf.models.config import Compute, Quantize
 
@@ -67,7 +68,7 @@ class WithBias(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.product(x)
         y = y if self.bias is None else y + self.bias
-        return F.gelu(y, approximate="tanh") if self.gelu else y
+        return elementwise(gelu, y) if self.gelu else y
 
 
 class PackedLinear(nn.Module):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctf.elementwise import elementwise, gelu
 from ctf.models.attention import scale_attention
 from ctf.models.cache import KeyValueCache, attend_cached_scale
 from ctf.models.next_scale_config import NextScaleConfig
@@ -57,7 +58,7 @@ class ScaleFeedForward(nn.Module):
         self.down = nn.Linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(elementwise(gelu, self.up(x)))
 
 
 class ScaleBlock(Block):
@@ -111,7 +112,7 @@ def silu(y: Tensor) -> Tensor:
     such pieces leave nothing over.
     """
     dim = y.shape[-1]
-    return F.silu(F.pad(y, (0, -dim % 32)))[..., :dim] if dim % 32 else F.silu(y)
+    return elementwise(F.silu, F.pad(y, (0, -dim % 32)))[..., :dim]
 
 
 class NextScaleTransformer(nn.Module):

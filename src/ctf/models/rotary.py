@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ctf.elementwise import ONE_THREAD, cuts
 from ctf.layout import Layout
 
 
@@ -36,6 +37,15 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     pairs = values.unflatten(-1, (-1, 2))  # (B, n, heads, head_dim/2, 2)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         turns = torch.complex(cos[..., ::2], sin[..., 1::2])
-        return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).type_as(x)
+        return torch.view_as_real(_turned(torch.view_as_complex(pairs), turns)).flatten(-2).type_as(x)
     swapped = torch.stack(pairs.unbind(-1)[::-1], -1).flatten(-2)
     return (values * cos + swapped * sin).type_as(x)
+
+
+def _turned(pairs: Tensor, turns: Tensor) -> Tensor:
+    """Complex products of pairs (B, n, heads, p) and turns (n, 1, p), or (B, n, 1, p); see `ctf.elementwise`."""
+    if not cuts(pairs.numel(), pairs.shape[-1]):
+        return pairs * turns
+    count = ONE_THREAD // pairs[0, 0].numel()
+    rows = pairs.flatten(0, 1).split(count), turns.expand(*pairs.shape[:2], 1, -1).flatten(0, 1).split(count)
+    return torch.cat([row * turn for row, turn in zip(*rows, strict=True)]).view(pairs.shape)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ctf.elementwise import elementwise
 from ctf.models.attention import attend as attend_whole
 from ctf.models.attention import group_attention
 from ctf.models.cache import KeyValueCache, attend_cached, attend_cached_group
@@ -65,7 +66,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_and_up(x)  # (B, n, ffn_dim)
-        gate = F.silu(gate)
+        gate = elementwise(F.silu, gate)
         return self.w2(gate * up if torch.is_grad_enabled() else gate.mul_(up))  # in place where no gradient needs it
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctf.elementwise import elementwise
 from ctf.errors import InputError
 from ctf.plugins import import_plugins, load_object
 from ctf.sampling.draw import draw
@@ -65,7 +66,8 @@ class Confidence(Sampler):
     def __call__(self, step: Step) -> Tensor:
         choice = draw(step.logits, step.uniform(step.number), step.sampling)
         # Clamped, since 0 would make a Gumbel number of −inf.
-        gumbel = -(-step.uniform(step.steps + step.number).clamp(min=2.0**-33).log()).log()
+        uniform = step.uniform(step.steps + step.number).clamp(min=2.0**-33)
+        gumbel = -elementwise(torch.log, -elementwise(torch.log, uniform))
         noise = step.sampling.noise * (1 - (step.number + 1) / step.steps) * gumbel.float()
         confidence = step.logits.log_softmax(-1).gather(-1, choice[..., None]).squeeze(-1) + noise
         best = confidence.masked_fill(step.known, -torch.inf).topk(step.count).indices

@@ -1,0 +1,54 @@
+"""With any number of threads an image's values are the same bits alone and in a batch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ctf
+from ctf.elementwise import cuts, elementwise
+from ctf.layout import Layout
+from ctf.models.rotary import rotary_table, rotate
+
+IMAGES = 5
+
+
+@pytest.fixture(params=[3, 4, 6], autouse=True)
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(before)
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def is_exact(function, x):
+    """Whether images have the same bits alone and in batches, of which one is cut within a vector."""
+    parts = [[function(part) for part in x.split(size)] for size in (1, 2, 3, IMAGES)]
+    return all(torch.equal(torch.cat(part), torch.cat(parts[0])) for part in parts)
+
+
+@pytest.mark.parametrize("function", [F.silu, torch.exp, torch.log])
+def test_functions(function):
+    x = normal(IMAGES, 64, 256).abs()
+    assert cuts(x.numel(), 64)
+    assert is_exact(lambda x: elementwise(function, x), x)
+    torch.testing.assert_close(elementwise(function, x), function(x))
+
+
+@pytest.mark.parametrize("heads", [6, 11])
+def test_rotation(heads):
+    table = rotary_table(Layout.square(16), 48, 10_000)[1:]
+    x = normal(IMAGES, 256, heads, 48)
+    assert is_exact(lambda x: rotate(x, table), x)
+    assert is_exact(lambda x: rotate(x, table.expand(len(x), *table.shape)), x)
+    torch.testing.assert_close(rotate(x, table), rotate(x.double(), table.double()).float())
+
+
+def test_stages_of_the_bundled_model():
+    tokens = torch.randint(16_384, (IMAGES, 64), generator=torch.Generator().manual_seed(0))
+    for stage in ctf.Pipeline.from_pretrained("emoji", "cpu").packed():
+        assert is_exact(lambda images, stage=stage: stage.logits(tokens[images], images), torch.arange(IMAGES))
