@@ -737,6 +737,8 @@ SAYS = [
     ("plan", "--gpus 3", "4 images is not a multiple of 3 GPUs"),
     ("push", "--model nowhere", "nowhere: no such model folder"),
     ("push", "--to 'owner/a b'", "that is no name on the Hub"),
+    ("push", "--metrics [rows.json]", "rows.json holds figures in several numbers of steps",
+     written("rows.json", '{"rows": [], "order_seed": 0}')),
     ("push", "--metrics [f.json]", "f.json holds no figures",
      written("f.json", '{"fid": "low", "good": true, "kid": NaN}')),
     ("push", "--sheet codebook.npy", "cannot be read as an image"),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ctf.cli import main
+from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.files import read_json
 from ctf.layout import Layout
@@ -45,6 +46,18 @@ def stage():
     return new_stage(
         "my_kind.py:Independent", "any", name="only", layout=Layout((2, 3)), num_classes=2, codebook_size=24
     )
+
+
+def test_an_own_kind_as_stage_2_chooses_within_the_clusters():
+    clusters = CoarseMap(torch.tensor([0, 0, 0, 1, 1, 2] * 4), "test", 0, "none")
+    facts = {"layout": Layout((2, 3)), "num_classes": 2, "codebook_size": 24, "spread": 1.0}
+    stage = new_stage("my_kind.py:Independent", "any", name="fine", given=clusters, **facts)
+    tokens, labels = torch.tensor(TRUTH), torch.arange(2)
+    same = clusters.fine_to_coarse[tokens][..., None] == clusters.fine_to_coarse  # (B, N, 24)
+    expected = stage.table[labels].masked_fill(~same, -torch.inf).log_softmax(-1).gather(-1, tokens[..., None])
+    torch.testing.assert_close(stage.log_prob(tokens, labels), expected.squeeze(-1))
+    given = clusters.fine_to_coarse[tokens]
+    assert torch.equal(clusters.fine_to_coarse[stage.generate(labels, Random([0, 1]), given=given)], given)
 
 
 def test_an_own_kind_trains_samples_completes_and_is_saved(stage, make_tokenizer, monkeypatch):

@@ -12,10 +12,12 @@ from ctf.codebook import cluster_codebook
 from ctf.completion import cells_in_region
 from ctf.errors import ELSEWHERE, InputError
 from ctf.images import to_bytes
+from ctf.images.pixels import to_tensor
 from ctf.layout import Layout
 from ctf.model_folder import Pipeline
 from ctf.models import Compute
 from ctf.pipeline import StagePipeline
+from ctf.samples.complete import BLANK, known_part
 from ctf.sampling import Random, Sampling
 from ctf.sampling.settings import SETTINGS
 from ctf.stages import generate_tokens
@@ -157,6 +159,11 @@ def test_completion_keeps_the_cells_of_every_scale(scales_pipeline):
     tokens = scales_pipeline.generate_tokens(torch.tensor([1, 2]), [0, 1], known)
     assert torch.equal(tokens[:, known >= 0], known[known >= 0].expand(2, -1))
     assert scales_pipeline.complete(image, mask, [1])[0].size == (16, 16)
+    tokenizer = scales_pipeline.tokenizer
+    whole = scales_pipeline.decode(tokenizer.encode(to_tensor(np.array(image)[None])))[0]
+    shown = known_part(scales_pipeline, image, mask)
+    assert np.array_equal(shown[:, 8:], whole[:, 8:]), "the kept part with what coarser scales add"
+    assert (shown[:, :8] == BLANK).all()
 
 
 def test_a_preview_that_is_left_changes_nothing(make_pipeline):

@@ -108,17 +108,22 @@ def versions() -> dict[str, str]:
 
 
 def read_metrics(path: str | Path) -> dict[str, float]:
-    """The numbers in a JSON object, or in its entry "metrics", as `ctf evaluate` writes them.
+    """The numbers in a JSON object, or in its entry "metrics", as `ctf evaluate samples` and `likelihood` write them.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or several of each.
     """
     values = read_json(path)
+    if isinstance(values, dict) and "rows" in values:
+        raise InputError(f"{path} holds figures in several numbers of steps: give those of one, without --steps")
     if isinstance(values, dict) and isinstance(values.get("metrics"), dict):
         values = values["metrics"]
     numbers = {n: v for n, v in values.items() if _is_number(v)} if isinstance(values, dict) else {}
     if not numbers:
-        raise InputError(f"{path} holds no figures: give what `ctf evaluate` writes, or a JSON object of numbers")
+        raise InputError(
+            f"{path} holds no figures: give what `ctf evaluate samples` or `likelihood` writes, or a JSON object of "
+            "numbers"
+        )
     return numbers
 
 

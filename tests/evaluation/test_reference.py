@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from colours import Quarters, quarters, random_images
@@ -54,6 +56,11 @@ def test_statistics_are_those_of_the_features(opened, folder, images):
     assert (reference.count, reference.image_size, reference.origin) == (30, (8, 8), "computed")
     smaller = opened(folder, Quarters(), image_size=(4, 4))
     assert (smaller.image_size, smaller.resize) == ((4, 4), "ADM's centre crop")
+
+
+def test_a_folder_of_images_may_hold_a_manifest_of_its_own(opened, folder):
+    Path(folder, "manifest.json").write_text('{"name": "my page"}')
+    assert opened(folder, Quarters(), image_size=(8, 8)).count == 30
 
 
 def test_moments_of_an_adm_batch_are_taken_as_they_are(opened, batch, images):

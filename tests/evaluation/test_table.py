@@ -11,14 +11,16 @@ METRICS = {"FID": 2.8841, "sFID": 5.5, "IS": 271.13, "precision": 0.8312, "recal
 COLUMNS = ("parameters_millions", "FID", "IS", "precision", "recall")
 
 
-def make_evaluation(metrics=METRICS, name="inception", count=50_000, size=256, origin="moments from file"):
+def make_evaluation(
+    metrics=METRICS, name="inception", count=50_000, size=256, origin="moments from file", images=10_000
+):
     return Evaluation(
         metrics,
         {"name": name, "fingerprint": "f" * 16, "dimensions": 2048},
         {"source": "runs/mine.npz", "count": count, "image_size": [size, size], "manifest": None},
         {
             "source": "VIRTUAL_imagenet256_labeled.npz",
-            "count": 10_000,
+            "count": images,
             "image_size": [size, size],
             "fingerprint": "a" * 16,
             "origin": origin,
@@ -70,6 +72,7 @@ def test_a_comparable_run_stands_in_the_table():
         ({"count": 10_000}, "10,000 samples"),
         ({"size": 384}, "384 × 384 pixels"),
         ({"origin": "computed"}, "ADM's ImageNet batch"),
+        ({"images": 0}, "ADM's ImageNet batch"),
     ],
     ids=str,
 )

@@ -63,6 +63,15 @@ def test_gather_is_indexing(token_set, arrays, wanted):
     np.testing.assert_array_equal(token_set.gather(indices, 1), arrays[0][indices, 1])
 
 
+@pytest.mark.parametrize(
+    ("names", "plain"),
+    [(["none", "flip", "x"], 0), (["1.1/top-left", "1.1/center", "1.1/center/flip"], 1), (["a", "b", "c"], 0)],
+)
+def test_without_an_augmentation_the_plainest_is_taken(tmp_path, arrays, names, plain):
+    token_set = write_token_set(tmp_path, *arrays, codebook_size=K, layout=Layout((2, 3)), augmentations=names)
+    np.testing.assert_array_equal(token_set.gather(range(N)), arrays[0][:, plain])
+
+
 def test_describe_counts_what_is_there(token_set, arrays):
     tokens, labels = arrays
     _, counts = np.unique(tokens, return_counts=True)

@@ -55,6 +55,6 @@ def complete(
     pipeline = Pipeline.from_pretrained(model, device, Compute(dtype))
     where = open_picture(mask) if mask else region_mask(picture.size, region or ())
     known = pipeline.known_tokens(picture, where)
-    before = [known_part(pipeline, known)]
+    before = [known_part(pipeline, picture, where)]
     if line := sample_to(pipeline, out, labels, num, seed, batch_size, sampling, None, model, known, before):
         print(line)

@@ -26,7 +26,7 @@ def push(
         private: only its owner may see it. One that is there already stays as it is, and must be private.
         data: what it was trained on, in words.
         licence: of the weights, as the Hub abbreviates it: apache-2.0, mit, cc-by-4.0, other, …
-        metrics: JSON files of figures, as `ctf evaluate` writes them.
+        metrics: JSON files of figures, as `ctf evaluate samples` and `likelihood` write them.
         sheet: a contact sheet, a PNG file.
     """
     from ctf.images.sheet import png_bytes

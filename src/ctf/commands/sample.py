@@ -45,8 +45,8 @@ def sample(
         decoder_dtype: of the tokenizer's decoder. LlamaGen's is float32, and so are the images that the paper's
             Table 1 is of.
         quantize: int8 weights in all stages, on a CPU.
-        compile: on a CPU, compile the steps of sampling: about 30 s of warm-up and a C++ compiler; saves a few %
-            (float32), 20 % (int8). A GPU always compiles.
+        compile: on a CPU, compile the steps of autoregressive stages: about 30 s of warm-up and a C++ compiler; saves a
+            few % (float32), 20 % (int8). A GPU always compiles.
         device: where to sample; auto is a GPU where there is one, under torchrun another for each process.
     """
     from ctf.model_folder import Pipeline

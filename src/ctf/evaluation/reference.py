@@ -19,7 +19,7 @@ from ctf.evaluation.features import FeatureExtractor
 from ctf.evaluation.statistics import FeatureStatistics
 from ctf.images.image_set import open_images
 from ctf.progress import progress_bar
-from ctf.samples.manifest import manifest_path
+from ctf.samples.manifest import is_sample_set
 from ctf.samples.sample_set import SampleSet
 
 #: Reference images of precision and recall; ADM's reference batches hold as many.
@@ -198,7 +198,7 @@ def open_reference_images(
         InputError: nothing there, of another size, or a split of a source that has none.
     """
     images: SampleSet
-    if source.endswith(".npz") or manifest_path(source).exists():
+    if source.endswith(".npz") or is_sample_set(source):
         if split is not None:
             raise InputError(f"{source} has no splits: leave out split {split!r}")
         images = SampleSet.open(source)

@@ -40,7 +40,7 @@ def differences(evaluation: Evaluation) -> list[str]:
         found.append(f"{count:,} samples; the published metrics are of 50,000.")
     if size != [256, 256]:
         found.append(f"{size[0]} × {size[1]} pixels; the published metrics are of 256 × 256.")
-    if reference["origin"] != "moments from file":
+    if reference["origin"] != "moments from file" or not reference["count"]:
         found.append(
             f"The reference is {reference['source']}; the published metrics use ADM's ImageNet batch and its moments."
         )

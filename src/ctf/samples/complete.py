@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
+from ctf.completion import split_by_mask
 from ctf.errors import InputError
 from ctf.files import existing
 from ctf.images.image_set import decode
+from ctf.images.pixels import to_tensor
 from ctf.pipeline import StagePipeline
 
 #: What a picture shows where tokens are generated.
@@ -62,11 +64,18 @@ def region_mask(size: tuple[int, int], region: Sequence[float]) -> np.ndarray:
     return mask
 
 
-def known_part(pipeline: StagePipeline, known: Tensor) -> np.ndarray:
-    """The kept part of an image, decoded by the tokenizer, and white elsewhere: uint8 (H, W, 3)."""
-    image = pipeline.decode(known.clamp(min=0)[None])[0].copy()
+def known_part(pipeline: StagePipeline, picture: Image.Image, mask: np.ndarray | Image.Image) -> np.ndarray:
+    """The kept part of a picture as the tokenizer shows it, and white elsewhere: uint8 (H, W, 3).
+
+    Raises:
+        InputError: as `StagePipeline.known_tokens`.
+    """
+    cropped, where = split_by_mask(picture, mask, pipeline.image_size, pipeline.layout)
+    with torch.no_grad():  # all tokens: each scale of several adds to every pixel
+        tokens = pipeline.tokenizer.encode(to_tensor(np.array(cropped)[None]).to(pipeline.device))
+    image = pipeline.decode(tokens)[0].copy()
     rows, columns = pipeline.layout.finest
-    generated = (known[pipeline.layout.slices[-1]] < 0).view(rows, columns).numpy()
+    generated = where[pipeline.layout.slices[-1]].view(rows, columns).numpy()
     high, wide = image.shape[0] // rows, image.shape[1] // columns
     image[generated.repeat(high, 0).repeat(wide, 1)] = BLANK
     return image

@@ -180,6 +180,12 @@ def manifest_path(samples: str | Path) -> Path:
     return samples.with_suffix(".manifest.json") if samples.suffix == ".npz" else samples / "manifest.json"
 
 
+def is_sample_set(folder: str) -> bool:
+    """Whether a folder holds the manifest of a sample set. Raises InputError: a damaged one."""
+    path = manifest_path(folder)
+    return path.exists() and isinstance(values := read_json(path), dict) and values.get("ctf") == "samples"
+
+
 def weights_of(pipeline: StagePipeline) -> dict[str, str]:
     """`part_fingerprint` of each part by its name."""
     return {name: part_fingerprint(part) for name, part in pipeline.parts().items()}

@@ -43,7 +43,7 @@ class Sampling:
         order_seed: of the orders random and locality; all images share one order.
         sampler: how a step chooses labels: "independent", "confidence" or one of yours, "file.py:Class"; None is the
             sampler of the order.
-        noise: on the confidence in the first step, in nats; it falls linearly to 0 in the last (MaskGIT's 4.5).
+        noise: on the confidence, in nats; step t of T has 1 − t/T of it (MaskGIT's 4.5).
         filter: one of yours after top-k and top-p, "file.py:function": float32 logits (…, V) → the same, −inf for what
             is never drawn.
 

@@ -106,6 +106,7 @@ class Drawable(Protocol):
     def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> Any: ...
     def hidden(self, state: Any, group: Group) -> Tensor: ...
     def head(self, hidden: Tensor, given: Tensor | None) -> Tensor: ...
+    def of_members(self, logits: Tensor, given: Tensor | None) -> Tensor: ...
     def observe(self, state: Any, group: Group, labels: Tensor) -> None: ...
 
 
@@ -213,7 +214,7 @@ def _draw(
     for start in range(0, len(hidden), images):
         part = slice(start, start + images)
         clusters = None if given is None else given[part, at]  # (b, n)
-        logits = stage.head(hidden[part], clusters)  # (b, n, outputs)
+        logits = stage.of_members(stage.head(hidden[part], clusters), clusters)  # (b, n, outputs)
         step = Step(logits, tokens[part, at], group.count, number, steps, _part(uniform, part, at), plan.sampling)
         labels = sampler(step)
         if stage.members is not None:  # the sampler chose a column among the cluster's members

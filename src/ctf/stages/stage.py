@@ -170,7 +170,7 @@ class Stage(nn.Module, ABC):
             plan: steps, order and kept positions, from `plan`; the stage's defaults when None.
 
         Returns:
-            (B, N, vocabulary); with support "cluster" of given labels (B, N, size of the largest cluster), the
+            (B, N, vocabulary); or, with support "cluster" of given labels, (B, N, size of the largest cluster) of the
             members of each position's cluster in order, see `member_logits`.
 
         Raises:
@@ -199,6 +199,14 @@ class Stage(nn.Module, ABC):
     def head(self, hidden: Tensor, given: Tensor | None) -> Tensor:
         """States (b, n, dim) and given labels (b, n) → float32 logits (b, n, outputs); here they are logits."""
         return hidden.float()
+
+    def of_members(self, logits: Tensor, given: Tensor | None) -> Tensor:
+        """Logits (…, outputs): of the given clusters' members, where a kind has computed those of all labels."""
+        if self.members is None or logits.shape[-1] == self.outputs:
+            return logits
+        assert given is not None
+        of_cluster = logits.gather(-1, self.members.table[given])
+        return of_cluster.masked_fill(~self.members.inside[given], -torch.inf)
 
     @property
     def vocabulary(self) -> int:
@@ -323,9 +331,9 @@ class Stage(nn.Module, ABC):
         self, tokens: Tensor, labels: Tensor, sampling: Sampling | None = None, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """`log_prob`, and whether the most probable label is the true one: float32 and bool, (B, N) each."""
-        targets, _ = self.levels(tokens)
+        targets, given = self.levels(tokens)
         columns = targets if self.members is None else self.members.index[targets]  # (B, N), of the true labels
-        logits = self.logits(tokens, labels, self.plan(sampling, kept)).float()  # (B, N, outputs)
+        logits = self.of_members(self.logits(tokens, labels, self.plan(sampling, kept)).float(), given)
         losses = F.cross_entropy(logits.flatten(0, 1), columns.flatten(), reduction="none")  # (B · N,), eqs. 4, 9, 10
         return -losses.view(targets.shape), logits.argmax(-1) == columns
 

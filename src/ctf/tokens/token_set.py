@@ -225,14 +225,20 @@ class TokenSet:
         """int64 [number of classes]."""
         return np.bincount(self.labels, minlength=self.num_classes)
 
-    def gather(self, indices: ArrayLike, augmentations: ArrayLike = 0) -> Tensor:
-        """Tokens of images `indices` [b] in [0, n) under `augmentations` [b], or one for all: int64 [b, N].
+    @property
+    def plain(self) -> int:
+        """The augmentation that changes least: none, or the centre of ten crops or shifts."""
+        names = [name.split("/")[-1] for name in self.augmentations]
+        return next((place for place, name in enumerate(names) if name in ("none", "center")), 0)
+
+    def gather(self, indices: ArrayLike, augmentations: ArrayLike | None = None) -> Tensor:
+        """Tokens of images `indices` [b] in [0, n) under `augmentations` [b], one for all, or `plain`: int64 [b, N].
 
         Raises:
             InputError: a shard holds a token that is not below K; the message names it.
         """
         indices = np.asarray(indices)
-        augmentations = np.broadcast_to(augmentations, indices.shape)
+        augmentations = np.broadcast_to(self.plain if augmentations is None else augmentations, indices.shape)
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
         tokens = np.empty((len(indices), self.num_tokens), np.int64)
         for shard in np.unique(shard_of):

@@ -154,4 +154,4 @@ class TokenObjective(Objective):
 def _fingerprint(tokens: TokenSet) -> str:
     """Of the labels of all images and the tokens of some, evenly spread: what tells one training set from another."""
     shown = np.unique(np.linspace(0, len(tokens) - 1, FINGERPRINTED).astype(np.int64))
-    return joint_fingerprint([torch.from_numpy(tokens.labels), tokens.gather(shown)])
+    return joint_fingerprint([torch.from_numpy(tokens.labels), tokens.gather(shown, 0)])
