@@ -538,6 +538,18 @@ def test_too_short_a_time_is_said_with_the_least_that_makes_sense(known_times, p
     assert "Timing a little of tokens, clusters, coarse, fine, report" in said
 
 
+def test_a_time_in_which_not_every_training_sees_every_image_is_said(known_times, photos):
+    known_times(step=1.0)
+    said = "only from 72 s on does each training see every image"
+    assert said in chosen_for(photos, "60s", image_size=32, batch_size=1, tokenizer="emoji").table()
+    assert "see every image" not in chosen_for(photos, "70s", image_size=32, batch_size=1, tokenizer="emoji").table()
+
+
+def test_any_bundled_tokenizer_that_keeps_enough_is_better_than_a_new_one(known_times, kept, photos):
+    kept(emoji={"psnr": 19.6}, photos={"psnr": 20.5})  # within what fewer tokens may cost
+    assert chosen_for(photos, image_size=32).tokenizer == "photos"
+
+
 def test_codebooks_suit_the_family():
     sizes = {name: tokenizer_to_train(recipe, 64, 100_000, False) for name, recipe in RECIPES.items()}
     assert {name: (made.codebook_size, made.downsampling) for name, made in sizes.items()} == {

@@ -55,10 +55,22 @@ LAYOUTS = {
         {"x.tar": tar([{"json": json.dumps({"label": i}).encode(), "png": i} for i in range(3)])},
         *("", None, ["0", "1", "2"], [0, 1, 2], range(3)),
     ),
+    "a column": (
+        {"x.tar": tar([{"json": json.dumps({"breed": "ab"[i], "label": 0}).encode(), "png": i} for i in range(2)])},
+        *("/x.tar#breed", None, ["a", "b"], [0, 1], range(2)),
+    ),
     "tar without labels": ({"x.tar": tar([{"png": i} for i in range(3)])}, "", None, ["image"], [0] * 3, range(3)),
     "gif": ({"x.tar": tar([{"gif": i, "cls": b"0"} for i in range(2)])}, "", None, ["0"], [0, 0], range(2)),
     "masks": ({"x.tar": tar([{"jpg": i, "png": 9, "cls": b"0"} for i in range(2)])}, "", None, ["0"], [0, 0], range(2)),
 }
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "memory:/"])
+@pytest.mark.parametrize("files", [PARQUET, TARS], ids=["parquet", "tars"])
+def test_shards_of_several_splits_are_not_taken_together(tmp_path, memory, scheme, files):
+    memory(files)
+    with pytest.raises(InputError, match="holds splits: choose one of "):
+        open_images(f"{scheme}{tmp_path}", None, SIZE)
 
 
 @pytest.mark.filterwarnings("ignore:.*(passed over|all images are one class)")

@@ -3,6 +3,7 @@ import json
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,14 +24,19 @@ from tiny_runs import (
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ctf.codebook import CoarseMap
 from ctf.errors import InputError
 from ctf.files import load_tensors
 from ctf.model_folder import open_stage
 from ctf.models.config import MODEL_SIZES
-from ctf.run_folder import checkpoint_path, latest_checkpoint
+from ctf.models.loss import ClusterLoss
+from ctf.run_folder import checkpoint_path, latest_checkpoint, milestone_path
 from ctf.stages import load_stage
+from ctf.tokens.writer import write_token_set
 from ctf.training.batches import TokenBatches
 from ctf.training.config import OptimizerConfig
+from ctf.training.loop import Trainer
+from ctf.training.token_objective import TokenObjective
 
 
 def assert_same_checkpoints(path, other):
@@ -66,6 +72,33 @@ def test_milestones_are_the_models_of_shorter_runs(tokens, tmp_path):
         milestone = open_stage(tmp_path / "long" / "milestones" / f"step-00000002{suffix}.safetensors").state_dict()
         weights = open_stage(tmp_path / shorter).state_dict()
         assert [key for key in weights if not torch.equal(weights[key], milestone[key])] == []
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_has_its_milestone(monkeypatch, tokens, tmp_path):
+    def killed(trainer, step):
+        assert milestone_path(tmp_path, step).exists()
+        raise SystemExit
+
+    monkeypatch.setattr(Trainer, "_save", killed)
+    with pytest.raises(SystemExit):
+        run(make_token_objective(tokens), tmp_path, milestones=(2,), checkpoint_every=2)
+
+
+def test_other_views_of_the_same_tokens_or_other_clusters_are_other_data(tokens, tmp_path):
+    plain, stage = tokens.gather(range(len(tokens))).numpy(), make_token_objective(tokens).module
+    data = set()
+    for name, views in {"one": [plain], "two": [plain, plain[:, ::-1]], "more": [plain] * 3}.items():
+        stored = write_token_set(tmp_path / name, np.stack(views, 1), tokens.labels, tokens.codebook_size)
+        data.add(TokenObjective(stage, stored).data)
+    for clusters in (COARSE_MAP, CoarseMap(torch.arange(16) % 2, "test", 0, "none")):
+        data.add(TokenObjective(stage, tokens, cluster_loss=ClusterLoss(clusters)).data)
+    assert len(data | {TokenObjective(stage, tokens).data}) == 5  # "one" is the same as `tokens`
+
+
+def test_other_images_of_the_same_names_are_other_data():
+    sets = [make_image_set(count).subset(np.arange(20)[first:][:19]) for count, first in ((20, 0), (20, 0), (20, 1))]
+    same, again, other = (make_tokenizer_objective(images, tokenizer_training()).data for images in sets)
+    assert same == again != other
 
 
 def test_a_milestone_beyond_the_end_is_refused(tokens, tmp_path):

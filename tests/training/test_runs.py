@@ -55,6 +55,7 @@ def test_the_seed_fixes_everything(paths, tmp_path):
     ("training", "settings", "kind", "levels", "sampling"),
     [
         (BaselineTraining, {}, "autoregressive", (None, None), Sampling(cfg_scale=2.0)),
+        (BaselineTraining, {"coarse_map": "map", "cluster_loss_weight": 1.0}, "autoregressive", (None, None), None),
         (CoarseTraining, {"coarse_map": "map"}, "autoregressive", (4, None), Sampling(cfg_scale=2.0, temperature=1.1)),
         (FineTraining, {"coarse_map": "map"}, "masked", (None, 4), Sampling(temperature=1.1)),
         (FineTraining, {"coarse_map": "map", "kind": "autoregressive"}, "autoregressive", (None, 4), None),

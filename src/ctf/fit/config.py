@@ -31,7 +31,7 @@ class FitConfig:
             without a baseline, it is the bundled model of the tokenizer.
         lpips: choose among bundled tokenizers by LPIPS, with the weights in this folder, file or Hub id, instead of by
             PSNR.
-        num_clusters: that of the weights to start from, or one for every 32 codewords, without it.
+        num_clusters: that of the weights to start from, or one for every 32 codewords, 8 with several scales.
         size: of both stages, see `ctf info sizes`; without it that of the weights to start from; else B on a GPU, nano
             or from half an hour on micro on a CPU.
         batch_size: of the stages: 32 on a CPU and 256 on a GPU without it.

@@ -148,8 +148,9 @@ class Task:
         if not suited:
             size, of_family = f"{self.image_size} × {self.image_size}", f" of the family {family}" if family else ""
             return self.plan(NEW, f"a new tokenizer, since no bundled one{of_family} suits {size} pixels")
-        best = self.best_of(suited)
-        if self.bundled[best]["psnr"] >= POOR_PSNR:
+        good = [name for name in suited if self.bundled[name]["psnr"] >= POOR_PSNR]
+        best = self.best_of(good or suited)
+        if good:
             return self.plan(best, f"the bundled tokenizer {best} keeps the images best for its tokens: {self.kept}")
         plan = self.plan(NEW, f"a new tokenizer, since bundled ones lose much of the images: {self.kept}")
         steps = plan.steps["tokenizer"]
@@ -245,6 +246,8 @@ class Task:
                 f"--time {self.config.time} is too short: the shortest plan takes {in_words(total)}, and only from "
                 f"{in_words(max(total, fixed + passes))} on does each training see every image",
             )
+        elif fixed + passes > 1.1 * time:
+            reasons += (f"only from {in_words(fixed + passes)} on does each training see every image",)
         return replace(
             plan,
             steps=steps,

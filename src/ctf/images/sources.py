@@ -139,11 +139,9 @@ def dataset_records(source: str, split: str | None, label: str | None, layout: s
     try:
         opened = datasets.load_from_disk(source) if layout is None else datasets.load_dataset(layout, **files)
         splits = opened if isinstance(opened, dict) else {str(opened.split or "train"): opened}
-        dataset = (
-            datasets.concatenate_datasets(list(splits.values()))
-            if split is None
-            else splits[find_split(source, split, splits)]
-        )
+        if split is None and len(splits) > 1:  # test images would be trained on
+            raise InputError(f"{source} holds splits: choose one of {', '.join(map(str, splits))} with --split")
+        dataset = next(iter(splits.values())) if split is None else splits[find_split(source, split, splits)]
         column = image_column(dataset.column_names, source)
         labels = dataset_labels(dataset, source, label)
         # decode=False: the library would stop at the first damaged image; ImageSet skips it.

@@ -38,7 +38,7 @@ from ctf.images.records import (
     printable,
     warn_of_folders,
 )
-from ctf.images.splits import SPLIT_OF, find_split
+from ctf.images.splits import SPLIT_OF, find_split, split_of
 from ctf.progress import progress_bar
 from ctf.torchrun import rank_and_world
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 16  # files whose beginnings and ends are read at a time
 #: What kinds of storage call size, checksum and time of a file.
 STATES = ("size", "ETag", "etag", "Content-MD5", "md5Hash", "mtime", "LastModified", "Last-Modified", "last_modified")
+LABEL_LENGTH = 200  # characters of a field that may be a label: longer ones are captions
 KEPT_ROW_GROUPS = 4  # decoding threads are a batch or two apart
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -125,8 +126,15 @@ def reading(what: str, error_type: type[InputError] = InputError) -> Iterator[No
 
 
 def of_split(source: str, shards: list[str], split: str | None) -> list[str]:
-    """The shards that have `split`, or another spelling of it, as a word of their path; all without it."""
+    """The shards that have `split`, or another spelling of it, as a word of their path; all without it.
+
+    Raises:
+        InputError: none has it; or none is asked for, and files that no pattern chose name several.
+    """
     if split is None:
+        found = {name for path in shards if (name := split_of(path))}
+        if len(found) > 1 and "*" not in source:  # test images would be trained on
+            raise InputError(f"{source} holds splits: choose one of {', '.join(sorted(found))} with --split")
         return shards
     words = {path: re.split(r"[^A-Za-z0-9]+", path) for path in shards}
     every = set().union(*words.values())
@@ -161,7 +169,8 @@ def tar_records(source: str, fs: AbstractFileSystem, paths: Sequence[str], colum
     names = [name for shard in shards for name in shard["names"]]
     starts, ends = (np.concatenate([np.array(shard[key], np.int64) for shard in shards]) for key in ("starts", "ends"))
     columns = sorted({name for shard in shards for name in shard["columns"]})
-    column = label_column(columns, columns, "cls" if column is None and "cls" in columns else column, source)
+    candidates = [name for name in columns if LABEL_LIKE.search(name)]
+    column = label_column(columns, candidates, "cls" if column is None and "cls" in columns else column, source)
     if column is None:
         warn_of_folders(source, names)
         labels = one_class(len(names))
@@ -186,7 +195,7 @@ def tar_index(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
     To find out takes a walk through the whole file, so it is kept in the cache folder, where other processes find it.
     """
     with reading(path):
-        facts = f"columns {fs.protocol} {path} {sorted(fs.info(path).items(), key=str)}"
+        facts = f"fields {fs.protocol} {path} {sorted(fs.info(path).items(), key=str)}"
         cached = cache_folder() / "tar" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.json"
         return from_cache(cached, read_json, lambda: walk_tar(fs, path), write_json)[0]
 
@@ -215,7 +224,8 @@ def read_tar(archive: tarfile.TarFile) -> dict[str, Any]:
                 images[extension] = member
             elif extension in ("cls", "json") and (file := archive.extractfile(member)):
                 fields = {"cls": int(file.read())} if extension == "cls" else json.loads(file.read())
-                row |= {n: v for n, v in fields.items() if LABEL_LIKE.search(n) and isinstance(v, (int, float, str))}
+                single = {name: value for name, value in fields.items() if isinstance(value, (int, float, str))}
+                row |= {name: value for name, value in single.items() if len(str(value)) <= LABEL_LENGTH}
         if images:
             image = images[image_column([*images], "")]
             index["names"].append(printable(image.name))

@@ -215,10 +215,10 @@ class Trainer:
                     bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
                 stop = self._anywhere(interrupted())
                 self.watch.now(step, "saving")
+                if now in c.milestones:  # before the checkpoint, from which a killed run would go on without it
+                    self._keep(now)
                 if finished or stop or (c.checkpoint_every and now % c.checkpoint_every == 0):
                     self._save(now)
-                if now in c.milestones:
-                    self._keep(now)
                 if stop:  # after the last step too: evaluating would take minutes
                     self._stop(now)
                 if not finished and c.evaluate_every and now % c.evaluate_every == 0:

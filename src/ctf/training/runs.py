@@ -53,7 +53,8 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
     cluster_loss = None
     if added := config.cluster_loss():
         clusters = CoarseMap.load(added[0])
-        if (clusters.num_fine, clusters.codebook_fingerprint) != (tokens.codebook_size, stage.codebook):
+        known = stage.codebook or clusters.codebook_fingerprint
+        if (clusters.num_fine, clusters.codebook_fingerprint) != (tokens.codebook_size, known):
             raise InputError(f"{added[0]} clusters another codebook than that of {config.tokens}: cluster again")
         cluster_loss = ClusterLoss(clusters, added[1])
     objective = TokenObjective(stage, tokens, held_out, tokenizer, cluster_loss, config.start_from)

@@ -77,7 +77,8 @@ class TokenObjective(Objective):
         if tokenizer is not None:
             tokens.check_tokenizer(tokenizer)
         self.module, self.tokens, self.held_out, self.tokenizer = stage, tokens, held_out, tokenizer
-        self.num_images, self.data = len(tokens), _fingerprint(tokens)
+        clusters = [] if cluster_loss is None else [cluster_loss.cluster]
+        self.num_images, self.data = len(tokens), _fingerprint(tokens, clusters)
         self.extra = {}
         self.cluster_loss, self.start_from = cluster_loss, start_from
         sampling = stage.resolved()  # raises now, not in the first evaluation
@@ -151,7 +152,8 @@ class TokenObjective(Objective):
         return contact_sheet([list(row) for row in decoded], list(rows), [shown.class_names[y] for y in labels])
 
 
-def _fingerprint(tokens: TokenSet) -> str:
-    """Of the labels of all images and the tokens of some, evenly spread: what tells one training set from another."""
+def _fingerprint(tokens: TokenSet, clusters: list[Tensor]) -> str:
+    """Of the labels of all images, all views of some, evenly spread, and the clusters of an added loss."""
     shown = np.unique(np.linspace(0, len(tokens) - 1, FINGERPRINTED).astype(np.int64))
-    return joint_fingerprint([torch.from_numpy(tokens.labels), tokens.gather(shown, 0)])
+    views = [tokens.gather(shown, view) for view in range(tokens.num_augmentations)]
+    return joint_fingerprint([torch.from_numpy(tokens.labels), *views, *clusters])

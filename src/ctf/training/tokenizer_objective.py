@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ctf.errors import InputError
+from ctf.fingerprint import joint_fingerprint
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
 from ctf.images.sheet import contact_sheet
@@ -30,6 +31,7 @@ from ctf.training.processes import ALONE, Processes
 from ctf.training.start import start_tokenizer
 
 SHEET_COLUMNS = 12
+FINGERPRINTED = 32  # images
 
 
 class TokenizerObjective(Objective):
@@ -54,6 +56,8 @@ class TokenizerObjective(Objective):
             raise InputError("perceptual_weight needs perceptual_source: a folder, file or hub id with LPIPS weights")
         self.config, self.steps, self.images, self.held_out = config, steps, images, held_out
         self.num_images = len(images)
+        shown = np.unique(np.linspace(0, len(images) - 1, FINGERPRINTED).astype(np.int64))
+        self.data = joint_fingerprint([torch.tensor(read_or_next(images, int(index))) for index in shown])
         scales = {"scales": config.scales} if config.scales else {}
         self.module = new_tokenizer(config.family, config.model, **scales)
         self.layout = self.module.layout((images.size, images.size))
