@@ -22,6 +22,7 @@ from ctf.experiments.reproduce import find, plan, reproduce
 from ctf.experiments.store import Pace, Store, in_order
 from ctf.files import read_json, read_json_lines
 from ctf.images import open_images
+from ctf.layout import Layout
 from ctf.model_folder import open_stage
 from ctf.models.config import Compute
 from ctf.stages.cost import drawing_work, forward_operations
@@ -393,6 +394,18 @@ def test_swaps_and_speed_have_pages_too(tiny, out, tmp_path, monkeypatch):
     write_report(tmp_path / "again", experiment, tiny, Store(tmp_path), "ctf")
     again = (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
     assert again == text.replace("![tokens swapped](figure-0.png)\n\n", "")
+
+
+def test_own_images_have_their_own_numbers(tmp_path):
+    for split, images in ("train", 3), ("val", 2):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(images):
+                Image.new("RGB", (64, 64), (i, 9, 9)).save(tmp_path / split / name / f"{i}.png")
+    data = TINY_IMAGENET.changed(str(tmp_path), tokenizer="emoji").measured().data
+    assert (data.num_images, data.num_held_out, data.num_classes) == (6, 4, 2)
+    assert (data.layout, data.codebook_size) == (Layout.square(8), 16_384)
+    assert EMOJI.measured() == EMOJI
 
 
 def test_photographs_are_named_by_the_user_and_are_their_own_reference():

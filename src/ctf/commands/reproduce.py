@@ -48,6 +48,8 @@ def reproduce(
     from ctf.experiments.reproduce import plan, reproduce
 
     chosen = PRESETS[preset].changed(images, tokenizer, reference, seeds, steps, num)
+    if images or tokenizer:
+        chosen = chosen.measured()
     if dry_run:
         print(plan(name, chosen, out, device))
     else:

@@ -10,6 +10,8 @@ from ctf.errors import InputError
 from ctf.experiments.artifacts import Clusters, Data, Tokens, Training
 from ctf.experiments.measurements import System, Weights
 from ctf.experiments.store import Pace
+from ctf.images.image_set import open_images
+from ctf.interop.tokenizers import open_tokenizer
 from ctf.layout import Layout
 from ctf.training.config import (
     BaselineTraining,
@@ -83,6 +85,20 @@ class Preset:
             seeds=seeds or self.seeds,
             num_samples=num_samples or self.num_samples,
         )
+
+    def measured(self) -> Preset:
+        """With the numbers of its images and tokens as they are. Raises InputError: they cannot be opened."""
+        data, size = self.data, self.data.image_size
+        train, test = (open_images(data.images, split, size) for split in (data.train_split, data.test_split))
+        tokenizer = open_tokenizer(data.tokenizer)
+        facts: dict[str, Any] = {
+            "layout": tokenizer.layout((size, size)),
+            "codebook_size": tokenizer.codebook_size,
+            "num_classes": len(train.class_names),
+            "num_images": len(train),
+            "num_held_out": len(test),
+        }
+        return replace(self, data=replace(data, **facts))
 
 
 #: Two CPU cores in an evening. The sizes stand for B, L and XL.
