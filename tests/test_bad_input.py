@@ -696,6 +696,7 @@ SAYS = [
     ("cluster", "--codebook c.pt", "could run code", pickled("c.pt", {"x": Runs()})),
     ("cluster", "--codebook other_tokenizer.safetensors --tokens tokens", "tokens was made with another codebook"),
     ("tokenize", "", "not one image is readable", no_images),
+    ("train tokenizer", "", "unreadable", no_images),
     ("tokenize", "--images p.parquet", "cannot be opened as a set of images", written("p.parquet", JUNK)),
     ("tokenize", "--image_size 9", "multiples of 4"),
     ("cluster", "--out pipe", "neither a file nor a folder", lambda: os.mkfifo("pipe")),
@@ -793,7 +794,6 @@ SAYS = [
 # A run writes its settings before its first step.
 UNDER_WAY = [
     ("a batch that no memory holds", f"{WORKING['train coarse']} --loop.batch_size {10**15}", "memory"),
-    ("training images that are none", WORKING["train tokenizer"], "unreadable", no_images),
 ]
 # fmt: on
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 #: Up to so many elements PyTorch computes in one thread.
 ONE_THREAD = 32_768
-#: Elements of the widest vectors times those that a loop computes together, and more.
-WHOLE = 64
+#: Elements that a loop computes together with the widest vectors (AVX-512).
+WHOLE = 32
 #: In its tanh form, as VAR has it.
 gelu = partial(F.gelu, approximate="tanh")
 
@@ -30,10 +30,11 @@ def cuts(count: int, unit: int) -> bool:
 
 
 def elementwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function` of each element of x. Without gradients a CPU computes it in pieces of whole vectors."""
-    if x.device.type != "cpu" or not cuts(x.numel(), WHOLE):
+    """`function` of each element of x (…, dim). Without gradients a CPU computes it in pieces of whole rows."""
+    dim, threads = x.shape[-1], torch.get_num_threads()
+    if x.device.type != "cpu" or not cuts(x.numel(), WHOLE if dim % WHOLE == 0 else dim):
         return function(x)
-    flat, shared = x.flatten(), ONE_THREAD * torch.get_num_threads()
-    whole = len(flat) // shared * shared
-    pieces = [*flat[:whole].split(shared), *flat[whole:].split(ONE_THREAD)]
+    rows, count = x.flatten(0, -2), max(1, ONE_THREAD // dim)
+    shared = 0 if ONE_THREAD % dim else len(rows) // (count * threads) * count * threads  # `count` for each thread
+    pieces = [*rows[:shared].split(count * threads), *rows[shared:].split(count)]
     return torch.cat([function(piece) for piece in pieces if len(piece)]).view(x.shape)
