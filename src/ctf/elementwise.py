@@ -31,10 +31,10 @@ def cuts(count: int, unit: int) -> bool:
 
 def elementwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function` of each element of x (…, dim). Without gradients a CPU computes it in pieces of whole rows."""
-    dim, threads = x.shape[-1], torch.get_num_threads()
+    dim = x.shape[-1]
     if x.device.type != "cpu" or not cuts(x.numel(), WHOLE if dim % WHOLE == 0 else dim):
         return function(x)
-    rows, count = x.flatten(0, -2), max(1, ONE_THREAD // dim)
+    rows, threads, count = x.flatten(0, -2), torch.get_num_threads(), max(1, ONE_THREAD // dim)
     shared = 0 if ONE_THREAD % dim else len(rows) // (count * threads) * count * threads  # `count` for each thread
     pieces = [*rows[:shared].split(count * threads), *rows[shared:].split(count)]
     return torch.cat([function(piece) for piece in pieces if len(piece)]).view(x.shape)
