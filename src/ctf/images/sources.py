@@ -24,7 +24,7 @@ from ctf.images.records import (
     printable,
     warn_of_folders,
 )
-from ctf.images.splits import find_split
+from ctf.images.splits import find_split, unchosen_split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -139,8 +139,8 @@ def dataset_records(source: str, split: str | None, label: str | None, layout: s
     try:
         opened = datasets.load_from_disk(source) if layout is None else datasets.load_dataset(layout, **files)
         splits = opened if isinstance(opened, dict) else {str(opened.split or "train"): opened}
-        if split is None and len(splits) > 1:  # test images would be trained on
-            raise InputError(f"{source} holds splits: choose one of {', '.join(map(str, splits))} with --split")
+        if split is None and len(splits) > 1:
+            raise unchosen_split(source, splits)
         dataset = next(iter(splits.values())) if split is None else splits[find_split(source, split, splits)]
         column = image_column(dataset.column_names, source)
         labels = dataset_labels(dataset, source, label)

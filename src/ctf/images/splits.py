@@ -62,6 +62,11 @@ def find_split(source: str, split: str, names: Iterable[str]) -> str:
     return name
 
 
+def unchosen_split(source: str, names: Iterable[str]) -> InputError:
+    """The error of a source whose splits, all of them `names`, would be taken together: test images trained on."""
+    return InputError(f"{source} holds splits: choose one of {', '.join(sorted(map(str, names)))} with --split")
+
+
 def unknown_split(source: str, split: str, splits: Iterable[str]) -> InputError:
     """The error for a split that `source` does not have."""
     return InputError(f"{source} has no split {split!r}: it has {', '.join(splits) or 'none, so name no split'}")

@@ -38,7 +38,7 @@ from ctf.images.records import (
     printable,
     warn_of_folders,
 )
-from ctf.images.splits import SPLIT_OF, find_split, split_of
+from ctf.images.splits import SPLIT_OF, find_split, split_of, unchosen_split
 from ctf.progress import progress_bar
 from ctf.torchrun import rank_and_world
 
@@ -133,8 +133,8 @@ def of_split(source: str, shards: list[str], split: str | None) -> list[str]:
     """
     if split is None:
         found = {name for path in shards if (name := split_of(path))}
-        if len(found) > 1 and "*" not in source:  # test images would be trained on
-            raise InputError(f"{source} holds splits: choose one of {', '.join(sorted(found))} with --split")
+        if len(found) > 1 and "*" not in source:
+            raise unchosen_split(source, found)
         return shards
     words = {path: re.split(r"[^A-Za-z0-9]+", path) for path in shards}
     every = set().union(*words.values())
