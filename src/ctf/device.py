@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ctf.errors import InputError
+from ctf.errors import InputError, first_line
 
 
 def usable_device(name: str | torch.device = "auto") -> torch.device:
@@ -37,7 +37,7 @@ def usable_device(name: str | torch.device = "auto") -> torch.device:
             torch.cuda.set_device(device)
         return device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"device {str(name)!r} cannot be used here ({reason}): choose another, such as cpu") from None
 
 

@@ -61,6 +61,11 @@ def our_name(name: str) -> str:
     return f"no {name} here: use {ELSEWHERE[name]}" if name in ELSEWHERE else ""
 
 
+def first_line(error: object) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shortened(names: Sequence[str], shown: int = 5) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""

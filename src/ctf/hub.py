@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ctf.errors import InputError
+from ctf.errors import InputError, first_line
 from ctf.files import read_json
 
 CONFIG = "config.json"
@@ -104,21 +104,21 @@ def _reason(error: Exception, remedy: str) -> str:
         return "it has no such revision"
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
-        said = _line(error.server_message or error.response.reason_phrase or error)
+        said = first_line(error.server_message or error.response.reason_phrase or error)
         hint = ": log in with `hf auth login` as one who may" if status in (401, 403) else ""
         return f"the Hub says {status}, {said}{hint}"
     if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(error.__cause__, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, and it is not in the cache"
     if isinstance(error, errors.LocalEntryNotFoundError):
         here = "only a part of it is in the cache, and " if "incomplete" in str(error) else ""
-        return f"{here}the Hub cannot be reached: {_line(_root(error))}"
+        return f"{here}the Hub cannot be reached: {first_line(_root(error))}"
     if isinstance(error, errors.HFValidationError):
         return "that is no name on the Hub: owner/name, of letters, digits, '-', '_' and '.'"
     if isinstance(error, ValueError):  # of what was asked, such as a licence that is none
         return " ".join(str(error).split())[:300]
     root = _root(error)
-    where = "" if root is error else f"{_line(error)} "
-    return f"{where}{_line(root)}: {remedy}"
+    where = "" if root is error else f"{first_line(error)} "
+    return f"{where}{first_line(root)}: {remedy}"
 
 
 def _root(error: BaseException) -> BaseException:
@@ -126,7 +126,3 @@ def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _line(error: object) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctf.errors import InputError
+from ctf.errors import InputError, first_line
 from ctf.files import flattened, is_safetensors, load_tensors
 
 #: Entries that hold the weights, if a training script stores optimizer state and settings beside them.
@@ -92,7 +92,9 @@ def read_checkpoint(source: str | Path, allow_namespace: bool = False) -> Any:
     except pickle.UnpicklingError as error:
         raise InputError(_refusal(path, error)) from None
     except Exception as error:  # on damaged bytes the unpickler fails with any exception
-        raise InputError(f"{path} is truncated or not a PyTorch checkpoint ({_line(error)}): copy it again") from None
+        raise InputError(
+            f"{path} is truncated or not a PyTorch checkpoint ({first_line(error)}): copy it again"
+        ) from None
 
 
 def _is_of_another_format(path: Path) -> bool:
@@ -127,12 +129,9 @@ def _download(repository: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # of the HTTP library too, which the Hub's own library chooses
-        raise InputError(f"{file} of {repository} cannot be had from the Hugging Face Hub: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{file} of {repository} cannot be had from the Hugging Face Hub: {first_line(error)}"
+        ) from None
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctf.errors import InputError
+from ctf.errors import InputError, first_line
 from ctf.files import existing, file_state, read_json
 from ctf.images.folders import folder_records, shard_ending
 from ctf.images.formats import is_hidden
@@ -150,8 +150,8 @@ def dataset_records(source: str, split: str | None, label: str | None, layout: s
         raise
     except Exception as error:  # the library lets through whatever its readers of tar, Parquet and the hub raise
         cause = error.__cause__ or error
-        reason = str(cause).strip().partition("\n")[0]
-        raise InputError(f"{source} cannot be opened as a set of images: {type(cause).__name__}: {reason}") from None
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        raise InputError(f"{source} cannot be opened as a set of images: {reason}") from None
 
     def name(index: int) -> str:
         path = (images[index][column] or {}).get("path")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctf.errors import InputError, shortened
+from ctf.errors import InputError, first_line, shortened
 from ctf.images.records import Labels, class_name, label_column, label_like, number_labels, printable, warn
 
 if TYPE_CHECKING:
@@ -128,4 +128,4 @@ def read_table(source: str, path: str, read: Read) -> Table:
             return json.read_json(file, json.ReadOptions(block_size=whole))
         return parquet.read_table(file)
     except ArrowException as error:
-        raise InputError(f"{source}/{path} cannot be read ({str(error).splitlines()[0]}): write it again") from None
+        raise InputError(f"{source}/{path} cannot be read ({first_line(error)}): write it again") from None

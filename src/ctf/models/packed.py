@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctf.device import gpu_compiles, return_freed_memory
-from ctf.errors import InputError
+from ctf.errors import InputError, first_line
 from ctf.models.cache import KeyValueCache, attend_opaque
 from ctf.models.config import Compute
 from ctf.models.linear import pack_linear
@@ -88,9 +88,8 @@ class PackedTransformer(Transformer):
             try:
                 return self._compiled(self, x, cache.keys, cache.values, position)
             except exc.InductorError as error:
-                reason = str(error).strip().splitlines()[0]
                 raise InputError(
-                    f"compile does not work here ({reason}): install a C++ compiler, or leave it out"
+                    f"compile does not work here ({first_line(error)}): install a C++ compiler, or leave it out"
                 ) from None
 
 

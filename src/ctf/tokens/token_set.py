@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ctf.classes import renumbered
-from ctf.errors import InputError
+from ctf.errors import InputError, first_line
 from ctf.files import existing, read_json, write_json
 from ctf.fingerprint import fingerprint
 from ctf.layout import Layout, with_layout
@@ -348,7 +348,7 @@ def read_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: restore it or make it again") from None
     except Exception as error:  # a damaged header fails with whatever it happens to hit
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(f"{path} is truncated or not an .npy file ({reason}): copy or make it again") from None
     if not isinstance(array, np.ndarray):  # a zip file of arrays
         raise InputError(f"{path} is not an .npy file but an archive of arrays: give one array")

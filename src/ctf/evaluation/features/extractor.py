@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ctf.device import usable_device
-from ctf.errors import InputError
+from ctf.errors import InputError, first_line
 from ctf.fingerprint import joint_fingerprint
 
 
@@ -77,7 +77,6 @@ def import_optional(package: str) -> ModuleType:
     try:
         return import_module(package)
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
-        reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{package} does not import ({reason}): pip install -e '.[eval]' in a checkout of ctf"
+            f"{package} does not import ({first_line(error)}): pip install -e '.[eval]' in a checkout of ctf"
         ) from None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctf.errors import InputError
+from ctf.errors import InputError, first_line
 from ctf.evaluation.features.extractor import FeatureExtractor, Features, import_optional
 from ctf.files import existing
 from ctf.weights import read_state_dict
@@ -67,5 +67,5 @@ def load_network(weights: str | None) -> nn.Module:
                 "give the path of weights-inception-2015-12-05-6726825d.pth as weights"
             ) from None
         except (RuntimeError, TypeError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise InputError(f"{weights} holds other weights than torch-fidelity's Inception ({reason})") from None
