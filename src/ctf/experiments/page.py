@@ -162,9 +162,8 @@ def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> b
     rows, labels, names = [], [], []
     for row in experiment.rows[:SHEET_ROWS]:
         for samples in (metrics.samples for metrics in row.metrics(preset)[:1] if store.has(metrics.samples)):
-            shown = np.linspace(
-                0, min(preset.num_samples, preset.data.num_classes) - 1, SHEET_COLUMNS, dtype=int
-            ).tolist()
+            count = min(preset.num_samples, preset.data.num_classes)
+            shown = np.linspace(0, count - 1, SHEET_COLUMNS, dtype=int).tolist()
             found = SampleSet.open(store.folder(samples) / SAMPLES).read(shown)
             rows.append([found[i] for i in shown])
             labels.append(", ".join(row.name))

@@ -95,9 +95,8 @@ class Task:
         if split is self.held_out_split is None:
             if num_held_out := int(every_tenth(self.images.labels).sum()):
                 self.held_out_split, self.count = MADE_SPLITS[0], self.count - num_held_out
-        elif self.held_out_split is not None and (
-            split is None or match_split(self.held_out_split, [split])
-        ):  # "Train" is "train" too
+        elif self.held_out_split is not None and (split is None or match_split(self.held_out_split, [split])):
+            # "Train" is "train" too.
             raise InputError(
                 f"held_out_split {self.held_out_split}: name another split to train on, such as --split train"
             )

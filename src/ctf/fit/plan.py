@@ -131,9 +131,8 @@ class Plan:
     @property
     def splits(self) -> tuple[str | None, str | None]:
         """Of training and of evaluation."""
-        return (
-            MADE_SPLITS[1] if self.held_out_split == MADE_SPLITS[0] else self.split
-        ), self.held_out_split or self.split
+        training = MADE_SPLITS[1] if self.held_out_split == MADE_SPLITS[0] else self.split
+        return training, self.held_out_split or self.split
 
     @property
     def parts(self) -> list[str]:

@@ -71,9 +71,8 @@ class Recording:
         self.device = inputs[0].device
         # A stream of its own: cuBLAS keeps a workspace for each, which recordings that run at once must not share.
         self.stream: torch.cuda.Stream = before.stream if before else torch.cuda.Stream(self.device)
-        self.used: torch.cuda.Event = (
-            before.used if before else torch.cuda.Event()
-        )  # the last use of all that is shared
+        # The last use of all that is shared.
+        self.used: torch.cuda.Event = before.used if before else torch.cuda.Event()
         pool = before.graph.pool() if before and before.graph else None
         self.graph: torch.cuda.CUDAGraph | None = None
         with torch.cuda.device(self.device):

@@ -118,9 +118,8 @@ class Masked(TransformerStage):
         targets, given = self.levels(tokens)
         known, result = torch.full_like(targets, -1), None
         for group in (plan or self.plan()).fixed_groups(self.name):
-            hidden = self._hidden(known, labels, given)[
-                :, group.at
-            ]  # P(Tᵢ | C, labels known so far); eq. 10 in one round
+            # P(Tᵢ | C, labels known so far); eq. 10 in one round
+            hidden = self._hidden(known, labels, given)[:, group.at]
             logits = self.head(hidden, None if given is None else given[:, group.at])
             if result is None:  # allocated once and filled in place: it may be the largest tensor by far
                 result = logits.new_empty(*targets.shape, logits.shape[-1])
