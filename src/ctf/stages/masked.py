@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ctf.layout import Layout
 from ctf.models.config import NetworkConfig
 from ctf.sampling.settings import Order
 from ctf.stages.drawing import DrawPlan, Group
-from ctf.stages.settings import MaskedSettings
+from ctf.stages.settings import MaskedSettings, Rounds
 from ctf.stages.transformer_stage import TransformerStage
 
 #: Rows that go through the network at once: enough to keep any device busy, so few that their activations take less
@@ -52,26 +52,18 @@ class Masked(TransformerStage):
 
     @classmethod
     def configure(
-        cls,
-        size: str,
-        *,
-        vocabulary: int,
-        given: int,
-        layout: Layout,
-        num_classes: int,
-        rounds: Literal["one", "any", "scales"] | None = None,
-        **settings: Any,
+        cls, size: str, *, vocabulary: int, given: int, layout: Layout, rounds: Rounds | None = None, **settings: Any
     ) -> NetworkConfig:
         """As `Stage.configure`. `rounds` defaults to "one" where labels are given, as in the paper, else to "any"."""
-        if rounds not in (None, "one", "any", "scales"):
+        if rounds not in (None, *get_args(Rounds)):
             raise InputError(f"rounds {rounds!r} does not exist: choose one, any or scales")
         if rounds == "scales" and len(layout) == 1:
             raise InputError(f"rounds scales: a layout of {layout} has one scale: choose one or any")
         once = rounds == "one" or (rounds is None and given > 0)
         # In one round without given labels every input is the same mask token; given labels take its place.
         inputs = (0 if given else 1) if once else vocabulary + (len(layout) if rounds == "scales" else 1)
-        facts = {"layout": layout, "num_classes": num_classes, "input_vocab": inputs, **settings}
-        return super().configure(size, vocabulary=vocabulary, given=given, **facts)
+        settings = {"input_vocab": inputs} | settings
+        return super().configure(size, vocabulary=vocabulary, given=given, layout=layout, **settings)
 
     @property
     def once(self) -> bool:

@@ -16,6 +16,10 @@ class KindSettings:
     """
 
 
+#: What a masked stage is trained for, see `MaskedSettings`.
+Rounds = Literal["one", "any", "scales"]
+
+
 @dataclass(frozen=True)
 class MaskedSettings(KindSettings):
     """Settings of masked stages.
@@ -26,7 +30,7 @@ class MaskedSettings(KindSettings):
             those behind it; null is one where labels are given, else any.
     """
 
-    rounds: Literal["one", "any", "scales"] | None = None
+    rounds: Rounds | None = None
 
 
 @dataclass(frozen=True)
