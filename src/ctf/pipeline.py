@@ -332,10 +332,8 @@ class StagePipeline:
             steps = stage.draw(indices, Random(seeds, place), sampling, given, known_labels(stage, known, len(indices)))
             show = self._preview_of(stage, given)
             for number, tokens in enumerate(steps, start=1):
-                if shown := number % every == 0:
+                if number % every == 0 or number == count:
                     yield Preview(stage.name, number, count, [Image.fromarray(image) for image in show(tokens)])
-            if not shown:
-                yield Preview(stage.name, number, count, [Image.fromarray(image) for image in show(tokens)])
             given = tokens.clone()
 
     def _images(self, labels: Labels, seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:
