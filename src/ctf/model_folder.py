@@ -109,7 +109,7 @@ class Pipeline(StagePipeline):
         for name in others:
             raise InputError(our_name(name) or f"from_pretrained has no argument {name}")
         folder = find_model(str(source), revision)
-        stages, class_names = _stages(folder)
+        stages, class_names = stages_in(folder)
         pipeline = cls(load_tokenizer(_part(folder, "tokenizer")), class_names, stages)
         pipeline.about = About.load(folder)
         pipeline.to(device).compute_in(compute or Compute())
@@ -339,12 +339,8 @@ def describe_stage(stage: Stage) -> dict[str, Any]:
     }
 
 
-def stages_of(source: str) -> tuple[list[Stage], list[str]]:
-    """The stages of a model, without its tokenizer, and its class names. Raises InputError as `from_pretrained`."""
-    return _stages(find_model(source))
-
-
-def _stages(folder: Path) -> tuple[list[Stage], list[str]]:
+def stages_in(folder: Path) -> tuple[list[Stage], list[str]]:
+    """The stages in a model folder, without its tokenizer, and its class names. Raises InputError: damaged files."""
     config = read_json(folder / CONFIG)
     if config.get("format") != FORMAT or not {"stages", "class_names"} <= config.keys():
         raise InputError(f"{folder}: this ctf reads model folders of format {FORMAT}: update it, or assemble again")

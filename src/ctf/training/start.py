@@ -16,7 +16,7 @@ from ctf.files import is_safetensors, read_metadata
 from ctf.images.records import warn
 from ctf.interop import llamagen
 from ctf.interop.tokenizers import open_tokenizer
-from ctf.model_folder import open_stage, stages_of
+from ctf.model_folder import find_model, open_stage, stages_in
 from ctf.run_folder import run_settings
 from ctf.stages.stage import Stage
 from ctf.tokens.token_set import TokenIndex, TokenSet
@@ -132,7 +132,7 @@ def starting_stages(source: str, heads: int | None = None) -> tuple[list[Stage],
     if path.is_dir() and (settings := run_settings(path)) is not None:
         index = Path(settings.get("tokens") or "") / "index.json"
         return [open_stage(path)], TokenIndex.load(index.parent).class_names if index.exists() else None
-    return stages_of(source)
+    return stages_in(find_model(source))
 
 
 def class_rows(rows: Tensor, names: Sequence[str] | None, wanted: Sequence[str]) -> Rows:
