@@ -19,17 +19,13 @@ ASSETS = Path(__file__).parent.parent / "assets"
 BUNDLED = {path.parent.name: path.parent for path in sorted(ASSETS.glob("*/tokenizer.safetensors"))}
 
 #: The class of each family, by its tag in a file.
-TOKENIZERS: dict[str, type[Tokenizer]] = {}
+TOKENIZERS: dict[str, type[Tokenizer]] = {made.family: made for made in (VQTokenizer, MultiScaleTokenizer)}
 
 
 def register_tokenizer(tokenizer: type[Family]) -> type[Family]:
     """Make a family known to `load_tokenizer`; a decorator of its class."""
     TOKENIZERS[tokenizer.family] = tokenizer
     return tokenizer
-
-
-register_tokenizer(VQTokenizer)
-register_tokenizer(MultiScaleTokenizer)
 
 
 def new_tokenizer(family: str, model: TokenizerConfig, **own: Any) -> ConvolutionalTokenizer:
