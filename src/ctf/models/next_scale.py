@@ -134,7 +134,7 @@ class NextScaleTransformer(nn.Module):
             self.given_embedding = nn.Embedding(config.given_vocab, dim)
         if config.shared_modulation:
             self.modulation = nn.Linear(dim, 6 * dim)
-        self.blocks = nn.ModuleList(ScaleBlock(config, number) for number in range(config.layers))
+        self.blocks: Any = nn.ModuleList(ScaleBlock(config, number) for number in range(config.layers))
         self.head_modulation = nn.Linear(dim, 2 * dim)
         self.head = nn.Linear(dim, config.output_vocab)
         self._initialize()
@@ -153,8 +153,7 @@ class NextScaleTransformer(nn.Module):
             nn.init.trunc_normal_(embedding, std=std)
         self.head.weight.mul_(0.02)
         self.head_modulation.weight.mul_(0.5)
-        blocks: Any = self.blocks
-        for block in blocks:
+        for block in self.blocks:
             block.attention.out.weight.div_(math.sqrt(2 * c.layers))
             block.ffn.down.weight.div_(math.sqrt(2 * c.layers))
             if c.shared_modulation:
@@ -200,12 +199,11 @@ class NextScaleTransformer(nn.Module):
 
     def modulations(self, y: Tensor) -> list[Tensor]:
         """γ, scale and shift of the two branches of each block: (rows, 1, 6, dim) each."""
-        blocks: Any = self.blocks
         gated, rows = silu(y), (len(y), 1, 6, self.config.dim)
         if self.config.shared_modulation:
             shared = self.modulation(gated).view(rows)
-            return [shared + block.offset for block in blocks]
-        return [block.modulation(gated).view(rows) for block in blocks]
+            return [shared + block.offset for block in self.blocks]
+        return [block.modulation(gated).view(rows) for block in self.blocks]
 
     def step(self, inputs: Tensor, y: Tensor, modulations: list[Tensor], cache: KeyValueCache, position: int) -> Tensor:
         """One scale in sampling: (rows, p², dim) from `placed` → states (rows, p², dim).

@@ -56,8 +56,7 @@ class PackedTransformer(Transformer):
         _share_weights(self, model)
         self.dtype, self.device = compute.torch_dtype, model.head.weight.device
         pack = partial(self._pack, compute=compute)
-        blocks: Any = self.blocks
-        for block in blocks:
+        for block in self.blocks:
             block.attention.qkv, block.attention.out = pack(block.attention.qkv), pack(block.attention.out)
             block.ffn = PackedFeedForward(block.ffn, pack)
             return_freed_memory()
@@ -123,8 +122,7 @@ class PackedNextScale(NextScaleTransformer):
             if hasattr(self, name):
                 setattr(self, name, pack(getattr(self, name)))
         pack_position = partial(pack, quantize=compute.quantize)
-        blocks: Any = self.blocks
-        for block in blocks:
+        for block in self.blocks:
             attention, ffn = block.attention, block.ffn
             attention.qkv, attention.out = pack_position(attention.qkv), pack_position(attention.out)
             block.ffn = nn.Sequential(pack_position(ffn.up, gelu=True), pack_position(ffn.down))

@@ -191,7 +191,7 @@ class Transformer(nn.Module):
             scales = torch.tensor([scale for scale, _, _ in config.layout.coordinates])
             self.register_buffer("scales", scales, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks: Any = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = nn.Linear(config.dim, config.output_vocab, bias=False)
         self.register_buffer("rotary", rotary_table(config.layout, config.head_dim, config.rope_base), persistent=False)
