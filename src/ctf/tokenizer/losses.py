@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctf.errors import InputError
-
 
 class PatchDiscriminator(nn.Module):
     """One real-or-fake logit per patch (pix2pix, arXiv 1611.07004), in VQGAN's and LlamaGen's shape.
@@ -37,16 +35,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(layer.weight, 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0, 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → logits (B, 1, h, w); h = H / 2^layers - 2.
-
-        Raises:
-            InputError: the images are too small for the number of layers.
-        """
-        if min(images.shape[2:]) < self.smallest:
-            raise InputError(
-                f"the discriminator takes images of at least {self.smallest} × {self.smallest} pixels, "
-                f"got {images.shape[2]} × {images.shape[3]}: give it fewer layers"
-            )
+        """(B, 3, H, W) in [-1, 1], sides of `smallest` and more → logits (B, 1, h, w); h = H / 2^layers - 2."""
         return self.body(images)
 
 
