@@ -73,11 +73,6 @@ def test_seeds_give_different_orders(numbered):
     assert len(drawn) == 10
 
 
-def test_batch_must_divide_over_processes(numbered):
-    with pytest.raises(InputError, match="cannot be split over 3"):
-        TokenBatches(numbered, 8, seed=0, world=3)
-
-
 def which(batch):
     """Numbers of the images in a batch, by their grey level; mirroring does not change it."""
     return ((batch.mean((1, 2, 3)) + 1) * 127.5 / 8).round().long().tolist()

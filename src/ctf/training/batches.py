@@ -34,23 +34,16 @@ class EpochSampler:
 
     Args:
         num_images: n.
-        batch_size: B, over all ranks together.
+        batch_size: B, over all ranks together: a multiple of `world`, as the loop checks.
         key: integers ≥ 0 that the order depends on.
         rank: number of this process, which gets the `rank`-th of `world` equal parts of each batch.
         world: number of processes.
         choices: A; each image gets a uniform random number in [0, A) in each epoch.
-
-    Raises:
-        InputError: `batch_size` is not a positive multiple of `world`.
     """
 
     def __init__(
         self, num_images: int, batch_size: int, key: list[int], rank: int, world: int, choices: int = 1
     ) -> None:
-        if batch_size < 1 or batch_size % world:
-            raise InputError(
-                f"batch size {batch_size} cannot be split over {world} processes: use a multiple of {world}"
-            )
         self.num_images, self.batch_size, self.key, self.choices = num_images, batch_size, key, choices
         self.part = np.arange(batch_size).reshape(world, -1)[rank]  # [b] indices of this rank in a batch
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
