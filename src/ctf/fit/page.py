@@ -28,23 +28,17 @@ curve means too small a learning rate, one that rises at the end too large a one
 by one and more mean that the model knows its images by heart: add images, or take fewer steps."""
 
 
-def series(name: str, log: Log) -> tuple[list[float], list[float], str]:
-    """Passes over the images, the loss, and what it is, of a training: the tokenizer's error, or bits per token."""
-    lines = [line for line in log if "loss" in line]
-    key, unit = ("mse", "squared error") if name == "tokenizer" else ("loss", "bits per token")
-    values = [line[key] if name == "tokenizer" else bits(line[key]) for line in lines]
-    return [line["epoch"] for line in lines], values, unit
-
-
 def curves(path: Path, logs: dict[str, Log]) -> None:
     """A panel for each training: this run's loss, and grey the bundled model's on the emoji."""
     known = read_json(REFERENCE)
     with plot(path, 4.5 * len(logs), 3.6) as figure:
         for axes, (name, log) in zip(figure.subplots(1, len(logs), squeeze=False)[0], logs.items(), strict=True):
-            epochs, values, unit = series(name, log)
+            unit = "squared error" if name == "tokenizer" else "bits per token"
+            lines = [line for line in log if "loss" in line]
+            values = [line["mse"] if name == "tokenizer" else bits(line["loss"]) for line in lines]
             if name in known:
                 axes.plot(*known[name], color=GREY, label="the bundled emoji model")
-            axes.plot(epochs, values, color=COLOR, linewidth=2, label="this run")
+            axes.plot([line["epoch"] for line in lines], values, color=COLOR, linewidth=2, label="this run")
             axes.set(xlabel="passes over the images", ylabel=unit, ylim=(0, None), yscale="linear")
             axes.set_title(name)
             axes.legend()
