@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from ctf.experiments.experiment import Claim, Experiment, Row
+from ctf.experiments.experiment import METRICS, Claim, Experiment, Row
 from ctf.experiments.measurements import Swap, System
 from ctf.experiments.presets import Lab, Preset
 
-METRICS = ("FID", "IS", "precision", "recall")
 #: Columns of the experiments that show the systems of Table 1, and the two comparisons that it makes.
 SYSTEMS = ("size", "system", "settings")
 EQUAL, PAPER = "equal", "the paper's"
