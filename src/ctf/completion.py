@@ -21,9 +21,7 @@ def split_by_mask(
     """An image in the model's size, and the tokens that a mask asks to generate, bool (N,).
 
     Args:
-        image: of any size; what the model cannot show is cut off by ADM's centre crop.
-        mask: of the same size, resized with the image: light (128 or more) where to generate; or an array
-            (height, width) of uint8, or of bool with true there.
+        image, mask: as for `StagePipeline.known_tokens`.
         size: (height, width) of the model's images.
         layout: of its tokens.
 
