@@ -55,13 +55,7 @@ def group_sizes(count: int, steps: int, schedule: Schedule = "cosine") -> list[i
 
 
 @lru_cache
-def order_groups(
-    order: FixedOrder,
-    layout: Layout,
-    sizes: tuple[int, ...],
-    seed: int = 0,
-    device: torch.device = torch.device("cpu"),  # noqa: B008
-) -> tuple[Tensor, ...]:
+def order_groups(order: FixedOrder, layout: Layout, sizes: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:
     """The positions of each step. They depend on these arguments only, never on sampled tokens.
 
     Args:
@@ -71,11 +65,10 @@ def order_groups(
         layout: of the image's tokens.
         sizes: of the groups, see `group_sizes`.
         seed: of random and locality; the others ignore it.
-        device: of the returned tensors.
 
     Returns:
-        One int64 (size,) per group, raster indices; each position of the layout is in exactly one group. The tensors
-        are cached: do not write to them.
+        One int64 (size,) per group, raster indices on the CPU; each position of the layout is in exactly one group.
+        The tensors are cached: do not write to them.
 
     Raises:
         InputError: no such order of this layout, sizes that are not positive or do not sum to N, or a seed beyond
@@ -97,7 +90,7 @@ def order_groups(
     else:
         positions = _locality(*layout.finest, sizes, seed)
     with torch.inference_mode(False):  # cached tensors are for training too
-        return torch.from_numpy(positions).to(device).split(list(sizes))
+        return torch.from_numpy(positions).split(list(sizes))
 
 
 def possible_orders(orders: Iterable[Order], layout: Layout) -> tuple[Order, ...]:
