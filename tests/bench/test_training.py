@@ -172,8 +172,8 @@ def test_stages_of_another_kind(tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps 0"),
-        ({"batch_size": 0}, "batch_size 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"device": "abacus"}, "'abacus' does not exist"),
         ({"num_clusters": 24}, "24 clusters"),
         ({"kind": "gan"}, "kind 'gan' of stage does not exist"),

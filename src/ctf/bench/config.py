@@ -10,6 +10,7 @@ from ctf.layout import Layout
 from ctf.models.config import MODEL_SIZES, Dtype, Quantize
 from ctf.models.next_scale_config import NEXT_SCALE_SIZES
 from ctf.sampling.settings import Order
+from ctf.training.config import check_settings
 
 Method = Literal["baseline", "coarse-to-fine", "coarse"]
 Preset = Literal["baseline", "coarse", "fine-cluster", "fine-full"]
@@ -73,8 +74,8 @@ class SamplingBenchmark(Benchmark):
     runs: int = 3
 
     def __post_init__(self) -> None:
-        counts = {"steps": self.steps, "batch_sizes": self.batch_sizes, "runs": (self.runs,)}
-        check_settings((*self.sizes, self.fine_size), **counts)
+        check_sizes((*self.sizes, self.fine_size))
+        check_settings(self, "", ("steps", "batch_sizes", "runs"), "at least 1", lambda x: x >= 1)
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,12 @@ class TrainingBenchmark(Benchmark):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        check_settings(self.sizes, batch_size=(self.batch_size,), steps=(self.steps,))
+        check_sizes(self.sizes)
+        check_settings(self, "", ("batch_size", "steps"), "at least 1", lambda x: x >= 1)
 
 
-def check_settings(sizes: tuple[str, ...], **counts: tuple[int, ...]) -> None:
-    """Raise InputError for sizes and counts with which a later row would fail."""
+def check_sizes(sizes: tuple[str, ...]) -> None:
+    """Raise InputError for sizes with which a later row would fail."""
     for size in sizes:
         if size not in (known := MODEL_SIZES | NEXT_SCALE_SIZES):
             raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(known)}")
-    for name, values in counts.items():
-        if min(values, default=1) < 1:
-            raise InputError(f"{name} {', '.join(map(str, values))} must be at least 1")

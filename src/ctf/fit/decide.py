@@ -23,6 +23,7 @@ from ctf.tokenizer.config import scales_up_to
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.registry import BUNDLED, new_tokenizer
 from ctf.tokens.tokenize import Augmentation
+from ctf.training.config import check_settings
 
 #: Below this PSNR in dB a tokenizer loses what a photograph shows: 19.6 dB is fog, at 22.5 dB objects can be named.
 POOR_PSNR = 20.0
@@ -61,10 +62,7 @@ def choose(config: FitConfig, device: torch.device, started: float | None = None
         InputError: images that cannot be opened, a split to hold out that would be trained on, or a tokenizer or
             stages to start from that do not fit.
     """
-    for name in ("image_size", "num_clusters", "batch_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} {value} must be at least 1")
+    check_settings(config, "", ("image_size", "num_clusters", "batch_size"), "at least 1", lambda x: x >= 1)
     parse_time(config.time)  # refuses what is no time before anything is opened
     return Task(config, device, monotonic() if started is None else started).choose()
 

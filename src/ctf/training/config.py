@@ -19,11 +19,11 @@ from ctf.tokenizer.config import TokenizerConfig
 def check_settings(config: Any, section: str, names: Iterable[str], wanted: str, fits: Callable[[float], bool]) -> None:
     """Raise InputError, which names `section` + name, for the first setting with a value that does not fit.
 
-    NaN never fits.
+    NaN never fits, None always does.
     """
     for name in names:
         value = getattr(config, name)
-        if not all(map(fits, value if isinstance(value, (tuple, list)) else [value])):
+        if value is not None and not all(map(fits, value if isinstance(value, (tuple, list)) else [value])):
             raise InputError(f"{section}{name} is {value}: it must be {wanted}")
 
 
@@ -56,8 +56,7 @@ class OptimizerConfig:
     final_weight_decay: float | None = field(default=None, metadata=YOUNG)
 
     def __post_init__(self) -> None:
-        names = ["learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "clip"]
-        names += ["final_weight_decay"] * (self.final_weight_decay is not None)
+        names = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "final_weight_decay", "clip")
         check_settings(self, "optimizer.", names, "at least 0 and finite", lambda x: 0 <= x < math.inf)
         check_settings(self, "optimizer.", ("betas",), "at least 0 and below 1", lambda x: 0 <= x < 1)
         if self.final_weight_decay is not None and not self.weight_decay:
@@ -131,8 +130,7 @@ class LoopConfig:
         check_settings(self, "loop.", ("patience",), "above 0", lambda x: x > 0)
         check_settings(self, "loop.", ("seed",), "from 0 to 2^32 − 1", lambda x: 0 <= x < 2**32)
         check_settings(self, "loop.", ("ema",), "at least 0 and below 1", lambda x: 0 <= x < 1)
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"loop.steps is {self.steps}: it must be at least 1, or null to count in epochs")
+        check_settings(self, "loop.", ("steps",), "at least 1, or null to count in epochs", lambda x: x >= 1)
 
     def total_steps(self, num_images: int) -> int:
         """Length of a run over `num_images` images."""
