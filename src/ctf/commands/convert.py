@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from ctf.layout import Layout
@@ -37,8 +39,6 @@ def llamagen(
 
 def _save_baseline(out: str, tokenizer: Any, stage: Any, size: str) -> None:  # types would make --help import torch
     """Write a model folder of one stage, whose classes are named by their index, and print what it is."""
-    import json
-
     from ctf.fingerprint import joint_fingerprint
     from ctf.model_folder import Pipeline, describe_pipeline
 
@@ -148,8 +148,6 @@ def tokens(
         codebook: the codebook of the tokens, as for `ctf cluster`, so that a map of another one is refused.
         allow_namespace: accept an argparse.Namespace beside the weights of the codebook's .pt file.
     """
-    from pathlib import Path
-
     from ctf.interop.tokenizers import open_codebook
     from ctf.tokens.token_set import read_npy
     from ctf.tokens.writer import write_token_set

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from ctf.errors import InputError
+from ctf.files import check_writable, write_json
 from ctf.sampling.settings import Order, Schedule
 from ctf.tokenizer.config import Network
 
@@ -101,12 +103,9 @@ def likelihood(
         out: folder for result.json and, with steps, plot.png.
         device: where to compute; auto is a GPU where there is one.
     """
-    import shlex
-
     from ctf.completion import cells_in_region
     from ctf.evaluation.likelihood import bits_by_steps, bits_per_token
     from ctf.evaluation.steps_plot import plot_steps
-    from ctf.files import check_writable, write_json
     from ctf.model_folder import Pipeline
     from ctf.samples.complete import region_mask
     from ctf.tokens.token_set import TokenSet
@@ -163,13 +162,10 @@ def samples(
         device: where to compute the features; auto is a GPU where there is one.
         cache: folder for features of references; $CTF_CACHE or ~/.cache/ctf without it.
     """
-    import shlex
-
     from ctf.evaluation.features import open_features
     from ctf.evaluation.protocol import check_samples, evaluate_samples
     from ctf.evaluation.reference import open_reference
     from ctf.evaluation.table import write_comparison
-    from ctf.files import check_writable
     from ctf.samples.sample_set import SampleSet
 
     if batch_size < 1:
@@ -220,13 +216,10 @@ def neighbours(
         device: where to compute the features; auto is a GPU where there is one.
         cache: folder for features of references; $CTF_CACHE or ~/.cache/ctf without it.
     """
-    import shlex
-
     from ctf.evaluation.features import open_features
     from ctf.evaluation.neighbours import compare_neighbours, summary
     from ctf.evaluation.protocol import check_samples
     from ctf.evaluation.reference import open_reference, open_reference_images
-    from ctf.files import check_writable, write_json
     from ctf.images.sheet import save_png
     from ctf.samples.sample_set import SampleSet
 
@@ -285,7 +278,6 @@ def swap(
         allow_namespace: accept an argparse.Namespace beside the weights of the tokenizer's .pt file.
     """
     from ctf.experiments.swap import swap_generated, swap_images, swap_lines
-    from ctf.files import check_writable
     from ctf.images.image_set import open_images
     from ctf.images.sheet import save_png
     from ctf.interop.tokenizers import open_tokenizer

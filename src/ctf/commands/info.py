@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
+
+from ctf.errors import InputError, did_you_mean, nearest
+from ctf.sampling.settings import Sampling
 
 
 def info(path: str, classes: str | None = None, json: bool = False) -> None:
@@ -20,7 +24,6 @@ def info(path: str, classes: str | None = None, json: bool = False) -> None:
     from json import dumps
 
     from ctf.classes import find_classes
-    from ctf.errors import InputError, did_you_mean, nearest
     from ctf.model_folder import describe
 
     facts = describe(path)
@@ -71,10 +74,6 @@ def _model(path: str, facts: Mapping[str, Any]) -> str:
 
 def _sampling(settings: Mapping[str, Any]) -> str:
     """The settings that differ from the plainest ones."""
-    from dataclasses import asdict
-
-    from ctf.sampling.settings import Sampling
-
     plain = asdict(Sampling())
     return ", ".join(f"{name} {value}" for name, value in settings.items() if value != plain[name])
 

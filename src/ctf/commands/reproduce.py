@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import Literal
 
 
@@ -41,9 +43,6 @@ def reproduce(
         reference: in place of the preset's, as for `ctf evaluate samples`.
         device: where to train and sample; auto is a GPU where there is one.
     """
-    import shlex
-    import sys
-
     from ctf.experiments.presets import PRESETS
     from ctf.experiments.reproduce import plan, reproduce
 
