@@ -11,6 +11,7 @@ from ctf.sampling.orders import group_sizes
 from ctf.sampling.settings import Order
 from ctf.stages.cached import CachedStage, CacheState
 from ctf.stages.drawing import DrawPlan, Group
+from ctf.stages.transformer_stage import TrainingStates
 
 #: Numbers of groups in training, as shares of N: LPD's 256, 128, 64, 32, 24, 20, 16, 12 and 8 groups of 256 positions.
 GROUP_SHARES = (1, 1 / 2, 1 / 4, 1 / 8, 3 / 32, 5 / 64, 1 / 16, 3 / 64, 1 / 32)
@@ -30,9 +31,7 @@ class AnyOrder(CachedStage):
     def possible_steps(self) -> range:
         return range(1, self.num_tokens + 1)
 
-    def training_states(
-        self, targets: Tensor, labels: Tensor, given: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def training_states(self, targets: Tensor, labels: Tensor, given: Tensor | None) -> TrainingStates:
         share = GROUP_SHARES[int(torch.randint(len(GROUP_SHARES), ()).numpy())]  # on the CPU: a GPU would be waited for
         steps = max(1, round(self.num_tokens * share))
         sizes = group_sizes(self.num_tokens, steps)

@@ -7,6 +7,7 @@ from torch import Tensor
 from ctf.errors import InputError
 from ctf.stages.cached import CachedStage, CacheState
 from ctf.stages.drawing import Group
+from ctf.stages.transformer_stage import TrainingStates
 
 
 class Autoregressive(CachedStage):
@@ -18,9 +19,7 @@ class Autoregressive(CachedStage):
     def possible_steps(self) -> range:
         return range(self.num_tokens, self.num_tokens + 1)
 
-    def training_states(
-        self, targets: Tensor, labels: Tensor, given: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def training_states(self, targets: Tensor, labels: Tensor, given: Tensor | None) -> TrainingStates:
         return self.transformer.hidden(targets, labels, given), targets, given
 
     def check_kept(self, kept: Tensor) -> None:

@@ -17,7 +17,7 @@ from ctf.models.config import NetworkConfig
 from ctf.sampling.settings import Order
 from ctf.stages.drawing import DrawPlan, Group
 from ctf.stages.settings import MaskedSettings, Rounds
-from ctf.stages.transformer_stage import TransformerStage
+from ctf.stages.transformer_stage import TrainingStates, TransformerStage
 
 #: Rows that go through the network at once: enough to keep any device busy, so few that their activations take less
 #: memory than the key-value cache of a stage 1 with a large batch.
@@ -83,9 +83,7 @@ class Masked(TransformerStage):
     def possible_steps(self) -> range:
         return super().possible_steps if self.by_scales or self.once else range(1, self.num_tokens + 1)
 
-    def training_states(
-        self, targets: Tensor, labels: Tensor, given: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def training_states(self, targets: Tensor, labels: Tensor, given: Tensor | None) -> TrainingStates:
         if self.once:
             return self._hidden(torch.full_like(targets, -1), labels, given), targets, given
         hide, count = self._hiding(targets)  # (B, N), and their number, so that no size depends on values on a GPU

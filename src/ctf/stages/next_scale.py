@@ -19,6 +19,7 @@ from ctf.models.packed import PackedConvolution, PackedNextScale
 from ctf.stages.cached import CachedStage
 from ctf.stages.drawing import DrawPlan, Group
 from ctf.stages.settings import NextScaleSettings
+from ctf.stages.transformer_stage import TrainingStates
 from ctf.tokenizer.config import MultiScaleConfig
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.multi_scale import MultiScaleTokenizer
@@ -123,9 +124,7 @@ class NextScale(CachedStage):
         with torch.no_grad():
             return self.residual.next_scale_input(self.vectors[targets], self.layout)
 
-    def training_states(
-        self, targets: Tensor, labels: Tensor, given: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def training_states(self, targets: Tensor, labels: Tensor, given: Tensor | None) -> TrainingStates:
         return self.transformer.hidden(self.inputs(targets), labels, given), targets, given
 
     def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> ScaleState:  # type: ignore[override]

@@ -21,6 +21,9 @@ from ctf.models.transformer import Transformer
 from ctf.sampling.cuda_graph import RecordedLoops
 from ctf.stages.stage import Stage
 
+#: States (…, dim) before the head, with their targets and given labels (…).
+TrainingStates = tuple[Tensor, Tensor, Tensor | None]
+
 
 class TransformerStage(Stage):
     """A stage around one `Transformer`; arguments as those of `Stage`.
@@ -74,10 +77,8 @@ class TransformerStage(Stage):
         return logits if head.bias is None else logits + head.bias[self.members.table[given]]
 
     @abstractmethod
-    def training_states(
-        self, targets: Tensor, labels: Tensor, given: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The states (…, dim) that a training step's loss is computed from, with their targets and given labels (…).
+    def training_states(self, targets: Tensor, labels: Tensor, given: Tensor | None) -> TrainingStates:
+        """What a training step's loss is computed from.
 
         Targets and given labels of all positions are (B, N); a kind may leave positions out, or reorder them.
         """
