@@ -121,5 +121,5 @@ def is_number(text: str) -> bool:
 
 
 def composed(name: str) -> str:
-    """One Unicode form of a name: macOS stores "é" as two characters, keyboards type one."""
+    """A name in Unicode's form NFC: macOS stores "é" as two characters, keyboards type one."""
     return unicodedata.normalize("NFC", name)

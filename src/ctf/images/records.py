@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ctf.classes import composed
 from ctf.errors import InputError, shortened
 from ctf.images.formats import image_endings
 from ctf.torchrun import rank_and_world
@@ -68,8 +68,8 @@ def printable(name: str) -> str:
 
 
 def class_name(name: str) -> str:
-    """A class name in one line and in Unicode's form NFC: macOS stores names of folders in another form."""
-    return printable(unicodedata.normalize("NFC", name))
+    """A class name in one line and in one Unicode form."""
+    return printable(composed(name))
 
 
 def image_column(columns: Sequence[str], source: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import posixpath
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ctf.classes import composed
 from ctf.errors import InputError, first_line, shortened
 from ctf.images.records import Labels, class_name, label_column, label_like, number_labels, printable, warn
 
@@ -54,7 +54,7 @@ def metadata_labels(
             continue
         found = label_column(table.column_names, label_like(table.schema), column, source)
         if found is not None:
-            names = [unicodedata.normalize("NFC", str(name)) for name in table["file_name"].to_pylist()]
+            names = [composed(str(name)) for name in table["file_name"].to_pylist()]
             paths = [posixpath.normpath(posixpath.join(posixpath.dirname(path), name)) for name in names]
             values.update(zip(paths, table[found].to_pylist(), strict=True))
     if not values:
@@ -63,7 +63,7 @@ def metadata_labels(
         raise InputError(
             f"{source} has no metadata.csv with a column {column!r}: leave out '#{column}', or add the file"
         )
-    keys = [unicodedata.normalize("NFC", path) for path in images]
+    keys = [composed(path) for path in images]
     if without := [printable(key) for key in keys if key not in values]:
         raise InputError(f"{source}: metadata have no row for {shortened(without)}: add rows, or move the images away")
     return number_labels([values[key] for key in keys], None, str(found), source, keys)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ctf.classes import renumbered
+from ctf.classes import composed, renumbered
 from ctf.errors import InputError, first_line
 from ctf.files import existing, read_json, write_json
 from ctf.fingerprint import fingerprint
@@ -97,7 +96,7 @@ class TokenIndex:
                 f"codebook size {self.codebook_size}, shard size {self.shard_size}: "
                 f"give whole numbers from 1, and a codebook size of at most {LARGEST_CODEBOOK:,}"
             )
-        self.class_names = [unicodedata.normalize("NFC", name) for name in self.class_names]
+        self.class_names = [composed(name) for name in self.class_names]
 
     @property
     def num_tokens(self) -> int:
