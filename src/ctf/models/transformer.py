@@ -21,12 +21,7 @@ from ctf.models.config import TransformerConfig
 from ctf.models.rotary import rotary_table, rotate
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
+class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:  # the same bits in one call; FSDP may gather the weight in bfloat16
             return F.rms_norm(x, x.shape[-1:], self.weight.float(), self.eps)
