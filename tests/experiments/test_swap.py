@@ -21,16 +21,16 @@ def images(tmp_path):
 
 
 def test_swaps_within_kmeans_clusters_keep_the_image(images):
-    result = swap_images(load_tokenizer("emoji"), images, (64,), columns=3)
+    result = swap_images(load_tokenizer("emoji"), images, (64,))
     assert list(result.psnr) == [64]
     assert result.psnr[64]["kmeans"] > result.psnr[64]["random"] + 4
-    # Four rows of three images at twice their size, and labels beside them.
-    assert result.figure.width > 3 * 128
+    # Four rows of twelve images at twice their size, and labels beside them.
+    assert result.figure.width > 12 * 128
     assert result.figure.height >= 4 * 128
 
 
 def test_swaps_of_generated_tokens_keep_the_image():
-    result = swap_generated(Pipeline.from_pretrained("emoji"), 12, (64,), columns=3)
+    result = swap_generated(Pipeline.from_pretrained("emoji"), 12, (64,))
     assert result.psnr[64]["kmeans"] > result.psnr[64]["random"] + 4
     assert 3 * 128 <= result.figure.height < 4 * 128  # no row of images that the tokens were made of
 

@@ -21,6 +21,8 @@ from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.measure import psnr
 
 BATCH = 64
+#: Images in the figure, spread evenly over all.
+COLUMNS = 12
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,7 @@ def swap_lines(psnr: Mapping[Any, Mapping[str, float]]) -> list[str]:
     ]
 
 
-def swap_images(
-    tokenizer: Tokenizer, images: ImageSet, cluster_counts: tuple[int, ...], columns: int = 12, seed: int = 0
-) -> SwapResult:
+def swap_images(tokenizer: Tokenizer, images: ImageSet, cluster_counts: tuple[int, ...], seed: int = 0) -> SwapResult:
     """Swap the tokens of images, within k-means clusters and within random clusters of the same count.
 
     Every token becomes another one of its cluster; one that is alone in it stays. Of several scales, all are swapped
@@ -52,25 +52,22 @@ def swap_images(
 
     Args:
         tokenizer: makes and decodes the tokens.
-        images: all of them are measured, `columns` evenly spread ones are shown.
+        images: all of them are measured, `COLUMNS` are shown.
         cluster_counts: values of M.
-        columns: images in the figure.
         seed: of clusterings and swaps.
     """
     batches = ((indices, tokenizer.encode(to_tensor(batch)), batch) for indices, batch, _ in images.batches(BATCH))
-    layout, shown = tokenizer.layout((images.size, images.size)), np.linspace(0, len(images) - 1, columns)
+    layout, shown = tokenizer.layout((images.size, images.size)), np.linspace(0, len(images) - 1, COLUMNS)
     return _swap(tokenizer, layout, batches, shown, cluster_counts, seed)
 
 
-def swap_generated(
-    pipeline: StagePipeline, num: int, cluster_counts: tuple[int, ...], columns: int = 12, seed: int = 0
-) -> SwapResult:
+def swap_generated(pipeline: StagePipeline, num: int, cluster_counts: tuple[int, ...], seed: int = 0) -> SwapResult:
     """Swap the tokens of `num` generated images, as in the paper: all classes in turn, image i of seed + i."""
     batches = (
         (i.numpy(), pipeline.generate_tokens(i % len(pipeline.class_names), (seed + i).tolist()), None)
         for i in torch.arange(num).split(BATCH)
     )
-    shown = np.linspace(0, num - 1, columns)
+    shown = np.linspace(0, num - 1, COLUMNS)
     return _swap(pipeline.tokenizer, pipeline.layout, batches, shown, cluster_counts, seed)
 
 
