@@ -13,7 +13,7 @@ from ctf.interop.llamagen import export_gpt
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.tokenizer import VQTokenizer
 from ctf.training.config import OptimizerConfig
-from ctf.training.start import copy_rows, start_stage, start_tokenizer
+from ctf.training.start import convert_rows, copy_rows, start_stage, start_tokenizer
 from ctf.training.tokenizer_objective import TokenizerObjective
 
 TOKENS, HEAD, GIVEN, CLASSES = (
@@ -218,3 +218,9 @@ def test_a_parameter_of_a_single_number_is_taken():
     module = torch.nn.ParameterDict({"scale": torch.nn.Parameter(torch.tensor(1.0))})
     assert copy_rows(module, lambda _: (torch.tensor(3.0), "as it is"))["taken"] == {"scale": "as it is"}
     assert module["scale"].item() == 3
+
+
+def test_a_bias_is_averaged_as_the_rows_of_its_head_are():
+    coarse_map = CoarseMap(torch.tensor([0, 0, 1, 1]), "kmeans", 0, "")
+    means, _ = convert_rows(torch.tensor([0.0, 2.0, 4.0, 8.0]), None, coarse_map, lambda: torch.tensor([1, 3, 0, 0]))
+    assert means.tolist() == [1.5, 6.0]  # no token uses the second cluster

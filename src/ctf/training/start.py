@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctf.codebook.coarse_map import CoarseMap
+from ctf.codebook.coarse_map import CoarseMap, cluster_means
 from ctf.errors import InputError, shortened
 from ctf.files import is_safetensors, read_metadata
 from ctf.images.records import warn
@@ -167,7 +167,7 @@ def level_rows(
 def convert_rows(rows: Tensor, level: CoarseMap | None, wanted: CoarseMap | None, uses: Callable[[], Tensor]) -> Rows:
     """Rows (labels of `level`, dim) → rows (labels of `wanted`, dim). The level None is that of the codebook's tokens.
 
-    `uses` returns the counts of tokens (K,).
+    So are a head's biases (labels,). `uses` returns the counts of tokens (K,).
     """
     if level is wanted or (level and wanted and torch.equal(level.fine_to_coarse, wanted.fine_to_coarse)):
         return rows, "of the same level"
@@ -179,9 +179,7 @@ def convert_rows(rows: Tensor, level: CoarseMap | None, wanted: CoarseMap | None
     if wanted is None:
         return each, "each token as its cluster"
     clusters, counts = wanted.fine_to_coarse, uses().double()
-    used = torch.zeros(wanted.num_coarse, dtype=torch.float64).index_add_(0, clusters, counts)
-    weights = torch.where(used[clusters] > 0, counts, 1.0)  # the plain mean for a cluster that no token uses
-    total = torch.zeros_like(used).index_add_(0, clusters, weights)
-    sums = torch.zeros(len(total), rows.shape[1], dtype=torch.float64)
-    sums.index_add_(0, clusters, each.double() * weights[:, None])
-    return (sums / total[:, None]).to(rows.dtype), "each cluster as the mean of its tokens, weighted by use"
+    used = clusters.bincount(counts)[clusters] > 0
+    weights = counts.where(used, 1.0)  # the plain mean for a cluster that no token uses
+    means = cluster_means(each.reshape(len(each), -1), clusters, weights).view(-1, *each.shape[1:])
+    return means, "each cluster as the mean of its tokens, weighted by use"
