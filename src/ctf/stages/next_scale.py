@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +58,6 @@ class NextScale(CachedStage):
     Network, Packed = NextScaleTransformer, PackedNextScale
     config: NextScaleConfig  # type: ignore[assignment]
     float32 = ("vectors", "residual.")
-    rows_of: ClassVar[dict[str, str]] = {
-        "transformer.label_embedding.weight": "classes",
-        "transformer.given_embedding.weight": "given",
-        "transformer.head.weight": "predicts",
-        "transformer.head.bias": "predicts",
-    }
     undecayed = ("start", "position_embedding", "scale_embedding.weight", "offset", "attention.scale")
     vectors: Tensor  # (vocabulary, d)
 

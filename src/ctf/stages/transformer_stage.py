@@ -39,6 +39,7 @@ class TransformerStage(Stage):
         "transformer.token_embedding.weight": "predicts",
         "transformer.given_embedding.weight": "given",
         "transformer.head.weight": "predicts",
+        "transformer.head.bias": "predicts",
     }
     Network: ClassVar[Any] = Transformer
     Packed: ClassVar[Any] = PackedTransformer
