@@ -108,7 +108,7 @@ def test_decoding_reads_the_weights_and_the_filled_cache(make, kind, cfg_scale, 
     """Of a group: the label, the tokens before it, and its own queries."""
     stage, rows = make(kind), BATCH * (2 if cfg_scale != 1 else 1)
     sampling = Sampling(cfg_scale, steps=None if kind == "autoregressive" else 3)
-    known = list(itertools.accumulate(stage.plan(sampling).sizes))
+    known = list(itertools.accumulate(group.count for group in stage.plan(sampling).drawn))
     ends = range(1, 7) if kind == "autoregressive" else [1 + count for count in known]
     cache = KeyValueCache(stage.config, rows, torch.device("cpu"), getattr(torch, compute.dtype))
     filled = [sum(t[:, :, :end].clone().nbytes for t in (*cache.keys, *cache.values)) for end in ends]

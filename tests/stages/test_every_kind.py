@@ -32,7 +32,9 @@ def test_steps_show_the_labels_so_far(make, kind, sampling):
     )
     assert [number for number, _ in reported] == list(range(plan.sampling.steps))
     seen = [so_far for _, so_far in reported]
-    assert [(x >= 0).sum(1).tolist() for x in seen] == [[known] * 5 for known in itertools.accumulate(plan.sizes)]
+    assert [(x >= 0).sum(1).tolist() for x in seen] == [
+        [known] * 5 for known in itertools.accumulate(group.count for group in plan.drawn)
+    ]
     for so_far, group in zip(seen, plan.groups, strict=True):
         assert torch.equal(so_far[so_far >= 0], tokens[so_far >= 0])
         if sampling.order != "confidence":

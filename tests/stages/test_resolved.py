@@ -28,7 +28,7 @@ def test_what_a_kind_can_take(make, kind, own, steps, orders):
     for count in range(1, 10):
         sampling = Sampling(steps=count)
         if count in steps:
-            assert len(stage.plan(sampling).sizes) == len(stage.plan(sampling).groups) == count
+            assert len(stage.plan(sampling).drawn) == len(stage.plan(sampling).groups) == count
             continue
         with pytest.raises(InputError, match=f"stage stage cannot draw in {count} steps"):
             stage.resolved(sampling)
@@ -61,7 +61,7 @@ def test_scales_are_drawn_one_after_another(make, kind):
     stage = make(kind, layout=Layout.square(1, 2, 3))
     assert stage.resolved().order == "raster"
     sampling = stage.resolved(Sampling(order="scales"))
-    assert (sampling.steps, stage.plan(sampling).sizes) == (3, [1, 4, 9])
+    assert (sampling.steps, [group.count for group in stage.plan(sampling).drawn]) == (3, [1, 4, 9])
     *_, last = steps = [tokens.clone() for tokens in stage.draw(torch.tensor([1]), Random([0]), sampling)]
     assert [int((tokens >= 0).sum()) for tokens in steps] == [1, 5, 14]
     assert all(torch.equal(tokens[:, :count], last[:, :count]) for tokens, count in zip(steps, (1, 5, 14), strict=True))

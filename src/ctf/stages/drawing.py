@@ -68,11 +68,6 @@ class DrawPlan:
         """The groups that are drawn, one in each step."""
         return tuple(group for group in self.groups if not group.kept)
 
-    @property
-    def sizes(self) -> list[int]:
-        """Number of labels that each step adds."""
-        return [group.count for group in self.drawn]
-
     def fixed_groups(self, stage: str) -> tuple[Group, ...]:
         """`groups`, which must not depend on sampled labels. Raises InputError, naming `stage`, if they do."""
         if self.sampling.order == "confidence":
