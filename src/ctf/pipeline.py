@@ -330,10 +330,12 @@ class StagePipeline:
             count = len(stage.plan(sampling, None if known is None else known >= 0).drawn)
             every = math.ceil(count / max(1, previews))
             steps = stage.draw(indices, Random(seeds, place), sampling, given, known_labels(stage, known, len(indices)))
-            show = self._preview_of(stage, given)
+            show = preview_of(self.tokenizer, self.layout, stage, given)
             for number, tokens in enumerate(steps, start=1):
                 if number % every == 0 or number == count:
-                    yield Preview(stage.name, number, count, [Image.fromarray(image) for image in show(tokens)])
+                    done = number == count and stage.predicts is None  # all tokens are known: the images themselves
+                    images = self.decode(tokens) if done else show(tokens)
+                    yield Preview(stage.name, number, count, [Image.fromarray(image) for image in images])
             given = tokens.clone()
 
     def _images(self, labels: Labels, seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:
@@ -395,14 +397,6 @@ class StagePipeline:
         """Tokens of the codebook (B, N) → images uint8 (B, H, W, 3)."""
         return_freed_memory()  # or what the stages have freed would stay beside what the decoder takes
         return decode_images(self.tokenizer, tokens, self.layout, getattr(torch, self.compute.decoder_dtype))
-
-    def _preview_of(self, stage: Stage, given: Tensor | None) -> Callable[[Tensor], np.ndarray]:
-        """A function from labels of the stage's level, −1 where unknown, int64 (B, N), to images uint8 (B, H, W, 3)."""
-        show = preview_of(self.tokenizer, self.layout, stage, given)
-        if stage.predicts is not None:
-            return show
-        # All are known in the last step: the images themselves.
-        return lambda tokens: show(tokens) if bool((tokens < 0).any()) else self.decode(tokens)
 
     def memory(self, batch_size: int, **overrides: Any) -> int:
         """Predict the bytes that a batch adds to the memory of the loaded pipeline."""
