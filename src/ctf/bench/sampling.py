@@ -105,13 +105,9 @@ def overlapped_speed(pipeline: StagePipeline, batch_size: int, batches: int) -> 
 
 def measure_stage(stage: Stage, batch_size: int, runs: int, compute: Compute, machine: Machine) -> SamplingSpeed:
     """`measure_sampling` of a first stage alone."""
-
-    def prepare() -> Parts:
-        return batch_parts([stage.pack(compute)], batch_size)
-
     least = _rooflines([stage], batch_size, compute, machine)
     memory = sampling_memory([(stage, stage.sampling)], batch_size, compute)
-    return _measure([stage], batch_size, runs, prepare, least, memory)
+    return _measure([stage], batch_size, runs, lambda: batch_parts([stage.pack(compute)], batch_size), least, memory)
 
 
 def _rooflines(stages: list[Stage], batch_size: int, compute: Compute, machine: Machine) -> dict[str, float]:
