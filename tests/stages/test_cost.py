@@ -15,6 +15,7 @@ from ctf.models.linear import packed_bytes
 from ctf.sampling import Random, Sampling
 from ctf.stages import new_stage
 from ctf.stages.cost import PeakMemory, activation_bytes, drawing_work, forward_operations
+from ctf.tokenizer import MultiScaleConfig, MultiScaleTokenizer
 
 BATCH = 3
 LAYOUT = Layout((2, 3))
@@ -50,6 +51,19 @@ def make(request):
     return make
 
 
+@pytest.fixture
+def scales_stage():
+    """A stage over the tokens of three scales."""
+
+    def make(kind, **settings):
+        layout = Layout.square(1, 2, 3)
+        config = MultiScaleConfig(32, (1,), 1, 1, z_channels=32, codebook_size=24, scales=(1, 2, 3))
+        own = {"tokenizer": MultiScaleTokenizer(config)} if kind == "next_scale" else settings
+        return new_stage(kind, "nano", name="a", layout=layout, num_classes=5, codebook_size=24, **own).eval()
+
+    return make
+
+
 def counted(call):
     """Operations that PyTorch counts; it does not know those of a CPU's fused attention."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -78,6 +92,25 @@ def test_forward_operations_are_those_of_a_forward_pass(make, kind, support):
     steps = 1 if stage.kind == "masked" else 6
     plan = stage.plan(Sampling(steps=steps))
     assert forward_operations(stage) == counted(lambda: stage.logits(TOKENS[:1], LABELS[:1], plan))
+
+
+def test_a_training_step_by_scales_is_one_pass(scales_stage):
+    """Whatever the rounds of sampling: the same network trained for any rounds takes as much."""
+    by_scales, any_rounds = (scales_stage("masked", rounds=rounds) for rounds in ("scales", "any"))
+    assert forward_operations(by_scales) == forward_operations(any_rounds)
+
+
+@GUIDANCE
+@WEIGHTS
+def test_a_scale_reads_the_cache_up_to_its_end_and_a_share_of_the_modulations(scales_stage, cfg_scale, compute):
+    stage, rows = scales_stage("next_scale"), BATCH * (2 if cfg_scale != 1 else 1)
+    cache = KeyValueCache(stage.config, rows, torch.device("cpu"), getattr(torch, compute.dtype))
+    filled = [sum(t[:, :, :end].clone().nbytes for t in (*cache.keys, *cache.values)) for end in (1, 5, 14)]
+    found = [step.bytes for step in drawing_work(stage, BATCH, Sampling(cfg_scale), compute)]
+    width = packed_bytes(compute, torch.device("cpu"))
+    modulations = sum(width * block.modulation.weight.numel() for block in stage.transformer.blocks)
+    once = stage.weight_bytes(compute) - modulations * 2 / 3
+    assert found == pytest.approx([once + part for part in filled])
 
 
 def test_support_of_a_cluster_multiplies_with_its_members_only(make):

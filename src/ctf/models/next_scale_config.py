@@ -72,9 +72,14 @@ class NextScaleConfig(NetworkConfig):
         return self.layers * 12 * self.dim**2
 
     @property
+    def block_modulation_weights(self) -> int:
+        """Weights of the products over class labels that modulate the blocks."""
+        return 6 * (1 if self.shared_modulation else self.layers) * self.dim**2
+
+    @property
     def modulation_weights(self) -> int:
-        """Weights of the products over class labels: the modulation of the blocks and of the head's norm."""
-        return (6 * (1 if self.shared_modulation else self.layers) + 2) * self.dim**2
+        """Weights of all products over class labels: the modulation of the blocks and of the head's norm."""
+        return self.block_modulation_weights + 2 * self.dim**2
 
     def drop_path_of(self, block: int) -> float:
         """Probability of skipping a branch of block number `block`."""

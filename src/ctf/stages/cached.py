@@ -56,7 +56,7 @@ class CachedStage(TransformerStage):
         state.inputs = self.transformer.token_embedding(labels)
 
     def cache_bytes(self, rows: int, group: Group, compute: Compute) -> int:
-        """As `Stage.cache_bytes`: entries of the class, of positions before, and of the group's queries, if any."""
+        """As `Stage.cache_bytes`: entries of positions up to the group's own, with "groups" of the class too."""
         cache = KeyValueCache(self.config, rows, torch.device("meta"), compute.torch_dtype)
-        filled = 1 + group.before + (group.size if self.config.attention == "groups" else 0)
+        filled = group.before + group.size + (self.config.attention == "groups")
         return sum(tensor[:, :, :filled].numel() * tensor.itemsize for tensor in (*cache.keys, *cache.values))

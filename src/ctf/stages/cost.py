@@ -55,10 +55,13 @@ def forward_operations(stage: Stage) -> int:
     """Operations of one image through the stage with teacher forcing.
 
     Masked attention counts in full, as in PaLM's appendix B. A stage with a cache reads all groups in one pass, here
-    the most groups that it can have. A stage without one takes a pass for each round, here the fewest rounds.
+    the most groups that it can have. A stage without one takes one pass too: it is trained for one round at a time.
     """
     bare = stage.without_values(padded=False)
     plan = bare.plan(Sampling(steps=bare.possible_steps[-1 if bare.cached else 0]))
+    if not bare.cached:
+        n = bare.num_tokens
+        plan = dataclasses.replace(plan, groups=(Group(slice(n), n, n, 0, 0, kept=False),))
     tokens, labels = _zeros(1, bare.num_tokens), _zeros(1)
     return operations(lambda: bare.logits(tokens, labels, plan))
 

@@ -13,6 +13,7 @@ from ctf.codebook.coarse_map import codebook_fingerprint
 from ctf.errors import InputError
 from ctf.models.cache import KeyValueCache
 from ctf.models.config import Compute
+from ctf.models.linear import packed_bytes
 from ctf.models.next_scale import NextScaleTransformer
 from ctf.models.next_scale_config import NextScaleConfig
 from ctf.models.packed import PackedConvolution, PackedNextScale
@@ -139,6 +140,12 @@ class NextScale(CachedStage):
     def observe(self, state: ScaleState, group: Group, labels: Tensor) -> None:  # type: ignore[override]
         if group.number < len(self.layout) - 1:  # nothing reads f̂ behind the last scale
             state.f_hat = state.f_hat + self.residual.contribution(self.vectors[labels], group.number, self.layout)
+
+    def weight_bytes(self, compute: Compute, positions: int | None = None) -> float:
+        """As `Stage.weight_bytes`. The blocks' modulations are read once a batch: a step counts its share of them."""
+        once = self.config.block_modulation_weights * packed_bytes(compute, self.device)
+        others = 0 if positions is None else 1 - 1 / len(self.layout)
+        return super().weight_bytes(compute, positions) - others * once
 
     def pack(self, compute: Compute) -> NextScale:
         packed = super().pack(compute)

@@ -12,6 +12,7 @@ from ctf.models.loss import CHUNK
 from ctf.models.next_scale_config import NextScaleConfig
 from ctf.stages.transformer_stage import TransformerStage
 from ctf.training.config import OptimizerConfig
+from ctf.training.optimizer import is_for_muon
 
 #: The CUDA context, NCCL's buffers, and scratch of the libraries.
 RESERVED = 2 * 2**30
@@ -71,14 +72,17 @@ def training_memory(
     config, size = stage.config, 2 if bfloat16 else 4
     shards = gpus if shard else 1
     weights = 4 * stage.num_parameters()
-    matrices = config.block_weights  # Muon keeps one number for each of these; AdamW keeps two for each weight
-    states = 2 * weights - (4 * matrices if optimizer.name == "muon" else 0)
+    trained = 4 * sum(p.numel() for p in stage.parameters() if p.requires_grad)  # a tokenizer's part is frozen
+    matrices = config.block_weights
+    # Muon keeps one number for each weight of a block's matrices; AdamW keeps two for each weight.
+    by_muon = sum(p.numel() for name, p in stage.named_parameters() if is_for_muon(name, p))
+    states = 2 * trained - (4 * by_muon if optimizer.name == "muon" else 0)
     products = matrices + (config.dim * stage.vocabulary if stage.members is None else 0)
     products += getattr(config, "modulation_weights", 0)
     two_blocks = 2 * size * matrices / config.layers  # FSDP gathers the next block while one computes
     return TrainingMemory(
         weights=weights / shards,
-        gradients=(1 if shard or gpus == 1 else 2) * weights / shards,
+        gradients=(1 if shard or gpus == 1 else 2) * trained / shards,
         optimizer=states / shards,
         average=weights / shards if average else 0,
         copies=two_blocks if shard else size * products if bfloat16 else 0,

@@ -24,13 +24,18 @@ def build_optimizers(module: nn.Module, config: OptimizerConfig) -> dict[str, Op
     undecayed = [p for name, p in trainable.items() if name.endswith(getattr(module, "undecayed", ()))]
     if config.name == "adamw":
         return {"optimizer": build_adamw(trainable.values(), config, undecayed)}
-    matrices = {name: p for name, p in trainable.items() if ".blocks." in name and p.ndim == 2}
+    matrices = {name: p for name, p in trainable.items() if is_for_muon(name, p)}
     if not matrices:
         raise InputError("optimizer.name muon is for the blocks of a stage, and there are none: choose adamw")
     return {
         "optimizer": build_adamw([p for name, p in trainable.items() if name not in matrices], config, undecayed),
         "muon": Muon(matrices.values(), config.learning_rate, weight_decay=config.weight_decay),
     }
+
+
+def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon updates a parameter: a matrix in a block."""
+    return ".blocks." in name and parameter.ndim == 2
 
 
 def build_adamw(
