@@ -48,16 +48,16 @@ def resize(image: Image.Image, shorter: int) -> Image.Image:
 
 
 def ten_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (S, S, 3) → (10, size, size, 3): top left, top right, bottom left, bottom right, centre, and the mirror
-    image of each in the same order.
+    """uint8 (S, S, 3) → (10, size, size, 3): top left, top right, bottom left, bottom right and centre, of the image
+    and then of its mirror image.
 
     LlamaGen's order, so that crop i of one code set is crop i of another. S is `int(size * crop_range)` ≥ size.
     """
     margin = image.shape[0] - size
     middle = round(margin / 2)  # torchvision's rounding, which LlamaGen's crops have
     corners = [(0, 0), (0, margin), (margin, 0), (margin, margin), (middle, middle)]
-    crops = np.stack([image[top : top + size, left : left + size] for top, left in corners])
-    return np.concatenate([crops, crops[:, :, ::-1]])
+    both = (image, image[:, ::-1])
+    return np.stack([view[top : top + size, left : left + size] for view in both for top, left in corners])
 
 
 def ten_shift(image: np.ndarray, pixels: int = 1) -> np.ndarray:
