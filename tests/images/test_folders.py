@@ -1,6 +1,8 @@
 """Folders as people have them, on disk and at a URL: splits, metadata, leftovers, archives."""
 
+import errno
 import json
+import os
 import unicodedata
 
 import pytest
@@ -133,13 +135,16 @@ def test_metadata_above_the_folders_that_it_names(opened):
             "0.png has 0.5 in its label column 'label': give every row a whole number",
         ),
         ("file_name,label\n0.png,cat,dog\n", "", "metadata.csv cannot be read"),
+        ("file_name,label\n0.png,cat\n0.png,dog\n", "", "metadata.csv: 0.png has several labels"),
+        ("file_name,label,label\n0.png,cat,dog\n", "", "metadata.csv has several columns called 'label': rename"),
+        ("file_name,\udce9tat,label\n0.png,a,cat\n", "", "metadata.csv cannot be read .*utf-8"),
         ("file_name,label\n0.png,cat\n", "#breed", "has no column 'breed': it has file_name, label"),
         ("id,label\n0,cat\n", "#label", "has no metadata.csv with a column 'label'"),
     ],
 )
 def test_metadata_that_do_not_fit(opened, table, column, message):
     with pytest.raises(InputError, match=message):
-        opened({"0.png": 0, "metadata.csv": table.encode()}, place=column)
+        opened({"0.png": 0, "metadata.csv": table.encode(errors="surrogateescape")}, place=column)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +156,8 @@ def test_metadata_that_do_not_fit(opened, table, column, message):
         ("file_name,fine_label,coarse_label\n0.png,1,0\n", "#", ["image"], []),
         ("file_name,breed\n0.png,pug\n", "", ["image"], ["all images are one class; choose a column of labels as in "]),
         ("id,label\n0,cat\n", "", ["image"], ["it has no column 'file_name'"]),
+        ("file_name,label\n0.png,01\n", "", ["01"], []),
+        ("file_name,label\n0.png,1\n0.png,1\n", "", ["0", "1"], []),
     ],
 )
 def test_the_column_of_labels_in_metadata(opened, table, column, names, said):
@@ -312,3 +319,19 @@ def test_a_link_to_a_folder_above_is_passed_over(tmp_path):
     (tmp_path / "photos" / "dog" / "cats").symlink_to("../cat")  # and so on in a circle
     images = open_images(str(tmp_path / "photos"), None, SIZE)
     assert classes(images) == ["cat", "cat", "dog", "dog", "emu"]
+
+
+def test_a_folder_that_may_not_be_listed_is_no_missing_class(tmp_path, monkeypatch):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "owl").mkdir()
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "cat" / "0.png")
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("owl"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(PermissionError, match="owl"):
+        open_images(str(tmp_path), None, SIZE)

@@ -67,9 +67,16 @@ def files_below(folder: Path, split: str | None) -> list[str]:
 
     If a sub-folder is called `split`, the others are listed as empty, since they may be large. Links to a folder
     above are passed over.
+
+    Raises:
+        OSError: a folder that may not be read, whose class would be missing without a word.
     """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     found = []
-    for root, subfolders, names in os.walk(folder, followlinks=True):
+    for root, subfolders, names in os.walk(folder, onerror=fail, followlinks=True):
         below = [Path(root, name) for name in subfolders if not is_hidden(name)]
         subfolders[:] = [path.name for path in below if not _leads_up(path)]
         if root == str(folder) and split is not None and split in subfolders:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctf.classes import composed
+from ctf.classes import composed, is_number
 from ctf.errors import InputError, first_line, shortened
 from ctf.images.records import Labels, class_name, label_column, label_like, number_labels, printable, warn
 
@@ -56,7 +56,10 @@ def metadata_labels(
         if found is not None:
             names = [composed(str(name)) for name in table["file_name"].to_pylist()]
             paths = [posixpath.normpath(posixpath.join(posixpath.dirname(path), name)) for name in names]
-            values.update(zip(paths, table[found].to_pylist(), strict=True))
+            for file, value in zip(paths, label_values(source, path, read, table, found), strict=True):
+                if file in values and values[file] != value:
+                    raise InputError(f"{source}/{path}: {printable(file)} has several labels: leave it one row")
+                values[file] = value
     if not values:
         if column is None:
             return None
@@ -67,6 +70,17 @@ def metadata_labels(
     if without := [printable(key) for key in keys if key not in values]:
         raise InputError(f"{source}: metadata have no row for {shortened(without)}: add rows, or move the images away")
     return number_labels([values[key] for key in keys], None, str(found), source, keys)
+
+
+def label_values(source: str, path: str, read: Read, table: Table, column: str) -> list[Any]:
+    """A column of labels; of a .csv as text where numbers are written as names are, such as 01."""
+    from pyarrow import types
+
+    if path.endswith(".csv") and types.is_integer(table[column].type):
+        texts = read_table(source, path, read, text=column)[column].to_pylist()
+        if not all(text is None or is_number(text) for text in texts):
+            return texts
+    return table[column].to_pylist()
 
 
 def tiny_imagenet_labels(source: str, tables: Sequence[str], images: Mapping[str, str], read: Read) -> Labels | None:
@@ -112,20 +126,28 @@ def distinct_names(wnids: Sequence[str], words: Mapping[str, str]) -> list[str]:
     return [name if count[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True)]
 
 
-def read_table(source: str, path: str, read: Read) -> Table:
-    """A .csv, .jsonl, .parquet or .txt file, the last with tabs between columns and without a header."""
-    from pyarrow import ArrowException, csv, json, parquet
+def read_table(source: str, path: str, read: Read, text: str | None = None) -> Table:
+    """A .csv, .jsonl, .parquet or .txt file, the last with tabs between columns and without a header.
+
+    The column `text` of a .csv is not converted to numbers.
+    """
+    from pyarrow import ArrowException, csv, json, parquet, string
 
     data = read(path)
     file, whole = io.BytesIO(data), max(1, len(data))  # types are inferred from the first block: from all of it
     try:
         if path.endswith(".csv"):
-            return csv.read_csv(file, csv.ReadOptions(block_size=whole))
-        if path.endswith(".txt"):
+            as_text = csv.ConvertOptions(column_types={text: string()} if text else None, strings_can_be_null=True)
+            table = csv.read_csv(file, csv.ReadOptions(block_size=whole), convert_options=as_text)
+        elif path.endswith(".txt"):
             options = csv.ReadOptions(block_size=whole, autogenerate_column_names=True)
-            return csv.read_csv(file, options, csv.ParseOptions(delimiter="\t", quote_char=False))
-        if path.endswith(".jsonl"):
-            return json.read_json(file, json.ReadOptions(block_size=whole))
-        return parquet.read_table(file)
-    except ArrowException as error:
+            table = csv.read_csv(file, options, csv.ParseOptions(delimiter="\t", quote_char=False))
+        elif path.endswith(".jsonl"):
+            table = json.read_json(file, json.ReadOptions(block_size=whole))
+        else:
+            table = parquet.read_table(file)
+        if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
+            raise InputError(f"{source}/{path} has several columns called {printable(twice[0])!r}: rename them")
+        return table
+    except (ArrowException, UnicodeDecodeError) as error:  # names of columns are decoded when they are asked for
         raise InputError(f"{source}/{path} cannot be read ({first_line(error)}): write it again") from None
