@@ -42,6 +42,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path
+    if path.name in ("", ".."):
+        raise InputError(f"{path} cannot be replaced as a whole: name a file or a folder in it")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     made: list[Path] = []
     try:

@@ -249,6 +249,23 @@ def test_processes_share_the_batches(pipeline, tmp_path, monkeypatch, capsys, na
     assert contents(tmp_path / "shared") == shared
 
 
+@NAMES
+def test_the_slower_of_two_equal_commands_finds_the_set_finished(pipeline, tmp_path, monkeypatch, name):
+    out, generate = tmp_path / name, type(pipeline).generate
+
+    def overtaken(self, *arguments, **settings):
+        monkeypatch.setattr(type(pipeline), "generate", generate)
+        for number, batch in enumerate(self.generate(*arguments, **settings)):
+            if number == 1:
+                sample(pipeline, out, num=12)
+            yield batch
+
+    monkeypatch.setattr(type(pipeline), "generate", overtaken)
+    assert "sampled before" in sample(pipeline, out, num=12)
+    assert SampleSet.open(out).count == 12
+    assert not (tmp_path / f"{name}.parts").exists()
+
+
 def test_unfinished_parts_with_other_settings_are_refused(pipeline, tmp_path, monkeypatch):
     sample_as(monkeypatch, 1, 2, pipeline, tmp_path / "samples.npz", num=8)
     with left_alone(tmp_path, r"sampling\.coarse\.top_k is 0 there and 3 here.*delete the parts"):

@@ -159,6 +159,15 @@ def test_folders_that_are_refused(tmp_path, images, message):
         SampleSet.open(tmp_path)
 
 
+def test_pngs_in_capitals_count_and_other_pictures_are_named(tmp_path):
+    for name in ("a.png", "b.PNG"):
+        Image.new("RGB", (6, 4)).save(tmp_path / name)
+    assert SampleSet.open(tmp_path).count == 2
+    Image.new("RGB", (6, 4)).save(tmp_path / "c.jpg")
+    with pytest.raises(InputError, match=r"no PNGs \(c\.jpg\): convert"):
+        SampleSet.open(tmp_path)
+
+
 @pytest.mark.parametrize("kept", [0, 20, 60, 200])
 def test_a_truncated_png_is_named(tmp_path, kept):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "x.png")

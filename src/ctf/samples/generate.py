@@ -58,8 +58,9 @@ def sample_to(
     """
     out, overrides = Path(out), overrides or {}
     out = out.resolve() if out.is_symlink() else out
-    if out.suffix != ".png" and out.suffix.lower() in Image.registered_extensions():
-        raise InputError(f"{out}: samples are a folder, an .npz, or a .png for the contact sheet: take such a name")
+    wrong = out.suffix not in (".png", ".npz") and out.suffix.lower() in {".npz", *Image.registered_extensions()}
+    if wrong or out.name in ("", ".."):
+        raise InputError(f"{out}: samples are a new folder, an .npz, or a .png for the contact sheet: take such a name")
     rank, processes = rank_and_world()
     is_main_process = rank == 0
     given = [typed_index(pipeline.class_names, label) for label in labels or []]
@@ -84,17 +85,16 @@ def sample_to(
     asked |= {"model": model, "known": [] if known is None else known.tolist()}
     manifest = Manifest.of(pipeline, chosen, overrides, processes, **asked)
     facts = f"{manifest.count:,} images of {manifest.image_size[0]} × {manifest.image_size[1]} pixels"
-    finished = _finished(out, manifest)
-    if finished and not is_main_process:
-        return None
-    shards = Shards(out, manifest)
-    if finished:
-        shards.remove()  # left by a process that was killed at the very end
-        return f"{out}: {facts}, sampled before with the same settings and left as they are"
-    check_writable(out, "file" if out.suffix == ".npz" else "folder")
-    _sample(pipeline, shards, chosen, overrides, rank, processes, known)
+    finished, shards = _finished(out, manifest), Shards(out, manifest)
+    if not finished:
+        check_writable(out, "file" if out.suffix == ".npz" else "folder")
+        _sample(pipeline, shards, chosen, overrides, rank, processes, known)
+        finished = _finished(out, manifest)  # by the same command, started twice
     if not is_main_process:
         return None
+    if finished:
+        shards.remove()  # also left by a process that was killed at the very end
+        return f"{out}: {facts}, sampled before with the same settings and left as they are"
     merged = shards.folder / f"merged{out.suffix}"
     if out.suffix == ".npz":
         write_images(merged, shards.batches(), manifest.count, manifest.image_size, np.array(chosen, np.int64))
@@ -157,7 +157,7 @@ def _sample(
         def all_there() -> bool:
             done = shards.finished()
             bar.update(done - bar.n)
-            return done == manifest.count
+            return done == manifest.count or _finished(shards.out, manifest)
 
         if is_main_process:
             wait_until(all_there, launcher)

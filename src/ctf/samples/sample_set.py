@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.files import atomic_path, existing, read_json, write_json
+from ctf.images.formats import ending, is_hidden, is_image
 from ctf.images.sheet import contact_sheet, save_png
 from ctf.samples.manifest import Manifest, manifest_path
 
@@ -149,9 +151,12 @@ class ImageFolder(SampleSet):
 
     def __init__(self, path: str | Path) -> None:
         path = existing(path, "folder of images")
-        self._files = sorted(file for file in path.glob("*.png") if file.name != SHEET)
+        names = sorted(name for name in os.listdir(path) if is_image(name) and not is_hidden(name) and name != SHEET)
+        self._files = [path / name for name in names if ending(name) == ".png"]
         if not self._files:
             raise InputError(f"{path} holds no PNG images: give an .npz, or a folder with a PNG per image")
+        if others := [name for name in names if ending(name) != ".png"]:
+            raise InputError(f"{path} holds pictures that are no PNGs ({shortened(others)}): convert or move them")
         sizes = {}
         for file in self._files:
             with _open(file) as image:
