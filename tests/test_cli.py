@@ -220,6 +220,20 @@ def test_a_run_keeps_settings_that_make_it_again(tmp_path, tokens):
     assert first == again
 
 
+def test_a_run_that_started_from_weights_keeps_settings_that_make_it_again(tmp_path, tokens):
+    run, begun, again = (str(tmp_path / name) for name in ("run", "begun", "again"))
+    common = ["--tokens", tokens, "--size", "nano", "--loop.steps", "1", "--loop.batch_size", "2"]
+    printed("train", "baseline", *common, "--out", run)
+    printed("train", "baseline", *common, "--start_from", run, "--out", begun)
+    assert "started" in json.loads(Path(begun, "config.json").read_text())
+    printed("train", "baseline", "--config", f"{begun}/config.json", "--out", again)
+    assert Path(begun, "model.safetensors").read_bytes() == Path(again, "model.safetensors").read_bytes()
+    assert "baseline" in printed(
+        "plan", f"{begun}/config.json", "--stages", "baseline", "--num_clusters", "4", "--gpus", "1"
+    )
+    assert "started" not in printed("train", "baseline", "--help-all")
+
+
 @pytest.mark.parametrize(
     ("given", "value"),
     [([], False), (["--quick"], True), (["--quick", "true"], True), (["--quick=false"], False)],

@@ -238,7 +238,9 @@ def test_describe_a_file(files, name, said):
 def test_describe_a_run_and_open_it_as_a_stage(files, tmp_path):
     loop = LoopConfig(batch_size=4, steps=2, log_every=1, device="cpu", precision="float32")
     common = {"tokens": files("tokens"), "coarse_map": files("coarse_map"), "size": "nano", "loop": loop}
-    train_stage(CoarseTraining(out=str(tmp_path / "run"), held_out=files("tokens"), **common))
+    train_stage(CoarseTraining(out=str(tmp_path / "before"), **common))
+    begun = {"start_from": str(tmp_path / "before"), "held_out": files("tokens")}
+    train_stage(CoarseTraining(out=str(tmp_path / "run"), **begun, **common))
     facts = describe(str(tmp_path / "run"))
     assert (facts["kind"], facts["finished"], facts["last"]["step"]) == ("run", True, 2)
     assert facts["last"]["held_out/loss"] > 0
@@ -248,11 +250,12 @@ def test_describe_a_run_and_open_it_as_a_stage(files, tmp_path):
     assert (stage.name, stage.kind, stage.vocabulary) == ("coarse", "autoregressive", 5)
     assert stage.sampling == Sampling(cfg_scale=2.0, temperature=1.1)  # the paper's
     longer = dataclasses.replace(loop, steps=3, resume=True)
-    train_stage(CoarseTraining(out=str(tmp_path / "run"), **{**common, "loop": longer}))  # and nothing held out
+    train_stage(CoarseTraining(out=str(tmp_path / "run"), **{**common, "loop": longer}))  # without `begun`
     assemble(tmp_path / "model", **two_stage(files, stages=[str(tmp_path / "run"), files("fine")]))
     training = Pipeline.from_pretrained(tmp_path / "model").about.training
     assert training.keys() == {"coarse"}
     assert (training["coarse"]["settings"]["loop"]["batch_size"], training["coarse"]["last"]["step"]) == (4, 3)
+    assert training["coarse"]["settings"]["start_from"] == "before"
     assert training["coarse"]["changes"] == [{"step": 2, "loop.steps": [2, 3]}]
     assert str(tmp_path) not in (tmp_path / "model" / "manifest.json").read_text()
     parts = two_stage(files, stages=[str(tmp_path / "run"), files("fine")], classes=str(tmp_path / "renamed"))

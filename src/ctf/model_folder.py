@@ -244,7 +244,8 @@ def _training(run: Path, stage: Stage) -> dict[str, Any]:
     last.pop("steps_per_second", None)
     loop = {name: settings["loop"][name] for name in PUBLISHED_OF_LOOP}
     made = {"settings": {n: settings[n] for n in names if n in settings} | {"loop": loop}, "last": last}
-    if start := settings.get("start_from"):  # whose terms may bind these weights; of a path its last name
+    start = settings.get("started", {}).get("source", settings.get("start_from"))  # a resumed run may name none
+    if start:  # whose terms may bind these weights; of a path its last name
         made["settings"]["start_from"] = Path(start).name
     published = {"step", *(f"loop.{name}" for name in PUBLISHED_OF_LOOP)}
     lines = [

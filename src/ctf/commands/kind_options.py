@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
@@ -61,6 +62,8 @@ def add_options(parser: Any, config: type, kinds: Sequence[type]) -> None:
     Raises:
         InputError: two settings of one name.
     """
+    if "loop" in (field.name for field in fields(config)):  # a run's config.json also says what it started from
+        parser.add_argument("--started", type=dict, default=None, help=SUPPRESS)
     if not kinds:
         parser.add_class_arguments(config)
         return
