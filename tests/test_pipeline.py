@@ -1,4 +1,6 @@
+import copy
 import inspect
+import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -53,6 +55,13 @@ def test_a_pipeline_is_its_two_stages(make_pipeline):
     settings = {"cfg_scale": 2.0, "temperature": 1.1, "fine_temperature": 1.2}
     assert torch.equal(pipeline.generate_tokens(labels, seeds, **settings), fine)
     assert torch.equal(fine_stage.given.to_coarse(fine), coarse)
+
+
+def test_copies_of_a_pipeline_that_has_sampled(make_pipeline):
+    pipeline = make_pipeline("cluster")
+    images = pipeline(LABELS, SEEDS)
+    for copied in (copy.deepcopy(pipeline), pickle.loads(pickle.dumps(pipeline))):
+        assert equal(copied(LABELS, SEEDS), images)
 
 
 def test_settings_are_the_stages_own_unless_overridden(make_pipeline):

@@ -98,6 +98,14 @@ class StagePipeline:
         if len(self.class_names) != stages[0].num_classes:
             raise InputError(f"{len(self.class_names)} class names for a model of {stages[0].num_classes} classes")
         self._compute = Compute()
+        self.__setstate__({})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes, which pack the stages themselves."""
+        return {name: value for name, value in vars(self).items() if name not in ("_packed", "_packing")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
         self._packed: dict[str, tuple[Any, Stage]] = {}
         self._packing = threading.Lock()
 
@@ -380,7 +388,10 @@ class StagePipeline:
         return tokens
 
     def packed(self) -> list[Stage]:
-        """The stages made ready for sampling: packed once, and again when their weights or `compute` change."""
+        """The stages made ready for sampling: packed once, and again when their weights or `compute` change.
+
+        A change through a weight's `.data` is not seen: write to the weight itself, under `torch.no_grad()`.
+        """
         with self._packing:
             return [self._pack(stage) for stage in self.stages]
 
