@@ -60,9 +60,13 @@ def typed_index(names: Sequence[str], label: int | str) -> int:
     Raises:
         InputError: as `class_index`; a number that is the name of one class and the index of another.
     """
-    if not isinstance(label, str) and str(label) in names and class_index(names, str(label)) != label:
-        by_index = f", or '[\"{names[label]}\"]' for the one of this index" if 0 <= label < len(names) else ""
-        raise InputError(f"label {label} is ambiguous: write '[\"{label}\"]' for the class of this name{by_index}")
+    if not isinstance(label, str) and str(label) in names and (named := class_index(names, str(label))) != label:
+        if not 0 <= label < len(names):
+            return named
+        raise InputError(
+            f"label {label} is ambiguous: write a list of all labels, '[\"{label}\"]' with the class of this name, or "
+            f"'[\"{names[label]}\"]' with the one of this index"
+        )
     return class_index(names, label)
 
 

@@ -165,3 +165,10 @@ def test_part_of_a_set_is_called_so(tmp_path):
     write(tmp_path, [0])
     with pytest.raises(InputError, match="already holds part of a token set: choose another folder or delete this one"):
         write_token_set(tmp_path, np.zeros((9, 4), int), np.zeros(9, int), 16)
+
+
+def test_a_grid_of_tokens_is_no_set_of_augmentations(tmp_path):
+    tokens, labels = np.zeros((3, 4, 4), np.int64), np.zeros(3, np.int64)
+    with pytest.raises(InputError, match=r"tokens \[3, 4, 4\] may be a square of tokens, or augmentations"):
+        write_token_set(tmp_path / "a", tokens, labels, 16)
+    assert write_token_set(tmp_path / "b", tokens, labels, 16, Layout.square(2)).index.augmentations == [*"0123"]

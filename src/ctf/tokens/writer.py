@@ -241,6 +241,10 @@ def write_token_set(
             f"tokens {list(tokens.shape)} with labels {labels.dtype} {list(labels.shape)}: "
             "give [n, A, N] or [n, N], and integers [n]"
         )
+    if tokens.ndim == 3 and tokens.shape[1] == tokens.shape[2] > 1 and layout is None and augmentations is None:
+        raise InputError(
+            f"tokens {list(tokens.shape)} may be a square of tokens, or augmentations: give [n, N], or the layout"
+        )
     if codebook is not None and len(codebook) != codebook_size:
         raise InputError(f"a codebook of {len(codebook)} for a codebook size of {codebook_size}: give the tokens' own")
     tokens = tokens if tokens.ndim == 3 else tokens[:, None]
