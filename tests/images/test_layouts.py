@@ -60,6 +60,10 @@ LAYOUTS = {
         *("/x.tar#breed", None, ["a", "b"], [0, 1], range(2)),
     ),
     "tar without labels": ({"x.tar": tar([{"png": i} for i in range(3)])}, "", None, ["image"], [0] * 3, range(3)),
+    "several formats": (
+        {"x.tar": tar([{"png": 0, "cls": b"1"}, {"jpg": 1, "cls": b"0"}])},
+        *("", None, ["0", "1"], [1, 0], range(2)),
+    ),
     "gif": ({"x.tar": tar([{"gif": i, "cls": b"0"} for i in range(2)])}, "", None, ["0"], [0, 0], range(2)),
     "masks": ({"x.tar": tar([{"jpg": i, "png": 9, "cls": b"0"} for i in range(2)])}, "", None, ["0"], [0, 0], range(2)),
 }

@@ -84,7 +84,7 @@ def test_a_part_of_parquet_reads_its_own_row_groups_once(memory, monkeypatch):
 def test_bytes_that_do_not_come_are_no_corrupt_image(memory, files):
     images = open_images(memory(files), size=SIZE)
     fsspec.filesystem("memory").store.clear()
-    with pytest.raises(UnreachableError, match=r"cannot be read \(FileNotFoundError: .*: check the URL"):
+    with pytest.raises(UnreachableError, match=r"cannot be read \(FileNotFoundError: .*: check the path or URL"):
         list(images.batches(4))
     assert images.skipped == []
 
@@ -119,7 +119,7 @@ def refused(source):
     ],
 )
 def test_nothing_that_can_be_opened(source, reason):
-    assert re.match(rf"{re.escape(source)} cannot be read \({reason}\): check the URL", refused(source))
+    assert re.match(rf"{re.escape(source)} cannot be read \({reason}\): check the path or URL", refused(source))
 
 
 def test_a_refusal_of_the_storage(monkeypatch):
@@ -127,7 +127,9 @@ def test_a_refusal_of_the_storage(monkeypatch):
         raise PermissionError("Forbidden\nRequestId: 1")
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", deny)
-    assert "cannot be read (PermissionError: Forbidden): check the URL, its credentials" in refused("memory://x")
+    assert "cannot be read (PermissionError: Forbidden): check the path or URL, its credentials" in refused(
+        "memory://x"
+    )
 
 
 WHOLE_TAR = tar([{"json": json.dumps({"label": i}).encode(), "png": i} for i in range(3)])

@@ -223,7 +223,7 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
                              `png`, … and labels under `cls` or in `json`'s "label";
             "hf://name"      a data set of the Hugging Face Hub;
             another URL      "s3://…", "gs://…", "https://…", "file://…": such a folder, file or pattern, read where it
-                             lies. (Of local shards `datasets` makes a copy first.)
+                             lies. (Of local Parquet `datasets` makes a copy first.)
             Labels of another column: "x.parquet#fine_label"; "x.parquet#" is one class.
         split: which part, where the source has several; None takes all, and refuses a folder of splits. In a folder it
             is a sub-folder, also one in each class. Other spellings and cases of a split ("val", "Validation") will do.

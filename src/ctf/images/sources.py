@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from ctf.images.records import (
     warn_of_folders,
 )
 from ctf.images.splits import find_split, unchosen_split
+from ctf.images.urls import shard_records
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +36,6 @@ EMOJI = Path(__file__).parent.parent / "assets" / "emoji64.parquet"
 EMOJI_SUBGROUPS = EMOJI.with_name("emoji_subgroups.json")  # subgroup → names, after their design where designs differ
 EMOJI_LABELLINGS = ("emoji", "emoji-subgroups", "emoji-subgroups-by-design")
 MIN_TRAIN_IMAGES = 5  # the smallest subgroup has as many
-LAYOUTS = {".tar": "webdataset", ".parquet": "parquet"}
 
 
 def open_records(source: str, split: str | None, column: str | None) -> Records:
@@ -43,11 +44,12 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
         return emoji_records(source, split)
     if source.startswith("hf://"):
         return dataset_records(source, split, column, source.removeprefix("hf://"))
-    for suffix, layout in LAYOUTS.items():
-        if source.endswith(suffix) and not Path(source).is_dir():
-            if not glob(source):
-                existing(source)
-            return dataset_records(source, split, column, layout, data_files=source if glob(source) else escape(source))
+    if source.endswith((".tar", ".parquet")) and not Path(source).is_dir():
+        paths = sorted(glob(source)) or [str(existing(source))]
+        if source.endswith(".tar"):
+            root = os.path.commonpath(map(os.path.dirname, paths)) or os.curdir
+            return local_tars(source, Path(root), [os.path.relpath(path, root) for path in paths], split, column)
+        return dataset_records(source, split, column, "parquet", data_files=[*map(escape, paths)])
 
     bundled = ", ".join(map(repr, EMOJI_LABELLINGS))
     folder = existing(source, f"folder or file of images (bundled: {bundled}; on the Hugging Face Hub: 'hf://name')")
@@ -56,10 +58,23 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         return dataset_records(source, split, column, None)
     files = files_below(folder, split)
-    if found := shard_ending(source, files):
-        return dataset_records(source, split, column, LAYOUTS[found], data_dir=escape(source))
+    suffix = shard_ending(source, files)
+    if suffix == ".tar":
+        return local_tars(source, folder, files, split, column)
+    if suffix == ".parquet":
+        return dataset_records(source, split, column, "parquet", data_dir=escape(source))
     read, state = (lambda path: (folder / path).read_bytes()), (lambda path: file_state(folder / path))
     return folder_records(str(folder), files, read, state, split, column)
+
+
+def local_tars(source: str, root: Path, files: Sequence[str], split: str | None, column: str | None) -> Records:
+    """The records of the WebDataset shards among `files` below `root`, read where they lie."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    def state(path: str) -> str:
+        return file_state(root / path)
+
+    return shard_records(source, LocalFileSystem(), f"{root}{os.sep}", files, state, split, column, ".tar")
 
 
 def files_below(folder: Path, split: str | None) -> list[str]:
@@ -134,8 +149,8 @@ def emoji_labels(source: str, table: Table) -> tuple[np.ndarray, list[str]]:
     return np.array([label_of.get(name, -1) for name in classes], dtype=np.int64), class_names
 
 
-def dataset_records(source: str, split: str | None, label: str | None, layout: str | None, **files: str) -> Records:
-    """Anything that the `datasets` library opens: Parquet, WebDataset, a saved data set (layout None), the hub.
+def dataset_records(source: str, split: str | None, label: str | None, layout: str | None, **files: Any) -> Records:
+    """Anything that the `datasets` library opens: Parquet, a saved data set (layout None), the hub.
 
     `label` is the column of labels, if it is chosen.
     """
@@ -175,7 +190,7 @@ def dataset_records(source: str, split: str | None, label: str | None, layout: s
             info = next(iter(splits.values())).info
             return [f"{info.download_size} {info.dataset_size}"]
         # A saved data set's state.json is written anew with its content.
-        pattern = {"parquet": "*.parquet", "webdataset": "*.tar"}.get(layout or "", "state.json")
+        pattern = "*.parquet" if layout == "parquet" else "state.json"
         paths = map(str, Path(source).rglob(pattern)) if Path(source).is_dir() else glob(source) or [source]
         return [f"{path} {file_state(path)}" for path in sorted(paths)]
 

@@ -1,4 +1,5 @@
-"""Images at URLs that `fsspec` opens (s3://, gs://, https://, file://, …): folders, Parquet, WebDataset shards.
+"""Images at URLs that `fsspec` opens (s3://, gs://, https://, file://, …): folders, Parquet, WebDataset shards; local
+WebDataset shards too.
 
 They are read where they lie. What opening reads is the list of files and, of shards, where their images and labels are;
 after that an image costs the bytes of itself (of Parquet: of its row group).
@@ -104,6 +105,20 @@ def url_records(source: str, split: str | None, column: str | None) -> Records:
     suffix = shard_ending(source, files)
     if suffix is None:
         return folder_records(source, files, read, state, split, column)
+    return shard_records(source, fs, root, files, state, split, column, suffix)
+
+
+def shard_records(
+    source: str,
+    fs: AbstractFileSystem,
+    root: str,
+    files: Sequence[str],
+    state: Callable[[str], str],
+    split: str | None,
+    column: str | None,
+    suffix: str,
+) -> Records:
+    """The records of those `files` below `root` that end in `suffix`; `state` tells versions of a file apart."""
     shards = of_split(source, [path for path in files if path.endswith(suffix)], split)
     read_shards = tar_records if suffix == ".tar" else parquet_records
     records = read_shards(source, fs, [root + path for path in shards], column)
@@ -121,7 +136,7 @@ def reading(what: str, error_type: type[InputError] = InputError) -> Iterator[No
         reason = (str(error).strip() or "nothing more is known").splitlines()[0]
         raise error_type(
             f"{what} cannot be read ({type(error).__name__}: {reason}): "
-            "check the URL, its credentials and packages, and what it holds"
+            "check the path or URL, its credentials and packages, and what it holds"
         ) from None
 
 
