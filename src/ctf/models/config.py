@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ctf.errors import InputError
 from ctf.layout import Layout
@@ -55,9 +55,6 @@ class NetworkConfig:
     given_vocab: int = 0
     class_dropout: float = 0.1
 
-    #: (layers, heads, dim) of each named size.
-    sizes: ClassVar[dict[str, tuple[int, int, int]]] = MODEL_SIZES
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", Layout(self.layout))
         for name, value in vars(self).items():
@@ -67,11 +64,16 @@ class NetworkConfig:
                 raise InputError(f"model: {name} {value} must be in [0, 1]")
 
     @classmethod
+    def sizes(cls) -> dict[str, tuple[int, int, int]]:
+        """(layers, heads, dim) of each named size."""
+        return MODEL_SIZES
+
+    @classmethod
     def of_size(cls, size: str, **settings: Any) -> Self:
         """A named size, with the remaining settings by keyword. Raises InputError: no such size."""
-        if size not in cls.sizes:
-            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(cls.sizes)}")
-        layers, heads, dim = cls.sizes[size]
+        if size not in (sizes := cls.sizes()):
+            raise InputError(f"model size {size!r} does not exist: choose one of {', '.join(sizes)}")
+        layers, heads, dim = sizes[size]
         return cls(layers=layers, heads=heads, dim=dim, **settings)
 
     @property

@@ -45,13 +45,16 @@ class NextScaleConfig(NetworkConfig):
     dropout: float = 0.0
     drop_path: float | None = None
 
-    sizes: ClassVar[dict[str, tuple[int, int, int]]] = {**MODEL_SIZES, **NEXT_SCALE_SIZES}
     attention: ClassVar[str] = "scales"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dim % self.heads:
             raise InputError(f"model: dim {self.dim} must be a multiple of {self.heads} heads")
+
+    @classmethod
+    def sizes(cls) -> dict[str, tuple[int, int, int]]:
+        return {**MODEL_SIZES, **NEXT_SCALE_SIZES}
 
     @classmethod
     def of_size(cls, size: str, **settings: Any) -> Self:
