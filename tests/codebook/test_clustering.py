@@ -85,6 +85,13 @@ def test_balanced_is_nearly_as_tight_as_kmeans():
     assert distance["balanced"] < 0.6 * distance["random"]
 
 
+def test_balanced_comes_to_an_end_with_nearly_equal_codewords():
+    """Prices near 1 must rise, though distances within the clusters are 1e-5."""
+    groups = torch.arange(16).repeat_interleave(torch.tensor([8] * 14 + [7, 9]))
+    codebook = randn(16, 4)[groups] + 1e-5 * randn(128, 4, seed=1)
+    assert cluster_codebook(codebook, 16, "balanced").sizes.tolist() == [8] * 16
+
+
 @pytest.mark.parametrize("copies", [1, 20])
 def test_the_auction_is_within_epsilon_of_the_optimal_assignment(copies):
     points, centers = randn(60, 3).repeat_interleave(copies, 0)[: 60 if copies == 1 else 120], randn(8, 3, seed=1)

@@ -16,6 +16,7 @@ ROUNDS = 16
 STEPS = (1024, 256, 64, 16, 4, 1)  # multiples of the final ε: large ones find the prices roughly, small ones exactly
 TOLERANCE = 3e-4  # stop when a round gains less than this part of the within-cluster variance
 EPSILON = 3e-3  # of the mean squared distance, the final ε: within 0.3 % of the optimal assignment
+SMALLEST_SCALE = 1e-3  # of ε: prices of 1 and more, in float32, cannot rise by much less
 BLOCK = 1 << 24  # distances computed at once
 
 
@@ -38,7 +39,7 @@ def balanced_kmeans(points: Tensor, labels: Tensor, generator: torch.Generator) 
     best_cost, best_labels = float("inf"), labels
     for iteration in range(ROUNDS):
         centers = cluster_means(points, labels) if iteration else proportional_centers(points, labels)
-        scale = mean_squared_distance(points, labels) or 1.0
+        scale = max(mean_squared_distance(points, labels), SMALLEST_SCALE)
         for step in STEPS:
             labels, prices = auction(points, centers, capacity, prices, step * EPSILON * scale, generator)
         cost = mean_squared_distance(points, labels)
