@@ -408,11 +408,25 @@ def test_own_images_have_their_own_numbers(tmp_path):
     assert EMOJI.measured() == EMOJI
 
 
+def test_an_experiment_of_one_step_has_no_milestones():
+    experiment = find("fig2")(EMOJI.changed(steps=1))
+    assert [row.name for row in experiment.rows] == [("baseline", "1"), ("coarse-to-fine", "1")]
+
+
+@pytest.mark.parametrize(("steps", "claimed"), [(6250, False), (900, True)])
+def test_a_third_of_the_training_is_a_third(steps, claimed):
+    """Half a pass is 1,562 steps; without a whole share of passes milestones are the paper's shares."""
+    claims = [claim.says for claim in find("fig2")(TINY_IMAGENET.changed("photos", steps=steps)).claims]
+    assert any("a third" in claim for claim in claims) == claimed
+
+
 def test_photographs_are_named_by_the_user_and_are_their_own_reference():
     with pytest.raises(InputError, match="--images"):
         TINY_IMAGENET.changed(steps=2)
     assert TINY_IMAGENET.changed("tiny-imagenet-200").reference == "tiny-imagenet-200"
     assert TINY_IMAGENET.changed("tiny-imagenet-200", reference="set.npz").reference == "set.npz"
+    assert EMOJI.changed("photos").reference == "photos"
+    assert EMOJI.changed(tokenizer="photos").reference == "emoji"
 
 
 def test_settings_replace_the_presets():

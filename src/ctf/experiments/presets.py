@@ -32,8 +32,8 @@ class Preset:
         data: the images and their tokenizer.
         sizes: named sizes that stand for the paper's B, L and XL.
         training: settings of every training, of `TokenTraining`.
-        features, reference, reference_split: of the metrics, as for `ctf evaluate samples`; without a reference the
-            images are it.
+        features, reference, reference_split: of the metrics, as for `ctf evaluate samples`; other images in place of
+            the preset's are their own reference.
         num_samples: images of a sample set.
         seeds: of the experiments that are repeated; the others take the first.
         table_sizes: the paper's sizes that Tables 1 and 2 compare; Fig. 3 shows the last one.
@@ -66,7 +66,9 @@ class Preset:
         num_samples: int | None = None,
     ) -> Preset:
         """With what is not None in place of the preset's own. Raises InputError: no images, or impossible settings."""
-        data = replace(self.data, images=images or self.data.images, tokenizer=tokenizer or self.data.tokenizer)
+        data = replace(self.data, images=images or self.data.images)
+        if tokenizer is not None:
+            data = replace(data, tokenizer=tokenizer, architecture=None)
         if not data.images:
             raise InputError("this preset's images do not come with ctf: name their folder with --images")
         loop, optimizer = self.training["loop"], self.training["optimizer"]
@@ -81,7 +83,7 @@ class Preset:
             self,
             data=data,
             training=self.training | {"loop": loop, "optimizer": optimizer},
-            reference=reference or self.reference or data.images,
+            reference=reference or (data.images if self.reference in ("", self.data.images) else self.reference),
             seeds=seeds or self.seeds,
             num_samples=num_samples or self.num_samples,
         )
@@ -214,7 +216,8 @@ class Lab:
         loop, num_images = self.preset.training["loop"], self.preset.data.num_images
         last = loop.total_steps(num_images)
         wanted = [passes * num_images / loop.batch_size for passes in self.preset.passes]
-        steps = (max(1, round(step)) for step in wanted or [share * last for share in MILESTONES])
+        shares = [share * last for share in MILESTONES]
+        steps = (max(1, round(step)) for step in [step for step in wanted if step < last] or shares)
         return tuple(dict.fromkeys(step for step in steps if step < last))
 
     def train(self, kind_of: type[TokenTraining], size: str, maps: dict[str, Clusters], **settings: Any) -> Training:
