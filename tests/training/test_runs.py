@@ -1,10 +1,12 @@
 import dataclasses
+import warnings
 
 import pytest
 import torch
 from tiny_runs import COARSE_MAP, make_loop, make_token_set
 
 from ctf.codebook import CoarseMap
+from ctf.errors import InputError
 from ctf.files import read_json, write_json
 from ctf.fingerprint import fingerprint
 from ctf.sampling import Sampling
@@ -13,9 +15,12 @@ from ctf.training import (
     BaselineTraining,
     CoarseTraining,
     FineTraining,
+    LoopConfig,
     OptimizerConfig,
     StageTraining,
+    TokenizerTraining,
     train_stage,
+    train_tokenizer,
 )
 
 
@@ -89,3 +94,24 @@ def test_classes_without_images_are_named(paths, tmp_path):
                 loop=make_loop(steps=1),
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("split", "held_out_split", "shared"),
+    [
+        ("train", "test", False),
+        ("not-held-out", "held-out", False),
+        (None, "held-out", True),
+        ("train", "train", True),
+        ("train", "held-out", True),
+        (None, None, True),
+    ],
+)
+def test_held_out_images_that_are_trained_on_are_named(tmp_path, split, held_out_split, shared):
+    config = TokenizerTraining(
+        str(tmp_path / "run"), "emoji", split=split, held_out="emoji", held_out_split=held_out_split,
+        warmup_without_codebook=1, loop=LoopConfig(steps=1),
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as said, pytest.raises(InputError, match="never used"):
+        train_tokenizer(config)
+    assert ["trained on too" in str(each.message) for each in said] == [True] * shared

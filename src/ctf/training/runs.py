@@ -10,7 +10,7 @@ import torch
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import usable_device
 from ctf.errors import InputError, shortened
-from ctf.images.image_set import open_images
+from ctf.images.image_set import MADE_SPLITS, open_images
 from ctf.images.records import warn
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.models.loss import ClusterLoss
@@ -28,8 +28,17 @@ def train_tokenizer(config: TokenizerTraining) -> dict[str, float]:
     """Train a tokenizer; returns the last evaluation. Raises InputError as `train` does."""
     images = open_images(config.images, config.split, config.image_size)
     held_out = open_images(config.held_out, config.held_out_split, config.image_size) if config.held_out else None
+    splits = {config.split, config.held_out_split}
+    disjoint = config.split is not None and len(splits) == 2 and len(splits & {*MADE_SPLITS}) != 1
+    if config.held_out == config.images and not disjoint:
+        warn(f"{config.held_out}: held-out images are trained on too, so their figures say nothing of new images")
+    if config.warmup_without_codebook >= (steps := config.loop.total_steps(len(images))):
+        raise InputError(
+            f"warmup_without_codebook is {config.warmup_without_codebook}: it must be below the {steps} steps of the "
+            "run, or the codebook is never used"
+        )
     torch.manual_seed(config.loop.seed)
-    objective = TokenizerObjective(config, config.loop.total_steps(len(images)), images, held_out)
+    objective = TokenizerObjective(config, steps, images, held_out)
     metrics = train(objective, config.out, config.optimizer, config.loop, config)
     if note := images.report_skipped():
         print(note)
