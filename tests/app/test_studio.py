@@ -87,6 +87,12 @@ def test_a_baseline_stands_beside_with_the_same_seeds(studio):
     assert {name.split("/")[0] for name in unpacked(studio.links(runs)).namelist()} == {"tiny", "plain"}
 
 
+def test_two_models_of_one_name_have_a_folder_each(make_pipeline):
+    studio = Studio(*(Sampler.of(make_pipeline("cluster"), "model") for _ in range(2)))
+    runs = generated(studio, "red fox", 2, 7, beside=True)
+    assert {name.split("/")[0] for name in unpacked(studio.links(runs)).namelist()} == {"model-1", "model-2"}
+
+
 def test_models_of_other_classes_are_no_baseline(studio, make_parts):
     other = Pipeline(**make_parts("baseline") | {"class_names": ["a", "b", "c", "d"]})
     with pytest.raises(InputError, match="other and tiny have different classes"):

@@ -164,9 +164,10 @@ class Run:
 
 def archive(runs: list[Run]) -> bytes:
     """A ZIP file with a sample set of each run, as `ctf sample` writes it to a folder."""
-    file = io.BytesIO()
+    file, names = io.BytesIO(), [file_name(run.sampler.name) for run in runs]
+    folders = [name if names.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(names, 1)]
     with zipfile.ZipFile(file, "w") as packed:  # PNGs are compressed already
-        for folder, run in {file_name(run.sampler.name): run for run in runs}.items():
+        for folder, run in zip(folders, runs, strict=True):
             facts = folder_list(run.labels, run.sampler.pipeline.class_names, run.request.seed)
             files = {fact["file"]: png_bytes(image) for fact, image in zip(facts, run.images, strict=True)}
             files[SHEET] = png_bytes(sheet([np.asarray(image) for image in run.images]))

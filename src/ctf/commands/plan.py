@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ctf.errors import InputError
+
 
 def plan(
     path: str,
@@ -26,7 +28,8 @@ def plan(
             that is there, ImageNet's at 256 pixels are taken.
         gpu: A100-40GB, A100, H100, H200, B200, L40S or RTX-4090, with the numbers of their datasheets.
         gpus: how many, over all machines.
-        stages: which of the paper's to plan; all three without it. The paper's fine stage has size L.
+        stages: which of the paper's to plan; all three without it, each of the file's size (the paper's
+            fine stage has size L).
         num_clusters: until the coarse map is there.
         mfu: share of the datasheet's rate that the model's operations make up; 0.4 without it. `ctf bench training`
             measures yours.
@@ -40,5 +43,12 @@ def plan(
 
     cluster = Cluster(find_gpu(gpu), gpus, UTILISATION if mfu is None else mfu, price)
     every = SETTINGS_OF if stages is None else stages
-    configs = {name: read_settings(SETTINGS_OF[name], path, out="", tokens="") for name in every}
+    configs = {}
+    for name in every:
+        try:
+            configs[name] = read_settings(SETTINGS_OF[name], path, out="", tokens="")
+        except InputError as error:
+            if stages is not None:
+                raise
+            raise InputError(f"{path} is not for all stages ({name}: {error}): name some with --stages") from None
     print(plan_page(path, configs, num_clusters, cluster, shard=shard, recompute=recompute))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def curves(path: Path, logs: dict[str, Log]) -> None:
 
 def write_report(run: Path, plan: Plan, metrics: dict[str, Any], more: Iterable[str] = ()) -> None:
     """Write report.md, beside its pictures, with the parts `more` before what to do next."""
-    warning, model = metrics.get("warning", ""), run / MODEL
+    warning = metrics.get("warning", "")
+    model, out, completed = (shlex.quote(str(run / name)) for name in (MODEL, "more", "completed.png"))
     last = "; last those of the baseline, with the same labels, seeds and settings" if plan.baseline else ""
     parts = [
         picture(SHEET, "images, their tokens, samples"),
@@ -59,8 +61,8 @@ def write_report(run: Path, plan: Plan, metrics: dict[str, Any], more: Iterable[
         *more,
         "## What to do next",
         f"""```sh
-ctf sample --model {model} --num 64 --out {run / "more"}
-ctf complete --model {model} --image photo.png --region 0 0.5 1 1 --labels 0 --num 7 --out {run / "completed.png"}
+ctf sample --model {model} --num 64 --out {out}
+ctf complete --model {model} --image photo.png --region 0 0.5 1 1 --labels 0 --num 7 --out {completed}
 ctf info {model}
 ```""",
     ]

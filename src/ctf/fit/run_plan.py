@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,7 +89,8 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
         tokenize_images(train, tokenizer, run / "tokens" / "train", plan.augmentation, split=train_split, device=where)
         tokenize_images(test, tokenizer, run / "tokens" / "test", "none", split=test_split, device=where)
         kept = measure_tokenizer(copy.deepcopy(tokenizer).to(where), test)
-        metrics: dict[str, Any] = {"measured_on": plan.scope, "tokenizer": kept}
+        scope = plan.scope + (f" ({kept['images']:,} of them readable)" if kept["images"] < len(test) else "")
+        metrics: dict[str, Any] = {"measured_on": scope, "tokenizer": kept}
         if warning := tokenizer_warning(plan, kept["psnr"]):
             metrics["warning"] = warning
             announce(f"Note: {warning}")
@@ -122,7 +124,7 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
     announce("\n".join(figures(metrics)))
     announce(
         f"Done in {in_words(sum(seconds.values()))}: open {run / PAGE}; "
-        f"sample more with `ctf sample --model {run / MODEL} --out samples`"
+        f"sample more with `ctf sample --model {shlex.quote(str(run / MODEL))} --out samples`"
     )
     return metrics
 
