@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from dataclasses import dataclass, field
 
 import pytest
@@ -90,6 +91,15 @@ def test_a_finished_run_goes_on_for_more_steps(tokens, finished, capsys):
     assert [line["epoch"] for line in lines] == [8 * step / len(tokens) for step in range(1, 9)]
     kept = open_stage(finished / "milestones" / "step-00000004.safetensors").state_dict()
     assert all((kept[name] == shorter[name]).all() for name in shorter)
+
+
+def test_a_milestone_that_a_run_has_passed_is_named(tokens, finished):
+    with pytest.warns(UserWarning, match="is beyond step 2, whose weights were not kept"):
+        start(tokens, finished, steps=6, resume=True, milestones=(2, 4, 5))
+    assert {path.name[:13] for path in (finished / "milestones").iterdir()} == {"step-00000004", "step-00000005"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start(tokens, finished, steps=7, resume=True, milestones=(4, 5))
 
 
 def test_a_longer_run_has_no_model_before_its_end(tokens, finished):

@@ -19,6 +19,7 @@ from ctf.device import gpu_compiles
 from ctf.errors import InputError
 from ctf.files import check_writable
 from ctf.hub import CONFIG
+from ctf.images.records import warn
 from ctf.images.sheet import save_png
 from ctf.progress import progress_bar
 from ctf.run_folder import RUN_MODEL, last_entries, latest_checkpoint, milestone_path, run_settings, step_of
@@ -173,6 +174,9 @@ class Trainer:
         if self.ema is not None:
             self.parts["ema"] = self.ema
         self.done = resume(run, self.parts, objective.num_images, self.processes, objective.data)
+        passed = [step for step in config.milestones if step < self.done and not milestone_path(run, step).exists()]
+        if passed and self.processes.is_first:
+            warn(f"loop.milestones: {run} is beyond step {passed[0]}, whose weights were not kept")
         writers = self.processes if self.is_sharded else Processes(self.processes.rank)
         self.checkpoints = Checkpoints(
             run, self.parts, config.keep_checkpoints, objective.num_images, writers, objective.data
