@@ -157,6 +157,7 @@ def test_metadata_that_do_not_fit(opened, table, column, message):
         ("file_name,breed\n0.png,pug\n", "", ["image"], ["all images are one class; choose a column of labels as in "]),
         ("id,label\n0,cat\n", "", ["image"], ["it has no column 'file_name'"]),
         ("file_name,label\n0.png,01\n", "", ["01"], []),
+        ("file_name,label\n0.png,NA\n1.png,cat\n", "", ["NA"], []),
         ("file_name,label\n0.png,1\n0.png,1\n", "", ["0", "1"], []),
     ],
 )

@@ -137,8 +137,8 @@ def read_table(source: str, path: str, read: Read, text: str | None = None) -> T
     file, whole = io.BytesIO(data), max(1, len(data))  # types are inferred from the first block: from all of it
     try:
         if path.endswith(".csv"):
-            as_text = csv.ConvertOptions(column_types={text: string()} if text else None, strings_can_be_null=True)
-            table = csv.read_csv(file, csv.ReadOptions(block_size=whole), convert_options=as_text)
+            convert = csv.ConvertOptions(column_types={text: string()}, strings_can_be_null=True) if text else None
+            table = csv.read_csv(file, csv.ReadOptions(block_size=whole), convert_options=convert)
         elif path.endswith(".txt"):
             options = csv.ReadOptions(block_size=whole, autogenerate_column_names=True)
             table = csv.read_csv(file, options, csv.ParseOptions(delimiter="\t", quote_char=False))
