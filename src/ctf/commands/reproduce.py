@@ -32,7 +32,8 @@ def reproduce(
         preset: emoji, the bundled images, and tiny-imagenet, photographs that --images names, with small models for two
             CPU cores; or imagenet, the paper's settings.
         out: trained stages, sample sets and metrics, each made once and shared by all experiments; and a folder with
-            report.md for each experiment. An interrupted command goes on where it stopped.
+            report.md for each experiment. An interrupted command goes on where it stopped. What is made is found by its
+            settings and by the names of images, tokenizer and reference: once their files change, take another out.
         dry_run: print what would be made, with operations and time.
         look: make nothing, and write the page of what is there already.
         seeds: of trainings, where they are repeated; else the first.
