@@ -103,6 +103,7 @@ def test_classes_without_images_are_named(paths, tmp_path):
         ("not-held-out", "held-out", False),
         (None, "held-out", True),
         ("train", "train", True),
+        ("train", "Training", True),
         ("train", "held-out", True),
         (None, None, True),
     ],

@@ -85,13 +85,14 @@ def sample_to(
     asked |= {"model": model, "known": [] if known is None else known.tolist()}
     manifest = Manifest.of(pipeline, chosen, overrides, processes, **asked)
     facts = f"{manifest.count:,} images of {manifest.image_size[0]} × {manifest.image_size[1]} pixels"
-    finished, shards = _finished(out, manifest), Shards(out, manifest)
+    finished = _finished(out, manifest)
     if not finished:
         check_writable(out, "file" if out.suffix == ".npz" else "folder")
-        _sample(pipeline, shards, chosen, overrides, rank, processes, known)
+        _sample(pipeline, Shards(out, manifest), chosen, overrides, rank, processes, known)
         finished = _finished(out, manifest)  # by the same command, started twice
-    if not is_main_process:
+    if not is_main_process:  # one that starts late: the main process may be removing the parts
         return None
+    shards = Shards(out, manifest)
     if finished:
         shards.remove()  # also left by a process that was killed at the very end
         return f"{out}: {facts}, sampled before with the same settings and left as they are"

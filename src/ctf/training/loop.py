@@ -175,7 +175,7 @@ class Trainer:
             self.parts["ema"] = self.ema
         self.done = resume(run, self.parts, objective.num_images, self.processes, objective.data)
         passed = [step for step in config.milestones if step < self.done and not milestone_path(run, step).exists()]
-        if passed and self.processes.is_first:
+        if passed:
             warn(f"loop.milestones: {run} is beyond step {passed[0]}, whose weights were not kept")
         writers = self.processes if self.is_sharded else Processes(self.processes.rank)
         self.checkpoints = Checkpoints(

@@ -12,6 +12,7 @@ from ctf.device import usable_device
 from ctf.errors import InputError, shortened
 from ctf.images.image_set import MADE_SPLITS, open_images
 from ctf.images.records import warn
+from ctf.images.splits import match_split
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.models.loss import ClusterLoss
 from ctf.stages.registry import new_stage
@@ -28,9 +29,9 @@ def train_tokenizer(config: TokenizerTraining) -> dict[str, float]:
     """Train a tokenizer; returns the last evaluation. Raises InputError as `train` does."""
     images = open_images(config.images, config.split, config.image_size)
     held_out = open_images(config.held_out, config.held_out_split, config.image_size) if config.held_out else None
-    splits = {config.split, config.held_out_split}
-    disjoint = config.split is not None and len(splits) == 2 and len(splits & {*MADE_SPLITS}) != 1
-    if config.held_out == config.images and not disjoint:
+    split, other = config.split, config.held_out_split
+    shared = split is None or other is None or match_split(other, [split]) or len({split, other} & {*MADE_SPLITS}) == 1
+    if config.held_out == config.images and shared:
         warn(f"{config.held_out}: held-out images are trained on too, so their figures say nothing of new images")
     if config.warmup_without_codebook >= (steps := config.loop.total_steps(len(images))):
         raise InputError(
