@@ -98,6 +98,31 @@ def check_writable(path: str | Path, what: Literal["file", "folder"] = "file") -
 
 
 @contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Make the folder if missing, and hold a lock on it during the block. A kill frees it too.
+
+    Raises:
+        InputError: another process holds the lock, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+    try:
+        with suppress(ImportError, OSError):  # where there are no locks: Windows, some network disks
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another process writes to {folder}: wait for it, or choose another place") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Yield a folder that is removed after the block. Raises InputError, which names the place, if none can be made."""
     try:

@@ -35,6 +35,11 @@ def last_entries(run: Path) -> dict[str, float]:
     return last
 
 
+def last_evaluation(run: Path) -> dict[str, float]:
+    """The last value of each metric of a run's evaluations, by its name "held_out/…" or "train/…"."""
+    return {name: value for name, value in last_entries(run).items() if "/" in name}
+
+
 def checkpoint_path(run: Path, step: int, part: int = 0, parts: int = 1) -> Path:
     """The file of a checkpoint after `step` steps, or of one part: with sharded weights each process writes its own."""
     folder, name = run / RUN_CHECKPOINTS, f"step-{step:08d}"

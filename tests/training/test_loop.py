@@ -242,12 +242,51 @@ def test_divergence_before_the_first_checkpoint_is_reported(tokens, tmp_path):
         run(make_token_objective(tokens), tmp_path, OptimizerConfig(learning_rate=1e38))
 
 
-def test_resuming_a_finished_run_evaluates_and_saves(tokens, tmp_path):
+def test_a_run_that_was_killed_after_its_last_evaluation_is_saved_and_not_evaluated_again(tokens, tmp_path):
     metrics = run(make_token_objective(tokens, held_out=tokens), tmp_path, steps=2)
+    log = (tmp_path / "log.jsonl").read_text()
     (tmp_path / "model.safetensors").unlink()
     again = run(make_token_objective(tokens, held_out=tokens), tmp_path, steps=2, resume=True)
-    assert again == metrics
+    assert again == pytest.approx(metrics, rel=1e-5)
     assert (tmp_path / "model.safetensors").exists()
+    assert (tmp_path / "log.jsonl").read_text() == log
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_an_evaluation_that_a_kill_interrupts_is_made_up_for(monkeypatch, step, tokens, tmp_path):
+    def train_to_the_end(folder):
+        objective = make_token_objective(tokens, held_out=tokens)
+        run(objective, tmp_path / folder, resume=True, evaluate_every=2, checkpoint_every=2)
+
+    report = Trainer._report
+
+    def killed(trainer, now, log):
+        if now == step:
+            raise SystemExit
+        return report(trainer, now, log)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_report", killed)
+        with pytest.raises(SystemExit):
+            train_to_the_end("killed")
+    for folder in ("killed", "whole"):
+        train_to_the_end(folder)
+    bits = logged(tmp_path / "whole", "held_out/bits_per_token")
+    assert len(bits) == 3
+    assert logged(tmp_path / "killed", "held_out/bits_per_token") == bits
+
+
+def test_two_trainings_in_one_folder_are_refused(tokens, tmp_path):
+    class Second(TokenObjective):
+        def after_step(self, ema, step):
+            with pytest.raises(InputError, match="another process writes to"):
+                run(make_token_objective(tokens), tmp_path / "run", resume=True)
+            return super().after_step(ema, step)
+
+    objective = make_token_objective(tokens)
+    objective.__class__ = Second
+    run(objective, tmp_path / "run")
+    run(make_token_objective(tokens), tmp_path / "run", resume=True, steps=7)
 
 
 def test_a_run_folder_holds_log_sheets_and_events(tmp_path):

@@ -24,12 +24,18 @@ class Log:
         tensorboard: write TensorBoard events under `run/tensorboard` too.
         silent: write nothing, for all processes but the first.
 
+    Attributes:
+        evaluated: the log has an evaluation of step `start` already.
+
     Raises:
         InputError: TensorBoard is not installed.
     """
 
     def __init__(self, run: Path, start: int, tensorboard: bool = False, silent: bool = False) -> None:
         self._file = self._events = None
+        path = run / RUN_LOG
+        kept = [line for line in read_json_lines(path) if line["step"] <= start] if start and path.exists() else []
+        self.evaluated = any(line["step"] == start and "learning_rate" not in line for line in kept)
         if silent:
             return
         if tensorboard:
@@ -40,8 +46,6 @@ class Log:
                     "TensorBoard is not installed: pip install -e '.[track]' in a checkout of ctf"
                 ) from None
             self._events = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
-        path = run / RUN_LOG
-        kept = [line for line in read_json_lines(path) if line["step"] <= start] if start and path.exists() else []
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 

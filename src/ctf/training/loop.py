@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from ctf.device import gpu_compiles
 from ctf.errors import InputError
-from ctf.files import check_writable
+from ctf.files import check_writable, only_writer
 from ctf.hub import CONFIG
 from ctf.images.records import warn
 from ctf.images.sheet import save_png
 from ctf.progress import progress_bar
-from ctf.run_folder import RUN_MODEL, last_entries, latest_checkpoint, milestone_path, run_settings, step_of
+from ctf.run_folder import RUN_MODEL, last_evaluation, latest_checkpoint, milestone_path, run_settings, step_of
 from ctf.torchrun import rank_and_world
 from ctf.training.accelerator import build_accelerator
 from ctf.training.batches import on_device
@@ -84,7 +84,7 @@ def train(
         if rank_and_world()[0] == 0:
             reason = f"{run} has done {done} steps, and {steps} were asked for: nothing is left to train"
             print(f"{reason}. A higher loop.steps continues it.", file=sys.stderr)
-        return {name: value for name, value in last_entries(run).items() if "/" in name}
+        return last_evaluation(run)
     if done > steps:
         raise InputError(f"{run} has done {done} steps: loop.steps, or epochs, must be at least that, not {steps}")
     objective.started = started = (run_settings(run) or {}).get("started", {}) if last else objective.start()
@@ -92,24 +92,25 @@ def train(
         values["started"] = started
     trainer = Trainer(objective, run, optimizer_config, config)
     first = trainer.processes.is_first
-    if first:
-        if model.exists():  # of the shorter run: the longer one has no model until its end
-            kept = milestone_path(run, done)
-            kept.parent.mkdir(exist_ok=True)
-            model.replace(kept)
-        write_settings(run, trainer.done, values, changed)
-        if started and not trainer.done:
-            print(in_words(started), file=sys.stderr)
-        if trainer.done and changed:
-            changes = ", ".join(f"{name} {now} (was {before})" for name, (before, now) in changed.items())
-            print(f"{run} goes on after step {trainer.done} with {changes}", file=sys.stderr)
-    with closing(Log(run, trainer.done, config.tensorboard, silent=not first)) as log:
-        metrics = trainer.run_steps(log)
-        best = trainer.full(trainer.best)
+    with only_writer(run) if first else nullcontext():
         if first:
-            objective.save(best, run / RUN_MODEL)
-        trainer.processes.wait()
-        trainer.checkpoints.keep_newest()  # only now every process has written its shard of the last one
+            if model.exists():  # of the shorter run: the longer one has no model until its end
+                kept = milestone_path(run, done)
+                kept.parent.mkdir(exist_ok=True)
+                model.replace(kept)
+            write_settings(run, trainer.done, values, changed)
+            if started and not trainer.done:
+                print(in_words(started), file=sys.stderr)
+            if trainer.done and changed:
+                changes = ", ".join(f"{name} {now} (was {before})" for name, (before, now) in changed.items())
+                print(f"{run} goes on after step {trainer.done} with {changes}", file=sys.stderr)
+        with closing(Log(run, trainer.done, config.tensorboard, silent=not first)) as log:
+            metrics = trainer.run_steps(log)
+            best = trainer.full(trainer.best)
+            if first:
+                objective.save(best, run / RUN_MODEL)
+            trainer.processes.wait()
+            trainer.checkpoints.keep_newest()  # only now every process has written its shard of the last one
     return metrics
 
 
@@ -200,6 +201,8 @@ class Trainer:
             self.watch,
             closing(self.checkpoints),
         ):
+            if self._is_evaluated(self.done) and not log.evaluated:  # a kill came in between
+                self._report_or_stop(self.done, log, interrupted)
             for step in range(self.done, self.steps):
                 self.watch.now(step, "reading a batch")
                 batch = next(batches)
@@ -225,9 +228,16 @@ class Trainer:
                     self._save(now)
                 if stop:  # after the last step too: evaluating would take minutes
                     self._stop(now)
-                if not finished and c.evaluate_every and now % c.evaluate_every == 0:
+                if self._is_evaluated(now):
                     self._report_or_stop(now, log, interrupted)
-            return self._report_or_stop(max(self.done, self.steps), log, interrupted)
+            if self.done >= self.steps and log.evaluated:
+                return last_evaluation(self.run)
+            return self._report_or_stop(self.steps, log, interrupted)
+
+    def _is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation follows step `step`, from 1, which is not the last one."""
+        every = self.config.evaluate_every
+        return 0 < step < self.steps and bool(every) and step % every == 0
 
     def _report_or_stop(self, step: int, log: Log, interrupted: Interrupts) -> dict[str, float]:
         """Evaluate, which can take minutes: a process that trains alone stops in the middle of it."""
