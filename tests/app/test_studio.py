@@ -20,6 +20,7 @@ from ctf.cli import main
 from ctf.errors import InputError
 from ctf.images.sheet import png_bytes
 from ctf.model_folder import Pipeline
+from ctf.models.config import Compute
 from ctf.samples import SampleSet
 
 
@@ -107,11 +108,13 @@ def test_the_link_leads_back_to_the_same_images(studio):
     assert list(again)[-1][0].gallery() == runs[0].gallery()
 
 
-def test_a_download_is_a_sample_set_whose_command_makes_it_again(studio, pipeline, tmp_path, monkeypatch):
+def test_a_download_is_a_sample_set_whose_command_makes_it_again(pipeline, tmp_path, monkeypatch):
+    pipeline.save_pretrained(tmp_path / "tiny")
+    in_bfloat16 = Pipeline.from_pretrained(tmp_path / "tiny", compute=Compute("bfloat16"))
+    studio = Studio(Sampler.of(in_bfloat16, "tiny"))
     runs = generated(studio, "", 3, 11, coarse_top_p=0.9)
     assert 'download="tiny-all-classes-seed-11.zip"' in studio.links(runs)
     monkeypatch.chdir(tmp_path)
-    pipeline.save_pretrained("tiny")
     unpacked(studio.links(runs)).extractall("download")
     samples = SampleSet.open("download/tiny")
     assert (samples.count, samples.image_size, samples.labels.tolist()) == (3, (16, 16), [0, 2, 3])

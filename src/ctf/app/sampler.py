@@ -156,6 +156,7 @@ class Run:
         if self.known is None:
             typed = [typed_label(sampler.pipeline.class_names, label) for label in self.labels]
             options = {"labels": json.dumps(typed, ensure_ascii=False), "seed": request.seed, "out": "samples"}
+            options["dtype"] = manifest.compute["dtype"]  # `auto` of another machine may be another one
             command = ["ctf", "sample", "--model", sampler.name]
             for name, value in {**options, **request.settings}.items():
                 command += [f"--{name}", str(value)]
