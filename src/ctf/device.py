@@ -19,11 +19,11 @@ from ctf.errors import InputError, first_line
 def usable_device(name: str | torch.device = "auto") -> torch.device:
     """The device called `name`: "auto" (a GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", …
 
-    Under torchrun "auto" and "cuda" mean the GPU of this process. It also becomes the current GPU, which CUDA graphs,
-    streams and Triton kernels use by default.
+    Under torchrun "auto" and "cuda" mean the GPU of this process. A GPU also becomes the current one, which CUDA
+    graphs, streams, Triton kernels and `accelerate` use by default.
 
     Raises:
-        InputError: this machine has no such device.
+        InputError: this machine has no such device, or it has no float64, as Apple's "mps".
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,11 +32,11 @@ def usable_device(name: str | torch.device = "auto") -> torch.device:
         name = f"cuda:{rank}"
     try:
         device = torch.empty(0, device=name).device
-        torch.empty(0, device=device).cpu()  # fails on "meta", which has no values
-        if device.type == "cuda" and rank is not None:
+        torch.empty(0, dtype=torch.float64, device=device).cpu()  # fails on "meta", which has no values
+        if device.type == "cuda":
             torch.cuda.set_device(device)
         return device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = first_line(error)
         raise InputError(f"device {str(name)!r} cannot be used here ({reason}): choose another, such as cpu") from None
 
@@ -74,7 +74,7 @@ def gpu_compiles() -> bool:
 
 def synchronize(device: torch.device) -> None:
     """Wait until `device` has finished all its work."""
-    getattr(torch, device.type).synchronize()
+    torch.cuda.synchronize(device) if device.type == "cuda" else getattr(torch, device.type).synchronize()
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

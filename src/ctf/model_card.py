@@ -146,7 +146,7 @@ def model_card(pipeline: StagePipeline, about: About) -> str:
         f"{pipeline.tokenizer.codebook_size:,}.",
         "```python\nimport ctf\n\n"
         'pipe = ctf.Pipeline.from_pretrained(".")  # this folder; or its name on the Hub\n'
-        "images = pipe(labels=[0, 1], seed=0)\n```",
+        "images = pipe(labels=[0], seed=0)\n```",
         _table(
             "| stage | kind | predicts | parameters | sampling |",
             [

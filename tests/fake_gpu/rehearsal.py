@@ -138,7 +138,7 @@ class Tokens:
 
 def train(objective, batch, evaluate=False, optimizer="adamw", **loop):
     """Two steps, the second one watched: the first one makes the optimizer's state, and masks."""
-    settings = {"batch_size": IMAGES, "steps": 2, "device": "cuda", "ema": 0.9, "precision": "bfloat16", **loop}
+    settings = {"batch_size": IMAGES, "steps": 2, "device": "cuda:0", "ema": 0.9, "precision": "bfloat16", **loop}
     trainer = Trainer(objective, Path("none"), OptimizerConfig(name=optimizer), LoopConfig(**settings))
     trainer.module.train()
     if isinstance(ddp := trainer.module, DistributedDataParallel):

@@ -10,9 +10,10 @@ from same import contents
 from tiny_runs import make_loop, make_token_objective, make_token_set
 
 from ctf.errors import InputError
-from ctf.files import read_json, read_json_lines
+from ctf.files import read_json, read_json_lines, write_json
 from ctf.model_folder import describe, open_stage
 from ctf.run_folder import checkpoint_path
+from ctf.training.changes import changed_settings
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.loop import train
 
@@ -58,6 +59,17 @@ def test_changed_fixed_settings_are_refused(changed, trained, tokens, finished):
         ):
             start(tokens, finished, resume=True, **{"steps": steps, **changed})
     assert contents(finished) == before
+
+
+@pytest.mark.parametrize("source", [None, "theirs"])
+def test_a_run_that_goes_on_has_the_start_that_it_had(source, tmp_path):
+    """Other weights would be named in the log and on the card, but not taken: those of the checkpoint are."""
+    started = {"started": {"source": source, "taken": []}} if source else {}
+    write_json(tmp_path / "config.json", {"loop": {}, "start_from": None, **started})  # resumed once without it
+    assert changed_settings(tmp_path, {"start_from": None, "loop": {}}) == {}
+    assert changed_settings(tmp_path, {"start_from": source, "loop": {}}) == {}
+    with pytest.raises(InputError, match=f"was trained with start_from {source}, not others: resume with the settings"):
+        changed_settings(tmp_path, {"start_from": "others", "loop": {}})
 
 
 @pytest.mark.parametrize("steps", [2, 4])

@@ -281,12 +281,17 @@ def test_two_trainings_in_one_folder_are_refused(tokens, tmp_path):
         def after_step(self, ema, step):
             with pytest.raises(InputError, match="another process writes to"):
                 run(make_token_objective(tokens), tmp_path / "run", resume=True)
+            assert unfinished.exists()
             return super().after_step(ema, step)
 
-    objective = make_token_objective(tokens)
+    objective, unfinished = make_token_objective(tokens), tmp_path / "run" / "checkpoints" / ".step-9.tmp"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.touch()
+    objective.before_step = lambda ema, step: unfinished.touch()  # as the first one's thread does
     objective.__class__ = Second
     run(objective, tmp_path / "run")
     run(make_token_objective(tokens), tmp_path / "run", resume=True, steps=7)
+    assert not unfinished.exists()
 
 
 def test_a_run_folder_holds_log_sheets_and_events(tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ctf.device import usable_device
 from ctf.errors import InputError
 from ctf.training.config import LoopConfig
 
@@ -17,21 +18,17 @@ def build_accelerator(config: LoopConfig) -> Any:
     """An accelerate.Accelerator for one run.
 
     Raises:
-        InputError: the device is not there, or cannot train in the precision.
+        InputError: the device cannot be used, or cannot train in the precision.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
-    exists = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not exists.get(config.device):
-        devices = ", ".join(name for name, found in exists.items() if found)
-        raise InputError(f"loop.device {config.device!r} does not exist here: choose one of {devices}")
+    # accelerate must be told even if there is no GPU: else it lets each process of torchrun train alone.
+    on_cpu = usable_device(config.device).type == "cpu"
     precision = native_precision(config.device) if config.precision == "auto" else config.precision
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several models
     # Longer than the patience of `Watch`, whose message says more than that of the backend.
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=2 * config.patience + 60))
-    # accelerate must be told even if there is no GPU: else it lets each process of torchrun train alone.
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not (exists["cuda"] or exists["mps"]))
     try:
         accelerator = Accelerator(mixed_precision=MODES[precision], cpu=on_cpu, kwargs_handlers=[group])
     except ValueError as error:
@@ -47,6 +44,4 @@ def native_precision(device: str = "auto") -> str:
     """The precision that `device` multiplies natively: "bfloat16", else "float32"."""
     if device != "cpu" and torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    if device == "mps" or (device == "auto" and torch.backends.mps.is_available()):
-        return "float32"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"

@@ -14,7 +14,6 @@ from ctf.run_folder import RUN_CHANGES, run_changes, run_settings
 #: Paths of data, settings that are only shown or stored beside the weights, the optimizer's, and the loop's.
 MAY_CHANGE = {
     *("images", "tokens", "held_out", "held_out_split", "coarse_map", "predicts", "given", "perceptual_source"),
-    "start_from",
     *("tokenizer", "sampling", "optimizer", "loop"),
 }
 #: Exceptions: the order of the data or the content of a checkpoint depends on them.
@@ -25,12 +24,17 @@ def changed_settings(run: Path, settings: dict[str, Any]) -> dict[str, list[Any]
     """Settings that differ from the run's config.json, by name: [before, now].
 
     The run's name, `loop.resume`, and settings that only one of two versions of the program has do not count.
+    `start_from` may be left out: its weights are in the checkpoint.
 
     Raises:
         InputError: a changed setting that is fixed.
     """
     before = dict(flattened(run_settings(run) or {}))
     now = dict(flattened(json.loads(json.dumps(settings))))  # tuples are lists in config.json
+    if now.get("start_from") is None:
+        now.pop("start_from", None)
+    else:
+        before["start_from"] = before.get("started.source")  # which a run that left it out has in place of it
     common = [name for name in now if name in before and name not in ("out", "loop.resume")]
     changed = {name: [before[name], now[name]] for name in common if before[name] != now[name]}
     if fixed := [name for name in changed if name in FIXED or name.split(".")[0] not in MAY_CHANGE]:

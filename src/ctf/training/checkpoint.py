@@ -119,7 +119,7 @@ def checksum(tensors: Iterable[Tensor]) -> str:
 def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Processes = ALONE, data: str = "") -> int:
     """Restore `parts` from the newest complete checkpoint; returns the number of steps done, 0 if there is none.
 
-    A damaged checkpoint is reported on stderr, and the one before it is taken. Unfinished files are removed.
+    A damaged checkpoint is reported on stderr, and the one before it is taken. `tidy` then removes what is of no use.
 
     Raises:
         InputError: all checkpoints are damaged; the one to restore is of a run with other settings or other
@@ -141,9 +141,7 @@ def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Process
         elif not found:
             raise damage or DamagedCheckpoint(f"{path} is damaged, as another process says: restore or delete it")
         elif damage:
-            print(f"{damage}. Going on from {found[-1]}", file=sys.stderr)
-    if processes.is_first:
-        _tidy(run, done)
+            print(f"{path} is damaged, and is removed. Going on from {found[-1]}", file=sys.stderr)
     return done
 
 
@@ -176,8 +174,8 @@ def verify(file: Path) -> None:
         raise DamagedCheckpoint(f"{file} is damaged, its checksum does not fit its content: restore or delete it")
 
 
-def _tidy(run: Path, done: int) -> None:
-    """Remove temporary files, and folders of steps after `done`, which no process will complete."""
+def tidy(run: Path, done: int) -> None:
+    """Remove temporary files, and the damaged or unfinished checkpoints of steps after `done`."""
     for path in (run / RUN_CHECKPOINTS).rglob(".*"):
         if path.is_file() and (path.suffix == ".tmp" or path.name.startswith(".tmp")):  # ours, or safetensors' own
             path.unlink()

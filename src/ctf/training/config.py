@@ -95,7 +95,7 @@ class LoopConfig:
         keep_checkpoints: how many checkpoints to keep.
         milestones: steps after which the weights are kept in `milestones/`, where `ctf assemble`, `ctf info` and
             `open_stage` read them; with `ema` the plain weights too.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", which is a GPU where there is one, "cpu", "cuda" or "cuda:1".
         tensorboard: write TensorBoard events beside log.jsonl (needs `pip install ctf[track]`).
         resume: continue the run in the output folder, or begin one. Its length, precision, the optimizer's settings,
             and settings without effect on the result may change (`changes.jsonl` records at which step); batch size,

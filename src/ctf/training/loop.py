@@ -27,7 +27,7 @@ from ctf.torchrun import rank_and_world
 from ctf.training.accelerator import build_accelerator
 from ctf.training.batches import on_device
 from ctf.training.changes import changed_settings, write_settings
-from ctf.training.checkpoint import Checkpoints, Part, not_finite, resume
+from ctf.training.checkpoint import Checkpoints, Part, not_finite, resume, tidy
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.interrupt import Interrupts, interruptible
 from ctf.training.log import Log, Meter
@@ -98,6 +98,7 @@ def train(
                 kept = milestone_path(run, done)
                 kept.parent.mkdir(exist_ok=True)
                 model.replace(kept)
+            tidy(run, trainer.done)  # under the lock: to another run they are not unfinished
             write_settings(run, trainer.done, values, changed)
             if started and not trainer.done:
                 print(in_words(started), file=sys.stderr)
@@ -352,7 +353,8 @@ class Trainer:
         self.processes.wait()  # torchrun ends all processes when the first one exits, also those that still write
         if self.processes.is_first:
             where = latest_checkpoint(self.run)
-            print(f"Stopped after step {step}; continue with --loop.resume true ({where})", file=sys.stderr)
+            how = "the same command" if self.config.resume else "--loop.resume true"
+            print(f"Stopped after step {step}; continue with {how} ({where})", file=sys.stderr)
         raise KeyboardInterrupt
 
 

@@ -79,7 +79,6 @@ def untrained_stage(
     given: CoarseMap | None,
 ) -> Stage:
     """The stage that `config` trains on `tokens`, with random weights and these clusters in place of its own."""
-    on_gpu = config.loop.device in ("auto", "cuda") and torch.cuda.is_available()
     return new_stage(
         config.kind,
         config.size,
@@ -95,6 +94,6 @@ def untrained_stage(
         tokenizer=tokenizer,
         dropout=config.dropout,
         class_dropout=config.class_dropout,
-        device=usable_device("cuda" if on_gpu else "cpu"),
+        device=usable_device(config.loop.device),
         **dataclasses.asdict(config.kind_settings),
     )
