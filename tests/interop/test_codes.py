@@ -13,6 +13,7 @@ from ctf.fingerprint import fingerprint
 from ctf.interop import export_codes, import_codes
 from ctf.layout import Layout
 from ctf.tokens import TokenSet
+from ctf.tokens.writer import write_token_set
 
 SETTINGS = {"size": 64, "codebook_size": 32, "num_classes": 10, "progress": False}
 
@@ -142,6 +143,9 @@ def test_export_refuses(tmp_path):
         export_codes(token_set, tmp_path / "a", second=tmp_path / "b")
     with pytest.raises(InputError, match="already exists"):
         export_codes(token_set, tmp_path / "in")
+    wide = write_token_set(tmp_path / "wide", np.zeros((2, 36), int), np.zeros(2, int), 8, Layout((4, 9)))
+    with pytest.raises(InputError, match=r"wide holds 4 × 9: LlamaGen's codes are those of one square"):
+        export_codes(wide, tmp_path / "b", 64)
 
 
 def test_the_command_takes_tokens_from_elsewhere(tmp_path, capsys):

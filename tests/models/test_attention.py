@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 from torch.overrides import TorchFunctionMode
 
-from ctf.models.attention import attend, attend_all, group_attention
+from ctf.models.attention import attend, attend_all, group_attention, scale_attention
 from ctf.models.cache import attend_by_products
 
 SIZES = [[1], [6], [1, 1, 1, 1], [1, 2, 4], [3, 1, 2], [1, 63, 64]]
@@ -59,10 +59,11 @@ def test_group_attention_equals_rows_written_out(sizes, kv_heads):
     torch.testing.assert_close(found.double(), written_out(q, k, v, mask), rtol=1e-4, atol=1e-5)
 
 
-def test_a_mask_made_in_inference_mode_serves_training():
-    group_attention.cache_clear()
+@pytest.mark.parametrize("attention", [group_attention, scale_attention])
+def test_a_mask_made_in_inference_mode_serves_training(attention):
+    attention.cache_clear()
     with torch.inference_mode():
-        made = group_attention((1, 3), CPU)
+        made = attention((1, 3), CPU)
     assert not made.keywords["mask"].is_inference()  # which autograd could not save
 
 

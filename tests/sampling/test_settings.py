@@ -1,7 +1,9 @@
 import dataclasses
+import json
 import math
 import re
 
+import numpy as np
 import pytest
 
 from ctf.errors import InputError
@@ -73,6 +75,11 @@ def test_a_choice_that_does_not_exist_lists_those_that_do(setting, value, choice
 )
 def test_the_edges_are_allowed(edges):
     assert dataclasses.asdict(Sampling.of(edges)).items() >= edges.items()
+
+
+def test_numbers_of_numpy_can_be_stored():
+    settings = Sampling(cfg_scale=np.float32(2), top_k=np.int64(5), temperature=np.float64(0.5))
+    assert json.loads(json.dumps(settings.for_file())) == Sampling(2.0, 0.5, 5).for_file()
 
 
 @pytest.mark.parametrize(("cfg_scale", "guided"), [(1, False), (1.0, False), (0.0, True), (2.5, True)])

@@ -11,13 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ctf.codebook import cluster_codebook
 from ctf.layout import Layout
 from ctf.models import Compute, KeyValueCache, Transformer, TransformerConfig
-from ctf.models.linear import packed_bytes
+from ctf.models.linear import Int8Linear, Linear, PackedLinear, packed_bytes
 from ctf.sampling import Random, Sampling
 from ctf.stages import new_stage
 from ctf.stages.cost import PeakMemory, activation_bytes, drawing_work, forward_operations
 from ctf.tokenizer import MultiScaleConfig, MultiScaleTokenizer
 
 BATCH = 3
+CPU = torch.device("cpu")
 LAYOUT = Layout((2, 3))
 TOKENS, LABELS = torch.zeros(BATCH, 6, dtype=torch.int64), torch.zeros(BATCH, dtype=torch.int64)
 GUIDANCE = pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
@@ -73,7 +74,7 @@ def counted(call):
 
 def read_once(stage, compute):
     """Bytes of all that is not looked up row by row; norms stay in float32, and so does a head over members."""
-    width = packed_bytes(compute, torch.device("cpu"))
+    width = packed_bytes(compute, CPU)
     widths = {name: 4 if "head" in name and stage.members else width for name, _ in stage.named_parameters()}
     return sum(
         parameter.numel() * (widths[name] if parameter.ndim == 2 else 4)
@@ -104,13 +105,28 @@ def test_a_training_step_by_scales_is_one_pass(scales_stage):
 @WEIGHTS
 def test_a_scale_reads_the_cache_up_to_its_end_and_a_share_of_the_modulations(scales_stage, cfg_scale, compute):
     stage, rows = scales_stage("next_scale"), BATCH * (2 if cfg_scale != 1 else 1)
-    cache = KeyValueCache(stage.config, rows, torch.device("cpu"), getattr(torch, compute.dtype))
+    cache = KeyValueCache(stage.config, rows, CPU, getattr(torch, compute.dtype))
     filled = [sum(t[:, :, :end].clone().nbytes for t in (*cache.keys, *cache.values)) for end in (1, 5, 14)]
     found = [step.bytes for step in drawing_work(stage, BATCH, Sampling(cfg_scale), compute)]
-    width = packed_bytes(compute, torch.device("cpu"))
+    width = packed_bytes(Compute(compute.dtype), CPU)  # never quantised
     modulations = sum(width * block.modulation.weight.numel() for block in stage.transformer.blocks)
     once = stage.weight_bytes(compute) - modulations * 2 / 3
     assert found == pytest.approx([once + part for part in filled])
+
+
+@pytest.mark.parametrize("compute", [Compute("float32"), Compute("bfloat16"), Compute("float32", "int8")], ids=str)
+def test_packed_weights_by_scales_are_what_the_products_hold(scales_stage, compute):
+    """Only products over positions are quantised, and the head stays in float32."""
+    stage = scales_stage("next_scale")
+    packed = stage.pack(compute)
+    held = sum(
+        module.weight.numel()
+        * (1 if isinstance(module, Int8Linear) else packed_bytes(Compute(str(module.dtype)[6:]), CPU))
+        for module in packed.transformer.modules()
+        if isinstance(module, (Linear, PackedLinear, Int8Linear))
+    )
+    others = sum(p.nbytes for p in stage.multiplied() if p.ndim != 2)
+    assert stage.weight_bytes(compute) == held + others
 
 
 def test_support_of_a_cluster_multiplies_with_its_members_only(make):
@@ -143,7 +159,7 @@ def test_decoding_reads_the_weights_and_the_filled_cache(make, kind, cfg_scale, 
     sampling = Sampling(cfg_scale, steps=None if kind == "autoregressive" else 3)
     known = list(itertools.accumulate(group.count for group in stage.plan(sampling).drawn))
     ends = range(1, 7) if kind == "autoregressive" else [1 + count for count in known]
-    cache = KeyValueCache(stage.config, rows, torch.device("cpu"), getattr(torch, compute.dtype))
+    cache = KeyValueCache(stage.config, rows, CPU, getattr(torch, compute.dtype))
     filled = [sum(t[:, :, :end].clone().nbytes for t in (*cache.keys, *cache.values)) for end in ends]
     steps = drawing_work(stage, BATCH, sampling, compute)
     assert [step.bytes for step in steps] == [read_once(stage, compute) + part for part in filled]

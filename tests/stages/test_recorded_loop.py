@@ -13,6 +13,7 @@ from watched import Watched
 from ctf.models import Compute
 from ctf.models.attention import attend_all
 from ctf.models.cluster_head import multiply_tiles
+from ctf.plugins import load_object
 from ctf.sampling import Random, Sampling
 from ctf.sampling.cuda_graph import RecordedLoops
 from ctf.stages.drawing import draw_steps
@@ -127,6 +128,17 @@ def test_a_loop_is_recorded_once(make, coarse, monkeypatch):
     for seed in range(3):
         assert torch.equal(*drawn(packed, Sampling(2.0), coarse, 5, seed))
     assert SimulatedGraph.captures == 1
+
+
+def test_a_filter_of_the_users_runs_in_every_step(make, monkeypatch, tmp_path):
+    """A recording would run it once, when it is made."""
+    (tmp_path / "own.py").write_text("def seen(logits):\n    seen.calls += 1\n    return logits\n\nseen.calls = 0\n")
+    monkeypatch.chdir(tmp_path)
+    simulate(monkeypatch)
+    packed, filtered = recording(make("autoregressive")), Sampling(filter="own.py:seen")
+    for _ in range(2):
+        packed.generate(LABELS[:2], Random([0, 1]), filtered)
+    assert load_object("own.py:seen").calls == 2 * packed.num_tokens
 
 
 # --- on a GPU ---

@@ -114,6 +114,8 @@ def export_codes(
         raise InputError(f"{token_set.folder} does not know its image size: give size, for the folder names")
     if size < 1:
         raise InputError(f"size {size} must be at least 1: it names folders for images of so many pixels per side")
+    if token_set.layout != square_layout(token_set.num_tokens):
+        raise InputError(f"{token_set.folder} holds {token_set.layout.words}: LlamaGen's codes are those of one square")
     roots = [Path(root) for root in (folder, second) if root is not None]
     if token_set.num_augmentations % len(roots):
         raise InputError(

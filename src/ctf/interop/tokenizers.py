@@ -15,7 +15,7 @@ from ctf.interop import llamagen
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.registry import is_ours, load_tokenizer
 from ctf.tokens.token_set import read_npy
-from ctf.weights import PREFIXES, read_checkpoint
+from ctf.weights import PREFIXES, WRAPPERS, read_checkpoint
 
 
 def open_tokenizer(source: str | Path, allow_namespace: bool = False) -> Tokenizer:
@@ -62,6 +62,8 @@ def open_codebook(source: str | Path, allow_namespace: bool = False) -> Tensor:
         found = read_checkpoint(file, allow_namespace)
         if key is None and _is_official(found):
             return llamagen.load_tokenizer(file, allow_namespace=allow_namespace).codebook
+        if isinstance(found, Mapping):  # as `torch.save` writes them
+            found = next((found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), found)
     return _choose_matrix(found if isinstance(found, Mapping) else {"": found}, key, file).to(torch.float32, copy=True)
 
 

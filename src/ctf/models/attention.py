@@ -76,6 +76,7 @@ def group_attention(sizes: tuple[int, ...], device: torch.device) -> Callable[[T
 
 
 @lru_cache
+@torch.inference_mode(False)  # as that of groups
 def scale_attention(sizes: tuple[int, ...], device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """VAR's attention (q, k, v → shape of q) over scales of these sizes: a position sees its own and earlier scales."""
     scale = _numbers(sizes, device)

@@ -234,8 +234,9 @@ def draw_all(
     on_step: OnStep | None,
 ) -> Tensor:
     """The labels after the last step, (B, N). On a GPU a recorded graph draws them, if the stage has one."""
-    recorded: Any = stage.recorded if known is None and on_step is None else None
-    if recorded is not None and type(find_sampler(plan.sampling)) is Independent:
+    own_code = plan.sampling.filter is not None or type(find_sampler(plan.sampling)) is not Independent
+    recorded: Any = stage.recorded if known is None and on_step is None and not own_code else None
+    if recorded is not None:  # a graph runs Python once, when it is recorded
         inputs = [labels, send(random.uniform(stage.num_tokens), labels.device), *([] if given is None else [given])]
 
         def run(labels: Tensor, uniform: Tensor, given: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,10 +143,17 @@ class NextScale(CachedStage):
             state.f_hat = state.f_hat + self.residual.contribution(self.vectors[labels], group.number, self.layout)
 
     def weight_bytes(self, compute: Compute, positions: int | None = None) -> float:
-        """As `Stage.weight_bytes`. The blocks' modulations are read once a batch: a step counts its share of them."""
-        once = self.config.block_modulation_weights * packed_bytes(compute, self.device)
+        """As `Stage.weight_bytes`. The blocks' modulations are read once a batch: a step counts its share of them.
+
+        What `PackedNextScale` does not quantise, or keeps in float32, counts as such.
+        """
+        width, network = packed_bytes(compute, self.device), self.transformer
+        whole = packed_bytes(dataclasses.replace(compute, quantize=None), self.device)
+        more = (whole - width) * (self.config.modulation_weights + network.vector_embedding.weight.numel())
+        if self.members is None:
+            more += (4 - width) * network.head.weight.numel()
         others = 0 if positions is None else 1 - 1 / len(self.layout)
-        return super().weight_bytes(compute, positions) - others * once
+        return super().weight_bytes(compute, positions) + more - others * self.config.block_modulation_weights * whole
 
     def pack(self, compute: Compute) -> NextScale:
         packed = super().pack(compute)
