@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,9 +63,9 @@ def open_codebook(source: str | Path, allow_namespace: bool = False) -> Tensor:
         found = read_checkpoint(file, allow_namespace)
         if key is None and _is_official(found):
             return llamagen.load_tokenizer(file, allow_namespace=allow_namespace).codebook
-        if isinstance(found, Mapping):  # as `torch.save` writes them
-            found = next((found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), found)
-    return _choose_matrix(found if isinstance(found, Mapping) else {"": found}, key, file).to(torch.float32, copy=True)
+    named: Mapping[str, Any] = found if isinstance(found, Mapping) else {"": found}
+    named = next((named[name] for name in WRAPPERS if isinstance(named.get(name), Mapping)), named)
+    return _choose_matrix(named, key, file).to(torch.float32, copy=True)
 
 
 def _file_and_key(source: str) -> tuple[str, str | None]:

@@ -70,7 +70,7 @@ class Sampling:
             *((name, Real, "a number") for name in ("cfg_scale", "temperature", "top_p", "noise")),
             *((name, str, "a name") for name in ("sampler", "filter")),
         ):
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             optional = name in ("steps", "sampler", "filter")
             if not (optional and value is None) and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise InputError(f"{name} {value!r} must be {what}")
