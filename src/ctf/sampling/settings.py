@@ -74,7 +74,7 @@ class Sampling:
             optional = name in ("steps", "sampler", "filter")
             if not (optional and value is None) and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise InputError(f"{name} {value!r} must be {what}")
-            if hasattr(value, "item"):  # of NumPy, which JSON does not know
+            if value is not None and hasattr(value, "item"):  # of NumPy, which JSON does not know
                 object.__setattr__(self, name, value.item())
         if self.cfg_schedule == "linear":
             object.__setattr__(self, "cfg_schedule", "steps")
