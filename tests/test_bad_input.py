@@ -85,7 +85,7 @@ WORKING = {
     "--features emoji --cache cache",
     "evaluate neighbours": "evaluate neighbours --device cpu --out x --samples samples.npz --reference samples.npz "
     "--held_out pictures --num 2 --features emoji --cache cache",
-    "evaluate swap": "evaluate swap --out x --tokenizer tokenizer.safetensors --images pictures --split null "
+    "evaluate swap": "evaluate swap --out x --tokenizer tokenizer.safetensors --images pictures "
     "--image_size 16 --num_clusters [5]",
     "bench sampling": "bench sampling --device cpu --out x --sizes [nano] --fine_size nano --batch_sizes [1] --runs 1 "
     "--layout 2x2 --codebook_size 24 --num_clusters 5 --tokenizer tokenizer.safetensors",

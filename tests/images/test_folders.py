@@ -138,7 +138,7 @@ def test_metadata_above_the_folders_that_it_names(opened):
         ("file_name,label\n0.png,cat\n0.png,dog\n", "", "metadata.csv: 0.png has several labels"),
         ("file_name,label,label\n0.png,cat,dog\n", "", "metadata.csv has several columns called 'label': rename"),
         ("file_name,\udce9tat,label\n0.png,a,cat\n", "", "metadata.csv cannot be read .*utf-8"),
-        ("file_name,label\n0.png,cat\n", "#breed", "has no column 'breed': it has file_name, label"),
+        ("file_name,label\n0.png,cat\n", "#breed", "has no column 'breed': it has label"),
         ("id,label\n0,cat\n", "#label", "has no metadata.csv with a column 'label'"),
     ],
 )
@@ -154,7 +154,9 @@ def test_metadata_that_do_not_fit(opened, table, column, message):
         ("file_name,breed\n0.png,pug\n", "#breed", ["pug"], []),
         ("file_name,fine_label,coarse_label\n0.png,1,0\n", "#coarse_label", ["0"], []),
         ("file_name,fine_label,coarse_label\n0.png,1,0\n", "#", ["image"], []),
-        ("file_name,breed\n0.png,pug\n", "", ["image"], ["all images are one class; choose a column of labels as in "]),
+        ("file_name,label\n0.png,true\n", "", ["true"], []),
+        ("file_name,label\n0.png,2020-01-01\n", "", ["2020-01-01"], []),
+        ("file_name,breed\n0.png,pug\n", "", ["image"], ["none of its columns is taken for labels; choose one as in "]),
         ("id,label\n0,cat\n", "", ["image"], ["it has no column 'file_name'"]),
         ("file_name,label\n0.png,01\n", "", ["01"], []),
         ("file_name,label\n0.png,NA\n1.png,cat\n", "", ["NA"], []),
@@ -166,6 +168,16 @@ def test_the_column_of_labels_in_metadata(opened, table, column, names, said):
     assert images.class_names == names
     assert len(warned) == len(said)
     assert all(part in text for part, text in zip(said, warned, strict=True))
+
+
+def test_metadata_beside_class_folders(opened):
+    """Captions are no labels; "#" asks for one class."""
+    files = {"cat/0.png": 0, "dog/1.png": 1, "metadata.csv": b"file_name,text\ncat/0.png,a cat\ndog/1.png,a dog\n"}
+    images, said = opened(files)
+    assert images.class_names == ["cat", "dog"]
+    assert said[0].startswith("none of its columns is taken for labels; choose one as in ")
+    assert "#text" in said[0]
+    assert opened({}, place="#")[0].class_names == ["image"]
 
 
 def test_class_names_have_one_unicode_form(opened):

@@ -11,6 +11,7 @@ from PIL import Image
 from ctf.errors import InputError
 from ctf.images import open_images
 from ctf.images.image_set import decode, every_tenth
+from ctf.images.urls import UnreachableError
 
 SHADES = np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE)
 RAMP = np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
@@ -158,3 +159,25 @@ def test_no_image_makes_the_command_warn(tmp_path):
 def test_sizes_that_no_image_has(size):
     with pytest.raises(InputError, match="images have 1 to 8192 pixels per side"):
         open_images("emoji", size=size)
+
+
+@pytest.mark.parametrize(("bits", "shade"), [(2, 2), (4, 5)])
+def test_a_transparent_shade_of_a_few_bits(bits, shade):
+    """Pillow scales the pixels to 8 bits, but not the shade."""
+    row = np.array([shade, 0] * (SIZE // 2), np.uint8).reshape(-1, 8 // bits)
+    packed = b"\0" + bytes(int("".join(f"{value:0{bits}b}" for value in values), 2) for values in row)
+    header = struct.pack(">IIBBBBB", SIZE, SIZE, bits, 0, 0, 0, 0)
+    data = zlib.compress(packed * SIZE)
+    encoded = png_of((b"IHDR", header), (b"tRNS", struct.pack(">H", shade)), (b"IDAT", data), (b"IEND", b""))
+    assert decode(encoded, SIZE)[0, :, 0].tolist() == [255, 0] * (SIZE // 2)
+
+
+def test_a_disk_that_is_gone_is_no_damage(tmp_path):
+    """One file that is gone is left out; where all are, the run ends."""
+    write(tmp_path / "photos", {f"{i}.png": i for i in range(3)})
+    images = open_images(str(tmp_path / "photos"), size=SIZE)
+    (tmp_path / "photos" / "1.png").unlink()
+    assert [indices.tolist() for indices, _, _ in images.batches(3)] == [[0, 2]]
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    with pytest.raises(UnreachableError, match=r"photos/0\.png cannot be read \(No such file .*: is its disk there"):
+        list(images.batches(3))

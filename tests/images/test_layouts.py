@@ -40,6 +40,7 @@ LAYOUTS = {
     "parquet": (PARQUET, "", "train", ["0", "1", "2"], [2, 0, 1, 2, 1] * 2, range(10)),
     "parquet, another spelling": (PARQUET, "", "Testing", ["0", "1", "2"], [2, 0, 1, 2, 1], range(10, 15)),
     "parquet pattern": (PARQUET, "/train-*.parquet", None, ["0", "1", "2"], [2, 0, 1, 2, 1] * 2, range(10)),
+    "parquet pattern of a split": (PARQUET, "/*.parquet", "test", ["0", "1", "2"], [2, 0, 1, 2, 1], range(10, 15)),
     "parquet file": (PARQUET, "/train-00001.parquet", None, ["0", "1", "2"], [2, 0, 1, 2, 1], range(5, 10)),
     "class names": (
         {"a.parquet": parquet(label=[0, 1, 0], features={"label": datasets.ClassLabel(names=NAMES)})},
@@ -49,6 +50,10 @@ LAYOUTS = {
     "whole floats": ({"a.parquet": parquet(label=[0.0, 2.0])}, "", None, ["0", "1", "2"], [0, 2], range(2)),
     "parquet without labels": ({"a.parquet": parquet(caption=["x", "y"])}, "", None, ["image"], [0, 0], range(2)),
     "tars": (TARS, "", "train", ["0", "1", "2"], [0, 1, 2, 0] * 2, range(4, 12)),
+    "tars, splits of one word": (
+        {name.replace("-", "2017-"): data for name, data in TARS.items()},
+        *("", "train", ["0", "1", "2"], [0, 1, 2, 0] * 2, range(4, 12)),
+    ),
     "tar pattern": (TARS, "/*.tar", None, *TWELVE),
     "tar file": (TARS, "/test-0.tar", None, ["0", "1", "2"], [0, 1, 2, 0], range(4)),
     "labels in json": (
@@ -77,7 +82,7 @@ def test_shards_of_several_splits_are_not_taken_together(tmp_path, memory, schem
         open_images(f"{scheme}{tmp_path}", None, SIZE)
 
 
-@pytest.mark.filterwarnings("ignore:.*(passed over|all images are one class)")
+@pytest.mark.filterwarnings("ignore:.*(passed over|all images are one class|taken for labels)")
 @pytest.mark.parametrize("scheme", ["", "file://", "memory:/"])
 @pytest.mark.parametrize(("files", "place", "split", "class_names", "labels", "seeds"), LAYOUTS.values(), ids=LAYOUTS)
 def test_layout(tmp_path, memory, scheme, files, place, split, class_names, labels, seeds):
@@ -89,6 +94,7 @@ def test_layout(tmp_path, memory, scheme, files, place, split, class_names, labe
     assert_holds(images, seeds)
 
 
+@pytest.mark.filterwarnings("ignore:.*passed over")
 @pytest.mark.parametrize("scheme", ["", "file://"])
 @pytest.mark.parametrize("files", [CLASS_FOLDERS, SPLITS, PARQUET, TARS], ids=["classes", "splits", "parquet", "tars"])
 def test_a_fingerprint_changes_with_the_files(tmp_path, scheme, files):

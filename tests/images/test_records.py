@@ -72,7 +72,22 @@ def test_a_class_label_is_one_under_any_name(opened):
 def test_other_columns_are_one_class_but_not_in_silence(opened, column, values):
     images, said = opened({"a.parquet": parquet(**{column: values})})
     assert images.class_names == ["image"]
-    assert said == [f"all images are one class; choose a column of labels as in '{images.source}#{column}'"]
+    assert said == [f"none of its columns is taken for labels; choose one as in '{images.source}#{column}'"]
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "passed"),
+    [
+        (tar([{"png": 0}, {"png": 1}])[:2048] + tar([{"cls": b"1"}, {"cls": b"0"}]), [0, 0], "2 cls"),
+        (tar([{"v2.png": 0, "cls": b"1"}, {"png": 1, "cls": b"0"}]), [0], "1 v2.png, 1 cls"),
+        (tar([{"png": 0, "txt": b"a cat"}]), [0], "1 txt"),
+    ],
+    ids=["labels apart", "dots in names", "captions"],
+)
+def test_what_is_passed_over_in_shards_is_said(opened, data, labels, passed):
+    images, said = opened({"x.tar": data})
+    assert images.labels.tolist() == labels
+    assert said == [f"passed over what is neither image nor label, or has no image right beside it: {passed}"]
 
 
 def test_shards_of_class_folders(opened):

@@ -49,7 +49,7 @@ def test_a_tar_that_has_changed_is_looked_through_again(memory):
 
 
 def test_processes_look_through_different_tars_first(memory, monkeypatch):
-    index = {"names": ["x"], "starts": [0], "ends": [1], "columns": {}}
+    index = {"names": ["x"], "starts": [0], "ends": [1], "columns": {}, "passed": {}}
     monkeypatch.setattr("ctf.images.urls.CONNECTIONS", 1)
     monkeypatch.setenv("WORLD_SIZE", "3")
     url, orders = memory(TARS), []

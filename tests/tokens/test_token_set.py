@@ -65,7 +65,12 @@ def test_gather_is_indexing(token_set, arrays, wanted):
 
 @pytest.mark.parametrize(
     ("names", "plain"),
-    [(["none", "flip", "x"], 0), (["1.1/top-left", "1.1/center", "1.1/center/flip"], 1), (["a", "b", "c"], 0)],
+    [
+        (["none", "flip", "x"], 0),
+        (["1.1/top-left", "1.1/center", "1.1/center/flip"], 1),
+        (["1.1/center", "1.05/center", "1.05/center/flip"], 1),
+        (["a", "b", "c"], 0),
+    ],
 )
 def test_without_an_augmentation_the_plainest_is_taken(tmp_path, arrays, names, plain):
     token_set = write_token_set(tmp_path, *arrays, codebook_size=K, layout=Layout((2, 3)), augmentations=names)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ctf.files import check_writable
+
 
 def cluster(
     out: str,
@@ -36,6 +38,7 @@ def cluster(
     from ctf.interop.tokenizers import open_codebook
     from ctf.tokens import TokenSet
 
+    check_writable(out)
     matrix = open_codebook(codebook, allow_namespace)
     parts = CoarseMap.load(finer) if finer else None
     counts = None

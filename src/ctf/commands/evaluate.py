@@ -253,7 +253,7 @@ def swap(
     num: int = 108,
     tokenizer: str = "emoji",
     images: str = "emoji",
-    split: str | None = "test",
+    split: str | None = None,
     image_size: int = 64,
     num_clusters: tuple[int, ...] = (512, 2048),
     seed: int = 0,
@@ -271,7 +271,7 @@ def swap(
         num: how many images to generate, with `model`.
         tokenizer: of the images: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
         images: as for `ctf tokenize`.
-        split: which part of the images.
+        split: which part of the images; of the emoji without it the test images.
         image_size: pixels per side after the centre crop.
         num_clusters: values of M.
         seed: of clusterings, swaps and generated images.
@@ -288,9 +288,11 @@ def swap(
     check_writable(out)
     note = ""
     if model is not None:
+        if (tokenizer, images, split, image_size) != ("emoji", "emoji", None, 64):
+            raise InputError("model makes the images: leave out tokenizer, images, split and image_size")
         result = swap_generated(Pipeline.from_pretrained(model, "cpu"), num, num_clusters, seed=seed)
     else:
-        opened = open_images(images, split, image_size)
+        opened = open_images(images, split or ("test" if images == "emoji" else None), image_size)
         result = swap_images(open_tokenizer(tokenizer, allow_namespace), opened, num_clusters, seed=seed)
         note = opened.report_skipped()
     save_png(out, result.figure)

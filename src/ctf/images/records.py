@@ -122,7 +122,7 @@ def label_column(columns: Sequence[str], candidates: Sequence[str], chosen: str 
         warn(f"{source}: labels are those of the column {candidates[0]!r}")
         return candidates[0]
     if others := [name for name in columns if not is_image_column(name) and not name.startswith("__")]:
-        warn(f"{source}: all images are one class; choose a column of labels as in '{source}#{others[0]}'")
+        warn(f"{source}: none of its columns is taken for labels; choose one as in '{source}#{others[0]}'")
     return None
 
 

@@ -26,7 +26,7 @@ from ctf.images.records import (
     warn_of_folders,
 )
 from ctf.images.splits import find_split, unchosen_split
-from ctf.images.urls import shard_records
+from ctf.images.urls import UnreachableError, of_split, shard_records
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,10 +46,12 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
         return dataset_records(source, split, column, source.removeprefix("hf://"))
     if source.endswith((".tar", ".parquet")) and not Path(source).is_dir():
         paths = sorted(glob(source)) or [str(existing(source))]
+        root = os.path.commonpath(map(os.path.dirname, paths)) or os.curdir
+        files = [os.path.relpath(path, root) for path in paths]
         if source.endswith(".tar"):
-            root = os.path.commonpath(map(os.path.dirname, paths)) or os.curdir
-            return local_tars(source, Path(root), [os.path.relpath(path, root) for path in paths], split, column)
-        return dataset_records(source, split, column, "parquet", data_files=[*map(escape, paths)])
+            return local_tars(source, Path(root), files, split, column)
+        chosen = [escape(os.path.join(root, path)) for path in of_split(source, files, split)]
+        return dataset_records(source, None, column, "parquet", data_files=chosen)
 
     bundled = ", ".join(map(repr, EMOJI_LABELLINGS))
     folder = existing(source, f"folder or file of images (bundled: {bundled}; on the Hugging Face Hub: 'hf://name')")
@@ -63,8 +65,16 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
         return local_tars(source, folder, files, split, column)
     if suffix == ".parquet":
         return dataset_records(source, split, column, "parquet", data_dir=escape(source))
-    read, state = (lambda path: (folder / path).read_bytes()), (lambda path: file_state(folder / path))
-    return folder_records(str(folder), files, read, state, split, column)
+
+    def read(path: str) -> bytes:
+        try:
+            return (folder / path).read_bytes()
+        except OSError as error:
+            if isinstance(error, (FileNotFoundError, PermissionError)) and folder.is_dir():
+                raise  # of this file alone, which is left out
+            raise UnreachableError(f"{folder / path} cannot be read ({error.strerror}): is its disk there?") from None
+
+    return folder_records(str(folder), files, read, lambda path: file_state(folder / path), split, column)
 
 
 def local_tars(source: str, root: Path, files: Sequence[str], split: str | None, column: str | None) -> Records:

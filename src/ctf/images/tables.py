@@ -12,7 +12,7 @@ import numpy as np
 
 from ctf.classes import composed, is_number
 from ctf.errors import InputError, first_line, shortened
-from ctf.images.records import Labels, class_name, label_column, label_like, number_labels, printable, warn
+from ctf.images.records import Labels, class_name, label_column, label_like, number_labels, one_class, printable, warn
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -33,7 +33,7 @@ def label_tables(files: Sequence[str]) -> list[str]:
 def metadata_labels(
     source: str, tables: Sequence[str], images: Sequence[str], read: Read, column: str | None
 ) -> Labels | None:
-    """Labels of `images` from the metadata files; None without labels there.
+    """Labels of `images` from the metadata files; None without labels there, one class if `column` is "".
 
     As for `datasets`, the column "file_name" holds paths from the folder of the metadata file on.
 
@@ -42,7 +42,7 @@ def metadata_labels(
             `number_labels`.
     """
     if column == "":
-        return None
+        return one_class(len(images))
     values: dict[str, Any] = {}
     found = column
     for path in tables:
@@ -52,7 +52,8 @@ def metadata_labels(
         if "file_name" not in table.column_names:
             warn(f"{source}/{path} is not read: it has no column 'file_name'")
             continue
-        found = label_column(table.column_names, label_like(table.schema), column, source)
+        columns = [name for name in table.column_names if name != "file_name"]
+        found = label_column(columns, label_like(table.schema), column, source)
         if found is not None:
             names = [composed(str(name)) for name in table["file_name"].to_pylist()]
             paths = [posixpath.normpath(posixpath.join(posixpath.dirname(path), name)) for name in names]
@@ -73,10 +74,11 @@ def metadata_labels(
 
 
 def label_values(source: str, path: str, read: Read, table: Table, column: str) -> list[Any]:
-    """A column of labels; of a .csv as text where numbers are written as names are, such as 01."""
+    """A column of labels; of a .csv as text where they are names, such as 01, true or 2020-01-01."""
     from pyarrow import types
 
-    if path.endswith(".csv") and types.is_integer(table[column].type):
+    kind = table[column].type
+    if path.endswith(".csv") and not (types.is_string(kind) or types.is_floating(kind)):
         texts = read_table(source, path, read, text=column)[column].to_pylist()
         if not all(text is None or is_number(text) for text in texts):
             return texts

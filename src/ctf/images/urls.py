@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ctf.cache import cache_folder, from_cache
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.files import read_json, write_json
 from ctf.images.folders import folder_records, shard_ending
 from ctf.images.formats import is_hidden
@@ -37,9 +38,10 @@ from ctf.images.records import (
     number_labels,
     one_class,
     printable,
+    warn,
     warn_of_folders,
 )
-from ctf.images.splits import SPLIT_OF, find_split, split_of, unchosen_split
+from ctf.images.splits import find_split, split_of, unchosen_split
 from ctf.progress import progress_bar
 from ctf.torchrun import rank_and_world
 
@@ -152,10 +154,10 @@ def of_split(source: str, shards: list[str], split: str | None) -> list[str]:
             raise unchosen_split(source, found)
         return shards
     words = {path: re.split(r"[^A-Za-z0-9]+", path) for path in shards}
-    every = set().union(*words.values())
-    if split not in every:
-        split = find_split(source, split, sorted(word for word in every if word.lower() in SPLIT_OF))
-    return [path for path in shards if split in words[path]]
+    if split in set().union(*words.values()):
+        return [path for path in shards if split in words[path]]
+    split = find_split(source, split, sorted({name for path in shards if (name := split_of(path))}))
+    return [path for path in shards if split_of(path) == split]
 
 
 def each(read: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -185,6 +187,12 @@ def tar_records(source: str, fs: AbstractFileSystem, paths: Sequence[str], colum
     starts, ends = (np.concatenate([np.array(shard[key], np.int64) for shard in shards]) for key in ("starts", "ends"))
     columns = sorted({name for shard in shards for name in shard["columns"]})
     candidates = [name for name in columns if LABEL_LIKE.search(name)]
+    passed: Counter[str] = Counter()
+    for shard in shards:
+        passed.update(shard["passed"])
+    if passed:
+        what = shortened([f"{count} {extension}" for extension, count in passed.most_common()])
+        warn(f"{source}: passed over what is neither image nor label, or has no image right beside it: {what}")
     column = label_column(columns, candidates, "cls" if column is None and "cls" in columns else column, source)
     if column is None:
         warn_of_folders(source, names)
@@ -205,12 +213,13 @@ def tar_records(source: str, fs: AbstractFileSystem, paths: Sequence[str], colum
 
 
 def tar_index(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
-    """The places of the images in a .tar file: names, starts, ends, and columns of what may be labels.
+    """The places of the images in a .tar file: names, starts, ends, columns of what may be labels; and what is `passed`
+    over, by its extension.
 
     To find out takes a walk through the whole file, so it is kept in the cache folder, where other processes find it.
     """
     with reading(path):
-        facts = f"fields {fs.protocol} {path} {sorted(fs.info(path).items(), key=str)}"
+        facts = f"passed {fs.protocol} {path} {sorted(fs.info(path).items(), key=str)}"
         cached = cache_folder() / "tar" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.json"
         return from_cache(cached, read_json, lambda: walk_tar(fs, path), write_json)[0]
 
@@ -228,11 +237,12 @@ def walk_tar(fs: AbstractFileSystem, path: str) -> dict[str, list[Any]]:
 def read_tar(archive: tarfile.TarFile) -> dict[str, Any]:
     """The result of `tar_index`. Members with the same name up to its first dot, one after another, are one example."""
     index: dict[str, Any] = {"names": [], "starts": [], "ends": []}
-    rows = []
+    rows, passed = [], Counter[str]()
     files = (member for member in archive if member.isfile() and all(key_and_extension(member)[1:]))
     for _, example in groupby(files, lambda member: key_and_extension(member)[:2]):
         row: dict[str, Any] = {}
         images: dict[str, tarfile.TarInfo] = {}
+        labels: list[str] = []
         for member in example:
             extension = key_and_extension(member)[2]
             if is_image_column(extension):
@@ -241,13 +251,19 @@ def read_tar(archive: tarfile.TarFile) -> dict[str, Any]:
                 fields = {"cls": int(file.read())} if extension == "cls" else json.loads(file.read())
                 single = {name: value for name, value in fields.items() if isinstance(value, (int, float, str))}
                 row |= {name: value for name, value in single.items() if len(str(value)) <= LABEL_LENGTH}
-        if images:
+                labels.append(extension)
+            else:
+                passed[extension] += 1
+        if not images:
+            passed.update(labels)
+        else:
             image = images[image_column([*images], "")]
             index["names"].append(printable(image.name))
             index["starts"].append(image.offset_data)
             index["ends"].append(image.offset_data + image.size)
             rows.append(row)
-    return index | {"columns": {name: [row.get(name) for row in rows] for name in set().union(*rows)}}
+    columns = {name: [row.get(name) for row in rows] for name in set().union(*rows)}
+    return index | {"columns": columns, "passed": passed}
 
 
 def key_and_extension(member: tarfile.TarInfo) -> tuple[str, str, str]:

@@ -227,8 +227,8 @@ class TokenSet:
     @property
     def plain(self) -> int:
         """The augmentation that changes least: none, or the centre of ten crops or shifts."""
-        names = [name.split("/")[-1] for name in self.augmentations]
-        return next((place for place, name in enumerate(names) if name in ("none", "center")), 0)
+        plain = [name for name in self.augmentations if name.split("/")[-1] in ("none", "center")]
+        return self.augmentations.index(min(plain)) if plain else 0  # "1.05/center" < "1.1/center"
 
     def gather(self, indices: ArrayLike, augmentations: ArrayLike | None = None) -> Tensor:
         """Tokens of images `indices` [b] in [0, n) under `augmentations` [b], one for all, or `plain`: int64 [b, N].

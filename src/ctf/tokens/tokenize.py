@@ -44,7 +44,7 @@ def tokenize_images(
     rank: int = 0,
     world: int = 1,
 ) -> TokenSet | None:
-    """Encode all images in float32 and write their tokens to `folder`.
+    """Encode all images in float32 (on a GPU cuDNN's convolutions round to TF32) and write their tokens to `folder`.
 
     Several processes share the shards, and each reads the images of its shards only. After an interruption a new call,
     with any number of processes, writes the missing shards. The batches of a shard do not depend on the process that
@@ -91,6 +91,8 @@ def tokenize_images(
     launcher = os.getppid()
     writer = TokenWriter(folder, settings)
     missing = writer.missing(rank, world)
+    if rank == 0 and missing:
+        writer.begin()  # before a kill, or it would not be known which images the other processes read
     encoder = encoder.to(device)
     sizes = [int(images.size * r) for r in crop_ranges] if augmentation == "ten-crop" else [images.size]
     dtype = np.min_scalar_type(tokenizer.codebook_size - 1)

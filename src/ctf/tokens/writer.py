@@ -75,6 +75,11 @@ class TokenWriter:
         """When a finished shard that holds images was written, in ns."""
         return tokens_path(self.folder, _stem(shard)).stat().st_mtime_ns
 
+    def begin(self) -> None:
+        """Write the index, again if a process began it that does not know the files."""
+        if not self._is_begun() or (self.index.files and TokenIndex.load(self.folder).files is None):
+            self.index.save(self.folder)
+
     def add(
         self, shard: int, tokens: np.ndarray | Tensor, labels: np.ndarray | Tensor, skipped: Sequence[str] = ()
     ) -> None:
@@ -106,8 +111,7 @@ class TokenWriter:
         size = self.index.codebook_size
         check_range(tokens, size, f"tokens for {self.folder}", "codebook size")
         check_range(labels, len(self.index.class_names), f"labels for {self.folder}", "number of classes")
-        if not self._is_begun() or (self.index.files and TokenIndex.load(self.folder).files is None):
-            self.index.save(self.folder)  # again if a process began it that does not know the files
+        self.begin()
         if len(labels):
             _save(tokens_path(self.folder, _stem(shard)), tokens.astype(np.min_scalar_type(size - 1), copy=False))
             _save(labels_path(self.folder, _stem(shard)), labels.astype(np.int64, copy=False))
