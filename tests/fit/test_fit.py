@@ -18,8 +18,8 @@ from ctf.evaluation.likelihood import bits_per_token
 from ctf.files import read_json
 from ctf.fit import FitConfig, Plan, choose, decide, page, run_fit, run_plan
 from ctf.fit.decide import parse_time
-from ctf.fit.measure import Times, bundled_tokenizers
-from ctf.fit.plan import files_of
+from ctf.fit.measure import Times, bundled_tokenizers, measure_times
+from ctf.fit.plan import StagePlan, files_of
 from ctf.fit.recipes import RECIPES, tokenizer_to_train
 from ctf.fit.run_plan import tokenizer_warning
 from ctf.images import contact_sheet, open_images
@@ -29,9 +29,10 @@ from ctf.layout import Layout
 from ctf.model_folder import Pipeline, open_stage
 from ctf.models.config import MODEL_SIZES
 from ctf.run_folder import run_settings
+from ctf.sampling import Sampling
 from ctf.tokenizer import VQTokenizer
 from ctf.tokenizer.measure import measure_tokenizer
-from ctf.tokenizer.registry import BUNDLED
+from ctf.tokenizer.registry import BUNDLED, new_tokenizer
 from ctf.tokens import TokenSet
 from ctf.training import loop
 
@@ -105,6 +106,7 @@ def test_the_parts_of_a_plan_sum_to_the_time(photos, known_times, baseline):
     assert chosen.seconds == pytest.approx(known | {"planning": 0}, abs=0.06)
     if baseline:
         assert chosen.steps["baseline"] == chosen.steps["coarse"]
+    assert chosen_for(photos, "2m", image_size=32, tokenizer="new", flip=False).augmentation == "none"
     for line in "coarse: autoregressive, size nano", "tokens: images to tokens and back", "together: about 2.0 min":
         assert line in chosen.table()
 
@@ -239,10 +241,20 @@ def test_a_flat_folder_of_few_images_is_one_class_with_none_held_out(photos, tmp
     chosen = chosen_for(str(flat), "20s", image_size=32, batch_size=2, num_clusters=8, tokenizer="new")
     assert chosen.held_out_split is None
     assert "none held out" in chosen.table()
-    chosen = dataclasses.replace(chosen, steps={"tokenizer": 2, "coarse": 2, "fine": 2})
+    by_confidence = Sampling(order="confidence", steps=2)  # has no likelihood, which is then that of another order
+    masked = StagePlan("nano", "masked", {"rounds": "any"}, by_confidence)
+    chosen = dataclasses.replace(
+        chosen, steps={"tokenizer": 2, "coarse": 2, "fine": 2}, stages={**chosen.stages, "coarse": masked}
+    )
+    measure_times(
+        chosen, open_images(str(flat), size=32), new_tokenizer("vq", chosen.architecture), torch.device("cpu")
+    )
     run_fit(chosen, tmp_path / "run", "cpu")
     assert Pipeline.from_pretrained(tmp_path / "run" / "model").class_names == ["image"]
     assert "| on 6 training images, since none were held out |" in (tmp_path / "run" / "report.md").read_text("utf-8")
+    card = (tmp_path / "run" / "model" / "README.md").read_text("utf-8")
+    assert "bits per token on training images | " in card
+    assert "bits per token | " not in card
 
 
 def test_an_unreadable_image_is_passed_over_in_the_sheet(run, photos, tmp_path):

@@ -34,6 +34,12 @@ WORK = {
     "clusters": "codewords to clusters",
     "report": "model folder, likelihood, samples and curves",
 }
+#: The views of an image that stages are trained on, by the augmentation.
+VIEWS = {
+    "none": "each image as it is",
+    "flip": "each image and its mirror image (--flip false: as it is)",
+    "ten-shift": "ten views of each image: shifted by a few pixels, and mirrored (--flip false: as it is)",
+}
 #: Checkpoints of a training.
 CHECKPOINTS = 20
 #: Samples in a row of the report's sheet, and rows of each system.
@@ -243,6 +249,7 @@ class Plan:
         if self.architecture is not None:
             made += f", {self.architecture.codebook_size:,} codewords"
         start = "random weights" if self.start_from == NOTHING else self.start_from
+        lines += [f"the stages are trained on {VIEWS[self.augmentation]}"]
         lines += [f"tokenizer: {made}", f"stages: {self.num_clusters:,} clusters; training starts from {start}"]
         lines += [*self.reasons, f"the report's figures: on {self.scope}"]
         lines += map(self.line, ["planning", *self.parts] if self.seconds else self.parts)

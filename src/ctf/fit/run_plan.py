@@ -112,10 +112,14 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
             stages = [open_stage(run / name) for name in plan.systems[system]]
             systems[system] = Pipeline(model.tokenizer, model.class_names, stages).to(device)
         held_out = TokenSet.open(run / "tokens" / "test")
-        metrics["likelihood"] = bits_per_token(model, held_out, against=systems.get("baseline"))
+        by_confidence = [stage for stage in model.stages if stage.sampling.order == "confidence"]  # has no likelihood
+        orders: dict[str, Any] = {f"{stage.name}_order": stage.possible_orders[0] for stage in by_confidence}
+        metrics["likelihood"] = bits_per_token(model, held_out, against=systems.get("baseline"), **orders)
         sheet, metrics["images_per_second"] = _sheet(systems, test, plan.seed)
         save_png(run / SHEET, sheet)
         on_card = {"tokenizer_psnr": kept["psnr"], "bits_per_token": metrics["likelihood"]["bits_per_token"]}
+        if not plan.held_out_split:
+            on_card = {f"{name}_on_training_images": value for name, value in on_card.items()}
         complete_card(run / MODEL, About(metrics=on_card, sheet=png_bytes(sheet)))
         curves(run / CURVES, {name: read_json_lines(run / name / RUN_LOG) for name in plan.steps})
         write_report(run, plan, metrics)
