@@ -215,7 +215,7 @@ class Task:
         took = measure_times(plan, self.images, tokenizer, self.device)
         numbers: dict[Augmentation, int] = VIEWS if self.config.flip else {"none": 1}
         views = {name: count * (took.read + number * took.encode) for name, number in numbers.items()}
-        augmentation = next((name for name in views if views[name] <= VIEWS_SHARE * time), "none")
+        augmentation: Augmentation = next((name for name in views if views[name] <= VIEWS_SHARE * time), "none")
         to_tokens = took.read + took.encode + took.reconstruct
         measured = max(FEWEST_MEASURED, int(MEASURING_SHARE * time / (to_tokens + took.score)))
         measured = min(plan.num_test, measured)
