@@ -47,7 +47,7 @@ def answers(client: httpx.Client) -> bool:
 
 def generate(client: httpx.Client, num: int) -> None:
     """Ask for images as a program does, and wait for the last one."""
-    asked = client.post("/gradio_api/call/generate", json={"data": ["", num, 0, {}]}).raise_for_status()
+    asked = client.post("/gradio_api/call/v2/generate", json={"num": num, "seed": 0}).raise_for_status()
     with client.stream("GET", f"/gradio_api/call/generate/{asked.json()['event_id']}") as stream:
         if "event: complete" not in stream.read().decode():
             raise SystemExit("the web app did not answer with images")

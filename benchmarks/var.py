@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,6 +87,7 @@ def train(seed: int, steps: int) -> None:
     """Train what is missing."""
     for name, (data, config, own) in STAGES.items():
         if is_trained(name, seed):
+            print(f"{run_of(name, seed)} is there already: --steps {steps} changes nothing", file=sys.stderr)
             continue
         loop = LoopConfig(8, steps=steps, ema=0.99, seed=seed, log_every=50, evaluate_every=0, checkpoint_every=0)
         shared = {"size": "nano", "dropout": 0.0, "optimizer": OptimizerConfig(2e-3, 2e-5, warmup_steps=50)}

@@ -90,6 +90,14 @@ def test_all_that_decides_the_metrics_is_in_the_result(evaluate, tmp_path):
     assert json.loads(json.dumps(written)) == written
 
 
+def test_a_short_last_split_of_the_score_is_said(evaluate, monkeypatch):
+    monkeypatch.setattr("ctf.evaluation.protocol.SCORE_SPLIT", 20)
+    evaluation = evaluate(random_images(50), random_images(40, seed=1))
+    assert evaluation.settings["score_splits"] == "2 of 20, one of 10"
+    assert [note for note in evaluation.warnings if note.startswith("the score's last split has 10 images")]
+    assert not [note for note in evaluate(random_images(40), random_images(40)).warnings if "last split" in note]
+
+
 def test_samples_of_ours_bring_their_manifest(tmp_path, make_pipeline):
     sample_to(make_pipeline("baseline"), tmp_path / "s.npz", num=5, seed=3, batch_size=8, model="tiny")
     samples, extractor = SampleSet.open(tmp_path / "s.npz"), Quarters()

@@ -129,6 +129,24 @@ def test_likelihood_does_not_depend_on_guidance():
 # What a claim is worth
 
 
+@pytest.mark.parametrize(
+    ("better", "worse", "word"),
+    [
+        ((9.9, True), (9.8, False), "undecided by an upper bound"),  # the better one's bits may be fewer
+        ((9.7, True), (9.8, False), "as claimed, one seed"),
+        ((9.7, False), (9.8, True), "undecided by an upper bound"),
+        ((9.9, False), (9.8, True), "not as claimed, one seed"),
+        ((9.7, True), (9.8, True), "undecided by an upper bound"),
+    ],
+)
+def test_an_upper_bound_is_no_measurement(better, worse, word):
+    sides = zip("ab", (better, worse), strict=True)
+    rows = [Measured(Row((name,), ()), {"bits_per_token": [bits]}, bound) for name, (bits, bound) in sides]
+    found = judge(Claim("", "bits_per_token", (("a",),), (("b",),)), rows)
+    assert found.word == word
+    assert found.evidence.count("≤") == better[1] + worse[1]
+
+
 def verdict(**sides):
     """On rows of these values of FID by seed, of which each `better` one should beat each `worse` one."""
     rows = {
@@ -424,7 +442,8 @@ def test_photographs_are_named_by_the_user_and_are_their_own_reference():
     with pytest.raises(InputError, match="--images"):
         TINY_IMAGENET.changed(steps=2)
     assert TINY_IMAGENET.changed("tiny-imagenet-200").reference == "tiny-imagenet-200"
-    assert TINY_IMAGENET.changed("tiny-imagenet-200", reference="set.npz").reference == "set.npz"
+    stored = TINY_IMAGENET.changed("tiny-imagenet-200", reference="set.npz")
+    assert (stored.reference, stored.reference_split) == ("set.npz", None)  # an .npz has no splits
     assert EMOJI.changed("photos").reference == "photos"
     assert EMOJI.changed(tokenizer="photos").reference == "emoji"
 

@@ -102,6 +102,11 @@ def evaluate_samples(
     if seen.probabilities is not None:
         metrics[title(extractor, "IS", "classifier score")] = inception_score(seen.probabilities, SCORE_SPLIT)
         settings["score_splits"] = _splits(samples.count)
+        if samples.count > SCORE_SPLIT and (rest := samples.count % SCORE_SPLIT):
+            notes.append(
+                f"the score's last split has {rest:,} images, counts as the others do, and lowers it: compare scores of "
+                f"as many samples only, best a multiple of {SCORE_SPLIT:,}"
+            )
     if reference.images is not None:
         if min(len(known.features), samples.count) > NEIGHBOURS:
             precision, recall = precision_recall(known.features, seen.features, NEIGHBOURS)
@@ -145,4 +150,5 @@ def title(extractor: FeatureExtractor, inception: str, other: str | None = None)
 def _splits(count: int) -> str:
     if count < SCORE_SPLIT:
         return f"one of all {count:,} images: fewer than the protocol's {SCORE_SPLIT:,}"
-    return f"{-(-count // SCORE_SPLIT)} of {SCORE_SPLIT:,}"
+    whole, rest = divmod(count, SCORE_SPLIT)
+    return f"{whole} of {SCORE_SPLIT:,}" + (f", one of {rest:,}" if rest else "")

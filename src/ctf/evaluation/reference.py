@@ -184,6 +184,11 @@ def _check_dimensions(source: str, moments: FeatureStatistics, dimensions: int) 
         )
 
 
+def is_stored(source: str) -> bool:
+    """Whether a reference is an .npz or a set of samples, which has no splits."""
+    return source.endswith(".npz") or is_sample_set(source)
+
+
 def open_reference_images(
     source: str, split: str | None = None, image_size: tuple[int, int] | None = None
 ) -> SampleSet:
@@ -198,7 +203,7 @@ def open_reference_images(
         InputError: nothing there, of another size, or a split of a source that has none.
     """
     images: SampleSet
-    if source.endswith(".npz") or is_sample_set(source):
+    if is_stored(source):
         if split is not None:
             raise InputError(f"{source} has no splits: leave out split {split!r}")
         images = SampleSet.open(source)

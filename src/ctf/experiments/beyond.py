@@ -194,7 +194,8 @@ def guidance(preset: Preset) -> Experiment:
         for a in (1.0, 2.0, 3.0)
         for b in (1.0, 2.0)
     )
-    return Experiment("Guidance in both stages", ("stage 1", "stage 2"), rows)
+    note = "Stage 2 has the size that the paper takes, L, and both stages the temperature 1.1."
+    return Experiment("Guidance in both stages", ("stage 1", "stage 2"), rows, note=note)
 
 
 def levels(preset: Preset) -> Experiment:

@@ -179,13 +179,17 @@ HIGHER = ("IS", "precision", "recall")
 
 
 #: From the worst for a claim to the best.
-WORDS = ("not confirmed", "not as claimed, one seed", "within the noise", "as claimed, one seed", "confirmed")
+WORDS = (
+    *("not confirmed", "not as claimed, one seed", "undecided by an upper bound"),
+    *("within the noise", "as claimed, one seed", "confirmed"),
+)
 
 
 def judge(claim: Claim, measured: list[Measured]) -> Verdict:
     """Confirmed if every better row beats every worse one by two standard errors of the difference.
 
     A difference of less is noise. With one seed on both sides nobody knows how large that is, and the verdict says so.
+    An upper bound on bits decides only where it is below the other's bits.
     """
     by_name = {m.row.name: m for m in measured if claim.metric in m.values}
     if not by_name.keys() >= {*claim.better, *claim.worse}:
@@ -196,8 +200,12 @@ def judge(claim: Claim, measured: list[Measured]) -> Verdict:
         for bad in (by_name[name] for name in claim.worse):
             gain = sign * (good.mean(claim.metric) - bad.mean(claim.metric))
             error = error_of_difference(good, bad, claim.metric)
-            values = f"{good.mean(claim.metric):.4g} against {bad.mean(claim.metric):.4g}"
-            if math.isnan(error):
+            bounds = ["≤ " * (m.bound and claim.metric == "bits_per_token") for m in (good, bad)]
+            values = f"{bounds[0]}{good.mean(claim.metric):.4g} against {bounds[1]}{bad.mean(claim.metric):.4g}"
+            if bounds[int(gain > 0)]:  # fewer bits may be the better one's, or the worse one's after all
+                words.append("undecided by an upper bound")
+                evidence.append(values)
+            elif math.isnan(error):
                 words.append("as claimed, one seed" if gain > 0 else "not as claimed, one seed")
                 evidence.append(values)
             else:

@@ -182,7 +182,7 @@ def table3f(preset: Preset) -> Experiment:
     values = {0.9: (5.55, 288.01, 0.89, 0.43), 1.0: (4.16, 259.45, 0.86, 0.47), 1.1: (4.15, 254.99, 0.86, 0.48)}
     claims = (Claim("temperature 1.1 in stage 2 gives the best FID (Table 3f)", "FID", (("1.1",),), (("0.9",),)),)
     name = "Table 3f: temperature of stage 2"
-    note = "The paper's row of 0.9 looks measured at temperature 1.0 of stage 1."
+    note = "Stage 1 at temperature 1.1. The paper's row of 0.9 looks measured at temperature 1.0 of stage 1."
     rows = sampled(preset, name, "temperature", "fine_temperature", values, temperature=1.1)
     return Experiment(*rows, claims, curve=0, note=note)
 

@@ -102,7 +102,8 @@ def plan_stage(config: TokenTraining, data: Data, num_clusters: int, cluster: Cl
         own["coarse_map"], maps = "map", (("coarse_map", Clusters(data, num_clusters)),)
     training = Training(dataclasses.replace(config, **own), Tokens(data, "train"), Tokens(data, "test"), maps)
     stage, steps = training.stage(), loop.total_steps(data.num_images)
-    assert isinstance(stage, TransformerStage)  # only these have named sizes
+    if not isinstance(stage, TransformerStage):
+        raise InputError(f"{config.kind} is no Transformer of this package: its memory is not known, nor its plan")
     images = loop.batch_size // (cluster.count * loop.accumulate)
     computed = training.operations() * (4 / 3 if loop.recompute else 1)
     seconds = computed / (cluster.count * cluster.utilisation * cluster.gpu.bfloat16)
@@ -123,7 +124,7 @@ def plan_stage(config: TokenTraining, data: Data, num_clusters: int, cluster: Cl
             images,
             config.optimizer,
             average=loop.ema > 0,
-            bfloat16=loop.precision in ("auto", "bfloat16"),
+            bfloat16=loop.precision != "float32",
             gpus=cluster.count,
             shard=loop.shard,
             recompute=loop.recompute,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ctf.bench.gpus import GPUS, UTILISATION
 from ctf.errors import InputError
+from ctf.evaluation.reference import is_stored
 from ctf.experiments.artifacts import Clusters, Data, Tokens, Training
 from ctf.experiments.measurements import System, Weights
 from ctf.experiments.store import Pace
@@ -84,6 +85,7 @@ class Preset:
             data=data,
             training=self.training | {"loop": loop, "optimizer": optimizer},
             reference=reference or (data.images if self.reference in ("", self.data.images) else self.reference),
+            reference_split=None if reference and is_stored(reference) else self.reference_split,
             seeds=seeds or self.seeds,
             num_samples=num_samples or self.num_samples,
         )
