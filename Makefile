@@ -36,4 +36,4 @@ gpu: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs build dist site
+	rm -rf .venv build dist site

@@ -128,7 +128,7 @@ SMALLER = {
     ("train", "tokenizer"): ["--split", "test", "--loop.steps", "2"],
     ("bench", "sampling"): [*TINY, *shlex.split("--batch_sizes [1] --fine_size nano --tokenizer emoji --runs 1")],
     ("bench", "training"): [*TINY, "--batch_size", "2", "--steps", "1"],
-    ("evaluate", "swap"): ["--images", "pictures", "--split", "null", "--num_clusters", "[32]", "--num", "2"],
+    ("evaluate", "swap"): ["--num_clusters", "[32]", "--num", "2"],
     ("convert", "llamagen"): ["--num_heads", "4", "--layout", "4x4"],
 }
 #: Each after those whose output it reads, so push comes last. CI runs the demo, tests/app the page.
@@ -325,6 +325,9 @@ def test_lists_are_words(given, option, value):
         ("reproduce --seeds 0 1 table1 --steps 3", {"seeds": [0, 1], "name": "table1", "steps": 3}),
         ("reproduce --dry-run table1", {"dry_run": True, "name": "table1"}),
         ("reproduce --dry-run false table1", {"dry_run": False, "name": "table1"}),
+        ("plan c.yaml --shard", {"path": "c.yaml", "shard": True}),
+        ("plan --shard c.yaml", {"path": "c.yaml", "shard": True}),
+        ("plan --shard null c.yaml", {"path": "c.yaml", "shard": None}),
     ],
     ids=str,
 )

@@ -10,11 +10,12 @@ from same import contents, equal
 
 from ctf.codebook import cluster_codebook, codebook_fingerprint
 from ctf.errors import InputError
+from ctf.images import open_images
 from ctf.layout import Layout
 from ctf.model_card import part_fingerprint
-from ctf.model_folder import Pipeline, assemble, describe, open_stage, publish
+from ctf.model_folder import Pipeline, assemble, describe, find_model, open_stage, publish
 from ctf.sampling import Sampling
-from ctf.tokenizer.registry import BUNDLED
+from ctf.tokenizer.registry import BUNDLED, load_tokenizer
 from ctf.tokens import write_token_set
 from ctf.training import CoarseTraining, LoopConfig, train_stage
 
@@ -104,6 +105,20 @@ def test_other_peoples_files_are_not_replaced(make_pipeline, tmp_path):
     assert (folder / "thesis.tex").read_text() == "years"
     (tmp_path / "empty").mkdir()
     pipeline.save_pretrained(tmp_path / "empty")
+    pipeline.save_pretrained(tmp_path / "empty")
+    (tmp_path / "empty" / ".git").mkdir()  # a clone of its repository on the Hub
+    with pytest.raises(InputError, match=r"empty also holds \.git: choose another, or move what would be lost"):
+        pipeline.save_pretrained(tmp_path / "empty")
+
+
+def test_a_folder_of_a_bundled_name_is_not_taken_in_silence(make_pipeline, tmp_path, monkeypatch):
+    make_pipeline("baseline").save_pretrained(tmp_path / "photos")
+    (tmp_path / "emoji").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: find_model("photos"), lambda: load_tokenizer("photos"), lambda: open_images("emoji")):
+        with pytest.warns(UserWarning, match="is the bundled one; the folder here is ./"):
+            call()
+    assert find_model("./photos") == Path("photos")
 
 
 def test_parts_that_do_not_belong_together(make_parts, make_tokenizer, make_stage):

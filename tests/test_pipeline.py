@@ -168,6 +168,9 @@ def test_completion_keeps_the_cells_of_every_scale(scales_pipeline):
     tokens = scales_pipeline.generate_tokens(torch.tensor([1, 2]), [0, 1], known)
     assert torch.equal(tokens[:, known >= 0], known[known >= 0].expand(2, -1))
     assert scales_pipeline.complete(image, mask, [1])[0].size == (16, 16)
+    clear = Image.new("RGBA", (16, 16))  # transparent black is white, as in a picture: to generate
+    clear.paste((0, 0, 0, 255), (8, 0, 16, 16))
+    assert torch.equal(scales_pipeline.known_tokens(image, clear), known)
     tokenizer = scales_pipeline.tokenizer
     whole = scales_pipeline.decode(tokenizer.encode(to_tensor(np.array(image)[None])))[0]
     shown = known_part(scales_pipeline, image, mask)
@@ -354,5 +357,5 @@ def test_what_is_transparent_is_kept_as_white(scales_pipeline):
     mask[:, :8] = True
     clear, white = Image.new("RGBA", (16, 16), (0, 0, 0, 0)), Image.new("RGB", (16, 16), "white")
     assert torch.equal(*(scales_pipeline.known_tokens(image, mask) for image in (clear, white)))
-    with pytest.raises(InputError, match="the image has mode F with values from -1 to -1"):
+    with pytest.raises(InputError, match="the image or its mask has mode F with values from -1 to -1"):
         scales_pipeline.known_tokens(Image.new("F", (16, 16), -1.0), mask)

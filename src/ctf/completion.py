@@ -39,16 +39,17 @@ def split_by_mask(
             f"a mask of {mask.width} × {mask.height} pixels for an image of {image.width} × {image.height}: "
             "both must have one size"
         )
-    generated = cells_in_region(np.asarray(fitted(mask.convert("L"), size)) >= 128, layout)
+    try:
+        picture, asked = fitted(to_rgb(image), size), fitted(to_rgb(mask).convert("L"), size)
+    except RangeError as error:
+        raise InputError(f"the image or its mask has {error}") from None
+    generated = cells_in_region(np.asarray(asked) >= 128, layout)
     if generated.all() or not generated.any():
         what = "every token: leave part of the image black" if generated.all() else "nothing: make part of it white"
         if (wide := math.ceil(min(image.size) / min(size))) > 1:  # thinner parts are grey in the model's size
             what += f", at least {wide} pixels wide"
         raise InputError(f"the mask asks for {what}")
-    try:
-        return fitted(to_rgb(image), size), generated
-    except RangeError as error:
-        raise InputError(f"the image has {error}") from None
+    return picture, generated
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -17,7 +17,7 @@ ELSEWHERE = {
     "num_images_per_prompt": "labels, one per image: [3] * 4",
     "output_type": "generate for uint8 arrays; a call returns PIL images",
     "images": "the list that a call returns, without .images",
-    "torch_dtype": 'compute=ctf.models.Compute("bfloat16") of from_pretrained',
+    "torch_dtype": 'compute=Compute("bfloat16") of from_pretrained (from ctf.models import Compute)',
     "device_map": "device of from_pretrained",
     "scheduler": "sampler, order and schedule, settings of a call",
     "callback_on_step_end": "stream, which yields previews",

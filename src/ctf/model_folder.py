@@ -15,7 +15,7 @@ import torch
 from ctf.classes import check_same
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import device_name
-from ctf.errors import InputError, did_you_mean, nearest, our_name
+from ctf.errors import InputError, did_you_mean, nearest, our_name, shortened
 from ctf.files import (
     atomic_path,
     existing,
@@ -26,6 +26,7 @@ from ctf.files import (
     write_json,
 )
 from ctf.hub import CONFIG, pull, push
+from ctf.images.records import warn_of_namesake
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_card import CARD, MANIFEST, SHEET, About, write_about
 from ctf.models.config import MODEL_SIZES, Compute
@@ -63,16 +64,20 @@ class Pipeline(StagePipeline):
         """Write a model folder, atomically.
 
         Args:
-            folder: a model folder that is there already is replaced, anything else is not.
+            folder: a model folder that is there already is replaced if it holds nothing else.
             dtype: of the stages' weights. The tokenizer's values are never rounded, since the coarse
                 maps know their codebook; they are stored in float16 where that holds them exactly.
 
         Raises:
-            InputError: something other than a model folder is there.
+            InputError: something other than a model folder is there, or in it.
         """
         folder = Path(folder)
         if folder.exists() and not is_model(folder) and not (folder.is_dir() and not any(folder.iterdir())):
             raise InputError(f"{folder} is there already and is not a model folder: choose another, or delete it")
+        if is_model(folder):
+            files = model_files(read_json(folder / CONFIG)) or []
+            if others := sorted(path.name for path in folder.iterdir() if path.name not in files):
+                raise InputError(f"{folder} also holds {shortened(others)}: choose another, or move what would be lost")
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             exact = all(torch.equal(p, p.half().float()) for p in self.tokenizer.parameters())
@@ -93,7 +98,7 @@ class Pipeline(StagePipeline):
         revision: str | None = None,
         **others: Any,
     ) -> Pipeline:
-        """Open a model: "emoji" (bundled), a folder, or a Hub id such as "owner/name" or "owner/name@revision".
+        """Open a model: "emoji" or "photos" (bundled), a folder, or a Hub id: "owner/name", "owner/name@revision".
 
         Args:
             source: what to open.
@@ -369,8 +374,9 @@ def is_model(folder: Path) -> bool:
 
 
 def find_model(source: str, revision: str | None = None) -> Path:
-    """The model folder of "emoji", a folder, or a Hub id, of that `revision`. Raises InputError if there is none."""
+    """The model folder of a bundled name, a folder, or a Hub id of `revision`. Raises InputError: none is there."""
     if source in BUNDLED and is_model(BUNDLED[source]):
+        warn_of_namesake(source)
         return BUNDLED[source]
     if Path(source).exists() or source.count("/") != 1:
         folder = _existing(source, "model folder")

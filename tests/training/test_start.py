@@ -181,6 +181,7 @@ def test_a_tokenizer_keeps_the_codebook_that_it_starts_from(tmp_path):
     report = objective.started = objective.start()
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), objective.module.parameters(), strict=True))
     assert report["left"] == []
+    assert "codebook_loss" in objective.loss(objective.module, next(objective.batches(2, 0, 0, 1, 0)), 0)[1]
     objective.before_step(None, config.warmup_without_codebook)  # where k-means would begin
     assert torch.equal(objective.module.quantizer.weight, trained.quantizer.weight)
 

@@ -20,7 +20,7 @@ def app(
         ctf app --model emoji --port 7860
 
     Args:
-        model: "emoji", a model folder or a hub id.
+        model: "emoji", "photos", a model folder or a hub id.
         against: another model of the same classes, shown beside it on request, with the same seeds.
         host: the address to listen on. Without it the web app is for this machine only; 0.0.0.0 lets everyone in who
             reaches it.

@@ -24,7 +24,7 @@ def cluster(
 
     Args:
         out: the coarse map, a safetensors file.
-        codebook: a tokenizer ("emoji", a file, a folder, LlamaGen's file), or a matrix in .npy, .pt or
+        codebook: a tokenizer ("emoji", "photos", a file, a folder, LlamaGen's file), or a matrix in .npy, .pt or
             .safetensors ("file:key" where it holds several), or an implicit one: lfq:18, bsq:18, fsq:8,8,8,5,5,5.
         num_clusters: M.
         method: k-means; equal cluster sizes; Ward's agglomerative clustering; or a random partition, the paper's

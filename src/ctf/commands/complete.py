@@ -36,7 +36,7 @@ def complete(
         mask: an image file of the same size, white where to generate.
         region: instead of a mask, the rectangle to generate: left, top, right and bottom edge as shares of the width
             and the height, from 0 to 1.
-        model: "emoji", a model folder or a hub id.
+        model: "emoji", "photos", a model folder or a hub id.
         num: how many completions; one per label without it.
         seed: completion i uses seed + i.
         sampling: settings in place of the model's own, each as an option, as for `ctf sample`.

@@ -183,7 +183,7 @@ def half(source: str, out: str, allow_namespace: bool = False) -> None:
         ctf convert half --source emoji --out runs/half.safetensors
 
     Args:
-        source: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
+        source: "emoji", "photos", a tokenizer file, a run or model folder, or LlamaGen's file.
         out: a safetensors file.
         allow_namespace: accept an argparse.Namespace beside the weights of a .pt file.
     """

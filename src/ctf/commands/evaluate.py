@@ -32,7 +32,7 @@ def tokenizer(
         ctf evaluate tokenizer --tokenizer emoji --images emoji --splits test --features emoji
 
     Args:
-        tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
+        tokenizer: "emoji", "photos", a tokenizer file, a run or model folder, or LlamaGen's file.
         images: as for `ctf tokenize`.
         splits: one line each; all images at once without it.
         image_size: pixels per side after the centre crop.
@@ -89,7 +89,7 @@ def likelihood(
 
     Args:
         tokens: folder of a token set that the model was not trained on.
-        model: "emoji", a model folder or a hub id.
+        model: "emoji", "photos", a model folder or a hub id.
         steps: measure one stage in each of these numbers of steps, such as [1, 4, 16, 64]. Bits are those of the steps
             and the order, at temperature 1 without guidance.
         stage: which; the first one without it.
@@ -266,10 +266,10 @@ def swap(
 
     Args:
         out: the figure, a PNG.
-        model: swap tokens that this model generates, as the paper does: "emoji", a model folder or a Hub id. Without
-            it those of `images`.
+        model: swap tokens that this model generates, as the paper does: "emoji", "photos", a model folder or a Hub id.
+            Without it those of `images`.
         num: how many images to generate, with `model`.
-        tokenizer: of the images: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
+        tokenizer: of the images: "emoji", "photos", a tokenizer file, a run or model folder, or LlamaGen's file.
         images: as for `ctf tokenize`.
         split: which part of the images; of the emoji without it the test images.
         image_size: pixels per side after the centre crop.

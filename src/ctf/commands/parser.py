@@ -140,6 +140,8 @@ def _run(prog: str, verb: Verb, essentials: Sequence[str], arguments: list[str])
         for name, value in parsed.items():
             if "\0" in str(value):
                 raise ValueError(f"{name} holds a zero byte: no file has such a name")
+            if str(value).startswith("~/"):
+                raise ValueError(f"{name} {value}: the shell expands ~ at the beginning of a word only: write it apart")
         values = parser.instantiate(parsed)
     except UNPARSABLE as error:
         files = option_values(arguments, "config")
@@ -313,7 +315,8 @@ def _items(action: argparse.Action | None) -> set[Any]:
 
 
 def _is_flag(action: argparse.Action | None) -> bool:
-    return getattr(action, "_typehint", None) is bool
+    hint = getattr(action, "_typehint", None)
+    return hint is bool or bool in get_args(hint)
 
 
 def _fits(action: argparse.Action | None, word: str) -> bool:
@@ -321,7 +324,7 @@ def _fits(action: argparse.Action | None, word: str) -> bool:
     items = _items(action)
     if items:
         return str in items or word in items or (not items.isdisjoint({int, float}) and _is_float(word))
-    return not _is_flag(action) or word.lower() in ("true", "false")
+    return not _is_flag(action) or word.lower() in ("true", "false", "null")
 
 
 def _is_float(word: str) -> bool:

@@ -28,7 +28,7 @@ def sample(
     Args:
         out: a folder for one PNG per image and sheet.png; an .npz with `arr_0` uint8 [n, H, W, 3] and `labels`, as
             evaluators read it; or a .png for the contact sheet of the first 64. The first two come with a manifest.
-        model: "emoji", a model folder or a hub id.
+        model: "emoji", "photos", a model folder or a hub id.
         labels: class names or indices; see label_policy without it. What is no number is a name as it stands;
             a name that is a number stands in quotes and brackets: '["1"]'.
         num: how many images; the labels are repeated or cut to this number. torchrun takes it for an option of its

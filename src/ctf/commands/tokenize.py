@@ -30,7 +30,7 @@ def tokenize(
             "hf://name". Labels of another column than "label": "x.parquet#fine_label".
         split: which part, where the images have several; or held-out, every tenth image of each class, or not-held-out.
         image_size: pixels per side after the centre crop.
-        tokenizer: "emoji", a tokenizer file, a run or model folder, or LlamaGen's file.
+        tokenizer: "emoji", "photos", a tokenizer file, a run or model folder, or LlamaGen's file.
         augmentation: what is stored of each image; training draws one at random. Nothing else; the mirror image;
             the image as it is, moved one pixel to each corner, and their mirror images; or four corners, centre and
             their mirror images per crop range.

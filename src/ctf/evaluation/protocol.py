@@ -104,7 +104,7 @@ def evaluate_samples(
         settings["score_splits"] = _splits(samples.count)
         if samples.count > SCORE_SPLIT and (rest := samples.count % SCORE_SPLIT):
             notes.append(
-                f"the score's last split has {rest:,} images, counts as the others do, and lowers it: compare scores of "
+                f"the score's last split has {rest:,} images, counts like the others, and lowers it: compare scores of "
                 f"as many samples only, best a multiple of {SCORE_SPLIT:,}"
             )
     if reference.images is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -60,6 +61,12 @@ def warn(message: str) -> None:
     """A warning of one line, from the first of torchrun's processes only."""
     if rank_and_world()[0] == 0:
         warnings.warn(message, stacklevel=2)
+
+
+def warn_of_namesake(name: str) -> None:
+    """Say that `name` is what is bundled, if a folder here is called so too."""
+    if os.path.isdir(name):
+        warn(f"{name} is the bundled one; the folder here is ./{name}")
 
 
 def printable(name: str) -> str:

@@ -24,6 +24,7 @@ from ctf.images.records import (
     one_class,
     printable,
     warn_of_folders,
+    warn_of_namesake,
 )
 from ctf.images.splits import find_split, unchosen_split
 from ctf.images.urls import UnreachableError, of_split, shard_records
@@ -41,6 +42,7 @@ MIN_TRAIN_IMAGES = 5  # the smallest subgroup has as many
 def open_records(source: str, split: str | None, column: str | None) -> Records:
     """The records of `source`, in any of the layouts that `open_images` describes, with the labels of `column`."""
     if source in EMOJI_LABELLINGS and column is None:
+        warn_of_namesake(source)
         return emoji_records(source, split)
     if source.startswith("hf://"):
         return dataset_records(source, split, column, source.removeprefix("hf://"))

@@ -23,8 +23,8 @@ def open_tokenizer(source: str | Path, allow_namespace: bool = False) -> Tokeniz
     """A tokenizer in evaluation mode.
 
     Args:
-        source: "emoji" (bundled); a file of ours, or a run or model folder; or a LlamaGen tokenizer: a `torch.save`
-            or safetensors file of any ending, or "owner/name:file" on the Hugging Face Hub.
+        source: "emoji" or "photos" (bundled); a file of ours, or a run or model folder; or a LlamaGen tokenizer: a
+            `torch.save` or safetensors file of any ending, or "owner/name:file" on the Hugging Face Hub.
         allow_namespace: accept `argparse.Namespace` beside the weights of a `torch.save` file.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ctf.errors import InputError
 from ctf.files import is_safetensors, read_metadata
+from ctf.images.records import warn_of_namesake
 from ctf.tokenizer.config import TokenizerConfig
 from ctf.tokenizer.convolutional import ConvolutionalTokenizer
 from ctf.tokenizer.interface import Family, Tokenizer
@@ -55,6 +56,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         InputError: nothing there, not a tokenizer, or one of a family that is not registered.
     """
     path = BUNDLED.get(str(source)) or Path(source)
+    if str(source) in BUNDLED:
+        warn_of_namesake(str(source))
     if path.is_dir():
         names = [path / name for name in ("tokenizer.safetensors", "model.safetensors")]
         path = next((name for name in names if name.exists()), names[0])

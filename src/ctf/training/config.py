@@ -96,7 +96,7 @@ class LoopConfig:
         milestones: steps after which the weights are kept in `milestones/`, where `ctf assemble`, `ctf info` and
             `open_stage` read them; with `ema` the plain weights too.
         device: "auto", which is a GPU where there is one, "cpu", "cuda" or "cuda:1".
-        tensorboard: write TensorBoard events beside log.jsonl (needs `pip install ctf[track]`).
+        tensorboard: write TensorBoard events beside log.jsonl (needs `pip install -e '.[track]'` in a checkout).
         resume: continue the run in the output folder, or begin one. Its length, precision, the optimizer's settings,
             and settings without effect on the result may change (`changes.jsonl` records at which step); batch size,
             seed, data and model may not.

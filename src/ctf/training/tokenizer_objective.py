@@ -89,14 +89,13 @@ class TokenizerObjective(Objective):
             yield (images,)
 
     def before_step(self, ema: nn.Module | None, step: int) -> None:
-        keeps_codebook = "quantizer.weight" in self.started.get("taken", ())
-        if self.config.kmeans_start and not keeps_codebook and step == self.config.warmup_without_codebook:
+        if self.config.kmeans_start and not self._keeps_codebook and step == self.config.warmup_without_codebook:
             self._start_codebook(ema)
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
         (images,) = batch
-        quantize = step >= c.warmup_without_codebook
+        quantize = self._quantizes(step)
         decoded, quantized = module(images, quantize)
         decoded = decoded.float()
         reconstruction = F.mse_loss(decoded, images)
@@ -130,12 +129,21 @@ class TokenizerObjective(Objective):
         counts = {}
         if self._is_adversarial(step):
             self._train_discriminator(step)
-        if step >= c.warmup_without_codebook:
+        if self._quantizes(step):
             if _is_distributed():
                 dist.all_reduce(self.module.quantizer.age, dist.ReduceOp.MIN)  # used by any process is used
             if c.restart_after and step % 20 == 19 and step < self.last_restart:
                 counts["restarts"] = float(self._restart_dead(ema, step))
         return counts
+
+    @property
+    def _keeps_codebook(self) -> bool:
+        """Whether the codebook is one that was trained already, see `start_tokenizer`."""
+        return "quantizer.weight" in self.started.get("taken", ())
+
+    def _quantizes(self, step: int) -> bool:
+        """A warm-up prepares k-means; without it encoder and decoder would only leave the codebook that they know."""
+        return self._keeps_codebook or step >= self.config.warmup_without_codebook
 
     def _is_adversarial(self, step: int) -> bool:
         """Whether the discriminator takes part in step `step`, from 0; `discriminator_start` counts from 1."""
