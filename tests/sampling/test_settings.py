@@ -56,7 +56,7 @@ def test_settings_without_meaning_are_refused(setting, value):
         ("order", 3, "raster, random, halton, locality, scales, confidence"),
         ("schedule", "linear", "cosine, arccos, uniform"),
         ("schedule", None, "cosine, arccos, uniform"),
-        ("cfg_schedule", "cosine", "constant, steps, known, linear"),
+        ("cfg_schedule", "cosine", "constant, steps, known"),
     ],
 )
 def test_a_choice_that_does_not_exist_lists_those_that_do(setting, value, choices):
@@ -84,7 +84,7 @@ def test_numbers_of_numpy_can_be_stored():
 
 @pytest.mark.parametrize(("cfg_scale", "guided"), [(1, False), (1.0, False), (0.0, True), (2.5, True)])
 def test_guidance_takes_two_rows_but_for_a_scale_of_one(cfg_scale, guided):
-    for schedule in ("constant", "linear"):
+    for schedule in ("constant", "steps"):
         assert Sampling(cfg_scale=cfg_scale, cfg_schedule=schedule).guided is guided
 
 
@@ -92,7 +92,6 @@ def test_guidance_takes_two_rows_but_for_a_scale_of_one(cfg_scale, guided):
     ("schedule", "scales"),
     [
         ("constant", [3.0, 3.0, 3.0, 3.0, 3.0]),
-        ("linear", [1.0, 1.5, 2.0, 2.5, 3.0]),  # another word for steps
         ("steps", [1.0, 1.5, 2.0, 2.5, 3.0]),
         ("known", [1.0, 1.25, 1.5, 2.0, 2.75]),
     ],
@@ -104,16 +103,11 @@ def test_guidance_in_five_steps(schedule, scales):
 
 
 def test_guidance_that_grows_is_whole_in_a_single_step():
-    assert Sampling(cfg_scale=3.0, cfg_schedule="linear").cfg_scale_at(0, 1, 0.0) == 3.0
+    assert Sampling(cfg_scale=3.0, cfg_schedule="steps").cfg_scale_at(0, 1, 0.0) == 3.0
 
 
 def test_growing_guidance_below_one_falls():
     assert Sampling(cfg_scale=0.0, cfg_schedule="steps").cfg_scale_at(3, 5, 0.5) == 0.25
-
-
-def test_files_of_older_versions_keep_their_schedule():
-    assert Sampling.of_file({"cfg_scale": 2.0, "cfg_schedule": "linear"}) == Sampling(2.0, cfg_schedule="known")
-    assert Sampling.of_file({"cfg_schedule": "steps"}) == Sampling(cfg_schedule="linear")
 
 
 @pytest.mark.parametrize("name", ["fine_temperature", "seed"])
@@ -136,11 +130,11 @@ def test_settings_without_a_prefix_are_the_first_stages():
 
 
 def test_steps_and_orders_of_later_stages():
-    changed = overridden(STAGES, {"steps": 8, "fine_order": "halton", "fine_steps": 3, "finest_cfg_schedule": "linear"})
+    changed = overridden(STAGES, {"steps": 8, "fine_order": "halton", "fine_steps": 3, "finest_cfg_schedule": "steps"})
     assert changed == {
         "coarse": Sampling(cfg_scale=2.0, temperature=1.1, steps=8),
         "fine": Sampling(top_k=5, order="halton", steps=3),
-        "finest": Sampling(cfg_schedule="linear"),
+        "finest": Sampling(cfg_schedule="steps"),
     }
 
 

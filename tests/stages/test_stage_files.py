@@ -11,7 +11,7 @@ from ctf.sampling import Random, Sampling
 from ctf.stages import KINDS, Masked, load_stage, new_stage, register_kind
 
 EVERY_KIND = pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked", "masked, any"])
-OWN = Sampling(2.5, 0.9, 7, 0.8, "linear", steps=4, order="random", schedule="arccos", order_seed=3)
+OWN = Sampling(2.5, 0.9, 7, 0.8, "known", steps=4, order="random", schedule="arccos", order_seed=3)
 TOKENS = torch.randint(30, (3, 8), generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 4, 5])
 

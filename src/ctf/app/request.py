@@ -64,7 +64,7 @@ def controls_of(stage: Stage) -> list[Control]:
         component, options = "Number", dict[str, Any](precision=0, minimum=0)
         if isinstance(value, str):
             words = orders if name == "order" else get_args(hints[name])
-            component, options = "Dropdown", {"choices": [word for word in words if word != "linear"]}  # it means steps
+            component, options = "Dropdown", {"choices": [*words]}
         elif name == "steps" or name in SPANS:
             low, high, step = SPANS.get(name, (steps[0], steps[-1], 1))
             component, options = "Slider", {"minimum": low, "maximum": max(high, value), "step": step}

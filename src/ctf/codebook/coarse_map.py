@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctf.errors import InputError
-from ctf.files import load_tensors, save_tensors
+from ctf.files import contents_of_kind, save_tensors
 from ctf.fingerprint import fingerprint
 
 FORMAT = "1"
@@ -191,13 +191,9 @@ class CoarseMap:
         Raises:
             InputError: missing, truncated, not a coarse map, or made for another codebook.
         """
-        tensors, metadata = load_tensors(path)
-        if metadata.get("ctf") != "coarse_map" or "fine_to_coarse" not in tensors:
-            says = metadata.get("ctf", "nothing")
-            raise InputError(f"{path} is not a coarse map (it says {says!r}): make one with `ctf cluster`")
-        if (version := metadata.get("format")) != FORMAT:
-            raise InputError(f"{path} has format {version}, this version reads format {FORMAT}: update ctf")
-        try:
+        with contents_of_kind(path, "coarse_map") as (tensors, metadata):
+            if (version := metadata["format"]) != FORMAT:
+                raise InputError(f"it has format {version}, this version reads format {FORMAT}: update ctf")
             coarse_map = cls(
                 tensors["fine_to_coarse"], metadata["method"], int(metadata["seed"]), metadata["codebook_fingerprint"]
             )
@@ -205,10 +201,6 @@ class CoarseMap:
                 raise InputError("the labels do not agree with the K and M written beside them")
             if codebook is not None:
                 coarse_map.check_codebook(codebook)
-        except KeyError as error:
-            raise InputError(f"{path}: the coarse map lacks {error}: make it again with `ctf cluster`") from None
-        except (InputError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: {error}") from None
         return coarse_map
 
     def _checked(self, tokens: Tensor) -> Tensor:

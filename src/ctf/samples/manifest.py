@@ -153,13 +153,9 @@ class Manifest:
         values = read_json(path)
         if not isinstance(values, dict) or values.pop("ctf", None) != "samples":
             raise InputError(f"{path} is not the manifest of a sample set: restore it, or delete it and sample again")
-        values.setdefault("known", [])  # absent from sets that are older than completion
         types = {name: get_origin(hint) or hint for name, hint in get_type_hints(cls).items()}
         if values.pop("format", None) != FORMAT or values.keys() != types.keys():
             raise InputError(f"{path} is not of format {FORMAT}, which this version of ctf reads: sample again")
-        own = values["sampling"]
-        if isinstance(own, dict) and all(isinstance(of_stage, dict) for of_stage in own.values()):
-            values["sampling"] = {name: dataclasses.asdict(Sampling()) | of_stage for name, of_stage in own.items()}
         if isinstance(values["image_size"], list):
             values["image_size"] = tuple(values["image_size"])
         for name, value in values.items():

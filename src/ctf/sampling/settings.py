@@ -15,8 +15,8 @@ FixedOrder = Literal["raster", "random", "halton", "locality", "scales"]
 Order = Literal[FixedOrder, "confidence"]
 #: How the number of known positions grows with the steps.
 Schedule = Literal["cosine", "arccos", "uniform"]
-#: How guidance grows; "linear" is another word for "steps".
-CfgSchedule = Literal["constant", "steps", "known", "linear"]
+#: How guidance grows.
+CfgSchedule = Literal["constant", "steps", "known"]
 #: Limits of temperature and guidance: beyond them every sample is the most probable token or a uniform one, and
 #: float32 overflows.
 SMALLEST, LARGEST = 1e-6, 1e6
@@ -36,7 +36,7 @@ class Sampling:
         top_p: keep the most probable tokens up to cumulative probability p; 1 keeps all.
         cfg_schedule: guidance at every step alike ("constant"), or growing from 1 in the first step to cfg_scale in the
             last ("steps"). "known" grows with the share of positions known before the step, and so never reaches
-            cfg_scale: older model files call it linear.
+            cfg_scale.
         steps: number of steps; None is the kind's default.
         order: of the positions; None is the kind's default.
         schedule: how many positions each step takes, see `group_sizes`.
@@ -76,8 +76,6 @@ class Sampling:
                 raise InputError(f"{name} {value!r} must be {what}")
             if value is not None and hasattr(value, "item"):  # of NumPy, which JSON does not know
                 object.__setattr__(self, name, value.item())
-        if self.cfg_schedule == "linear":
-            object.__setattr__(self, "cfg_schedule", "steps")
         choices = {
             "cfg_schedule": get_args(CfgSchedule),
             "order": (None, *get_args(Order)),
@@ -128,7 +126,7 @@ class Sampling:
 
     @classmethod
     def of_file(cls, values: Mapping[str, Any]) -> Sampling:
-        """From a model's file, as `of`. What is called linear there is the schedule of older versions.
+        """From a model's file, as `of`.
 
         Raises:
             InputError: as `of`; the file names code to run, which files of others must not.
@@ -138,7 +136,7 @@ class Sampling:
             raise InputError(
                 f"the file names code to run ({named[0]}): take it out, and give it as an option if it is yours"
             )
-        return cls.of(values | {"cfg_schedule": "known"} if values.get("cfg_schedule") == "linear" else values)
+        return cls.of(values)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Sampling:

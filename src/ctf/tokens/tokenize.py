@@ -91,7 +91,7 @@ def tokenize_images(
     launcher = os.getppid()
     writer = TokenWriter(folder, settings)
     missing = writer.missing(rank, world)
-    if rank == 0 and missing:
+    if world > 1 and rank == 0 and missing:
         writer.begin()  # before a kill, or it would not be known which images the other processes read
     encoder = encoder.to(device)
     sizes = [int(images.size * r) for r in crop_ranges] if augmentation == "ten-crop" else [images.size]

@@ -252,10 +252,6 @@ class TokenTraining:
         """The stage's name, levels and support."""
         raise NotImplementedError
 
-    def cluster_loss(self) -> tuple[str, float] | None:
-        """Coarse map and weight of an added loss on clusters, if there is one."""
-        return None
-
 
 @dataclass(frozen=True)
 class StageTask:
@@ -287,9 +283,6 @@ class BaselineTraining(TokenTraining):
 
     def task(self) -> StageTask:
         return StageTask("baseline")
-
-    def cluster_loss(self) -> tuple[str, float] | None:
-        return (self.coarse_map, self.cluster_loss_weight) if self.coarse_map else None
 
 
 @dataclass(frozen=True)

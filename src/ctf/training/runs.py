@@ -19,7 +19,7 @@ from ctf.stages.registry import new_stage
 from ctf.stages.stage import Stage
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokens.token_set import TokenSet
-from ctf.training.config import TokenizerTraining, TokenTraining
+from ctf.training.config import BaselineTraining, TokenizerTraining, TokenTraining
 from ctf.training.loop import train
 from ctf.training.token_objective import TokenObjective
 from ctf.training.tokenizer_objective import TokenizerObjective
@@ -61,12 +61,12 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
     tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else None
     stage = untrained_stage(config, tokens, tokenizer, predicts, given)
     cluster_loss = None
-    if added := config.cluster_loss():
-        clusters = CoarseMap.load(added[0])
+    if isinstance(config, BaselineTraining) and config.coarse_map:
+        clusters = CoarseMap.load(config.coarse_map)
         known = stage.codebook or clusters.codebook_fingerprint
         if (clusters.num_fine, clusters.codebook_fingerprint) != (tokens.codebook_size, known):
-            raise InputError(f"{added[0]} clusters another codebook than that of {config.tokens}: cluster again")
-        cluster_loss = ClusterLoss(clusters, added[1])
+            raise InputError(f"{config.coarse_map} clusters another codebook than {config.tokens}: cluster again")
+        cluster_loss = ClusterLoss(clusters, config.cluster_loss_weight)
     objective = TokenObjective(stage, tokens, held_out, tokenizer, cluster_loss, config.start_from)
     return train(objective, config.out, config.optimizer, config.loop, config)
 
