@@ -8,7 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,11 @@ PREFIXES = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_c
 
 
 def read_state_dict(
-    source: str | Path | Mapping[str, Any], *, ema: bool = False, allow_namespace: bool = False
+    source: str | Path | Mapping[str, Any],
+    *,
+    ema: bool = False,
+    allow_namespace: bool = False,
+    within: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """The weights in `source` by name without `PREFIXES`, on the CPU and in the stored dtype.
 
@@ -34,12 +38,15 @@ def read_state_dict(
         source: what `read_checkpoint` takes, or what it returns: the weights, or a dictionary with one of `WRAPPERS`.
         ema: take the moving average that LlamaGen's tokenizer training keeps beside the weights.
         allow_namespace: as for `read_checkpoint`.
+        within: entries, each inside the one before where it is there, that hold the weights of a larger checkpoint.
 
     Raises:
         InputError: as `read_checkpoint`; `source` holds no weights, or two with the same name without `PREFIXES`.
     """
     where = name_of(source)
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source, allow_namespace)
+    for name in within:
+        checkpoint = checkpoint.get(name, checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if not isinstance(checkpoint, Mapping):
         raise InputError(f"{where} holds a {type(checkpoint).__name__}, not a dictionary of weights")
     wrapper = next((name for name in (("ema",) if ema else WRAPPERS) if name in checkpoint), None)

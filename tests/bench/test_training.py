@@ -11,7 +11,7 @@ from ctf.bench.config import Preset
 from ctf.bench.gpus import GPUS, gpu_of_device
 from ctf.bench.presets import CLASS_NAMES, random_stage
 from ctf.bench.report import command_line
-from ctf.bench.training import WARM_UP, step_seconds
+from ctf.bench.training import WARM_UP, step_times
 from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
 from ctf.layout import Layout
@@ -19,6 +19,7 @@ from ctf.stages import new_stage
 from ctf.stages.cost import forward_operations
 from ctf.tokens import write_token_set
 from ctf.training.config import LoopConfig, OptimizerConfig
+from ctf.training.loop import Trainer
 from ctf.training.token_objective import TokenObjective
 
 PRESETS = Preset.__args__
@@ -80,7 +81,8 @@ def test_a_timed_step_is_a_step_of_the_training_loop(tmp_path):
     tokens = write_token_set(tmp_path, torch.randint(24, (2, 4)), torch.arange(2), 24, (2, 2), CLASS_NAMES)
     objective = Slow(random_stage("baseline", "nano", MAP, (2, 2)), tokens)
     loop = LoopConfig(batch_size=2, precision="float32", device="cpu", ema=0.9)
-    assert step_seconds(objective, loop, OptimizerConfig(), 1) >= 0.05
+    times = step_times(Trainer(objective, tmp_path / "run", OptimizerConfig(), loop), WARM_UP + 1)
+    assert times[-1] >= 0.05
     assert len(averages) == WARM_UP + 1
     assert not torch.equal(averages[0][0], averages[-1][0])
 
@@ -174,7 +176,7 @@ def test_stages_of_another_kind(tmp_path, kind):
     [
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"device": "abacus"}, "'abacus' does not exist"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used here"),
         ({"num_clusters": 24}, "24 clusters"),
         ({"kind": "gan"}, "kind 'gan' of stage does not exist"),
     ],

@@ -27,7 +27,6 @@ from ctf.tokens.writer import write_token_set
 from ctf.training.accelerator import build_accelerator, native_precision
 from ctf.training.config import LoopConfig, OptimizerConfig
 from ctf.training.loop import Trainer
-from ctf.training.objective import Objective
 from ctf.training.token_objective import TokenObjective
 
 #: Steps that are not timed, which make the optimizer's state and let libraries allocate.
@@ -63,7 +62,9 @@ def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: in
     """Time steps of the training loop with the paper's optimizer."""
     # The backward pass has two products for each of the forward pass.
     operations = 3 * forward_operations(stage) / stage.num_tokens  # counted before blocks are compiled in place
-    median = step_seconds(TokenObjective(stage, tokens), loop, OptimizerConfig(), steps)
+    with temporary_folder() as folder:
+        times = step_times(Trainer(TokenObjective(stage, tokens), folder, OptimizerConfig(), loop), WARM_UP + steps)
+    median = statistics.median(times[WARM_UP:])
     rate = loop.batch_size * stage.num_tokens / median
     sustained, gpu = operations * rate, gpu_of_device(machine.name)
     return TrainingSpeed(
@@ -74,13 +75,6 @@ def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: in
         utilisation=sustained / machine.matrix_rate,
         datasheet_utilisation=sustained / gpu.bfloat16 if gpu and machine.products == "bfloat16" else None,
     )
-
-
-def step_seconds(objective: Objective, loop: LoopConfig, config: OptimizerConfig, steps: int) -> float:
-    """The median time of so many steps of the training loop, with reading, averaging and metrics, from step 0 on."""
-    with temporary_folder() as folder:
-        times = step_times(Trainer(objective, folder, config, loop), WARM_UP + steps)
-    return statistics.median(times[WARM_UP:])
 
 
 def step_times(trainer: Trainer, steps: int) -> list[float]:

@@ -25,7 +25,7 @@ from ctf.stages.next_scale import NextScale
 from ctf.tokenizer.config import MultiScaleConfig
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.multi_scale import MultiScaleTokenizer
-from ctf.weights import name_of, read_checkpoint, read_state_dict
+from ctf.weights import name_of, read_state_dict
 
 #: Our names of the tokenizer's parameters to VAR's, applied in order, once the decoder's levels are counted from the
 #: other end.
@@ -90,7 +90,7 @@ def load_tokenizer(
     Raises:
         InputError: no such file, truncated, refused by safe unpickling, not such a tokenizer, or scales unknown.
     """
-    state = _read_part(path_or_state_dict, "vae_local", allow_namespace)
+    state = read_state_dict(path_or_state_dict, allow_namespace=allow_namespace, within=("trainer", "vae_local"))
     where = name_of(path_or_state_dict)
     if scales is None:
         scales = MultiScaleConfig.scales
@@ -122,7 +122,7 @@ def load_var(
         InputError: no such file, truncated, refused by safe unpickling, not such a transformer, or one of another
             tokenizer or level.
     """
-    state = _read_part(path_or_state_dict, "var_wo_ddp", allow_namespace)
+    state = read_state_dict(path_or_state_dict, allow_namespace=allow_namespace, within=("trainer", "var_wo_ddp"))
     where = name_of(path_or_state_dict)
     of_tokenizer = NextScale.settings_of(tokenizer)
     assert isinstance(tokenizer, MultiScaleTokenizer)
@@ -145,7 +145,7 @@ def load_var(
 
 def scales_of(path_or_state_dict: str | Path | Mapping[str, Any], allow_namespace: bool = False) -> list[int]:
     """Side of each scale of a transformer's file. Raises InputError as `load_var`."""
-    state = _read_part(path_or_state_dict, "var_wo_ddp", allow_namespace)
+    state = read_state_dict(path_or_state_dict, allow_namespace=allow_namespace, within=("trainer", "var_wo_ddp"))
     return [rows for rows, _ in _transformer_config(state, name_of(path_or_state_dict)).layout]
 
 
@@ -153,21 +153,6 @@ def size_name(config: NextScaleConfig) -> str:
     """The name in `NEXT_SCALE_SIZES` of this depth and width; "custom" without one."""
     names = {size: name for name, size in NEXT_SCALE_SIZES.items()}
     return names.get((config.layers, config.heads, config.dim), "custom")
-
-
-def _read_part(source: str | Path | Mapping[str, Any], part: str, allow_namespace: bool = False) -> dict[str, Tensor]:
-    """The weights in `source`, as `read_state_dict`, or those called `part` in a training checkpoint of VAR.
-
-    Raises:
-        InputError: as `read_state_dict`.
-    """
-    held = source if isinstance(source, Mapping) else read_checkpoint(source, allow_namespace)
-    for name in ("trainer", part):
-        if isinstance(held, Mapping):
-            held = held.get(name, held)
-    if not isinstance(held, Mapping):
-        raise InputError(f"{name_of(source)} holds a {type(held).__name__}, not a dictionary of weights")
-    return read_state_dict(held)
 
 
 def _tokenizer_translation(config: MultiScaleConfig) -> Translation:

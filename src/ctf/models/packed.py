@@ -24,14 +24,9 @@ def _share_weights(packed: Any, model: Any) -> None:
 
     The constructor of the network would make weights and initialise them, which also imports sympy on "meta".
     """
-    nn.Module.__init__(packed)
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     copied = copy.deepcopy(model, shared | {id(buffer): buffer for buffer in model.buffers()})
-    for name, part in (*copied.named_children(), *copied.named_parameters(recurse=False)):
-        setattr(packed, name, part)
-    for name, buffer in copied.named_buffers(recurse=False):
-        packed.register_buffer(name, buffer, persistent=False)
-    packed.config = model.config
+    vars(packed).update(vars(copied))  # a module is its attributes: parts, weights, buffers and settings
     packed.eval()
     for block in packed.blocks:
         block.compiled = None  # the model may train compiled

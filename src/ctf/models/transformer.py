@@ -69,7 +69,8 @@ class Block(nn.Module):
     """The block of training and of sampling: sampling packs its products and passes attention over a cache.
 
     Attributes:
-        recomputed: set by `recompute`.
+        recomputed: keep only the input for the backward pass, which then runs the block again (activation
+            checkpointing).
         compiled: `before` and `after`, compiled by `compile_blocks`; they take the block as first argument.
     """
 
@@ -91,10 +92,6 @@ class Block(nn.Module):
         if self.recomputed and torch.is_grad_enabled():
             return checkpoint(self._run, x, rotary, attend, use_reentrant=False, preserve_rng_state=self.random)
         return self._run(x, rotary, attend)
-
-    def recompute(self) -> None:
-        """Keep only the input for the backward pass, which then runs the block again (activation checkpointing)."""
-        self.recomputed = True
 
     @property
     def random(self) -> bool:

@@ -152,7 +152,7 @@ class Trainer:
         self.best = model if self.ema is None else self.ema
         if config.recompute:
             for block in objective.blocks(model):
-                block.recompute()
+                block.recomputed = True
         if config.compile and device.type == "cuda" and not gpu_compiles():
             raise InputError("loop.compile does not work on this GPU, see the warning: leave it out")
         if config.compile and world > 1:
