@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -108,23 +108,26 @@ def only_writer(folder: Path) -> Iterator[None]:
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise _not_writable(folder, error) from None
-    try:
+
+    def remove_if_empty() -> None:
+        with suppress(OSError):
+            folder.rmdir()
+
+    with ExitStack() as held:
+        if is_new:
+            held.callback(remove_if_empty)
         with suppress(ImportError, OSError):  # where there are no locks: Windows, some network disks
             import fcntl
 
+            handle = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, handle)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"another process writes to {folder}: wait for it, or choose another place") from None
         yield
-    finally:
-        os.close(handle)
-        if is_new:
-            with suppress(OSError):
-                folder.rmdir()
 
 
 @contextmanager

@@ -126,9 +126,8 @@ def measure_times(plan: Plan, images: ImageSet, tokenizer: Tokenizer, device: to
             stage = stages[name] = untrained_stage(training, tokens, tokenizer, *levels)
             objective = TokenObjective(stage, tokens, tokenizer=used, start_from=start)
             steps[name], beside[name] = training_times(objective, training)
-            score += seconds(
-                partial(stage_score, stage.eval(), tokens, objective.measured, progress=False), device
-            ) / len(tokens)
+            scores = partial(stage_score, stage.eval(), tokens, objective.measured, progress=False)
+            score += seconds(scores, device) / len(tokens)
         systems = [Pipeline(used, classes, [stages[name] for name in names]) for names in plan.systems.values()]
         columns, rows = SHEET_SIZE
 

@@ -192,9 +192,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if isinstance(transparent, int):  # one shade, of 16 bits
             image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     elif image.mode == "L" and isinstance(transparent, int) and (tile := getattr(image, "tile", None)):
-        image.info["transparency"] = transparent * {"L;2": 85, "L;4": 17}.get(
-            tile[0][3], 1
-        )  # Pillow scales pixels only
+        scale = {"L;2": 85, "L;4": 17}.get(tile[0][3], 1)  # Pillow scales the pixels, but not the shade
+        image.info["transparency"] = transparent * scale
     elif image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
         image.info["transparency"] = tuple(value >> 8 for value in transparent)  # of a 16-bit PNG
     if "A" in image.getbands() or "transparency" in image.info:
