@@ -769,7 +769,7 @@ SAYS = [
     ("sample", "--medium_temperature 0.7", "'medium_temperature'"),
     ("sample", "--out .", ".: samples are a new folder"),
     ("sample", "--out samples.NPZ", "samples.NPZ: samples are"),
-    ("cluster", "--out=~/map.safetensors", "the shell expands ~ at the beginning of a word only"),
+    ("cluster", "--out=~/map.safetensors", "~ is not expanded here"),
     ("cluster", "--out .", ". is there already and is not a file"),
     ("assemble", "--out ..", ".. is there already and is not a model folder"),
     ("sample", "--out set", "is not the manifest", copy_as("pictures", "set"), written("set/manifest.json", "[]")),

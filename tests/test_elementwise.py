@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ctf
-from ctf.elementwise import cuts, elementwise
+from ctf.elementwise import cuts, elementwise, gelu
 from ctf.layout import Layout
 from ctf.models.rotary import rotary_table, rotate
 
@@ -31,7 +31,7 @@ def is_exact(function, x):
     return all(torch.equal(torch.cat(part), torch.cat(parts[0])) for part in parts)
 
 
-@pytest.mark.parametrize("function", [F.silu, torch.exp, torch.log])
+@pytest.mark.parametrize("function", [F.silu, torch.exp, torch.log, gelu])
 @pytest.mark.parametrize(("dim", "part"), [(256, 256), (512, 256), (96, 96), (352, 176)])
 def test_functions(function, dim, part):
     x = normal(IMAGES, 197, dim).abs()[..., :part]  # one of two products that were computed together

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,11 @@ def test_a_folder_of_a_bundled_name_is_not_taken_in_silence(make_pipeline, tmp_p
         with pytest.warns(UserWarning, match="is the bundled one; the folder here is ./"):
             call()
     assert find_model("./photos") == Path("photos")
+    (tmp_path / "photos" / "config.json").unlink()  # as a folder of images
+    (tmp_path / "photos" / "tokenizer.safetensors").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find_model("photos"), load_tokenizer("photos")
 
 
 def test_parts_that_do_not_belong_together(make_parts, make_tokenizer, make_stage):

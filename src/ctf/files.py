@@ -99,8 +99,8 @@ def check_writable(path: str | Path, what: Literal["file", "folder"] = "file") -
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Make the folder if missing, and hold a lock on it during the block; a kill frees it too. If the block leaves a
-    folder that was made empty, it goes again.
+    """Make the folder if missing, and hold a lock on it during the block; a kill frees it too. A folder that is made
+    here is removed if it is empty after the block.
 
     Raises:
         InputError: another process holds the lock, or the folder cannot be made.

@@ -376,7 +376,7 @@ def is_model(folder: Path) -> bool:
 def find_model(source: str, revision: str | None = None) -> Path:
     """The model folder of a bundled name, a folder, or a Hub id of `revision`. Raises InputError: none is there."""
     if source in BUNDLED and is_model(BUNDLED[source]):
-        warn_of_namesake(source)
+        warn_of_namesake(source, CONFIG)
         return BUNDLED[source]
     if Path(source).exists() or source.count("/") != 1:
         folder = _existing(source, "model folder")

@@ -1,5 +1,7 @@
 """Swaps within clusters, and the codebook as tiles."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,14 @@ def test_all_swapped_tokens_lie_in_their_clusters(clusters, tokens, method, monk
     assert changed[0] < changed[1] < changed[2]
     alone = (coarse_map.sizes[coarse_map.to_coarse(tokens)] == 1).sum()
     assert len(changed[2]) == 16 - int(alone)
+
+
+def test_clusters_made_another_way_are_called_so(pipeline, tokens, monkeypatch):
+    clusters = Clusters(pipeline)
+    own = pipeline.stages[0].predicts
+    monkeypatch.setitem(clusters._maps, ("kmeans", 8), dataclasses.replace(own, method="random"))
+    captions = [*clusters.swaps(tokens, 0, 8)]
+    assert captions == [f"0 of 16 swapped within {name} clusters" for name in ("the model's own random", "random")]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

@@ -94,6 +94,9 @@ def test_copies_are_found(compare):
     held_out[7] = training[3]
     compared = compare(np.concatenate([training[[4, 8, 15, 16, 23, 29, 0, 1, 1, 2]], fresh]), training, held_out, 40)
     assert compared.result["copies"] == {"samples": 10, "held_out": 1}
+    assert compared.result["warnings"] == [
+        "1 held-out images are among the training images: name a --split without them"
+    ]
     for name in ("features", "pixels"):
         copied = [shown[name] for shown in compared.result["shown"][:10]]
         assert [shown["image"] for shown in copied] == [4, 8, 15, 16, 23, 29, 0, 1, 1, 2]

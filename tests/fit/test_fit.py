@@ -337,6 +337,9 @@ def test_what_cannot_be_planned(plan, photos, tmp_path):
         chosen_for("emoji", split="train", held_out_split="held-out")  # the test images would be trained on
     with pytest.raises(InputError, match="says size 'nano', not 'micro': leave it out to go on"):
         plan.check_asked(tmp_path / "plan.json", FitConfig(plan.images, "", size="micro"))
+    with pytest.raises(InputError, match=r"trains on ten views of each image: .*: leave flip out to go on, or choose"):
+        plan.check_asked(tmp_path / "plan.json", FitConfig(plan.images, "", flip=False))
+    dataclasses.replace(plan, augmentation="none").check_asked(Path("p"), FitConfig(plan.images, "", flip=False))
     old = dataclasses.asdict(plan) | {"size": "nano", "scales": [], "tokenizer": None}
     for name in ("layout", "stages", "start_from", "bundled", "reasons"):
         del old[name]

@@ -89,6 +89,13 @@ def test_the_codebook_of_an_official_tokenizer():
     torch.testing.assert_close(found, torch.nn.functional.normalize(raw, dim=1))
 
 
+def test_a_codebook_beside_weights_is_the_codebook(tmp_path):
+    codebook = torch.rand(16, 4)
+    torch.save({"codebook": codebook, "model": {"w": torch.rand(3, 3)}}, tmp_path / "x.pt")
+    for source in (tmp_path / "x.pt", f"{tmp_path / 'x.pt'}:codebook"):
+        assert torch.equal(open_codebook(source), codebook)
+
+
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_tokenizers_under_any_ending(tmp_path, make_tokenizer, prefix):
     expected = llamagen.load_tokenizer(GOLDEN / "vq8.pt").codebook

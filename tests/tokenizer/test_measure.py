@@ -109,6 +109,15 @@ def test_lpips_of_what_is_decoded():
     assert metrics["standard_error"]["lpips"] == pytest.approx(distances.std().item() / 3**0.5, rel=1e-3)
 
 
+def test_of_large_images_fewer_are_in_memory_at_once(monkeypatch):
+    tokenizer = VQTokenizer(TokenizerConfig(32, (1,), 1, 1, 8, 64, 4, patch_size=8)).eval()
+    images, sizes = make_images(np.zeros((5, 128, 128, 3), np.uint8)), []
+    decode = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda tokens, layout: sizes.append(len(tokens)) or decode(tokens, layout))
+    measure_tokenizer(tokenizer, images, batch_size=8, progress=False)
+    assert sizes == [2, 2, 1]
+
+
 def test_nothing_readable():
     tokenizer = VQTokenizer(TokenizerConfig(32, (1,), 1, 1, 8, 64, 4, patch_size=8)).eval()
     images = make_images(np.zeros((2, 16, 16, 3), np.uint8), corrupt={0, 1})

@@ -87,7 +87,10 @@ class Clusters:
         for method, name in METHODS.items():
             generator = torch.Generator().manual_seed(seed)
             turn = torch.rand(len(tokens), generator=generator) < share
-            other = self.clustering(count, method).swap_within_cluster(tokens, generator)
+            clusters = self.clustering(count, method)
+            if clusters.method != method:  # the model's own, made another way
+                name = f"the model's own {clusters.method}"
+            other = clusters.swap_within_cluster(tokens, generator)
             after = self.decoded(other.where(turn, tokens))
             loss = f": {psnr(before, torch.from_numpy(after)[None]).item():.1f}\u00a0dB" if turn.any() else ""
             found[f"{turn.sum()} of {len(tokens)} swapped within {name} clusters{loss}"] = Image.fromarray(after)

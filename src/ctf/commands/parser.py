@@ -141,7 +141,7 @@ def _run(prog: str, verb: Verb, essentials: Sequence[str], arguments: list[str])
             if "\0" in str(value):
                 raise ValueError(f"{name} holds a zero byte: no file has such a name")
             if str(value).startswith("~/"):
-                raise ValueError(f"{name} {value}: the shell expands ~ at the beginning of a word only: write it apart")
+                raise ValueError(f"{name} {value}: ~ is not expanded here: write the whole path")
         values = parser.instantiate(parsed)
     except UNPARSABLE as error:
         files = option_values(arguments, "config")

@@ -151,6 +151,7 @@ def compare_neighbours(
     rows = {"sample": pixels[shown]}
     rows |= {f"nearest by {name}": np.stack([images[found.index[i]] for i in shown]) for name, found in near.items()}
     labels = [f"features {distances['features'][i]:.3g}\npixels {distances['pixels'][i]:.3g}" for i in shown]
+    inside = int(copies[samples.count :].sum())  # samples then look further away than they are
     result = {
         "features": {"name": extractor.name, "fingerprint": extractor.fingerprint, "dimensions": seen.shape[1]},
         "samples": sample_facts(samples, source),
@@ -162,13 +163,16 @@ def compare_neighbours(
         },
         "copies": {
             "samples": int(copies[: samples.count].sum()),
-            "held_out": int(copies[samples.count :].sum()),
+            "held_out": inside,
         },
         "shown": [
             {"sample": int(i)} | {n: {"image": int(near[n].index[i]), "distance": float(distances[n][i])} for n in near}
             for i in shown
         ],
-        "warnings": [opened.note for opened in (reference, held_out) if opened.note],
+        "warnings": [
+            *(opened.note for opened in (reference, held_out) if opened.note),
+            *[f"{inside:,} held-out images are among the training images: name a --split without them"] * (inside > 0),
+        ],
         "versions": versions(),
         "command": command,
     }

@@ -34,7 +34,8 @@ class FitConfig:
         num_clusters: that of the weights to start from, or one for every 32 codewords, 8 with several scales.
         size: of both stages, see `ctf info sizes`; without it that of the weights to start from; else B on a GPU, nano
             or from half an hour on micro on a CPU.
-        flip: train on the mirror image of each too; false for letters, digits and what else has a left and a right.
+        flip: train the stages on mirror images and shifts too; false for letters, digits and what else has a left and
+            a right.
         batch_size: of the stages: 32 on a CPU and 256 on a GPU without it.
         baseline: train a one-stage model too, of the same size and for as many steps, and compare the two.
         seed: of everything; 0 without it.

@@ -37,8 +37,8 @@ WORK = {
 #: The views of an image that stages are trained on, by the augmentation.
 VIEWS = {
     "none": "each image as it is",
-    "flip": "each image and its mirror image (--flip false: as it is)",
-    "ten-shift": "ten views of each image: shifted by a few pixels, and mirrored (--flip false: as it is)",
+    "flip": "each image and its mirror image (--flip false leaves that out)",
+    "ten-shift": "ten views of each image: shifted by a pixel, and mirrored (--flip false leaves them out)",
 }
 #: Checkpoints of a training.
 CHECKPOINTS = 20
@@ -284,6 +284,9 @@ class Plan:
                     f"{path} says {name} {shorten(getattr(self, name))}, not {shorten(value)}: leave it out to go "
                     "on, or choose another --out"
                 )
+        if not config.flip and self.augmentation != "none":
+            says = f"{path} trains on {VIEWS[self.augmentation]}"
+            raise InputError(f"{says}: leave flip out to go on, or choose another --out")
 
 
 def in_words(seconds: float) -> str:

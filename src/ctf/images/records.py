@@ -63,9 +63,9 @@ def warn(message: str) -> None:
         warnings.warn(message, stacklevel=2)
 
 
-def warn_of_namesake(name: str) -> None:
-    """Say that `name` is what is bundled, if a folder here is called so too."""
-    if os.path.isdir(name):
+def warn_of_namesake(name: str, *files: str) -> None:
+    """Say that `name` is what is bundled, if a folder here is called so too, and holds one of `files` where given."""
+    if os.path.isdir(name) and (not files or any(os.path.exists(os.path.join(name, file)) for file in files)):
         warn(f"{name} is the bundled one; the folder here is ./{name}")
 
 

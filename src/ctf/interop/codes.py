@@ -6,6 +6,7 @@ A folder holds, for image i = 0, 1, …, n − 1, `imagenet{size}_codes/{i}.npy`
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from ctf.errors import InputError
 from ctf.files import atomic_path, existing, write_npy
 from ctf.fingerprint import fingerprint, text_fingerprint
 from ctf.images.records import numbered_classes
-from ctf.layout import square_layout
+from ctf.layout import Layout, square_layout
 from ctf.progress import progress_bar
 from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, read_integers, read_npy
 from ctf.tokens.tokenize import augmentation_names
@@ -114,7 +115,7 @@ def export_codes(
         raise InputError(f"{token_set.folder} does not know its image size: give size, for the folder names")
     if size < 1:
         raise InputError(f"size {size} must be at least 1: it names folders for images of so many pixels per side")
-    if token_set.layout != square_layout(token_set.num_tokens):
+    if token_set.layout != Layout.square(math.isqrt(token_set.num_tokens)):
         raise InputError(f"{token_set.folder} holds {token_set.layout.words}: LlamaGen's codes are those of one square")
     roots = [Path(root) for root in (folder, second) if root is not None]
     if token_set.num_augmentations % len(roots):

@@ -64,7 +64,8 @@ def open_codebook(source: str | Path, allow_namespace: bool = False) -> Tensor:
         if key is None and _is_official(found):
             return llamagen.load_tokenizer(file, allow_namespace=allow_namespace).codebook
     named: Mapping[str, Any] = found if isinstance(found, Mapping) else {"": found}
-    named = next((named[name] for name in WRAPPERS if isinstance(named.get(name), Mapping)), named)
+    if not any(isinstance(value, Tensor) for value in named.values()):  # as `torch.save` writes checkpoints
+        named = next((named[name] for name in WRAPPERS if isinstance(named.get(name), Mapping)), named)
     return _choose_matrix(named, key, file).to(torch.float32, copy=True)
 
 

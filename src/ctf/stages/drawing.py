@@ -184,7 +184,9 @@ def draw_steps(
                 stage.hidden(state, group)
         else:
             states = stage.hidden(state, group)  # (copies · B, n, dim)
-            scale = sampling.cfg_scale_at(group.number, len(plan.groups), group.before / stage.num_tokens)
+            all_steps = sampling.steps or 1  # those that are kept as a whole count as the first
+            step = all_steps - (len(plan.groups) - group.number)
+            scale = sampling.cfg_scale_at(step, all_steps, group.before / stage.num_tokens)
             hidden = guide(states, scale) if sampling.guided else states  # (B, n, dim)
             drawn = _draw(stage, hidden, plan, group, sampler, uniform, tokens, given)
             before = tokens[:, group.at]

@@ -87,7 +87,7 @@ def measure_tokenizer(
     Args:
         tokenizer: to measure, on any device.
         images: readable ones count.
-        batch_size: images at once.
+        batch_size: images at once, of 64 × 64 pixels; fewer of larger ones.
         progress: show a bar.
         perceptual: adds the mean LPIPS; on the tokenizer's device.
         part: indices of the images that this process measures, where several share them; all by default.
@@ -103,6 +103,7 @@ def measure_tokenizer(
         images: how many were readable.
         standard_error: of `psnr`, `ssim` and `lpips` over the images, by their names; None for a single image.
     """
+    batch_size = max(1, min(batch_size, batch_size * 64**2 // images.size**2))
     device = next(tokenizer.parameters()).device
     layout = tokenizer.layout((images.size, images.size))
     counts = torch.zeros(len(layout), tokenizer.codebook_size, dtype=torch.int64)

@@ -55,12 +55,11 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     Raises:
         InputError: nothing there, not a tokenizer, or one of a family that is not registered.
     """
-    path = BUNDLED.get(str(source)) or Path(source)
+    path, files = BUNDLED.get(str(source)) or Path(source), ("tokenizer.safetensors", "model.safetensors")
     if str(source) in BUNDLED:
-        warn_of_namesake(str(source))
+        warn_of_namesake(str(source), *files)
     if path.is_dir():
-        names = [path / name for name in ("tokenizer.safetensors", "model.safetensors")]
-        path = next((name for name in names if name.exists()), names[0])
+        path = next((path / name for name in files if (path / name).exists()), path / files[0])
     family = read_metadata(path).get("family", VQTokenizer.family)  # what is no tokenizer is refused by its `load`
     if family not in TOKENIZERS:
         raise InputError(

@@ -23,8 +23,8 @@ class TokenWriter:
     """Writes a token set to a folder: its shards in any order, by any number of processes.
 
     Shard i holds what is readable of `shard_size` inputs, from i · `shard_size` on, so its bytes do not depend on who
-    writes it and when. It is finished once `shard-<i>.json` lies beside its two files; `close` writes the index when
-    all are. After an interruption a new writer with the same settings has only the missing shards to write.
+    writes it and when. It is finished once `shard-<i>.json` lies beside its two files; `close` completes the index
+    when all are. After an interruption a new writer with the same settings has only the missing shards to write.
 
         writer = TokenWriter(folder, TokenIndex(codebook_size=512, layout=Layout.square(16), inputs=50_000, …))
         for shard in writer.missing():

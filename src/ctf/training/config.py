@@ -159,7 +159,7 @@ class TokenizerTraining:
         model: the tokenizer's architecture; `l2_normalize` is for the family vq alone.
         kmeans_start: start the codebook from k-means over features (LlamaGen: false, from random vectors).
         warmup_without_codebook: first steps that train encoder and decoder without quantisation, so that k-means starts
-            the codebook from trained features.
+            the codebook from trained features; none where `start_from` brings the codebook.
         codebook_weight: weight of the codebook loss.
         commitment_weight: weight of the commitment loss.
         restart_after: codewords unused for this many steps restart on random features; 0 never (LlamaGen).
@@ -223,7 +223,7 @@ class TokenTraining:
             of a multi-scale tokenizer, which it needs; or your own, "file.py:Class".
         kind_settings: settings that the kind alone has; as options and in YAML they stand among the others.
         size: a named size, see `ctf info sizes`.
-        dropout: on embeddings, attention output and feed-forward output; VAR's next_scale has none.
+        dropout: on embeddings (not of next_scale), attention output and feed-forward output; VAR itself has none.
         class_dropout: how often the label is dropped, for classifier-free guidance.
         sampling: default sampling settings, stored with the weights.
         tokenizer: the tokenizer that made the tokens: decodes contact sheets during training, and kind next_scale

@@ -33,13 +33,8 @@ def train_tokenizer(config: TokenizerTraining) -> dict[str, float]:
     shared = split is None or other is None or match_split(other, [split]) or len({split, other} & {*MADE_SPLITS}) == 1
     if config.held_out == config.images and shared:
         warn(f"{config.held_out}: held-out images are trained on too, so their figures say nothing of new images")
-    if config.warmup_without_codebook >= (steps := config.loop.total_steps(len(images))):
-        raise InputError(
-            f"warmup_without_codebook is {config.warmup_without_codebook}: it must be below the {steps} steps of the "
-            "run, or the codebook is never used"
-        )
     torch.manual_seed(config.loop.seed)
-    objective = TokenizerObjective(config, steps, images, held_out)
+    objective = TokenizerObjective(config, config.loop.total_steps(len(images)), images, held_out)
     metrics = train(objective, config.out, config.optimizer, config.loop, config)
     if note := images.report_skipped():
         print(note)

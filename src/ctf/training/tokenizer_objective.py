@@ -78,7 +78,14 @@ class TokenizerObjective(Objective):
             self.seen: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this step's passes
 
     def start(self) -> dict[str, Any]:
-        return start_tokenizer(self.module, self.config.start_from) if self.config.start_from else {}
+        c = self.config
+        started = start_tokenizer(self.module, c.start_from) if c.start_from else {}
+        if c.warmup_without_codebook >= self.steps and "quantizer.weight" not in started.get("taken", ()):
+            raise InputError(
+                f"warmup_without_codebook is {c.warmup_without_codebook}: it must be below the {self.steps} steps of "
+                "the run, or the codebook is never used"
+            )
+        return started
 
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
         if self.perceptual is not None:  # the loop moves the module and `extra` only
