@@ -722,7 +722,7 @@ SAYS = [
     ("train baseline", "--cluster_loss_weight 1", "belong together"),
     ("train iar", "--coarse_map other_map.safetensors", "another codebook"),
     ("train coarse", "--loop.batch_size 2 --loop.accumulate 3", "not a multiple"),
-    ("train coarse", "--loop.precision float16", "'float16' does not work"),
+    ("train coarse", "--loop.precision float16", "one of ['auto', 'float32', 'bfloat16']"),
     ("train coarse", "--out ended", "ended already holds a run",
      copy_as("coarse.safetensors", "empty/model.safetensors"), copy_as("empty", "ended")),
     ("train coarse", "--out model", "model holds something else than a run"),

@@ -11,10 +11,11 @@ from same import contents, equal
 
 from ctf.codebook import cluster_codebook, codebook_fingerprint
 from ctf.errors import InputError
+from ctf.files import write_json
 from ctf.images import open_images
 from ctf.layout import Layout
-from ctf.model_card import part_fingerprint
-from ctf.model_folder import Pipeline, assemble, describe, find_model, open_stage, publish
+from ctf.model_card import part_fingerprint, read_metrics
+from ctf.model_folder import Pipeline, assemble, data_in_words, describe, find_model, open_stage, publish
 from ctf.sampling import Sampling
 from ctf.tokenizer.registry import BUNDLED, load_tokenizer
 from ctf.tokens import write_token_set
@@ -349,6 +350,21 @@ def test_assemble_in_half_precision(files, tmp_path):
         assemble(tmp_path / str(half), **two_stage(files), half=half)
     sizes = {half: (tmp_path / str(half) / "fine.safetensors").stat().st_size for half in (True, False)}
     assert sizes[True] < 0.7 * sizes[False]
+
+
+def test_a_bound_on_bits_is_called_so_and_bits_of_a_part_are_no_figure(tmp_path):
+    write_json(tmp_path / "bits.json", {"bits_per_token": 7.5, "bound": "upper", "images": 3})
+    assert read_metrics(tmp_path / "bits.json") == {"bits_per_token_at_most": 7.5, "images": 3}
+    write_json(tmp_path / "part.json", {"bits_per_token": 7.5, "unconditional_bits_per_token": 8.0})
+    with pytest.raises(InputError, match=r"part\.json holds the bits of a part of images: .* without --region"):
+        read_metrics(tmp_path / "part.json")
+
+
+def test_the_folder_of_the_images_has_its_name_on_the_card(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    tokens = write_token_set("../tokens", np.zeros((2, 4), int), np.zeros(2, int), 24, source=".")
+    assert data_in_words(tokens).startswith("photos: 2 images")
 
 
 def test_what_one_pipeline_says_of_itself_is_its_own(make_pipeline):

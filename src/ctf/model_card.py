@@ -118,7 +118,11 @@ def read_metrics(path: str | Path) -> dict[str, float]:
         raise InputError(f"{path} holds figures in several numbers of steps: give those of one, without --steps")
     if isinstance(values, dict) and isinstance(values.get("metrics"), dict):
         values = values["metrics"]
+    if isinstance(values, dict) and "unconditional_bits_per_token" in values:
+        raise InputError(f"{path} holds the bits of a part of images: give those of whole ones, without --region")
     numbers = {n: v for n, v in values.items() if _is_number(v)} if isinstance(values, dict) else {}
+    if numbers and values.get("bound"):
+        numbers = {f"{name}_at_most" if name == "bits_per_token" else name: value for name, value in numbers.items()}
     if not numbers:
         raise InputError(
             f"{path} holds no figures: give what `ctf evaluate samples` or `likelihood` writes, or a JSON object of "

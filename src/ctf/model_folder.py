@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -229,7 +230,7 @@ def assemble(
 def data_in_words(tokens: TokenSet) -> str:
     """The source of a token set in words. Of a path only the last name, because the rest is of this machine."""
     index = tokens.index
-    source = Path(index.source).name if index.source else "images from elsewhere"
+    source = os.path.basename(os.path.abspath(index.source)) if index.source else "images from elsewhere"
     split = f", {index.split}" if index.split else ""
     return f"{source}{split}: {len(tokens):,} images of {tokens.num_classes:,} classes × {len(index.augmentations)}"
 

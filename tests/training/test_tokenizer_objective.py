@@ -1,18 +1,22 @@
 import copy
 import dataclasses
 import math
+import sys
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import jsonargparse
 import pytest
 import torch
-from tiny_runs import logged, make_image_set, make_loop, make_tokenizer_objective, run, tokenizer_training
+from tiny_runs import interrupted, logged, make_image_set, make_loop, make_tokenizer_objective, run, tokenizer_training
 
 from ctf.errors import InputError
 from ctf.tokenizer import LPIPS, TOKENIZER_PRESETS, MultiScaleTokenizer, VQTokenizer
 from ctf.training.batches import ImageBatches
 from ctf.training.config import OptimizerConfig, TokenizerTraining
+from ctf.training.loop import Trainer
+from ctf.training.tokenizer_objective import TokenizerObjective
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -53,6 +57,43 @@ def test_without_kmeans_the_codebook_keeps_its_random_start():
     objective.before_step(None, 0)
     assert torch.equal(objective.module.quantizer.weight, start)
     torch.testing.assert_close(start.norm(dim=1), torch.ones(len(start)))
+
+
+def test_a_warm_up_is_shorter_than_a_run_that_goes_on_too(tmp_path):
+    """Else a codebook that was never trained would be saved."""
+
+    def warming_up(steps):
+        return TokenizerObjective(tokenizer_training(warmup_without_codebook=3), steps, make_image_set(), None)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted(warming_up(5), 1), tmp_path, steps=5)
+    with pytest.raises(InputError, match="warmup_without_codebook is 3: it must be below the 3 steps of the run"):
+        run(warming_up(3), tmp_path, steps=3, resume=True)
+    run(warming_up(4), tmp_path, steps=4, resume=True)
+
+
+def test_lpips_is_on_the_device_before_an_evaluation_that_a_kill_put_off(tmp_path, monkeypatch):
+    class Stays(torch.nn.Module):
+        moved = False
+
+        def to(self, device):
+            self.moved = True
+            return self
+
+        def forward(self, a, b):
+            assert self.moved
+            return torch.zeros(len(a))
+
+    def trained():
+        images = make_image_set()
+        objective = TokenizerObjective(tokenizer_training(), 4, images, images)
+        objective.perceptual = Stays()
+        return run(objective, tmp_path, steps=4, resume=True, checkpoint_every=2, evaluate_every=2)
+
+    with monkeypatch.context() as patched, suppress(SystemExit):
+        patched.setattr(Trainer, "_report", lambda trainer, step, log: sys.exit())
+        trained()
+    assert trained()["held_out/lpips"] == 0
 
 
 def test_codewords_age_in_steps_whatever_the_accumulation(tmp_path):

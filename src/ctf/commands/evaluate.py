@@ -59,7 +59,7 @@ def tokenizer(
         measured = open_images(images, split, image_size)
         distance = reconstruction_distance(opened, measured, extractor) if extractor else {}
         metrics = {
-            "images": images,
+            "source": images,
             "split": split,
             **measure_tokenizer(opened, measured, perceptual=perceptual),
             **distance,

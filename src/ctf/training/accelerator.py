@@ -11,7 +11,7 @@ from ctf.device import usable_device
 from ctf.errors import InputError
 from ctf.training.config import LoopConfig
 
-MODES = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+MODES = {"float32": "no", "bfloat16": "bf16"}
 
 
 def build_accelerator(config: LoopConfig) -> Any:
@@ -33,10 +33,6 @@ def build_accelerator(config: LoopConfig) -> Any:
         accelerator = Accelerator(mixed_precision=MODES[precision], cpu=on_cpu, kwargs_handlers=[group])
     except ValueError as error:
         raise InputError(f"loop.precision {precision!r} does not work here ({error}): choose float32") from None
-    if precision == "float16" and accelerator.device.type == "cpu":  # accelerate would train in float32
-        raise InputError("loop.precision 'float16' does not work on a CPU: choose bfloat16 or float32")
-    if precision == "float16" and config.shard:
-        raise InputError("loop.precision 'float16' does not go with loop.shard: choose bfloat16 or float32")
     return accelerator
 
 

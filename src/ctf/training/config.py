@@ -106,7 +106,7 @@ class LoopConfig:
     epochs: int = 300
     steps: int | None = None
     accumulate: int = 1
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     ema: float = 0.0
     compile: bool = False
     recompute: bool = False

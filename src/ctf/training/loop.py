@@ -273,9 +273,8 @@ class Trainer:
             self._divide_gradients(sum(weights) / c.accumulate)
         clip = self.optimizer_config.clip or math.inf  # infinity: the norm alone
         norm = full_tensor(self.accelerator.clip_grad_norm_(self.module.parameters(), clip))
-        if self.accelerator.scaler is None:  # float16's scaler meets infinite gradients on purpose, and skips by itself
-            finite = self.skipped.judge(norm)
-            self.meter.add({"gradient_norm": norm.where(finite > 0, 0)}, finite)
+        finite = self.skipped.judge(norm)
+        self.meter.add({"gradient_norm": norm.where(finite > 0, 0)}, finite)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

@@ -78,22 +78,18 @@ class TokenizerObjective(Objective):
             self.seen: list[tuple[Tensor, Tensor]] = []  # images and reconstructions of this step's passes
 
     def start(self) -> dict[str, Any]:
-        c = self.config
-        started = start_tokenizer(self.module, c.start_from) if c.start_from else {}
-        if c.warmup_without_codebook >= self.steps and "quantizer.weight" not in started.get("taken", ()):
-            raise InputError(
-                f"warmup_without_codebook is {c.warmup_without_codebook}: it must be below the {self.steps} steps of "
-                "the run, or the codebook is never used"
-            )
-        return started
+        source = self.config.start_from
+        self.started = start_tokenizer(self.module, source) if source else {}
+        self._check_warm_up()
+        return self.started
 
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
+        self._check_warm_up()  # of a run that goes on too, whose length may have changed
         if self.perceptual is not None:  # the loop moves the module and `extra` only
             self.perceptual.to(self.module.quantizer.weight.device)
         c = self.config
         batches = ImageBatches(self.images, batch_size, seed, c.flip, c.random_crop, rank, world)
-        for images in batches.stream(start):
-            yield (images,)
+        return ((images,) for images in batches.stream(start))
 
     def before_step(self, ema: nn.Module | None, step: int) -> None:
         if self.config.kmeans_start and not self._keeps_codebook and step == self.config.warmup_without_codebook:
@@ -142,6 +138,13 @@ class TokenizerObjective(Objective):
             if c.restart_after and step % 20 == 19 and step < self.last_restart:
                 counts["restarts"] = float(self._restart_dead(ema, step))
         return counts
+
+    def _check_warm_up(self) -> None:
+        if not self._quantizes(self.steps - 1):
+            raise InputError(
+                f"warmup_without_codebook is {self.config.warmup_without_codebook}: it must be below the {self.steps} "
+                "steps of the run, or the codebook is never used"
+            )
 
     @property
     def _keeps_codebook(self) -> bool:
