@@ -21,7 +21,7 @@ from ctf.run_folder import (
 from ctf.stages import load_stage
 from ctf.tokenizer import VQTokenizer
 from ctf.tokenizer.measure import measure_tokenizer
-from ctf.training.checkpoint import resume
+from ctf.training.checkpoint import resume, tidy
 from ctf.training.config import OptimizerConfig
 from ctf.training.processes import Processes
 
@@ -148,6 +148,7 @@ def test_the_checkpoint_before_one_with_a_bad_shard_is_taken(damage, folder, tok
     stage = objective(tokens).module
     assert resume(tmp_path, {"model": stage}, 16) == 10
     assert message in capsys.readouterr().err
+    tidy(tmp_path, 10)
     assert [path.name for path in (tmp_path / RUN_CHECKPOINTS).iterdir()] == ["step-00000010"]
 
 

@@ -141,7 +141,8 @@ def resume(run: Path, parts: Mapping[str, Part], images: int, processes: Process
         elif not found:
             raise damage or DamagedCheckpoint(f"{path} is damaged, as another process says: restore or delete it")
         elif damage:
-            print(f"{path} is damaged, and is removed. Going on from {found[-1]}", file=sys.stderr)
+            reason = str(damage).rpartition(": ")[0]  # without the advice to restore it
+            print(f"{reason}: it is removed. Going on from {found[-1]}", file=sys.stderr)
     return done
 
 
