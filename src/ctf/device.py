@@ -74,7 +74,7 @@ def gpu_compiles() -> bool:
 
 def synchronize(device: torch.device) -> None:
     """Wait until `device` has finished all its work."""
-    torch.cuda.synchronize(device) if device.type == "cuda" else getattr(torch, device.type).synchronize()
+    getattr(torch, device.type).synchronize(device)
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -29,7 +29,7 @@ def reconstruction_distance(
     device = next(tokenizer.parameters()).device
     pair: list[FeatureStatistics] = []
     with progress_bar(len(images), "reconstruct", "image", hidden=not progress) as bar:
-        for _, batch, _ in images.batches(max(1, min(batch_size, batch_size * 64**2 // images.size**2))):
+        for _, batch, _ in images.batches(images.as_many_pixels(batch_size)):
             tokens = tokenizer.encode(to_tensor(batch).to(device))
             layout = tokenizer.layout(batch.shape[1:3])
             features: list[np.ndarray] = [

@@ -35,7 +35,7 @@ WORK = {
     "report": "model folder, likelihood, samples and curves",
 }
 #: The views of an image that stages are trained on, by the augmentation.
-VIEWS = {
+VIEWS_IN_WORDS = {
     "none": "each image as it is",
     "flip": "each image and its mirror image (--flip false leaves that out)",
     "ten-shift": "ten views of each image: shifted by a pixel, and mirrored (--flip false leaves them out)",
@@ -249,7 +249,7 @@ class Plan:
         if self.architecture is not None:
             made += f", {self.architecture.codebook_size:,} codewords"
         start = "random weights" if self.start_from == NOTHING else self.start_from
-        lines += [f"the stages are trained on {VIEWS[self.augmentation]}"]
+        lines += [f"the stages are trained on {VIEWS_IN_WORDS[self.augmentation]}"]
         lines += [f"tokenizer: {made}", f"stages: {self.num_clusters:,} clusters; training starts from {start}"]
         lines += [*self.reasons, f"the report's figures: on {self.scope}"]
         lines += map(self.line, ["planning", *self.parts] if self.seconds else self.parts)
@@ -285,7 +285,7 @@ class Plan:
                     "on, or choose another --out"
                 )
         if not config.flip and self.augmentation != "none":
-            says = f"{path} trains on {VIEWS[self.augmentation]}"
+            says = f"{path} trains on {VIEWS_IN_WORDS[self.augmentation]}"
             raise InputError(f"{says}: leave flip out to go on, or choose another --out")
 
 

@@ -80,6 +80,10 @@ class ImageSet:
                 f"{self.source}: {self._unreadable[index]} is not a readable image ({error}): fix or remove it"
             ) from None
 
+    def as_many_pixels(self, count: int) -> int:
+        """How many of these images have no more pixels than `count` of 64 × 64: from 1 to `count`."""
+        return max(1, min(count, count * 64**2 // self.size**2))
+
     def batches(
         self, batch_size: int, part: range | None = None, crop: Crop = center_crop, workers: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -174,6 +174,8 @@ def draw_steps(
         given, known: int64 (B, N), as `Stage.generate` takes them.
     """
     sampling, sampler, copies = plan.sampling, find_sampler(plan.sampling), 1 + plan.sampling.guided
+    steps = sampling.steps
+    assert steps is not None, "a plan is of resolved settings"
     rows = None if given is None else given.repeat(copies, 1)
     branches = torch.cat([labels, torch.full_like(labels, stage.num_classes)]) if sampling.guided else labels
     state = stage.begin(branches, rows, plan)
@@ -184,11 +186,10 @@ def draw_steps(
                 stage.hidden(state, group)
         else:
             states = stage.hidden(state, group)  # (copies · B, n, dim)
-            all_steps = sampling.steps or 1  # those that are kept as a whole count as the first
-            step = all_steps - (len(plan.groups) - group.number)
-            scale = sampling.cfg_scale_at(step, all_steps, group.before / stage.num_tokens)
-            hidden = guide(states, scale) if sampling.guided else states  # (B, n, dim)
-            drawn = _draw(stage, hidden, plan, group, sampler, uniform, tokens, given)
+            if sampling.guided:
+                step = steps - (len(plan.groups) - group.number)  # those that are kept as a whole count as the first
+                states = guide(states, sampling.cfg_scale_at(step, steps, group.before / stage.num_tokens))
+            drawn = _draw(stage, states, plan, group, sampler, uniform, tokens, given)
             before = tokens[:, group.at]
             tokens[:, group.at] = drawn if group.count == group.size else drawn.where(before < 0, before)
             yield tokens

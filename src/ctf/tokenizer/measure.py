@@ -103,7 +103,6 @@ def measure_tokenizer(
         images: how many were readable.
         standard_error: of `psnr`, `ssim` and `lpips` over the images, by their names; None for a single image.
     """
-    batch_size = max(1, min(batch_size, batch_size * 64**2 // images.size**2))
     device = next(tokenizer.parameters()).device
     layout = tokenizer.layout((images.size, images.size))
     counts = torch.zeros(len(layout), tokenizer.codebook_size, dtype=torch.int64)
@@ -111,7 +110,7 @@ def measure_tokenizer(
     each = {name: torch.zeros(len(images), dtype=dtype) for name, dtype in types.items()}
     readable = torch.zeros(len(images), dtype=torch.int64)
     with progress_bar(len(images), "measure", "image", hidden=not progress) as bar:
-        for indices, batch, _ in images.batches(batch_size, part):
+        for indices, batch, _ in images.batches(images.as_many_pixels(batch_size), part):
             tokens = tokenizer.encode(to_tensor(batch).to(device))
             decoded = to_bytes(tokenizer.decode(tokens, layout))
             count_tokens(counts, tokens.cpu(), layout)
