@@ -9,13 +9,12 @@ Milliseconds, median of 15. A part alone finds its instructions in the cache, in
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from ctf.bench import measure_machine
+from ctf.bench.machine import measure_machine, seconds
 from ctf.layout import Layout
 from ctf.models import Compute, KeyValueCache, PackedTransformer, Transformer, TransformerConfig
 from ctf.models.attention import attend_all
@@ -26,11 +25,7 @@ ROWS, FILLED = 8, 128
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    taken = []
-    for _ in range(17):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
+    taken = [seconds(call, torch.device("cpu")) for _ in range(17)]
     return 1000 * statistics.median(taken[2:])
 
 

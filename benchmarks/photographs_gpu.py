@@ -56,7 +56,7 @@ def samples(out: str, count: str, device: str, *models: str) -> None:
         batches = torch.arange(int(count)).split(pipeline.largest_batch())
         tokens = [pipeline.generate_tokens(labels[seeds], seeds.tolist()).cpu() for seeds in batches]
         arrays |= {Path(folder).name: torch.cat(tokens).numpy().astype(np.uint16), "labels": labels.numpy()}
-        np.savez_compressed(out, allow_pickle=False, **arrays)
+        np.savez_compressed(out, **arrays)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from ctf.bench.presets import random_pipeline
+from ctf.codebook.clustering import cluster_codebook
 from ctf.models import Compute
 from ctf.tokenizer import TokenizerConfig, VQTokenizer
 
@@ -33,8 +34,9 @@ ROWS = [
 def measure(size: str, fine: str, batch: int, dtype: str, quantize: str) -> None:
     """Print predicted and measured bytes."""
     tokenizer = VQTokenizer(TokenizerConfig()).eval()
+    coarse_map = cluster_codebook(tokenizer.codebook, 512, "random")
     method = "baseline" if fine == "-" else "coarse-to-fine"
-    pipeline = random_pipeline(method, (size, fine), tokenizer, 512, (16, 16))
+    pipeline = random_pipeline(method, (size, fine), tokenizer, coarse_map, (16, 16))
     pipeline.compute_in(Compute(dtype, None if quantize == "-" else quantize))
     before = psutil.Process().memory_info().rss
     for _ in pipeline.generate([0] * batch, batch_size=batch):

@@ -89,7 +89,9 @@ def train(seed: int, steps: int) -> None:
         if is_trained(name, seed):
             print(f"{run_of(name, seed)} is there already: --steps {steps} changes nothing", file=sys.stderr)
             continue
-        loop = LoopConfig(8, steps=steps, ema=0.99, seed=seed, log_every=50, evaluate_every=0, checkpoint_every=0)
+        loop = LoopConfig(
+            8, steps=steps, ema=0.99, seed=seed, log_every=50, evaluate_every=0, checkpoint_every=0, resume=True
+        )
         shared = {"size": "nano", "dropout": 0.0, "optimizer": OptimizerConfig(2e-3, 2e-5, warmup_steps=50)}
         paths = {"tokens": str(data.tokens / "train"), "tokenizer": str(data.tokenizer)}
         paths |= {} if config is BaselineTraining else {"coarse_map": str(data.map)}

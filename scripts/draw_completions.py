@@ -40,7 +40,7 @@ def main() -> None:
         tokens = pipeline.generate_tokens(torch.tensor([label] * TIMES), seeds, known=known)
         whole = pipeline.tokenizer.encode(to_tensor(np.stack([image])))[0]
         assert torch.equal(tokens[:, known >= 0], whole[known >= 0].expand(TIMES, -1)), "a known token changed"
-        made = (image, known_part(pipeline, known), *pipeline.decode(tokens))
+        made = (image, known_part(pipeline, Image.fromarray(image), mask), *pipeline.decode(tokens))
         for part, picture in zip(parts.values(), made, strict=True):
             part.append(picture)
         names.append(images.class_names[label])

@@ -18,10 +18,7 @@ SHOWN = [("fluent-emoji face-smiling", 6), ("twemoji heart", 2), ("noto cat-face
 STEPS = (16, 32, 48, 64)
 SIDE, GAP, MARGIN, HEAD = 96, 10, 200, 62
 INK, LINE, PAPER = (30, 30, 30), (150, 150, 150), (255, 255, 255)
-
-
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+font = ImageFont.load_default
 
 
 def frames() -> dict[tuple[str, int], list[Image.Image]]:

@@ -16,6 +16,7 @@ from ctf.experiments.presets import EMOJI, Lab
 from ctf.experiments.store import Store
 from ctf.images.sheet import contact_sheet, save_png
 from ctf.layout import Layout
+from ctf.reporting.plots import plot
 from ctf.sampling.orders import group_sizes, order_groups
 from ctf.stages.settings import MaskedSettings
 
@@ -23,28 +24,23 @@ LAYOUT, STEPS = Layout.square(16), 20
 
 
 def draw_orders(path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 5, figsize=(14, 3.1), layout="constrained")
     sizes = group_sizes(LAYOUT.num_tokens, STEPS)
-    for axis, order in zip(axes, ("raster", "random", "halton", "locality"), strict=False):
-        step = np.empty(LAYOUT.num_tokens, int)
-        for number, group in enumerate(order_groups(order, LAYOUT, tuple(sizes)), start=1):
-            step[group.numpy()] = number
-        image = axis.imshow(step.reshape(LAYOUT.finest), cmap="viridis")
-        axis.set_title(order)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    figure.colorbar(image, ax=axes[:4], label="step", fraction=0.02)
-    for schedule in ("cosine", "arccos", "uniform"):
-        axes[4].plot(np.arange(1, STEPS + 1), group_sizes(LAYOUT.num_tokens, STEPS, schedule), label=schedule)
-    axes[4].set_title("positions per step")
-    axes[4].set_xlabel("step")
-    axes[4].legend()
-    figure.savefig(path, dpi=100)
+    with plot(path, 14, 3.1) as figure:
+        axes = figure.subplots(1, 5)
+        for axis, order in zip(axes, ("raster", "random", "halton", "locality"), strict=False):
+            step = np.empty(LAYOUT.num_tokens, int)
+            for number, group in enumerate(order_groups(order, LAYOUT, tuple(sizes)), start=1):
+                step[group.numpy()] = number
+            image = axis.imshow(step.reshape(LAYOUT.finest), cmap="viridis")
+            axis.set_title(order)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        figure.colorbar(image, ax=axes[:4], label="step", fraction=0.02)
+        for schedule in ("cosine", "arccos", "uniform"):
+            axes[4].plot(np.arange(1, STEPS + 1), group_sizes(LAYOUT.num_tokens, STEPS, schedule), label=schedule)
+        axes[4].set_title("positions per step")
+        axes[4].set_xlabel("step")
+        axes[4].legend()
 
 
 def draw_previews(path: Path, lab: Lab, store: Store) -> None:

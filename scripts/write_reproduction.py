@@ -20,7 +20,7 @@ from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Measured, judge
 from ctf.experiments.page import results, title
 from ctf.experiments.paper import EXPERIMENTS
-from ctf.experiments.presets import PRESETS, Preset
+from ctf.experiments.presets import EMOJI, Preset
 from ctf.experiments.reproduce import find
 from ctf.experiments.store import Store
 from ctf.files import write_text
@@ -31,11 +31,11 @@ DIRECTIONS = "directions"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--store", default="runs/reproduce")
     parser.add_argument("--page", type=Path, default=Path("docs/reproduction.md"))
     options = parser.parse_args()
-    preset, store = PRESETS["emoji"].changed(None, None, None, None, options.steps, None), Store(Path(options.store))
+    preset, store = EMOJI.changed(steps=options.steps), Store(Path(options.store))
 
     page = options.page.read_text(encoding="utf-8")
 

@@ -18,8 +18,9 @@ from ctf.model_folder import Pipeline, assemble, describe
 from ctf.models import Compute
 from ctf.plugins import _import, import_plugins, load_object, source_fingerprint
 from ctf.sampling import Random, Sampling
-from ctf.stages import KINDS, load_stage, new_stage
+from ctf.stages import KINDS, Autoregressive, load_stage, new_stage
 from ctf.stages.cost import drawing_work
+from ctf.stages.registry import find_kind
 from ctf.tokens import write_token_set
 from ctf.training import LoopConfig, OptimizerConfig, train
 from ctf.training.token_objective import TokenObjective
@@ -101,7 +102,13 @@ def test_own_code_may_lie_in_a_folder_with_a_space():
 
 
 def test_what_is_no_kind_no_sampler_and_no_filter(stage):
-    Path("wrong.py").write_text("def function(logits):\n    return logits[..., :2]\n")
+    Path("wrong.py").write_text(
+        "from ctf.stages import Autoregressive\n\n\nclass Same(Autoregressive):\n    pass\n\n\n"
+        "def function(logits):\n    return logits[..., :2]\n"
+    )
+    with pytest.raises(InputError, match=r"wrong\.py:Same is no kind of stage: .* with a `kind` of its own"):
+        find_kind("wrong.py:Same")
+    assert find_kind("autoregressive") is Autoregressive
     with pytest.raises(InputError, match=r"wrong\.py:function is no kind of stage: name a subclass of"):
         new_stage("wrong.py:function", "any", name="only", layout=Layout((2, 3)), num_classes=2, codebook_size=24)
     arguments = torch.arange(2), Random([0, 1])
@@ -184,8 +191,12 @@ def test_stage_files_never_name_code(make_stage):
         ("step.logits.argmax(-1) * 0 - 1", "must settle 6 unknown positions"),
     ],
 )
-def test_a_sampler_with_wrong_results_is_refused(make_stage, body, message):
-    Path("wrong.py").write_text(f"class Wrong:\n    def __call__(self, step):\n        return {body}\n")
+@pytest.mark.parametrize("base", ["", "Confidence"])
+def test_a_sampler_with_wrong_results_is_refused(make_stage, base, body, message):
+    Path("wrong.py").write_text(
+        f"from ctf.sampling.samplers import Confidence\n\n\nclass Wrong({base}):\n    def __call__(self, step):\n"
+        f"        return {body}\n"
+    )
     with pytest.raises(InputError, match=message):
         make_stage("masked").generate(torch.tensor([0]), Random([0]), Sampling(sampler="wrong.py:Wrong"))
 

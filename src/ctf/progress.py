@@ -1,4 +1,4 @@
-"""Progress bars with rate and remaining time."""
+"""Progress bars with rate and remaining time, and durations in words."""
 
 from __future__ import annotations
 
@@ -25,3 +25,12 @@ def progress_bar(total: int, name: str, unit: str, initial: int = 0, hidden: boo
         # As tqdm's own, but for a number that may be a fraction: images of a batch that is under way.
         bar_format="{l_bar}{bar}| {n:.0f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
     )
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 3 * 86_400 else f"{seconds / 86_400:.1f} days"

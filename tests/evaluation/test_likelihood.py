@@ -287,6 +287,13 @@ def test_steps_without_a_likelihood_are_refused_before_the_work(in_steps, few, k
     assert ran == [[], []]
 
 
+def test_something_must_be_left_to_measure(in_steps, few):
+    pipeline = in_steps()
+    token_set, *_ = few(pipeline)
+    with pytest.raises(InputError, match="kept holds every position"):
+        bits_per_token(pipeline, token_set, progress=False, kept=torch.ones(6, dtype=torch.bool))
+
+
 def test_the_other_models_tokens_are_checked_before_the_work(in_steps, few, make_pipeline):
     pipeline = in_steps()
     token_set, *_ = few(pipeline)
@@ -325,6 +332,23 @@ def test_the_command_writes_what_it_prints_and_a_plot(in_steps, few, tmp_path, c
     assert kept.pop("command")
     assert kept == found
     assert {path.name for path in out.iterdir()} == {"result.json", "plot.png"}
+
+
+def test_stages_that_are_stored_with_the_order_confidence_can_be_measured_in_another(in_steps, few, tmp_path, capsys):
+    pipeline = in_steps("masked")
+    token_set, *_ = few(pipeline)
+    for stage in pipeline.stages:
+        stage.sampling = Sampling(order="confidence", steps=2)
+    pipeline.save_pretrained(tmp_path / "model")
+    words = ["evaluate", "likelihood", "--model", str(tmp_path / "model"), "--tokens", str(tmp_path / "set")]
+    assert main(words) == 2
+    assert "stage coarse: the order confidence" in capsys.readouterr().err
+    assert main([*words, "--stage", "fine"]) == 2
+    assert "stage fine says whose steps or order are meant" in capsys.readouterr().err
+    assert main([*words, "--stage", "fine", "--order", "raster"]) == 0
+    other = pipeline.stage("coarse").possible_orders[0]
+    expected = bits_per_token(pipeline, token_set, progress=False, fine_order="raster", coarse_order=other)
+    assert json.loads(capsys.readouterr().out) == expected
 
 
 @pytest.mark.parametrize("steps", [[1], [1, 2, 4, 8, 16, 32, 64], range(1, 257)], ids=len)

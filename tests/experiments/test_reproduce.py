@@ -15,7 +15,7 @@ from ctf.experiments.artifacts import Clusters, Training
 from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Claim, Experiment, Measured, Row, judge
 from ctf.experiments.measurements import RESULT, Likelihood, Samples, Speed, Swap, drawing_operations
-from ctf.experiments.page import sheet, write_report
+from ctf.experiments.page import draw, sheet, write_report
 from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import EMOJI, IMAGENET, TINY_IMAGENET, Lab, Preset
 from ctf.experiments.reproduce import find, plan, reproduce
@@ -340,6 +340,43 @@ def test_bits_are_those_of_the_pipeline(tiny, out):
     expected = bits_per_token(system.open(store), tokens, progress=False, steps=4, order="halton")
     assert values["bits_per_token"] == pytest.approx([expected["bits_per_token"]])
     assert values["fine_accuracy"] == pytest.approx([expected["fine_accuracy"]])
+
+
+def test_bits_of_own_images_are_of_classes_matched_by_name(tiny, tmp_path):
+    pictures = Path(tiny.data.images)
+    for split, names in ("train", "xab"), ("test", "ab"):  # "x" before the others moves their labels
+        for name in names:
+            shutil.copytree(pictures / ("b" if name == "x" else name), tmp_path / "images" / split / name)
+    data = dataclasses.replace(tiny.data, images=str(tmp_path / "images"), train_split="train", test_split="test")
+    preset = dataclasses.replace(tiny, data=data, reference=data.images, reference_split="train").measured()
+    lab, store = Lab(preset, 0), Store(tmp_path / "store", "cpu")
+    system = lab.system(lab.baseline())
+    (likelihood,) = Likelihood.of(system)
+    store.get(likelihood)
+    tokens = TokenSet.open(store.folder(lab.held_out))
+    assert (tokens.class_names, lab.preset.data.num_classes) == (["a", "b"], 3)
+    expected = bits_per_token(system.open(store), tokens, progress=False)["bits_per_token"]
+    assert store.result(likelihood)["bits_per_token"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"reference": "nowhere"}, "nowhere: no such folder"), ({"features": "mine.py:f"}, "mine.py: no such file")],
+)
+def test_what_cannot_measure_is_said_before_the_training(tiny, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        reproduce("table3d", dataclasses.replace(tiny, **changes), str(tmp_path), "cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_legend_has_every_curve_also_where_the_first_panel_lacks_some(monkeypatch, tmp_path):
+    legends = []
+    monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda self, lines, labels, **_: legends.append(labels))
+    rows = [Row((name, steps), (), measured=()) for name in "ab" for steps in "12"]
+    values = [{"bits_per_token": [1.0]} | ({"FID": [2.0]} if row.name[0] == "a" else {}) for row in rows]
+    measured = [Measured(row, each, False) for row, each in zip(rows, values, strict=True)]
+    draw(tmp_path / "plot.png", Experiment("T", ("system", "steps"), tuple(rows), curve=1), measured, EMOJI)
+    assert legends == [["a", "b"]]
 
 
 def test_bits_of_full_support_are_bounds(tiny, out, tmp_path):

@@ -34,6 +34,7 @@ from ctf.models.cluster_head import ClusterMembers
 from ctf.models.loss import ClusterLoss
 from ctf.sampling import Random, Sampling
 from ctf.stages import NextScale, new_stage
+from ctf.stages import stage as stage_file
 from ctf.tokenizer import MultiScaleTokenizer
 from ctf.tokenizer.decode import decode_images
 from ctf.training.config import LoopConfig, OptimizerConfig
@@ -71,7 +72,7 @@ def send_fake(tensor, device):
 
 
 _send = drawing.send
-drawing._cached_groups, drawing.send = with_values(drawing._groups), send_fake
+stage_file.plan_groups, drawing.send = with_values(drawing.plan_groups.__wrapped__), send_fake
 NextScale.plan, NextScale.take_from = with_values(NextScale.plan), with_values(NextScale.take_from)
 sharding.init_device_mesh = with_values(sharding.init_device_mesh)
 

@@ -333,8 +333,10 @@ def test_what_cannot_be_planned(plan, photos, tmp_path):
     for split in None, "test", "Testing":  # another spelling of the same
         with pytest.raises(InputError, match="held_out_split test: name another split to train on"):
             chosen_for("emoji", split=split, held_out_split="test")
-    with pytest.raises(InputError, match="held_out_split held-out is a part of all images: leave it out, or give"):
-        chosen_for("emoji", split="train", held_out_split="held-out")  # the test images would be trained on
+    for split, other in ("train", "held-out"), ("not-held-out", "test"):  # held-out images would be trained on
+        with pytest.raises(InputError, match=f"{other}: .* or give --split not-held-out --held_out_split held-out"):
+            chosen_for("emoji", split=split, held_out_split=other)
+    plan.check_asked(tmp_path / "plan.json", FitConfig(f"{plan.images}/", ""))
     with pytest.raises(InputError, match="says size 'nano', not 'micro': leave it out to go on"):
         plan.check_asked(tmp_path / "plan.json", FitConfig(plan.images, "", size="micro"))
     with pytest.raises(InputError, match=r"trains on ten views of each image: .*: leave flip out to go on, or choose"):
@@ -479,7 +481,7 @@ def test_a_model_to_start_from_brings_its_tokenizer(known_times, photos):
     assert chosen.stages["baseline"] == chosen.stages["coarse"]
     with pytest.raises(InputError, match="its stages are of size micro: leave size out"):
         chosen_for(photos, image_size=32, start_from="emoji", size="nano")
-    with pytest.raises(InputError, match="another codebook than the tokenizer's"):
+    with pytest.raises(InputError, match=r"tokenizer's.*: give --tokenizer, the one that emoji was trained with"):
         chosen_for(photos, image_size=32, start_from="emoji", tokenizer="photos")
 
 
@@ -584,3 +586,7 @@ def test_a_tokenizer_is_judged_by_what_bundled_ones_reach(plan):
     assert warning(25.5, tokenizer="new", bundled=of_both) is None
     assert "--tokenizer new" in warning(18.0, tokenizer="photos", bundled={"photos": {"psnr": 18.0}})
     assert warning(26.0, tokenizer="photos", bundled=of_both) is None
+    by_lpips = {"emoji": {"psnr": 24.0, "lpips": 0.5}, "photos": {"psnr": 22.0, "lpips": 0.3}}
+    assert warning(22.0, tokenizer="photos", bundled=by_lpips) is None
+    alike = {"emoji": {"psnr": 24.0}, "photos": {"psnr": 24.9}}  # the plan took emoji; of all images it keeps less
+    assert warning(23.8, tokenizer="emoji", bundled=alike) is None

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+from ctf.sampling import Sampling
+
 LABELS = torch.tensor([3, 5])  # 5 is unconditional
 KINDS = pytest.mark.parametrize("kind", ["autoregressive", "masked"])
 TASKS = pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle", "middle, full"])
@@ -41,6 +43,17 @@ def test_against_the_definition(make, guided_logits, tokens, kind, task):
     assert torch.equal(hit, hits)
     assert torch.equal(stage.log_prob(tokens, LABELS), log_prob)
     torch.testing.assert_close(stage(tokens, LABELS), -log_prob, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["any_order", "masked, any"])
+def test_gradients_after_a_measurement_that_made_the_plan(make, tokens, kind):
+    """The plan is cached, and a measurement is made in inference mode."""
+    stage = make(kind, "all tokens")
+    stage.sampling = Sampling(order="random", order_seed=1234, steps=3)
+    with torch.inference_mode():
+        stage.scores(tokens, LABELS)
+    stage.log_prob(tokens, LABELS).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in stage.parameters())
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked", "masked, any"])

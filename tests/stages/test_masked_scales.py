@@ -118,5 +118,5 @@ def test_impossible_rounds_and_orders_are_refused(make):
         stage.resolved(Sampling(steps=1))
     with pytest.raises(InputError, match="cannot draw in the order raster: it is masked and takes scales"):
         stage.resolved(Sampling(order="raster"))
-    with pytest.raises(InputError, match="cannot draw in 2 steps: it is masked and takes 1"):
+    with pytest.raises(InputError, match="cannot draw in the order scales: it is masked and takes raster, confidence"):
         make("one", "fine").resolved(Sampling(order="scales"))

@@ -73,11 +73,6 @@ def test_upsample_repeats_pixels():
     torch.testing.assert_close(layer(x), layer.conv(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)))
 
 
-def test_last_layer_is_the_decoders_last_weight():
-    decoder = Decoder(small(channel_multipliers=(1,)))
-    assert decoder.last_layer is [p for p in decoder.parameters() if p.ndim == 4][-1]
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

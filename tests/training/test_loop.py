@@ -84,6 +84,12 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_its_milestone(monkeypatch, tok
         run(make_token_objective(tokens), tmp_path, milestones=(2,), checkpoint_every=2)
 
 
+def test_a_milestone_at_the_step_of_a_checkpoint_that_is_asked_for_later_is_kept(tokens, tmp_path):
+    run(make_token_objective(tokens), tmp_path, steps=3)
+    run(make_token_objective(tokens), tmp_path, steps=4, resume=True, milestones=(3,))
+    assert milestone_path(tmp_path, 3).exists()
+
+
 def test_other_views_of_the_same_tokens_or_other_clusters_are_other_data(tokens, tmp_path):
     plain, stage = tokens.gather(range(len(tokens))).numpy(), make_token_objective(tokens).module
     data = set()

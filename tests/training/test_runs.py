@@ -96,12 +96,19 @@ def test_classes_without_images_are_named(paths, tmp_path):
         )
 
 
+def test_held_out_tokens_that_are_trained_on_are_named(paths, tmp_path):
+    tokens = {"tokens": paths["tokens"], "held_out": paths["tokens"]}
+    with pytest.warns(UserWarning, match="tokens: held-out tokens are trained on too, so their figures say nothing"):
+        train_stage(BaselineTraining(str(tmp_path / "run"), size="nano", loop=make_loop(steps=1), **tokens))
+
+
 @pytest.mark.parametrize(
     ("split", "held_out_split", "shared"),
     [
         ("train", "test", False),
         ("not-held-out", "held-out", False),
         (None, "held-out", True),
+        ("not-held-out", "test", True),
         ("train", "train", True),
         ("train", "Training", True),
         ("train", "held-out", True),

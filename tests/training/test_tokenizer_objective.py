@@ -12,6 +12,7 @@ import torch
 from tiny_runs import interrupted, logged, make_image_set, make_loop, make_tokenizer_objective, run, tokenizer_training
 
 from ctf.errors import InputError
+from ctf.images import open_images
 from ctf.tokenizer import LPIPS, TOKENIZER_PRESETS, MultiScaleTokenizer, VQTokenizer
 from ctf.training.batches import ImageBatches
 from ctf.training.config import OptimizerConfig, TokenizerTraining
@@ -215,6 +216,14 @@ def test_the_discriminator_begins_at_its_step():
             not torch.equal(tensor, start[name]) for name, tensor in objective.discriminator.state_dict().items()
         )
         assert learned == ("adversarial" in values[0]) == (step == 1)
+
+
+def test_a_discriminator_that_never_begins_and_images_too_small_to_evaluate_are_said():
+    with pytest.warns(UserWarning, match="discriminator_start is 20000 and the run has 30 steps: .* never begins"):
+        make_tokenizer_objective(make_image_set(), tokenizer_training(discriminator_start=20_000))
+    small = open_images("emoji", "test", 8)
+    with pytest.raises(InputError, match="image_size 8 is too small for the SSIM of held-out images, which takes 11"):
+        TokenizerObjective(tokenizer_training(discriminator_weight=0.0), 6, small, small)
 
 
 def test_lpips_follows_the_model_to_its_device(tmp_path):

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ctf.bench.config import Method, Preset, SamplingBenchmark
-from ctf.codebook.clustering import cluster_codebook
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.layout import Layout
 from ctf.pipeline import StagePipeline
@@ -71,14 +70,14 @@ def random_pipeline(
     method: Method,
     sizes: Sequence[str],
     tokenizer: Tokenizer,
-    clusters: int,
+    coarse_map: CoarseMap,
     layout: Layout,
     sampling: Sampling | None = None,
     kind: str | None = None,
     device: torch.device = CPU,
 ) -> StagePipeline:
     """A system of the paper on `device`; `sizes` are those of its stages, `sampling` and `kind` are of the first."""
-    coarse_map, (first, *later) = cluster_codebook(tokenizer.codebook, clusters, "random"), METHODS[method]
+    first, *later = METHODS[method]
     sampling = sampling or Sampling(2.0, TEMPERATURE)
     stages = [random_stage(first, sizes[0], coarse_map, layout, sampling, kind, tokenizer, device)]
     for preset, size in zip(later, sizes[1:], strict=False):

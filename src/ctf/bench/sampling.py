@@ -217,9 +217,7 @@ def sampling_report(config: SamplingBenchmark) -> Iterator[str]:
             speed = measure_stage(stage, batch_size, config.runs, compute, places[0])
         else:
             sizes = (size, config.fine_size)
-            pipeline = random_pipeline(
-                method, sizes, tokenizer, config.num_clusters, config.layout, sampling, kind, device
-            )
+            pipeline = random_pipeline(method, sizes, tokenizer, coarse_map, config.layout, sampling, kind, device)
             pipeline.compute_in(compute)
             speed = measure_sampling(pipeline, batch_size, config.runs, *places)
         shares = {

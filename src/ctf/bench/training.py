@@ -60,7 +60,6 @@ class TrainingSpeed:
 
 def measure_training(stage: Stage, tokens: TokenSet, loop: LoopConfig, steps: int, machine: Machine) -> TrainingSpeed:
     """Time steps of the training loop with the paper's optimizer."""
-    # The backward pass has two products for each of the forward pass.
     operations = 3 * forward_operations(stage) / stage.num_tokens  # counted before blocks are compiled in place
     with temporary_folder() as folder:
         times = step_times(Trainer(TokenObjective(stage, tokens), folder, OptimizerConfig(), loop), WARM_UP + steps)

@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 from ctf.errors import InputError
 from ctf.files import check_writable, write_json
@@ -92,8 +91,9 @@ def likelihood(
         model: "emoji", "photos", a model folder or a hub id.
         steps: measure one stage in each of these numbers of steps, such as [1, 4, 16, 64]. Bits are those of the steps
             and the order, at temperature 1 without guidance.
-        stage: which; the first one without it.
-        order: of the stage's positions, the model's own without it; any but confidence, whose bits are not known.
+        stage: which one steps, order and schedule are of; the first one without it.
+        order: of the stage's positions, the model's own without it; any but confidence, whose bits are not known. Other
+            stages that are stored with that order take the default of their kind.
         schedule: how many positions each step takes, the model's own without it.
         order_seed: of the orders random and locality.
         region: measure the completion of this rectangle: its tokens given the others, as `ctf complete` samples them.
@@ -104,7 +104,7 @@ def likelihood(
         device: where to compute; auto is a GPU where there is one.
     """
     from ctf.completion import cells_in_region
-    from ctf.evaluation.likelihood import bits_by_steps, bits_per_token
+    from ctf.evaluation.likelihood import bits_by_steps, bits_per_token, known_orders
     from ctf.evaluation.steps_plot import plot_steps
     from ctf.model_folder import Pipeline
     from ctf.samples.complete import region_mask
@@ -118,7 +118,10 @@ def likelihood(
     pipeline, token_set = Pipeline.from_pretrained(model, device), TokenSet.open(tokens)
     name = (pipeline.stage(stage) if stage else pipeline.stages[0]).name
     settings = {"order": order, "schedule": schedule, "order_seed": order_seed}
-    overrides: dict[str, Any] = {f"{name}_{setting}": value for setting, value in settings.items()}
+    if stage and steps is None and not any(value is not None for value in settings.values()):
+        raise InputError(f"stage {stage} says whose steps or order are meant: give steps, order or schedule too")
+    overrides = known_orders([other for other in pipeline.stages if other.name != name])
+    overrides |= {f"{name}_{setting}": value for setting, value in settings.items()}
     if steps is None:
         height, width = pipeline.image_size
         kept = None if region is None else ~cells_in_region(region_mask((width, height), region), pipeline.layout)

@@ -39,9 +39,11 @@ def reproduce(
         seeds: of trainings, where they are repeated; else the first.
         steps: of every training, in place of the preset's.
         num: how many images a sample set has, in place of the preset's.
-        images: in place of the preset's, as for `ctf tokenize`.
+        images: in place of the preset's, as for `ctf tokenize`, with the same splits: train and test (emoji), train and
+            val (the others).
         tokenizer: in place of the preset's, as for `ctf tokenize`.
-        reference: in place of the preset's, as for `ctf evaluate samples`.
+        reference: in place of the preset's, as for `ctf evaluate samples`; images need a split train. Without it,
+            images of yours are their own reference, but for the preset imagenet, which keeps ADM's.
         device: where to train and sample; auto is a GPU where there is one.
     """
     from ctf.experiments.presets import PRESETS

@@ -195,9 +195,17 @@ def _check(
 ) -> None:
     """Find what has no likelihood before the work begins, which may be another pipeline's."""
     tokens.check_tokenizer(pipeline.tokenizer)
+    if kept is not None and bool(kept.all()):
+        raise InputError("kept holds every position: nothing is left to measure")
     for stage in pipeline.stages:
         _check_tokens(stage, tokens)
         stage.plan(sampling[stage.name], kept).fixed_groups(stage.name)
+
+
+def known_orders(stages: Sequence[Stage]) -> dict[str, Any]:
+    """Overrides that draw in the default order of its kind what is stored with the order confidence, whose bits are
+    not known."""
+    return {f"{s.name}_order": s.possible_orders[0] for s in stages if s.sampling.order == "confidence"}
 
 
 def of_classes(pipeline: StagePipeline, tokens: TokenSet) -> TokenSet:

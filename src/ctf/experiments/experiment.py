@@ -174,8 +174,9 @@ class Verdict:
     evidence: str
 
 
-#: Where more is better; elsewhere less is.
-HIGHER = ("IS", "precision", "recall")
+def more_is_better(metric: str) -> bool:
+    """Of a name of `METRICS`, or of a number of `Likelihood`."""
+    return metric != "FID" and not metric.endswith("bits_per_token")
 
 
 #: From the worst for a claim to the best.
@@ -194,7 +195,7 @@ def judge(claim: Claim, measured: list[Measured]) -> Verdict:
     by_name = {m.row.name: m for m in measured if claim.metric in m.values}
     if not by_name.keys() >= {*claim.better, *claim.worse}:
         return Verdict(claim, "not measured", "")
-    sign = 1 if claim.metric in HIGHER or claim.metric.endswith("accuracy") else -1
+    sign = 1 if more_is_better(claim.metric) else -1
     words, evidence = [], []
     for good in (by_name[name] for name in claim.better):
         for bad in (by_name[name] for name in claim.worse):

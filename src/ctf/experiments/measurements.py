@@ -238,7 +238,9 @@ class Likelihood(Result):
 
     def make(self, folder: Path, store: Store) -> None:
         stage = open_stage(self.stage.path(store)).to(usable_device(store.device))
-        score = stage_score(stage, TokenSet.open(store.get(self.tokens)), Sampling(**dict(self.way)), BATCH)
+        names = TokenSet.open(store.get(self.stage.training.tokens)).class_names
+        tokens = TokenSet.open(store.get(self.tokens)).in_classes(names, "the training tokens'")
+        score = stage_score(stage, tokens, Sampling(**dict(self.way)), BATCH)
         facts = {"name": stage.name, "exact": stage.given is None or stage.support == "cluster"}
         means = {"bits_per_token": float(score.bits.mean()), "accuracy": float(score.accuracy.mean())}
         write_json(folder / RESULT, facts | means)
@@ -287,7 +289,7 @@ class Speed(Result, Sampled):
             for pipeline, system in zip(pipelines, self.systems, strict=True)
         ]
         times = seconds_in_turns(calls, pipelines[0].device, self.repeats)
-        machine = str(measure_machine(pipelines[0].device))
+        machine = str(measure_machine(pipelines[0].device, pipelines[0].compute.dtype))
         each = [min(taken) / self.batch for taken in times]
         write_json(folder / RESULT, {"machine": machine, "seconds_per_image": each})
 

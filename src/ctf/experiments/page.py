@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from ctf.experiments.experiment import METRICS, Experiment, Measured, judge
+from ctf.experiments.experiment import METRICS, Experiment, Measured, judge, more_is_better
 from ctf.experiments.measurements import FIGURE, SAMPLES
 from ctf.experiments.presets import Preset
 from ctf.experiments.store import Store
@@ -103,9 +103,8 @@ def claims(experiment: Experiment, preset: Preset, store: Store) -> str:
 def title(metric: str, preset: Preset) -> str:
     """The name of a metric in a table, with the direction that is better."""
     inception = preset.features == "inception"
-    words = {"FID": "FID ↓" if inception else "Fréchet distance ↓", "IS": "IS ↑" if inception else "score ↑"}
-    arrow = "↓" if metric.endswith("bits_per_token") else "↑"
-    return words.get(metric, f"{metric.replace('_', ' ')} {arrow}")
+    words = {"FID": "FID" if inception else "Fréchet distance", "IS": "IS" if inception else "score"}
+    return f"{words.get(metric, metric.replace('_', ' '))} {'↑' if more_is_better(metric) else '↓'}"
 
 
 def draw(path: Path, experiment: Experiment, measured: list[Measured], preset: Preset) -> None:
@@ -113,6 +112,7 @@ def draw(path: Path, experiment: Experiment, measured: list[Measured], preset: P
     shown = [name for name in (*METRICS, "bits_per_token") if any(name in m.values for m in measured)]
     columns = min(len(shown), 3)
     height = -(-len(shown) // columns)
+    known: dict[str, Any] = {}  # a panel may lack a curve
     with plot(path, 6 * columns, 4 * height) as figure:
         for place, name in enumerate(shown, start=1):
             axes = figure.add_subplot(height, columns, place)
@@ -124,14 +124,17 @@ def draw(path: Path, experiment: Experiment, measured: list[Measured], preset: P
                 _draw_curves(axes, rows, name, experiment.curve)
                 axes.set_xlabel(experiment.columns[experiment.curve])
                 lines, labels = axes.get_legend_handles_labels()
-                if name == shown[0] and len(labels) > 1:
-                    figure.legend(lines, labels, loc="outside lower center", ncols=min(3, len(labels)))
+                known |= dict(zip(labels, lines, strict=True))
+        if len(known) > 1:
+            figure.legend([*known.values()], [*known], loc="outside lower center", ncols=min(3, len(known)))
 
 
 def _draw_points(axes: Axes, rows: list[Measured], metric: str) -> None:
     """A point for each row."""
     at = range(len(rows))
-    axes.errorbar(at, [m.mean(metric) for m in rows], _errors(rows, metric), fmt="o", color=COLOR, capsize=3)
+    axes.errorbar(
+        at, [m.mean(metric) for m in rows], [m.deviation(metric) for m in rows], fmt="o", color=COLOR, capsize=3
+    )
     axes.set_xticks(at, ["\n".join(m.row.name) for m in rows], fontsize=8)
     axes.margins(x=0.15, y=0.15)
     axes.grid(axis="y", alpha=0.3)
@@ -145,16 +148,11 @@ def _draw_curves(axes: Axes, rows: list[Measured], metric: str, curve: int) -> N
         curves.setdefault(", ".join(words), []).append(m)
     for label, each in curves.items():
         x, y = [float(m.row.name[curve]) for m in each], [m.mean(metric) for m in each]
-        axes.errorbar(x, y, _errors(each, metric), label=label, marker="o", capsize=2)
+        axes.errorbar(x, y, [m.deviation(metric) for m in each], label=label, marker="o", capsize=2)
     numbers = sorted({float(m.row.name[curve]) for m in rows})
     if numbers[0] > 0 and numbers[-1] >= 8 * numbers[0]:
         axes.set_xscale("log", base=2)
         axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
-
-
-def _errors(rows: list[Measured], metric: str) -> list[float]:
-    """Standard deviations of a seed; 0 of rows of one seed."""
-    return [m.deviation(metric) if len(m.values[metric]) > 1 else 0.0 for m in rows]
 
 
 def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> bool:

@@ -13,7 +13,7 @@ from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError
 from ctf.experiments.artifacts import Clusters, Data, Tokens, Training
 from ctf.experiments.presets import IMAGENET
-from ctf.experiments.reproduce import duration
+from ctf.progress import duration
 from ctf.stages.registry import find_kind
 from ctf.stages.transformer_stage import TransformerStage
 from ctf.tokens.token_set import TokenSet
@@ -98,7 +98,7 @@ def plan_stage(config: TokenTraining, data: Data, num_clusters: int, cluster: Cl
         )
     own: dict[str, Any] = {"out": "", "tokens": "", "held_out": None, "tokenizer": None}
     maps: tuple[tuple[str, Clusters], ...] = ()
-    if hasattr(config, "coarse_map") and not isinstance(config, BaselineTraining):
+    if not isinstance(config, BaselineTraining):
         own["coarse_map"], maps = "map", (("coarse_map", Clusters(data, num_clusters)),)
     training = Training(dataclasses.replace(config, **own), Tokens(data, "train"), Tokens(data, "test"), maps)
     stage, steps = training.stage(), loop.total_steps(data.num_images)

@@ -34,7 +34,7 @@ class Preset:
         sizes: named sizes that stand for the paper's B, L and XL.
         training: settings of every training, of `TokenTraining`.
         features, reference, reference_split: of the metrics, as for `ctf evaluate samples`; other images in place of
-            the preset's are their own reference.
+            emoji or photographs are their own reference.
         num_samples: images of a sample set.
         seeds: of the experiments that are repeated; the others take the first.
         table_sizes: the paper's sizes that Tables 1 and 2 compare; Fig. 3 shows the last one.

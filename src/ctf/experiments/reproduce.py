@@ -9,14 +9,19 @@ from ctf.bench.gpus import UTILISATION
 from ctf.bench.machine import matrix_rate
 from ctf.device import device_name, usable_device
 from ctf.errors import InputError
+from ctf.evaluation.features import open_features
+from ctf.evaluation.reference import holds_moments_only, open_reference_images
 from ctf.experiments.artifacts import Training
 from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Experiment
+from ctf.experiments.measurements import Metrics
 from ctf.experiments.page import write_report
 from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import Preset
 from ctf.experiments.store import Artifact, Pace, Store, in_order
 from ctf.files import check_writable
+from ctf.models.config import Compute
+from ctf.progress import duration
 from ctf.reporting.page import PAGE
 
 
@@ -39,7 +44,12 @@ def reproduce(name: str, preset: Preset, out: str, device: str = "auto", command
     experiment, store, folder = find(name)(preset), Store(Path(out), device), Path(out) / name
     check_writable(folder, "folder")
     usable_device(device)
-    for artifact in experiment.artifacts(preset) if make else []:
+    artifacts = experiment.artifacts(preset) if make else []
+    if any(isinstance(artifact, Metrics) and not store.has(artifact) for artifact in artifacts):
+        open_features(preset.features, None, device)  # what is wrong with these is said before the work begins
+        if not holds_moments_only(preset.reference):
+            open_reference_images(preset.reference, preset.reference_split, (preset.data.image_size,) * 2)
+    for artifact in artifacts:
         store.get(artifact)
     write_report(folder, experiment, preset, store, command)
     return folder / PAGE
@@ -49,7 +59,7 @@ def plan(name: str, preset: Preset, out: str, device: str = "auto") -> str:
     """The plan of an experiment as text: its artifacts, which are missing, and their operations and time."""
     experiment, store = find(name)(preset), Store(Path(out))
     artifacts, machine = in_order(experiment.artifacts(preset)), usable_device(device)
-    pace = preset.pace or Pace(device_name(machine), UTILISATION * matrix_rate(machine))
+    pace = preset.pace or Pace(device_name(machine), UTILISATION * matrix_rate(machine, Compute().on(machine).dtype))
     lines = [experiment.title, "", f"{'':12}{'all':>6}{'missing':>9}{'operations':>13}{'time':>12}"]
     missing = [artifact for artifact in artifacts if not store.has(artifact)]
     for room in dict.fromkeys(artifact.room for artifact in artifacts):
@@ -75,10 +85,3 @@ def _line(title: str, count: int, missing: Sequence[Artifact], pace: Pace) -> st
     operations = sum(artifact.operations() for artifact in missing)
     seconds = sum(artifact.seconds(pace) for artifact in missing)
     return f"{title:12}{count:6}{len(missing):9}{operations:13.2e}{duration(seconds):>12}"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that suits."""
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 3 * 86_400 else f"{seconds / 86_400:.1f} days"

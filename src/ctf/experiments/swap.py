@@ -56,7 +56,10 @@ def swap_images(tokenizer: Tokenizer, images: ImageSet, cluster_counts: tuple[in
         cluster_counts: values of M.
         seed: of clusterings and swaps.
     """
-    batches = ((indices, tokenizer.encode(to_tensor(batch)), batch) for indices, batch, _ in images.batches(BATCH))
+    batches = (
+        (indices, tokenizer.encode(to_tensor(batch)), batch)
+        for indices, batch, _ in images.batches(images.as_many_pixels(BATCH))
+    )
     layout, shown = tokenizer.layout((images.size, images.size)), np.linspace(0, len(images) - 1, COLUMNS)
     return _swap(tokenizer, layout, batches, shown, cluster_counts, seed)
 

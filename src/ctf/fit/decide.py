@@ -12,13 +12,13 @@ import torch
 from ctf.errors import InputError
 from ctf.fit.config import NEW, NOTHING, FitConfig
 from ctf.fit.measure import bundled_tokenizers, compare_tokenizers, measure_times
-from ctf.fit.plan import SYSTEMS, Plan, check_classes, files_of, in_words
+from ctf.fit.plan import SYSTEMS, Plan, check_classes, files_of
 from ctf.fit.recipes import RECIPES, tokenizer_to_train
 from ctf.fit.stages import brings_tokenizer, plan_stages, size_of, stages_to_start_from
-from ctf.images.image_set import MADE_SPLITS, every_tenth, open_images
-from ctf.images.splits import match_split
+from ctf.images.image_set import MADE_SPLITS, every_tenth, open_images, splits_overlap
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_folder import find_model
+from ctf.progress import duration
 from ctf.tokenizer.config import scales_up_to
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.registry import BUNDLED, new_tokenizer
@@ -93,15 +93,10 @@ class Task:
         if split is self.held_out_split is None:
             if num_held_out := int(every_tenth(self.images.labels).sum()):
                 self.held_out_split, self.count = MADE_SPLITS[0], self.count - num_held_out
-        elif self.held_out_split is not None and (split is None or match_split(self.held_out_split, [split])):
-            # "Train" is "train" too.
+        elif self.held_out_split is not None and splits_overlap(split, self.held_out_split):
             raise InputError(
-                f"held_out_split {self.held_out_split}: name another split to train on, such as --split train"
-            )
-        elif self.held_out_split in MADE_SPLITS and {split, self.held_out_split} != {*MADE_SPLITS}:
-            raise InputError(
-                f"held_out_split {self.held_out_split} is a part of all images: leave it out, or give --split "
-                f"{MADE_SPLITS[1]} --held_out_split {MADE_SPLITS[0]}"
+                f"held_out_split {self.held_out_split}: name another split to train on, such as --split train, or give "
+                f"--split {MADE_SPLITS[1]} --held_out_split {MADE_SPLITS[0]}"
             )
         if self.held_out_split is not None:
             self.test = open_images(config.images, self.held_out_split, size)
@@ -241,11 +236,11 @@ class Task:
         reasons = plan.reasons
         if (total := sum(seconds.values())) > 1.1 * time:
             reasons += (
-                f"--time {self.config.time} is too short: the shortest plan takes {in_words(total)}, and only from "
-                f"{in_words(max(total, fixed + passes))} on does each training see every image",
+                f"--time {self.config.time} is too short: the shortest plan takes {duration(total)}, and only from "
+                f"{duration(max(total, fixed + passes))} on does each training see every image",
             )
         elif fixed + passes > 1.1 * time:
-            reasons += (f"only from {in_words(fixed + passes)} on does each training see every image",)
+            reasons += (f"only from {duration(fixed + passes)} on does each training see every image",)
         return replace(
             plan,
             steps=steps,

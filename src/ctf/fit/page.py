@@ -40,7 +40,7 @@ def curves(path: Path, logs: dict[str, Log]) -> None:
             if name in known:
                 axes.plot(*known[name], color=GREY, label="the bundled emoji model")
             axes.plot([line["epoch"] for line in lines], values, color=COLOR, linewidth=2, label="this run")
-            axes.set(xlabel="passes over the images", ylabel=unit, ylim=(0, None), yscale="linear")
+            axes.set(xlabel="passes over the images", ylabel=unit, ylim=(0, None))
             axes.set_title(name)
             axes.legend()
 

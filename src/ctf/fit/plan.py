@@ -15,6 +15,7 @@ from ctf.fingerprint import text_fingerprint
 from ctf.fit.config import NEW, NOTHING, FitConfig
 from ctf.images.image_set import MADE_SPLITS, ImageSet, open_images
 from ctf.layout import Layout, with_layout
+from ctf.progress import duration
 from ctf.sampling.settings import Sampling
 from ctf.stages.registry import kind_settings
 from ctf.tokenizer.config import TokenizerConfig
@@ -162,7 +163,7 @@ class Plan:
             work = f"{what}, {self.steps[part]:,} steps of {batch} images"
         else:
             work = WORK[part]
-        return f"{part}: {work}" + (f", about {in_words(self.seconds[part])}" if self.seconds else "")
+        return f"{part}: {work}" + (f", about {duration(self.seconds[part])}" if self.seconds else "")
 
     def open(self) -> tuple[ImageSet, ImageSet]:
         """The images to train on and those to measure.
@@ -254,7 +255,7 @@ class Plan:
         lines += [*self.reasons, f"the report's figures: on {self.scope}"]
         lines += map(self.line, ["planning", *self.parts] if self.seconds else self.parts)
         if self.seconds:
-            lines.append(f"together: about {in_words(sum(self.seconds.values()))}")
+            lines.append(f"together: about {duration(sum(self.seconds.values()))}")
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
@@ -279,7 +280,8 @@ class Plan:
         """Raise InputError if what is asked for now differs from what the plan in `path` says."""
         for name in (field.name for field in fields(config) if hasattr(self, field.name)):
             value = getattr(config, name)
-            if value is not None and value is not False and getattr(self, name) != value:
+            same = str(getattr(self, name)).rstrip("/") == str(value).rstrip("/")  # of folders
+            if value is not None and value is not False and not same:
                 raise InputError(
                     f"{path} says {name} {shorten(getattr(self, name))}, not {shorten(value)}: leave it out to go "
                     "on, or choose another --out"
@@ -287,13 +289,6 @@ class Plan:
         if not config.flip and self.augmentation != "none":
             says = f"{path} trains on {VIEWS_IN_WORDS[self.augmentation]}"
             raise InputError(f"{says}: leave flip out to go on, or choose another --out")
-
-
-def in_words(seconds: float) -> str:
-    """A time in the unit that suits."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def files_of(*parts: ImageSet) -> str:

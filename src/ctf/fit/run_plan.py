@@ -19,12 +19,12 @@ from ctf.bench.machine import seconds_in_turns
 from ctf.classes import renumbered
 from ctf.device import usable_device
 from ctf.errors import InputError
-from ctf.evaluation.likelihood import bits_per_token
+from ctf.evaluation.likelihood import bits_per_token, known_orders
 from ctf.files import check_writable, read_json_lines, write_json
 from ctf.fit.config import NEW
 from ctf.fit.decide import NEAR, POOR_PSNR
 from ctf.fit.page import CURVES, MODEL, SHEET, curves, figures, write_report
-from ctf.fit.plan import MAP, PLAN, SHEET_SIZE, Plan, in_words
+from ctf.fit.plan import MAP, PLAN, SHEET_SIZE, Plan
 from ctf.fit.stages import make_clusters
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_tensor
@@ -33,6 +33,7 @@ from ctf.interop.tokenizers import open_tokenizer
 from ctf.model_card import About
 from ctf.model_folder import Pipeline, assemble, complete_card, open_stage
 from ctf.pipeline import StagePipeline
+from ctf.progress import duration
 from ctf.reporting.page import PAGE
 from ctf.run_folder import RUN_LOG, RUN_MODEL
 from ctf.tokenizer.measure import measure_tokenizer
@@ -112,8 +113,7 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
             stages = [open_stage(run / name) for name in plan.systems[system]]
             systems[system] = Pipeline(model.tokenizer, model.class_names, stages).to(device)
         held_out = TokenSet.open(run / "tokens" / "test")
-        by_confidence = [stage for stage in model.stages if stage.sampling.order == "confidence"]  # has no likelihood
-        orders: dict[str, Any] = {f"{stage.name}_order": stage.possible_orders[0] for stage in by_confidence}
+        orders = known_orders(model.stages)
         metrics["likelihood"] = bits_per_token(model, held_out, against=systems.get("baseline"), **orders)
         sheet, metrics["images_per_second"] = _sheet(systems, test, plan.seed)
         save_png(run / SHEET, sheet)
@@ -127,7 +127,7 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
     write_json(run / METRICS, metrics)
     announce("\n".join(figures(metrics)))
     announce(
-        f"Done in {in_words(sum(seconds.values()))}: open {run / PAGE}; "
+        f"Done in {duration(sum(seconds.values()))}: open {run / PAGE}; "
         f"sample more with `ctf sample --model {shlex.quote(str(run / MODEL))} --out samples`"
     )
     return metrics
@@ -148,7 +148,8 @@ def tokenizer_warning(plan: Plan, psnr: float) -> str | None:
     if plan.bundled:
         best = max(plan.bundled, key=lambda name: plan.bundled[name]["psnr"])
         reached = plan.bundled[best]["psnr"]
-        if plan.tokenizer != best and psnr < reached - NEAR["psnr"]:
+        kept = plan.bundled.get(plan.tokenizer, {"psnr": psnr})  # of the same hundred images, where it is bundled
+        if "lpips" not in kept and kept["psnr"] < reached - NEAR["psnr"]:
             return (
                 f"{lost}: the bundled one, {best}, keeps {reached:.1f} dB of a hundred of them; take --tokenizer {best}"
             )

@@ -53,7 +53,10 @@ def stages_to_start_from(config: FitConfig, source: str, tokenizer: Tokenizer) -
     why = f"the stages start from those of {start}, with their sizes and sampling settings"
     for stage in stages:
         if stage.codebook is not None:
-            stage.check_tokenizer(tokenizer)
+            try:
+                stage.check_tokenizer(tokenizer)
+            except InputError as error:
+                raise InputError(f"{error}: give --tokenizer, the one that {start} was trained with") from None
         elif stage.codebook_size == tokenizer.codebook_size:
             why += f". They should be of this tokenizer's codebook, which {start} does not say"
         else:

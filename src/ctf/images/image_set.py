@@ -17,6 +17,7 @@ from ctf.fingerprint import text_fingerprint
 from ctf.images.crop import Crop, center_crop
 from ctf.images.records import Records, warn
 from ctf.images.sources import open_records
+from ctf.images.splits import match_split
 from ctf.images.urls import UnreachableError, is_url, url_records
 
 MAX_ASPECT = 100  # longer by shorter side: a crop from a hair-thin image would first make it as long as it is thin
@@ -131,16 +132,16 @@ class ImageSet:
         """Names of the unreadable images met so far, in the order of the set."""
         return [self._unreadable[index] for index in sorted(self._unreadable)]
 
-    def report_skipped(self, shown: int = 5) -> str:
+    def report_skipped(self) -> str:
         """One line that counts the unreadable images met so far and names the first ones; "" if there were none."""
-        return report_skipped(self.skipped, len(self), shown)
+        return report_skipped(self.skipped, len(self))
 
 
-def report_skipped(names: Sequence[str], count: int, shown: int = 5) -> str:
+def report_skipped(names: Sequence[str], count: int) -> str:
     """One line on unreadable images, by `names`, of `count`; "" if there were none."""
     if not names:
         return ""
-    return f"Left out {len(names)} of {count} images as unreadable: {shortened(names, shown)}"
+    return f"Left out {len(names)} of {count} images as unreadable: {shortened(names)}"
 
 
 def decode(
@@ -210,6 +211,13 @@ class RangeError(ValueError):
     """Numbers of more than 8 bits without a known range."""
 
 
+def splits_overlap(split: str | None, other: str | None) -> bool:
+    """Whether two splits of one source share images: one is all of it, both are one, or one alone is made of all."""
+    if split is None or other is None or match_split(other, [split]) is not None:
+        return True
+    return len({split, other} & {*MADE_SPLITS}) == 1
+
+
 def open_images(source: str, split: str | None = None, size: int = 64) -> ImageSet:
     """Open a set of images.
 
@@ -228,7 +236,7 @@ def open_images(source: str, split: str | None = None, size: int = 64) -> ImageS
             a .parquet file, a folder of them, or a folder that `datasets` saved;
             a .tar file, a pattern ("path/*.tar") or a folder of them: WebDataset shards with images under `jpg`,
                              `png`, … and labels under `cls` or in `json`'s "label";
-            "hf://name"      a data set of the Hugging Face Hub;
+            "hf://name"      a data set of the Hugging Face Hub, "hf://owner/name/config" where it has several;
             another URL      "s3://…", "gs://…", "https://…", "file://…": such a folder, file or pattern, read where it
                              lies. (Of local Parquet `datasets` makes a copy first.)
             Labels of another column: "x.parquet#fine_label"; "x.parquet#" is one class.

@@ -109,7 +109,7 @@ def _made(name: str, sampler: Callable[[], Any]) -> Sampler:
         made = sampler()
     except Exception as error:  # the user's code fails in any way
         raise InputError(f"sampler {name} cannot be made ({error}): name a class that needs no arguments") from None
-    return made if isinstance(made, Independent | Confidence) else Checked(name, made)
+    return made if type(made) in (Independent, Confidence) else Checked(name, made)
 
 
 class Checked(Sampler):

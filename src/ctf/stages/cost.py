@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +92,11 @@ def _counted(groups: tuple[Group, ...]) -> list[int]:
     return sorted({*first, *ends, *(i + 1 for i in first if i not in ends)})
 
 
-def sampling_memory(stages: Iterable[tuple[Stage, Sampling]], batch: int, compute: Compute, decoding: int = 0) -> int:
+def sampling_memory(stages: Sequence[tuple[Stage, Sampling]], batch: int, compute: Compute, decoding: int = 0) -> int:
     """Bytes that a batch adds to loaded stages and their decoder, which takes `decoding` bytes.
 
     On a CPU stages and decoder reuse each other's memory. On a GPU each keeps its own, for its stream or its graph.
     """
-    stages = list(stages)
     weights = sum(stage.weight_bytes(compute.on(stage.device)) for stage, _ in stages)
     parts = [decoding, *(activation_bytes(stage, batch, sampling, compute) for stage, sampling in stages)]
     return LIBRARIES + int(weights) + (sum(parts) if stages[0][0].device.type == "cuda" else max(parts))

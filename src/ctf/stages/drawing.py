@@ -104,28 +104,24 @@ class Drawable(Protocol):
     def observe(self, state: Any, group: Group, labels: Tensor) -> None: ...
 
 
+@lru_cache
+@torch.inference_mode(False)  # the cache outlives the call, and training may use these tensors
 def plan_groups(
-    sampling: Sampling, layout: Layout, device: torch.device, kept: Tensor | None = None
+    sampling: Sampling, layout: Layout, device: torch.device, kept: tuple[bool, ...] | None = None
 ) -> tuple[Group, ...]:
-    """The groups of a resolved `sampling`. Kept positions, bool (N,), come first, in the same order."""
-    if kept is None:
-        return _cached_groups(sampling, layout, device)
-    return _groups(sampling, layout, device, kept.cpu())
-
-
-def _groups(sampling: Sampling, layout: Layout, device: torch.device, kept: Tensor | None = None) -> tuple[Group, ...]:
+    """The groups of a resolved `sampling`. Kept positions, N flags, come first, in the same order."""
     total, order = layout.num_tokens, sampling.order
-    kept = torch.zeros(total, dtype=torch.bool) if kept is None else kept
-    free, steps = total - int(kept.sum()), sampling.steps or 1
+    known = torch.tensor(kept or [False] * total)
+    free, steps = total - int(known.sum()), sampling.steps or 1
     if order is None or order == "confidence":  # every step covers all positions; the sampler chooses among them
         sizes = group_sizes(free, min(steps, free), sampling.schedule) if free else []
-        first = [torch.arange(total)[kept]]
+        first = [torch.arange(total)[known]]
         drawn = [(torch.arange(total), size) for size in sizes]
     else:
         each = layout.sizes if order == "scales" else tuple(group_sizes(total, steps, sampling.schedule))
         groups = order_groups(order, layout, each, sampling.order_seed)
-        first = [group[kept[group]] for group in groups]
-        drawn = [(positions, len(positions)) for positions in (group[~kept[group]] for group in groups)]
+        first = [group[known[group]] for group in groups]
+        drawn = [(positions, len(positions)) for positions in (group[~known[group]] for group in groups)]
     found: list[Group] = []
     before = 0
     for positions, count in [*((positions, len(positions)) for positions in first), *drawn]:
@@ -134,9 +130,6 @@ def _groups(sampling: Sampling, layout: Layout, device: torch.device, kept: Tens
             found.append(Group(_index(positions, device), len(positions), count, len(found), before, is_kept))
             before += count
     return tuple(found)
-
-
-_cached_groups = lru_cache(_groups)
 
 
 def scale_groups(layout: Layout, kept: Tensor | None = None) -> tuple[Group, ...]:
@@ -151,8 +144,7 @@ def scale_groups(layout: Layout, kept: Tensor | None = None) -> tuple[Group, ...
 def _index(positions: Tensor, device: torch.device) -> Tensor | slice:
     if bool((positions.diff() == 1).all()):
         return slice(int(positions[0]), int(positions[-1]) + 1)
-    with torch.inference_mode(False):  # the cache outlives the call, and training may use these tensors
-        return send(positions, device)
+    return send(positions, device)
 
 
 @torch.no_grad()

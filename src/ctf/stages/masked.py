@@ -85,7 +85,7 @@ class Masked(TransformerStage):
 
     def training_states(self, targets: Tensor, labels: Tensor, given: Tensor | None) -> TrainingStates:
         if self.once:
-            return self._hidden(torch.full_like(targets, -1), labels, given), targets, given
+            return self._hidden(targets, labels, given), targets, given
         hide, count = self._hiding(targets)  # (B, N), and their number, so that no size depends on values on a GPU
         where = torch.nonzero_static(hide.flatten(), size=count).squeeze(1)
         states = self._hidden(targets.masked_fill(hide, -1), labels, given)
@@ -121,10 +121,8 @@ class Masked(TransformerStage):
     def _hidden(self, known: Tensor, labels: Tensor, given: Tensor | None) -> Tensor:
         """States (B, N, dim) from labels (B, N), −1 where hidden; a stage trained for one round reads none of them."""
         inputs = None
-        if self.once:
-            known = torch.full_like(known, -1)
         if self.config.input_vocab:
-            inputs = known.where(known >= 0, self.config.input_vocab - 1)
+            inputs = torch.zeros_like(known) if self.once else known.where(known >= 0, self.config.input_vocab - 1)
         return self.transformer.hidden(inputs, labels, given)
 
     def begin(self, labels: Tensor, given: Tensor | None, plan: DrawPlan) -> MaskedState:

@@ -43,8 +43,10 @@ def find_kind(name: str) -> type[Stage]:
     """The kind called `name`, or of a user's file: "file.py:Class". Raises InputError if there is none."""
     if ":" in name:
         found = load_object(name)
-        if not (isinstance(found, type) and issubclass(found, Stage) and hasattr(found, "kind")):
-            raise InputError(f"{name} is no kind of stage: name a subclass of ctf.stages.Stage with a `kind`")
+        if not (isinstance(found, type) and issubclass(found, Stage) and "kind" in vars(found)):
+            raise InputError(
+                f"{name} is no kind of stage: name a subclass of ctf.stages.Stage with a `kind` of its own"
+            )
         return register_kind(found)
     if name not in KINDS:
         import_plugins()
@@ -179,5 +181,4 @@ def generate_tokens(
     """
     settings = Sampling.of(sampling)
     random = Random(torch.randint(2**63 - 1, (len(labels),)) if seeds is None else seeds, place)
-    packed = stage.pack(Compute("float32"))
-    return torch.as_tensor(packed.generate(labels, random, settings, given))
+    return stage.pack(Compute("float32")).generate(labels, random, settings, given)

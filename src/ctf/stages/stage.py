@@ -250,7 +250,10 @@ class Stage(nn.Module, ABC):
     @property
     def possible_orders(self) -> tuple[Order, ...]:
         """Orders in which the stage can draw, its default first."""
-        return ("scales",) if self.by_scales else possible_orders(self.orders, self.layout)
+        if self.by_scales:
+            return ("scales",)
+        orders = possible_orders(self.orders, self.layout)
+        return orders if len(self.layout) in self.possible_steps else tuple(o for o in orders if o != "scales")
 
     @property
     def possible_steps(self) -> range:
@@ -297,7 +300,8 @@ class Stage(nn.Module, ABC):
         sampling = self.resolved(sampling)
         if self.by_scales:
             return DrawPlan(sampling, scale_groups(self.layout, kept))
-        return DrawPlan(sampling, plan_groups(sampling, self.layout, self.device, kept))
+        flags = None if kept is None else tuple(kept.tolist())
+        return DrawPlan(sampling, plan_groups(sampling, self.layout, self.device, flags))
 
     def levels(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The codebook's own tokens (B, N) → φ(tokens), eq. 7, of the predicted and the given level, (B, N) both."""

@@ -133,11 +133,6 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3 * config.patch_size**2, 3, padding=1)
 
-    @property
-    def last_layer(self) -> Tensor:
-        """The weight at which VQGAN balances the adversarial against the reconstruction gradient."""
-        return self.conv_out.weight
-
     def forward(self, z: Tensor) -> Tensor:
         x = self.middle(self.conv_in(z))
         for level in self.levels:

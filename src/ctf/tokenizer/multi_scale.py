@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -76,7 +75,7 @@ class MultiScaleTokenizer(ConvolutionalTokenizer):
 
     @classmethod
     def new(cls, model: TokenizerConfig, **own: Any) -> ConvolutionalTokenizer:
-        return super().new(dataclasses.replace(model, l2_normalize=False), **own)  # which the family vq alone has
+        return super().new(model, **own, l2_normalize=False)  # which the family vq alone has
 
     @property
     def residual_fingerprint(self) -> str:

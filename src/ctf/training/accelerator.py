@@ -30,14 +30,13 @@ def build_accelerator(config: LoopConfig) -> Any:
     # Longer than the patience of `Watch`, whose message says more than that of the backend.
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=2 * config.patience + 60))
     try:
-        accelerator = Accelerator(mixed_precision=MODES[precision], cpu=on_cpu, kwargs_handlers=[group])
+        return Accelerator(mixed_precision=MODES[precision], cpu=on_cpu, kwargs_handlers=[group])
     except ValueError as error:
         raise InputError(f"loop.precision {precision!r} does not work here ({error}): choose float32") from None
-    return accelerator
 
 
 def native_precision(device: str = "auto") -> str:
     """The precision that `device` multiplies natively: "bfloat16", else "float32"."""
     if device != "cpu" and torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"

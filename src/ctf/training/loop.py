@@ -169,7 +169,7 @@ class Trainer:
         optimizers = build_optimizers(model, optimizer_config)
         # "Evaluation" leaves out DDP, which sharded weights do without.
         self.module = self.accelerator.prepare_model(trained, evaluation_mode=self.is_sharded)
-        self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in optimizers.values()]
+        self.optimizers = [*optimizers.values()]
         self.skipped = SkippedSteps(self.optimizers, device)
         self.flags: deque[Tensor] = deque()
         self.parts: dict[str, Part] = {"model": model, **optimizers, **objective.extra}
@@ -202,6 +202,8 @@ class Trainer:
             self.watch,
             closing(self.checkpoints),
         ):
+            if self.done in c.milestones:  # asked for since
+                self._keep(self.done)
             if self._is_evaluated(self.done) and not log.evaluated:  # a kill came in between
                 self._report_or_stop(self.done, log, interrupted)
             for step in range(self.done, self.steps):

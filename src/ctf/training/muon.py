@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +34,7 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:  # type: ignore[override]  # without a closure
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
@@ -52,7 +47,6 @@ class Muon(Optimizer):
                 torch._foreach_sub_(changed, list(updates.to(matrices[0].dtype)), alpha=scale)
                 for p, new in zip(matrices, changed, strict=True):
                     p.copy_(self._unless_skipped(new, p))
-        return loss
 
     def _momentum(self, p: Tensor, momentum: float) -> Tensor:
         """Nesterov momentum: the running mean of gradients, one step ahead."""

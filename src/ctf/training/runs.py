@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import numpy as np
 import torch
@@ -10,9 +11,8 @@ import torch
 from ctf.codebook.coarse_map import CoarseMap
 from ctf.device import usable_device
 from ctf.errors import InputError, shortened
-from ctf.images.image_set import MADE_SPLITS, open_images
+from ctf.images.image_set import open_images, splits_overlap
 from ctf.images.records import warn
-from ctf.images.splits import match_split
 from ctf.interop.tokenizers import open_tokenizer
 from ctf.models.loss import ClusterLoss
 from ctf.stages.registry import new_stage
@@ -29,15 +29,13 @@ def train_tokenizer(config: TokenizerTraining) -> dict[str, float]:
     """Train a tokenizer; returns the last evaluation. Raises InputError as `train` does."""
     images = open_images(config.images, config.split, config.image_size)
     held_out = open_images(config.held_out, config.held_out_split, config.image_size) if config.held_out else None
-    split, other = config.split, config.held_out_split
-    shared = split is None or other is None or match_split(other, [split]) or len({split, other} & {*MADE_SPLITS}) == 1
-    if config.held_out == config.images and shared:
+    if config.held_out == config.images and splits_overlap(config.split, config.held_out_split):
         warn(f"{config.held_out}: held-out images are trained on too, so their figures say nothing of new images")
     torch.manual_seed(config.loop.seed)
     objective = TokenizerObjective(config, config.loop.total_steps(len(images)), images, held_out)
     metrics = train(objective, config.out, config.optimizer, config.loop, config)
     if note := images.report_skipped():
-        print(note)
+        print(note, file=sys.stderr)
     return metrics
 
 
@@ -49,6 +47,8 @@ def train_stage(config: TokenTraining) -> dict[str, float]:
     tokens = TokenSet.open(config.tokens)
     if unseen := [tokens.class_names[label] for label in np.flatnonzero(tokens.images_per_class == 0)]:
         warn(f"{config.tokens} has no image of the classes {shortened(unseen)}: do not sample them")
+    if config.held_out == config.tokens:
+        warn(f"{config.held_out}: held-out tokens are trained on too, so their figures say nothing of new images")
     predicts, given = (CoarseMap.load(path) if path else None for path in (task.predicts, task.given))
     held_out = TokenSet.open(config.held_out) if config.held_out else None
     torch.manual_seed(config.loop.seed)

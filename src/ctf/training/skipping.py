@@ -18,7 +18,7 @@ class SkippedSteps:
     """
 
     def __init__(self, optimizers: list[Any], device: torch.device) -> None:
-        self.optimizers = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]  # accelerate wraps
+        self.optimizers = optimizers
         self._count, self._row, self._longest = (torch.zeros((), device=device) for _ in range(3))
 
     def judge(self, norm: Tensor) -> Tensor:

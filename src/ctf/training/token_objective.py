@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,6 +75,8 @@ class TokenObjective(Objective):
                 raise InputError(
                     f"{part.folder} and the stage belong to different codebooks: tokenize or cluster again"
                 )
+        if cluster_loss is not None and not isinstance(stage, TransformerStage):
+            raise InputError(f"stages of kind {stage.kind} have no loss on clusters: leave out cluster_loss_weight")
         if tokenizer is not None:
             tokens.check_tokenizer(tokenizer)
         self.module, self.tokens, self.held_out, self.tokenizer = stage, tokens, held_out, tokenizer
@@ -102,9 +105,7 @@ class TokenObjective(Objective):
 
     def batches(self, batch_size: int, seed: int, rank: int, world: int, start: int) -> Iterator[Batch]:
         batches = TokenBatches(self.tokens, batch_size, seed, rank, world)
-        while True:
-            yield batches[start]
-            start += 1
+        return map(batches.__getitem__, itertools.count(start))
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         added = {} if self.cluster_loss is None else {"cluster_loss": self.cluster_loss.to(batch[0].device)}

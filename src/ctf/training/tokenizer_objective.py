@@ -16,11 +16,12 @@ from ctf.errors import InputError
 from ctf.fingerprint import joint_fingerprint
 from ctf.images.image_set import ImageSet
 from ctf.images.pixels import to_bytes, to_tensor
+from ctf.images.records import warn
 from ctf.images.sheet import contact_sheet
 from ctf.tokenizer.convolutional import ConvolutionalTokenizer
 from ctf.tokenizer.losses import PatchDiscriminator, adaptive_weight, generator_loss, hinge_discriminator_loss
 from ctf.tokenizer.lpips import LPIPS
-from ctf.tokenizer.measure import measure_tokenizer
+from ctf.tokenizer.measure import WINDOW, measure_tokenizer
 from ctf.tokenizer.quantizer import codebook_use, count_tokens
 from ctf.tokenizer.registry import new_tokenizer
 from ctf.training.batches import ImageBatches, read_or_next
@@ -54,6 +55,11 @@ class TokenizerObjective(Objective):
     def __init__(self, config: TokenizerTraining, steps: int, images: ImageSet, held_out: ImageSet | None) -> None:
         if config.perceptual_weight and config.perceptual_source is None:
             raise InputError("perceptual_weight needs perceptual_source: a folder, file or hub id with LPIPS weights")
+        if held_out is not None and held_out.size < WINDOW:
+            raise InputError(
+                f"image_size {held_out.size} is too small for the SSIM of held-out images, which takes {WINDOW} and "
+                "more: leave out held_out"
+            )
         self.config, self.steps, self.images, self.held_out = config, steps, images, held_out
         self.num_images = len(images)
         shown = np.unique(np.linspace(0, len(images) - 1, FINGERPRINTED).astype(np.int64))
@@ -72,6 +78,11 @@ class TokenizerObjective(Objective):
                 raise InputError(
                     f"image_size {images.size} is too small for the discriminator, which takes "
                     f"{self.discriminator.smallest} and more: set discriminator_weight to 0"
+                )
+            if config.discriminator_start > steps:
+                warn(
+                    f"discriminator_start is {config.discriminator_start} and the run has {steps} steps: the "
+                    "discriminator never begins"
                 )
             self.discriminator_optimizer = build_adamw(self.discriminator.parameters(), config.optimizer)
             self.extra = {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
@@ -114,14 +125,14 @@ class TokenizerObjective(Objective):
             count_tokens(self.counts, quantized.tokens, self.layout)
             values |= {"codebook_loss": quantized.codebook_loss.detach()}
         # Without quantisation both losses are 0, but DDP waits for a gradient of every parameter.
-        if quantize or _is_distributed():
+        if quantize or dist.is_initialized():
             total = total + c.codebook_weight * quantized.codebook_loss
             total = total + c.commitment_weight * quantized.commitment_loss
         if self._is_adversarial(step):
             adversarial = generator_loss(self.discriminator(decoded))
             weight = torch.full((), c.discriminator_weight, device=images.device)  # `torch.tensor` would wait to copy
             if c.adaptive_weight:
-                weight = weight * adaptive_weight(reconstruction, adversarial, self.module.decoder.last_layer)
+                weight = weight * adaptive_weight(reconstruction, adversarial, self.module.decoder.conv_out.weight)
             total = total + weight * adversarial
             self.seen.append((images, decoded.detach()))
             values |= {"adversarial": adversarial.detach(), "adversarial_weight": weight}
@@ -133,7 +144,7 @@ class TokenizerObjective(Objective):
         if self._is_adversarial(step):
             self._train_discriminator(step)
         if self._quantizes(step):
-            if _is_distributed():
+            if dist.is_initialized():
                 dist.all_reduce(self.module.quantizer.age, dist.ReduceOp.MIN)  # used by any process is used
             if c.restart_after and step % 20 == 19 and step < self.last_restart:
                 counts["restarts"] = float(self._restart_dead(ema, step))
@@ -168,7 +179,7 @@ class TokenizerObjective(Objective):
             loss = hinge_discriminator_loss(self.discriminator(images), self.discriminator(decoded))
             (c.discriminator_weight * loss / len(self.seen)).backward()
         self.seen.clear()
-        if _is_distributed():  # DDP does not wrap the discriminator
+        if dist.is_initialized():  # DDP does not wrap the discriminator
             for gradient in [p.grad for p in self.discriminator.parameters() if p.grad is not None]:
                 dist.all_reduce(gradient)
                 gradient /= dist.get_world_size()
@@ -184,7 +195,7 @@ class TokenizerObjective(Objective):
         passes = self.config.loop.accumulate  # codewords age in each forward pass
         dead_after = (self.config.restart_after + 1) * passes - 1
         dead = quantizer.restart_dead(self.searched.flatten(0, 1), dead_after, generator)
-        if _is_distributed():
+        if dist.is_initialized():
             dist.broadcast(quantizer.weight, 0)
         if isinstance(ema, ConvolutionalTokenizer):  # an average of old and new position would be near no vector
             ema.quantizer.weight[dead] = quantizer.weight[dead]
@@ -202,7 +213,7 @@ class TokenizerObjective(Objective):
         vectors = [quantizer.to_cluster(self.module.features(batches[i].to(device))) for i in range(count)]
         self.module.train()
         quantizer.initialize(torch.cat(vectors), c.loop.seed)
-        if _is_distributed():
+        if dist.is_initialized():
             dist.broadcast(quantizer.weight, 0)  # k-means rounds differently on other machines
         if isinstance(ema, ConvolutionalTokenizer):
             ema.quantizer.weight.copy_(quantizer.weight)
@@ -234,8 +245,3 @@ class TokenizerObjective(Objective):
         tokens = module.encode(to_tensor(images).to(next(module.parameters()).device))
         decoded = to_bytes(module.decode(tokens, self.layout))
         return contact_sheet([list(images), list(decoded)], ["images", "reconstructed"])
-
-
-def _is_distributed() -> bool:
-    """Whether other processes train the same model."""
-    return dist.is_available() and dist.is_initialized()
