@@ -41,6 +41,10 @@ LAYOUTS = {
     "parquet, another spelling": (PARQUET, "", "Testing", ["0", "1", "2"], [2, 0, 1, 2, 1], range(10, 15)),
     "parquet pattern": (PARQUET, "/train-*.parquet", None, ["0", "1", "2"], [2, 0, 1, 2, 1] * 2, range(10)),
     "parquet pattern of a split": (PARQUET, "/*.parquet", "test", ["0", "1", "2"], [2, 0, 1, 2, 1], range(10, 15)),
+    "parquet, only one named after a split": (
+        {"my.test.parquet": PARQUET["test-00002.parquet"], "b.parquet": PARQUET["train-00000.parquet"]},
+        *("", None, ["0", "1", "2"], [2, 0, 1, 2, 1] * 2, [*range(5), *range(10, 15)]),
+    ),
     "parquet file": (PARQUET, "/train-00001.parquet", None, ["0", "1", "2"], [2, 0, 1, 2, 1], range(5, 10)),
     "class names": (
         {"a.parquet": parquet(label=[0, 1, 0], features={"label": datasets.ClassLabel(names=NAMES)})},
@@ -56,6 +60,10 @@ LAYOUTS = {
     ),
     "tar pattern": (TARS, "/*.tar", None, *TWELVE),
     "tar file": (TARS, "/test-0.tar", None, ["0", "1", "2"], [0, 1, 2, 0], range(4)),
+    "a list in json": (
+        {"x.tar": tar([{"json": b"[1, 2]", "png": i, "cls": b"%d" % i} for i in range(2)])},
+        *("", None, ["0", "1"], [0, 1], range(2)),
+    ),
     "labels in json": (
         {"x.tar": tar([{"json": json.dumps({"label": i}).encode(), "png": i} for i in range(3)])},
         *("", None, ["0", "1", "2"], [0, 1, 2], range(3)),
@@ -195,6 +203,8 @@ def test_saved_data_set(tmp_path):
 def test_brackets_in_names_are_no_patterns(tmp_path, place):
     (tmp_path / "set [v2]").mkdir()
     (tmp_path / "set [v2]" / "a[1].parquet").write_bytes(PARQUET["test-00002.parquet"])
+    if place.endswith("parquet"):  # which the name would match
+        (tmp_path / "set [v2]" / "a1.parquet").write_bytes(PARQUET["train-00000.parquet"])
     images = open_images(str(tmp_path / place), None, SIZE)
-    assert len(images) == 5
+    assert_holds(images, range(10, 15))
     assert images.fingerprint()

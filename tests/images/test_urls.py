@@ -149,6 +149,7 @@ def test_truncated_tar_at_any_length(tmp_path):
     ("data", "message"),
     [
         (WHOLE_TAR[:1024] + b"\xff" * 512 + WHOLE_TAR[1536:], "truncated or damaged at byte 1024"),  # a header
+        (WHOLE_TAR * 2, "or several in one"),
         (tar([{"png": 0, "cls": b"cat"}]), "x.tar cannot be read (ValueError: invalid literal"),
         (tar([{"png": 0, "cls": b"0"}, {"png": 1}]), "row 1 has None in its label column"),
     ],

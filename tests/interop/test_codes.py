@@ -136,9 +136,20 @@ def test_import_refuses_sets_of_other_images_or_sizes(tmp_path):
         import_codes(tmp_path / "a", tmp_path / "set", **{**SETTINGS, "size": 384})
 
 
+def test_import_refuses_another_codebook_and_one_folder_twice(tmp_path):
+    make_codes(tmp_path / "in")
+    with pytest.raises(InputError, match="a codebook of 16 for a codebook size of 32: give the tokens' own"):
+        import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, codebook=torch.zeros(16, 4))
+    with pytest.raises(InputError, match="in is given twice: name another second folder"):
+        import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS, second=tmp_path / "x" / ".." / "in")
+    assert not (tmp_path / "set").exists()
+
+
 def test_export_refuses(tmp_path):
     make_codes(tmp_path / "in", augmentations=3)
     token_set = import_codes(tmp_path / "in", tmp_path / "set", **SETTINGS)
+    with pytest.raises(InputError, match="a is given twice"):
+        export_codes(token_set, tmp_path / "a", second=tmp_path / "a")
     with pytest.raises(InputError, match="3 augmentations cannot be halved"):
         export_codes(token_set, tmp_path / "a", second=tmp_path / "b")
     with pytest.raises(InputError, match="already exists"):

@@ -213,6 +213,13 @@ def test_crop_ranges(source, tokenizer, tmp_path, ranges):
         tokenize(open_images(source, size=SIZE), tokenizer, tmp_path, augmentation="ten-crop", crop_ranges=ranges)
 
 
+def test_an_augmentation_of_another_name_is_refused(source, tokenizer, tmp_path):
+    with pytest.raises(
+        InputError, match="augmentation 'ten_crop' does not exist: choose one of none, flip, ten-shift, ten-crop"
+    ):
+        tokenize(open_images(source, size=SIZE), tokenizer, tmp_path, augmentation="ten_crop")
+
+
 # Files that change
 
 

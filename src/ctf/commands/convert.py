@@ -30,14 +30,14 @@ def llamagen(
         layout: rows x columns of tokens: 16x16 for 256 pixels, 24x24 for 384.
         allow_namespace: accept an argparse.Namespace beside the weights, as some training checkpoints hold.
     """
-    from ctf.interop.llamagen import load_gpt, load_tokenizer, size_name
+    from ctf.interop.llamagen import load_gpt, load_tokenizer
 
     vq = load_tokenizer(tokenizer, allow_namespace=allow_namespace)
     stage = load_gpt(gpt, num_heads, layout=layout, allow_namespace=allow_namespace)
-    _save_baseline(out, vq, stage, size_name(stage.config))
+    _save_baseline(out, vq, stage)
 
 
-def _save_baseline(out: str, tokenizer: Any, stage: Any, size: str) -> None:  # types would make --help import torch
+def _save_baseline(out: str, tokenizer: Any, stage: Any) -> None:  # types would make --help import torch
     """Write a model folder of one stage, whose classes are named by their index, and print what it is."""
     from ctf.fingerprint import joint_fingerprint
     from ctf.model_folder import Pipeline, describe_pipeline
@@ -45,7 +45,8 @@ def _save_baseline(out: str, tokenizer: Any, stage: Any, size: str) -> None:  # 
     pipeline = Pipeline(tokenizer, [str(index) for index in range(stage.num_classes)], [stage])
     pipeline.save_pretrained(out)
     checksums = {name: joint_fingerprint(part.parameters()) for name, part in pipeline.parts().items()}
-    facts = {"class_names": f"0 … {stage.num_classes - 1}", "size": size, "checksums": checksums}
+    classes = f"0 … {stage.num_classes - 1}"
+    facts = {"class_names": classes, "size": stage.config.size_name, "checksums": checksums}
     print(json.dumps(describe_pipeline(pipeline) | facts, indent=2, ensure_ascii=False))
 
 
@@ -69,7 +70,7 @@ def var(
             `var`, or VAR's ten for 256 pixels. One tokenizer's weights serve any.
         allow_namespace: accept an argparse.Namespace beside the weights, as some training checkpoints hold.
     """
-    from ctf.interop.var import load_tokenizer, load_var, scales_of, size_name
+    from ctf.interop.var import load_tokenizer, load_var, scales_of
 
     if var is not None and scales is None:
         scales = scales_of(var, allow_namespace)
@@ -79,7 +80,7 @@ def var(
         print(f"{out} written")
         return
     stage = load_var(var, multi_scale, allow_namespace=allow_namespace)
-    _save_baseline(out, multi_scale, stage, size_name(stage.config))
+    _save_baseline(out, multi_scale, stage)
 
 
 def codes(

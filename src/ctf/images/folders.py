@@ -71,6 +71,9 @@ def folder_records(
         every[posixpath.dirname(path)].append(path)
     places = {folder: folder for folder in every} if split is None else of_split(source, every, split)
     images = {folder: found for folder in places if (found := [path for path in every[folder] if is_image(path)])}
+    tables = [
+        t for t in tables if any(f"{folder}/".startswith(posixpath.join(posixpath.dirname(t), "")) for folder in images)
+    ]
     others = [path for folder in places for path in every[folder] if not (is_image(path) or path.endswith("/"))]
     check_no_splits(source, [places[folder] for folder in images])
     endings = Counter(ending(path) or "without an ending" for path in others)

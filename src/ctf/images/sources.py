@@ -41,19 +41,20 @@ MIN_TRAIN_IMAGES = 5  # the smallest subgroup has as many
 
 def open_records(source: str, split: str | None, column: str | None) -> Records:
     """The records of `source`, in any of the layouts that `open_images` describes, with the labels of `column`."""
-    if source in EMOJI_LABELLINGS and column is None:
+    if source in EMOJI_LABELLINGS and (column is None or not os.path.exists(source)):
+        if column is not None:
+            raise InputError(f"{source} has no columns to choose: leave out '#{column}'")
         warn_of_namesake(source)
         return emoji_records(source, split)
     if source.startswith("hf://"):
-        return dataset_records(source, split, column, source.removeprefix("hf://"))
+        place = source.removeprefix("hf://").split("/", 2)
+        return dataset_records(source, split, column, "/".join(place[:2]), name=place[2] if len(place) > 2 else None)
     if source.endswith((".tar", ".parquet")) and not Path(source).is_dir():
-        paths = sorted(glob(source)) or [str(existing(source))]
+        paths = [source] if os.path.exists(source) else sorted(glob(source)) or [str(existing(source))]
         root = os.path.commonpath(map(os.path.dirname, paths)) or os.curdir
         files = [os.path.relpath(path, root) for path in paths]
-        if source.endswith(".tar"):
-            return local_tars(source, Path(root), files, split, column)
-        chosen = [escape(os.path.join(root, path)) for path in of_split(source, files, split)]
-        return dataset_records(source, None, column, "parquet", data_files=chosen)
+        read_shards = local_tars if source.endswith(".tar") else local_parquet
+        return read_shards(source, Path(root), files, split, column)
 
     bundled = ", ".join(map(repr, EMOJI_LABELLINGS))
     folder = existing(source, f"folder or file of images (bundled: {bundled}; on the Hugging Face Hub: 'hf://name')")
@@ -66,7 +67,7 @@ def open_records(source: str, split: str | None, column: str | None) -> Records:
     if suffix == ".tar":
         return local_tars(source, folder, files, split, column)
     if suffix == ".parquet":
-        return dataset_records(source, split, column, "parquet", data_dir=escape(source))
+        return local_parquet(source, folder, files, split, column)
 
     def read(path: str) -> bytes:
         try:
@@ -87,6 +88,12 @@ def local_tars(source: str, root: Path, files: Sequence[str], split: str | None,
         return file_state(root / path)
 
     return shard_records(source, LocalFileSystem(), f"{root}{os.sep}", files, state, split, column, ".tar")
+
+
+def local_parquet(source: str, root: Path, files: Sequence[str], split: str | None, column: str | None) -> Records:
+    """The records of the Parquet files among `files` below `root`, by way of the cache of `datasets`."""
+    shards = of_split(source, sorted(path for path in files if path.endswith(".parquet")), split)
+    return dataset_records(source, None, column, "parquet", data_files=[escape(str(root / path)) for path in shards])
 
 
 def files_below(folder: Path, split: str | None) -> list[str]:

@@ -229,8 +229,9 @@ def walk_tar(fs: AbstractFileSystem, path: str) -> dict[str, list[Any]]:
     with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
         index = read_tar(archive)
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # which tarfile takes for an end
-            raise tarfile.ReadError(f"it is truncated or damaged at byte {archive.offset}")
+        end = file.read(2 * tarfile.RECORDSIZE)  # tarfile takes a damaged header for an end, and stops at the first one
+        if len(end) < tarfile.BLOCKSIZE or end.strip(tarfile.NUL):
+            raise tarfile.ReadError(f"it is truncated or damaged at byte {archive.offset}, or several in one")
     return index
 
 
@@ -249,6 +250,7 @@ def read_tar(archive: tarfile.TarFile) -> dict[str, Any]:
                 images[extension] = member
             elif extension in ("cls", "json") and (file := archive.extractfile(member)):
                 fields = {"cls": int(file.read())} if extension == "cls" else json.loads(file.read())
+                fields = fields if isinstance(fields, dict) else {}  # such as a list of boxes
                 single = {name: value for name, value in fields.items() if isinstance(value, (int, float, str))}
                 row |= {name: value for name, value in single.items() if len(str(value)) <= LABEL_LENGTH}
                 labels.append(extension)

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ctf.errors import InputError
 from ctf.files import atomic_path, existing, write_npy
-from ctf.fingerprint import fingerprint, text_fingerprint
+from ctf.fingerprint import text_fingerprint
 from ctf.images.records import numbered_classes
 from ctf.layout import Layout, square_layout
 from ctf.progress import progress_bar
 from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, read_integers, read_npy
 from ctf.tokens.tokenize import augmentation_names
-from ctf.tokens.writer import TokenWriter
+from ctf.tokens.writer import TokenWriter, known_codebook
 
 #: Of the ten-crop set, and of the second one that LlamaGen puts beside it.
 CROP_RANGES = (1.1, 1.05)
@@ -57,7 +57,7 @@ def import_codes(
         InputError: a folder or number is missing, a file is damaged, of another shape or not of integers, a code
             or label is out of range, or the two folders disagree on a label. The message names the file.
     """
-    roots = [Path(root) for root in (folder, second) if root is not None]
+    roots = _roots(folder, second)
     folders = [existing(root / f"imagenet{size}_{kind}", "folder") for root in roots for kind in ("codes", "labels")]
     count = _check_numbers(folders, count)
     shape = read_npy(folders[0] / "0.npy").shape
@@ -69,7 +69,7 @@ def import_codes(
         augmentations=_augmentations(shape[1], len(roots)),
         class_names=numbered_classes(num_classes),
         shard_size=shard_size,
-        codebook=None if codebook is None else fingerprint(codebook),
+        codebook=known_codebook(codebook, codebook_size),
         source="LlamaGen codes",
         image_size=size,
         inputs=count,
@@ -117,7 +117,7 @@ def export_codes(
         raise InputError(f"size {size} must be at least 1: it names folders for images of so many pixels per side")
     if token_set.layout != Layout.square(math.isqrt(token_set.num_tokens)):
         raise InputError(f"{token_set.folder} holds {token_set.layout.words}: LlamaGen's codes are those of one square")
-    roots = [Path(root) for root in (folder, second) if root is not None]
+    roots = _roots(folder, second)
     if token_set.num_augmentations % len(roots):
         raise InputError(
             f"{token_set.num_augmentations} augmentations cannot be halved: export without a second folder"
@@ -139,6 +139,14 @@ def export_codes(
                 write_npy(codes / f"{i}.npy", image[None, number * part : (number + 1) * part])  # [1, A, N]
                 write_npy(labels / f"{i}.npy", label[None])
                 bar.update()
+
+
+def _roots(folder: str | Path, second: str | Path | None) -> list[Path]:
+    """One folder of codes or two. Raises InputError: both are the same."""
+    roots = [Path(root) for root in (folder, second) if root is not None]
+    if len({root.resolve() for root in roots}) < len(roots):
+        raise InputError(f"{folder} is given twice: name another second folder")
+    return roots
 
 
 def _check_numbers(folders: Sequence[Path], count: int | None) -> int:

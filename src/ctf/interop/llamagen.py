@@ -89,19 +89,13 @@ def load_gpt(
     where = name_of(path_or_state_dict)
     _check_kind(state, "tok_embeddings.weight", "GPT", where)
     config = _gpt_config(state, num_heads, layout, where)
-    sampling = Sampling(cfg_scale=CFG_SCALES.get(size_name(config), 2.0))
+    sampling = Sampling(cfg_scale=CFG_SCALES.get(config.size_name, 2.0))
     with torch.device("meta"):  # the 3B model would take a minute to initialize, for nothing
         stage = Autoregressive(config, name=name, sampling=sampling)
     transformer = stage.transformer
     transformer.load_state_dict(GPT.ours(transformer, state, where), assign=True)
     transformer.rotary = rotary_table(config.layout, config.head_dim, config.rope_base)
     return stage.eval()
-
-
-def size_name(config: TransformerConfig) -> str:
-    """The name in `MODEL_SIZES` of this depth and width; "custom" without one."""
-    sizes = {(layers, dim): name for name, (layers, _, dim) in MODEL_SIZES.items()}
-    return sizes.get((config.layers, config.dim), "custom")
 
 
 def load_tokenizer(
@@ -171,7 +165,7 @@ def _gpt_config(state: Mapping[str, Tensor], num_heads: int | None, layout: Layo
         )
     rows = shape(state, "layers.0.attention.wqkv.weight", where)[0]
     kv_heads, rest = divmod((rows - dim) * heads, 2 * dim)  # rows = (heads + 2·kv_heads) · dim/heads
-    if rest or kv_heads < 1:
+    if rest or kv_heads < 1 or dim % heads:
         raise InputError(f"{where}: {heads} heads do not fit an attention of {rows} × {dim}: give another num_heads")
     return TransformerConfig(
         input_vocab=vocab,

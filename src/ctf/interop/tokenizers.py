@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctf.codebook.implicit import implicit_codebook
-from ctf.errors import InputError
+from ctf.errors import InputError, shortened
 from ctf.interop import llamagen
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.registry import is_ours, load_tokenizer
@@ -97,7 +97,7 @@ def _choose_matrix(found: Mapping[str, object], key: str | None, file: str) -> T
         for name, value in found.items()
         if isinstance(value, Tensor) and value.ndim == 2 and not value.is_complex()
     }
-    names = ", ".join(list(map(str, matrices))[:8]) + (", …" if len(matrices) > 8 else "")
+    names = shortened([*map(str, matrices)], 8)
     if key is not None:
         if key not in matrices:
             raise InputError(f"{file} has no matrix named {key!r}; it has {names or 'none'}")

@@ -100,6 +100,11 @@ def convolutional_sizes(
     residual blocks in them, and of those in a level of the decoder."""
     base = shape(state, "encoder.conv_in.weight", where)[0]
     first = [f"{levels}.{level}.{blocks}.0.conv1.weight" for level in range(count(state, f"{levels}."))]
+    if not first:
+        raise InputError(
+            f"{where} has no {levels}.0: it is a tokenizer of another layout, of which the codebook alone can be "
+            "opened, as FILE:quantize.embedding.weight"
+        )
     size, dim = shape(state, "quantize.embedding.weight", where)
     return {
         "base_channels": base,

@@ -19,7 +19,7 @@ from ctf.codebook.coarse_map import CoarseMap
 from ctf.errors import InputError, shortened
 from ctf.interop.translation import Translation, convolutional_sizes, count, renamed, shape
 from ctf.layout import Layout
-from ctf.models.next_scale_config import NEXT_SCALE_SIZES, NextScaleConfig
+from ctf.models.next_scale_config import NextScaleConfig
 from ctf.sampling.settings import Sampling
 from ctf.stages.next_scale import NextScale
 from ctf.tokenizer.config import MultiScaleConfig
@@ -147,12 +147,6 @@ def scales_of(path_or_state_dict: str | Path | Mapping[str, Any], allow_namespac
     """Side of each scale of a transformer's file. Raises InputError as `load_var`."""
     state = read_state_dict(path_or_state_dict, allow_namespace=allow_namespace, within=("trainer", "var_wo_ddp"))
     return [rows for rows, _ in _transformer_config(state, name_of(path_or_state_dict)).layout]
-
-
-def size_name(config: NextScaleConfig) -> str:
-    """The name in `NEXT_SCALE_SIZES` of this depth and width; "custom" without one."""
-    names = {size: name for name, size in NEXT_SCALE_SIZES.items()}
-    return names.get((config.layers, config.heads, config.dim), "custom")
 
 
 def _tokenizer_translation(config: MultiScaleConfig) -> Translation:

@@ -77,6 +77,12 @@ class NetworkConfig:
         return cls(layers=layers, heads=heads, dim=dim, **settings)
 
     @property
+    def size_name(self) -> str:
+        """The name in `sizes` of this depth and width; "custom" without one."""
+        names = {(layers, dim): name for name, (layers, _, dim) in self.sizes().items()}
+        return names.get((self.layers, self.dim), "custom")
+
+    @property
     def num_tokens(self) -> int:
         """N, tokens per image."""
         return self.layout.num_tokens

@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ctf.classes import composed, renumbered
+from ctf.codebook.coarse_map import codebook_fingerprint
 from ctf.errors import InputError, first_line
 from ctf.files import existing, read_json, write_json
-from ctf.fingerprint import fingerprint
 from ctf.layout import Layout, with_layout
 from ctf.tokenizer.interface import Tokenizer
 from ctf.tokenizer.quantizer import perplexity, usage
@@ -97,11 +97,6 @@ class TokenIndex:
                 f"give whole numbers from 1, and a codebook size of at most {LARGEST_CODEBOOK:,}"
             )
         self.class_names = [composed(name) for name in self.class_names]
-
-    @property
-    def num_tokens(self) -> int:
-        """N, tokens per image."""
-        return self.layout.num_tokens
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -176,7 +171,7 @@ class TokenSet:
             )
         if not index.shards:
             raise InputError(f"{folder} has no images: delete it and tokenize again")
-        shape = (len(index.augmentations), index.num_tokens)
+        shape = (len(index.augmentations), index.layout.num_tokens)
         tokens = [read_integers(tokens_path(folder, s["stem"]), (s["count"], *shape), "r") for s in index.shards]
         labels = [read_integers(labels_path(folder, s["stem"]), (s["count"],)) for s in index.shards]
         token_set = cls(folder, index, tokens, np.concatenate(labels).astype(np.int64))
@@ -195,7 +190,7 @@ class TokenSet:
     @property
     def num_tokens(self) -> int:
         """N, tokens per image."""
-        return self.index.num_tokens
+        return self.layout.num_tokens
 
     @property
     def num_augmentations(self) -> int:
@@ -274,7 +269,7 @@ class TokenSet:
         Raises:
             InputError: they belong to another codebook.
         """
-        found = fingerprint(codebook)
+        found = codebook_fingerprint(codebook)
         if len(codebook) != self.codebook_size:
             problem = f"holds tokens of a codebook of {self.codebook_size}, this codebook has {len(codebook)}"
         elif self.fingerprint_of_codebook not in (None, found):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -69,6 +69,9 @@ def tokenize_images(
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: encode at least 1 image at a time")
+    if augmentation not in get_args(Augmentation):
+        known = ", ".join(get_args(Augmentation))
+        raise InputError(f"augmentation {augmentation!r} does not exist: choose one of {known}")
     if augmentation == "ten-crop" and not (crop_ranges and all(1 <= r <= LARGEST_RANGE for r in crop_ranges)):
         raise InputError(f"crop ranges {list(crop_ranges)}: give one or more, from 1 to {LARGEST_RANGE:g}, e.g. 1.1")
 
@@ -102,7 +105,10 @@ def tokenize_images(
     with progress_bar(total, name, "image", finished, hidden=rank > 0 or not progress) as bar:
         for shard in missing:
             inputs = writer.inputs(shard)
-            tokens, read = [np.empty((0, len(settings.augmentations), settings.num_tokens), dtype)], [np.empty(0, int)]
+            tokens, read = (
+                [np.empty((0, len(settings.augmentations), settings.layout.num_tokens), dtype)],
+                [np.empty(0, int)],
+            )
             for indices, crops, _ in images.batches(batch_size, inputs, partial(center_crops, sizes=sizes)):
                 pixels = [crops[:, number, :size, :size] for number, size in enumerate(sizes)]
                 views = [view for part in pixels for view in augmented(part, images.size, augmentation)]

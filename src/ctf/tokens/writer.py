@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ctf.codebook.coarse_map import codebook_fingerprint
 from ctf.errors import InputError
 from ctf.files import atomic_path, check_writable, read_json, write_json, write_npy
-from ctf.fingerprint import fingerprint
 from ctf.images.records import numbered_classes
 from ctf.layout import Layout, square_layout
 from ctf.tokens.token_set import TokenIndex, TokenSet, check_range, labels_path, read_integers, tokens_path
@@ -149,7 +149,7 @@ class TokenWriter:
     @property
     def _shape(self) -> tuple[int, int]:
         """(A, N)."""
-        return len(self.index.augmentations), self.index.num_tokens
+        return len(self.index.augmentations), self.index.layout.num_tokens
 
     def _record(self, shard: int) -> Path:
         return self.folder / f"shard-{_stem(shard)}.json"
@@ -186,10 +186,11 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def check_same_settings(folder: Path, found: TokenIndex, wanted: TokenIndex) -> None:
     """InputError that names the differences, if there are any."""
+    theirs, ours = found.settings, wanted.settings
     differences = [
-        f"{name} is {shorten(value)} there and {shorten(wanted.settings[name])} here"
-        for name, value in found.settings.items()
-        if value != wanted.settings[name] and name != "files" and (name, value) != ("residual", None)
+        f"{name} is {shorten(value)} there and {shorten(ours[name])} here"
+        for name, value in theirs.items()
+        if value != ours[name] and name != "files" and (name, value) != ("residual", None)
     ]
     if differences:
         raise InputError(
@@ -201,6 +202,15 @@ def check_same_settings(folder: Path, found: TokenIndex, wanted: TokenIndex) -> 
             f"{folder} holds tokens of {found.source} as it was: names, sizes or dates of its files have changed "
             f"since. Choose another folder, or delete {folder} to tokenize again"
         )
+
+
+def known_codebook(codebook: Tensor | None, size: int) -> str | None:
+    """The fingerprint of a codebook [K, d], if there is one. Raises InputError: it has not K = `size` codewords."""
+    if codebook is None:
+        return None
+    if len(codebook) != size:
+        raise InputError(f"a codebook of {len(codebook)} for a codebook size of {size}: give the tokens' own")
+    return codebook_fingerprint(codebook)
 
 
 def shorten(value: object) -> str:
@@ -249,8 +259,6 @@ def write_token_set(
         raise InputError(
             f"tokens {list(tokens.shape)} may be a square of tokens, or augmentations: give [n, N], or the layout"
         )
-    if codebook is not None and len(codebook) != codebook_size:
-        raise InputError(f"a codebook of {len(codebook)} for a codebook size of {codebook_size}: give the tokens' own")
     tokens = tokens if tokens.ndim == 3 else tokens[:, None]
     if augmentations is None:
         augmentations = ["none"] if tokens.shape[1] == 1 else [str(a) for a in range(tokens.shape[1])]
@@ -260,7 +268,7 @@ def write_token_set(
         augmentations=list(augmentations),
         class_names=list(class_names or numbered_classes(int(labels.max(initial=0)) + 1)),
         shard_size=shard_size,
-        codebook=None if codebook is None else fingerprint(codebook),
+        codebook=known_codebook(codebook, codebook_size),
         source=source,
         split=split,
         image_size=image_size,
