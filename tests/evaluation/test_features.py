@@ -199,7 +199,15 @@ def test_a_function_may_return_features(tmp_path):
     images = random_images(2)
     features = open_features(name)(images)
     assert isinstance(features, Features)
-    np.testing.assert_array_equal(features.probabilities, images[:, 0, 0] / 255)
+    np.testing.assert_allclose(features.probabilities, images[:, 0, 0] / 255, rtol=1e-6)
+    name = write_function(tmp_path, "return Features(images.mean((1, 2)), probabilities=images[:1, 0, 0])")
+    assert "returned (1, 3) for 2 images: return (2, d)" in refused(lambda: open_features(name)(images))
+
+
+def test_two_functions_of_a_file_are_two_extractors(tmp_path):
+    (tmp_path / "mine.py").write_text("def a(images):\n    return images\n\n\nb = a\n")
+    a, b, again = (open_features(f"{tmp_path / 'mine.py'}:{name}").fingerprint for name in "aba")
+    assert a == again != b
 
 
 def test_a_function_of_a_module_is_an_extractor():

@@ -98,9 +98,25 @@ def test_damaged_pixels(tmp_path, save):
 
 
 def test_fewer_pixels_than_the_header_says(tmp_path):
-    write_images(tmp_path / "x.npz", [IMAGES], 8, IMAGES.shape[1:3])
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive, archive.open("arr_0.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (8, 4, 6, 3)})
+        file.write(IMAGES.data)
     with pytest.raises(InputError, match="504 bytes for an array"):
         read(tmp_path / "x.npz", 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "count", "message"),
+    [
+        (IMAGES, 8, "7 of arr_0, but 8 were announced"),
+        (IMAGES.swapaxes(1, 2), 7, r"arr_0 of uint8 \[7, 6, 4, 3\], but uint8 \[7, 4, 6, 3\] was announced"),
+        (IMAGES / 255, 7, "arr_0 of float64"),
+    ],
+)
+def test_other_images_than_announced_are_not_written(tmp_path, images, count, message):
+    with pytest.raises(InputError, match=message):
+        write_images(tmp_path / "x.npz", [images], count, (4, 6))
+    assert list(tmp_path.iterdir()) == []
 
 
 # Sets in either format

@@ -20,7 +20,7 @@ from ctf.pipeline import StagePipeline
 from ctf.progress import progress_bar
 from ctf.samples.labels import LabelPolicy, choose_labels
 from ctf.samples.manifest import Manifest, manifest_path
-from ctf.samples.sample_set import SHEET_IMAGES, ImageArray, sheet, write_folder, write_images
+from ctf.samples.sample_set import SHEET_IMAGES, ImageArray, folder_list, sheet, write_folder, write_images
 from ctf.torchrun import rank_and_world, wait_until
 
 
@@ -88,7 +88,7 @@ def sample_to(
     finished = _finished(out, manifest)
     if not finished:
         check_writable(out, "file" if out.suffix == ".npz" else "folder")
-        _sample(pipeline, Shards(out, manifest), chosen, overrides, rank, processes, known)
+        _sample(pipeline, Shards(out, manifest), chosen, overrides, known)
         finished = _finished(out, manifest)  # by the same command, started twice
     if not is_main_process:  # one that starts late: the main process may be removing the parts
         return None
@@ -100,7 +100,7 @@ def sample_to(
     if out.suffix == ".npz":
         write_images(merged, shards.batches(), manifest.count, manifest.image_size, np.array(chosen, np.int64))
     else:
-        write_folder(merged, shards.batches(), chosen, pipeline.class_names, seed, before)
+        write_folder(merged, shards.batches(), folder_list(chosen, pipeline.class_names, seed), before)
     manifest.save(manifest_path(merged))
     if out.suffix == ".npz":  # before the images, because a set is finished once `out` exists
         os.replace(manifest_path(merged), manifest_path(out))
@@ -127,16 +127,11 @@ def _finished(out: Path, manifest: Manifest) -> bool:
 
 
 def _sample(
-    pipeline: StagePipeline,
-    shards: Shards,
-    labels: list[int],
-    overrides: Mapping[str, Any],
-    rank: int,
-    processes: int,
-    known: Tensor | None,
+    pipeline: StagePipeline, shards: Shards, labels: list[int], overrides: Mapping[str, Any], known: Tensor | None
 ) -> None:
     """Compute this process's batches that are missing; the main process then waits for the others."""
-    launcher, manifest, is_main_process = os.getppid(), shards.manifest, rank == 0
+    (rank, processes), launcher, manifest = rank_and_world(), os.getppid(), shards.manifest
+    is_main_process = rank == 0
     # In this order: once `out` is there, its parts are removed.
     missing = [k for k in range(rank, len(shards), processes) if not shards.path(k).exists()]
     if shards.out.exists() and manifest_path(shards.out).exists():

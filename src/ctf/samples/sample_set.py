@@ -208,6 +208,9 @@ def write_images(
         count: number of images.
         size: (H, W).
         labels: int64 (count,).
+
+    Raises:
+        InputError: images of another size or number, or labels of another number.
     """
     entries: list[tuple[str, Any, tuple[int, ...], Iterable[np.ndarray]]]
     entries = [("arr_0", np.dtype(np.uint8), (count, *size, 3), batches)]
@@ -218,24 +221,25 @@ def write_images(
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:  # dated 1980
                 header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
                 npy.write_array_header_1_0(file, header)
+                announced = 0
                 for array in arrays:
+                    if array.dtype != dtype or array.shape[1:] != shape[1:]:
+                        found = f"{array.dtype} {list(array.shape)}"
+                        raise InputError(f"{path}: {name} of {found}, but {dtype} {list(shape)} was announced")
                     file.write(np.ascontiguousarray(array).data)
+                    announced += len(array)
+                if announced != shape[0]:
+                    raise InputError(f"{path}: {announced} of {name}, but {shape[0]} were announced")
 
 
 def write_folder(
-    path: Path,
-    batches: Iterable[np.ndarray],
-    labels: Sequence[int],
-    class_names: Sequence[str],
-    seed: int,
-    before: Sequence[np.ndarray] = (),
+    path: Path, batches: Iterable[np.ndarray], facts: list[dict[str, Any]], before: Sequence[np.ndarray] = ()
 ) -> None:
-    """Write `000000-class-0003.png` …, `samples.json` (a list of them) and `sheet.png` (the first 64), atomically.
+    """Write a PNG for each of `facts`, see `folder_list`, `samples.json` (that list) and `sheet.png`, atomically.
 
-    `batches` are uint8 (b, H, W, 3), with a label per image; image i has the seed `seed + i`. The sheet begins with the
-    images `before`.
+    `batches` are uint8 (b, H, W, 3). The sheet shows the first 64, and begins with the images `before`.
     """
-    shown, facts = [*before], folder_list(labels, class_names, seed)
+    shown = [*before]
     with atomic_path(path) as temporary:
         temporary.mkdir()
         for fact, image in zip(facts, (image for batch in batches for image in batch), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ctf.evaluation.features.efficientnet import EfficientNetFeatures
 from ctf.evaluation.features.emoji import EmojiFeatures
 from ctf.evaluation.features.extractor import FeatureExtractor, Features
 from ctf.evaluation.features.inception import InceptionFeatures
+from ctf.fingerprint import text_fingerprint
 from ctf.plugins import load_object, source_fingerprint
 
 EXTRACTORS: dict[str, Callable[[str | None, str], FeatureExtractor]] = {
@@ -63,7 +63,7 @@ class CustomFeatures(FeatureExtractor):
     def __init__(self, name: str) -> None:
         source, _, function = name.rpartition(":")
         self._function: Callable[[np.ndarray], Any] = load_object(name)
-        self.name, self.fingerprint = name, source_fingerprint(name)
+        self.name, self.fingerprint = name, text_fingerprint([function, source_fingerprint(name)])
         self.distance = f"Fréchet distance, {Path(source).name}:{function}"
 
     def _extract(self, images: np.ndarray) -> Features:
@@ -73,7 +73,8 @@ class CustomFeatures(FeatureExtractor):
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise InputError(f"{self.name} failed on {len(images)} images ({reason}): fix it") from error
         if isinstance(result, Features):
-            return dataclasses.replace(result, pool=self._matrix(result.pool, len(images)))
+            given = {name: values for name, values in vars(result).items() if values is not None}
+            return Features(**{name: self._matrix(values, len(images)) for name, values in given.items()})
         return Features(self._matrix(result, len(images)))
 
     def _matrix(self, values: Any, count: int) -> np.ndarray:
