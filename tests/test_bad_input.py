@@ -63,7 +63,7 @@ WORKING = {
     "--model.z_channels 32 --model.channel_multipliers [1] --model.patch_size 4 --model.codebook_size 8",
     "train baseline": f"train baseline {STAGE}",
     "train coarse": f"train coarse {STAGE} --coarse_map map.safetensors",
-    "train fine": f"train fine {STAGE} --coarse_map map.safetensors --held_out tokens "
+    "train fine": f"train fine {STAGE} --coarse_map map.safetensors --held_out ./tokens "
     "--tokenizer tokenizer.safetensors",
     "train iar": f"train baseline {STAGE} --coarse_map map.safetensors --cluster_loss_weight 1",
     "train any_order": f"train coarse {STAGE} --coarse_map map.safetensors --kind any_order",
@@ -775,6 +775,7 @@ SAYS = [
     ("sample", "--out set", "is not the manifest", copy_as("pictures", "set"), written("set/manifest.json", "[]")),
     ("complete", "", "a mask of 8 × 8 pixels for an image of 16 × 16: both must have one size",
      lambda: Image.new("L", (8, 8), 255).save("mask.png")),
+    ("complete", "--out pictures/0.png", "out pictures/0.png is the image itself, which would be lost"),
     ("complete", "", "the mask asks for nothing", lambda: Image.new("L", (16, 16)).save("mask.png")),
     ("app", "--against emoji", "emoji and model have different classes"),
     ("app", "--host 203.0.113.1", "203.0.113.1:0 cannot be listened on"),

@@ -48,7 +48,7 @@ def example(words):
 @pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["bench"], ["convert"]], ids=str)
 def test_groups_list_their_verbs(words):
     text = printed(*words, "--help")
-    assert text == printed(*words, "-h") == printed(*words)
+    assert text == printed(*words, "-h") == printed(*words) == printed(*words, "--help-all")
     assert "example:\n  ctf" in text
     assert all(f"\n  {name}" in text for name in (VERBS[words[0]] if words else VERBS))
 

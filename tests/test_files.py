@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 import stat
@@ -13,6 +14,7 @@ from ctf.files import (
     load_module,
     load_tensors,
     read_json,
+    read_json_lines,
     read_metadata,
     save_module,
     save_tensors,
@@ -113,6 +115,14 @@ def test_json_is_written_readably_and_read_back(tmp_path):
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
     assert "π" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+def test_a_line_of_json_ends_where_it_ends(tmp_path):
+    """Unicode has more line ends than JSON lines; a last line without its end was cut off by a kill."""
+    lines = [{"text": "a\u2028b\u0085c"}, {"n": 1}]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (tmp_path / "x.jsonl").write_text(text + '{"n": 2', encoding="utf-8")
+    assert read_json_lines(tmp_path / "x.jsonl") == lines
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_stand_in import Faults
+from huggingface_hub import HfApi
 from PIL import Image
 from same import contents
 
@@ -18,7 +20,7 @@ from ctf.cli import main
 from ctf.errors import InputError
 from ctf.images.sheet import png_bytes
 from ctf.model_card import About, part_fingerprint
-from ctf.model_folder import Pipeline, complete_card, find_model, publish
+from ctf.model_folder import Pipeline, complete_card, describe, find_model, publish
 
 NAME = "owner/birds"
 
@@ -40,6 +42,10 @@ def model(models, tmp_path):
     return Path(shutil.copytree(models / "whole", tmp_path / "model"))
 
 
+#: Of every answer: config.json is smaller, the weights are larger.
+AFTER_CONFIG = 1000
+
+
 def on_the_hub(hub, name=NAME):
     """The names of the files in the newest commit; None without a repository."""
     repo = hub.folder / "repos" / name
@@ -49,6 +55,15 @@ def on_the_hub(hub, name=NAME):
 def cached(tmp_path, name=NAME):
     """The snapshots in the local cache."""
     return sorted((tmp_path / "cache" / f"models--{name.replace('/', '--')}" / "snapshots").iterdir())
+
+
+def disconnect(monkeypatch):
+    """Let the Hub be where nobody listens."""
+    from huggingface_hub import constants
+
+    for name in "ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE":
+        address = re.sub("^http://[^/]+", "http://127.0.0.1:9", getattr(constants, name))
+        monkeypatch.setattr(constants, name, address)
 
 
 def push(model, *options):
@@ -68,9 +83,7 @@ def test_a_pulled_model_has_the_bytes_that_were_pushed(hub, model, tmp_path, par
     assert push(model) == 0
     pulled = Pipeline.from_pretrained(NAME)
     (snapshot,) = cached(tmp_path)
-    there = contents(snapshot)
-    assert there.pop(".gitattributes")
-    assert there == contents(model)
+    assert contents(snapshot) == contents(model)
     assert pulled.about == Pipeline.from_pretrained(model).about
     assert any("lfs-part" in line for line in hub.requests) == (parts_from == 1000)
 
@@ -273,19 +286,37 @@ def test_a_push_survives_one_broken_connection(hub, model):
 
 def test_an_interrupted_pull_leaves_no_half_model(hub, model, tmp_path):
     assert push(model) == 0
-    hub.faults = Faults(download_bytes=0)
+    hub.faults = Faults(download_bytes=AFTER_CONFIG)
     with pytest.raises(InputError, match=r"neither a folder here nor .* run it again, what is whole is kept"):
         Pipeline.from_pretrained(NAME)
     whole = contents(model)
     for snapshot in cached(tmp_path):
-        names = contents(snapshot).items() - {(".gitattributes", b"*.safetensors filter=lfs\n")}
-        assert names <= whole.items()
-        assert not [name for name, _ in names if name.endswith(".safetensors")]
+        assert contents(snapshot).items() <= whole.items()
+        assert not [name for name in contents(snapshot) if name.endswith(".safetensors")]
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
     hub.faults = Faults()
     Pipeline.from_pretrained(NAME)
     (snapshot,) = cached(tmp_path)
     assert whole.items() <= contents(snapshot).items()
+
+
+@pytest.mark.parametrize("config", [None, '{"model_type": "llama"}'])
+def test_of_a_repository_of_something_else_nothing_is_downloaded(hub, model, tmp_path, config):
+    api = HfApi()
+    api.create_repo(NAME)
+    api.upload_file(path_or_fileobj=bytes(10_000_000), path_in_repo="pytorch_model.bin", repo_id=NAME)
+    if config:
+        api.upload_file(path_or_fileobj=config.encode(), path_in_repo="config.json", repo_id=NAME)
+    with pytest.raises(InputError, match=f"{NAME} is not a model folder: its config.json is missing or says something"):
+        Pipeline.from_pretrained(NAME)
+    assert not list((tmp_path / "cache").rglob("pytorch_model.bin"))
+
+
+def test_a_model_on_the_hub_is_described_and_only_it_has_revisions(hub, model):
+    assert push(model) == 0
+    assert describe(NAME) == describe(str(model))
+    with pytest.raises(InputError, match="revision main: only models on the Hub have any, and emoji is here"):
+        Pipeline.from_pretrained("emoji", revision="main")
 
 
 def test_a_broken_download_resumes_where_it_broke(hub, model, tmp_path, monkeypatch):
@@ -301,23 +332,19 @@ def test_a_broken_download_resumes_where_it_broke(hub, model, tmp_path, monkeypa
 
 
 def test_half_a_model_in_the_cache_is_refused_without_the_hub(hub, model, monkeypatch):
-    from huggingface_hub import constants
-
     assert push(model) == 0
-    hub.faults = Faults(download_bytes=0)
+    hub.faults = Faults(download_bytes=AFTER_CONFIG)
     with pytest.raises(InputError):
         Pipeline.from_pretrained(NAME)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    disconnect(monkeypatch)
     with pytest.raises(InputError, match="only a part of it is in the cache, and the Hub cannot be reached"):
         Pipeline.from_pretrained(NAME)
 
 
 def test_a_whole_model_in_the_cache_opens_without_the_hub(hub, model, monkeypatch, capsys):
-    from huggingface_hub import constants
-
     assert push(model) == 0
     Pipeline.from_pretrained(NAME)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    disconnect(monkeypatch)
     assert [stage.name for stage in Pipeline.from_pretrained(NAME).stages] == ["coarse", "fine"]
     assert push(model) == 2
     assert "could not be published ([Errno 111] Connection refused" in error(capsys)

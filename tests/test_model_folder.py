@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import shutil
 import warnings
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from ctf.layout import Layout
 from ctf.model_card import part_fingerprint, read_metrics
 from ctf.model_folder import Pipeline, assemble, data_in_words, describe, find_model, open_stage, publish
 from ctf.sampling import Sampling
-from ctf.tokenizer.registry import BUNDLED, load_tokenizer
+from ctf.tokenizer import VQTokenizer
+from ctf.tokenizer.registry import TOKENIZERS, load_tokenizer
 from ctf.tokens import write_token_set
 from ctf.training import CoarseTraining, LoopConfig, train_stage
 
@@ -327,13 +327,6 @@ def test_describe_model_folders(files, tmp_path):
     assert two["stages"][1]["parameters"] == len(torch.nn.utils.parameters_to_vector(fine.parameters()))
 
 
-def test_a_bundled_tokenizer_without_stages_is_described(tmp_path, monkeypatch):
-    shutil.copy(BUNDLED["photos"] / "tokenizer.safetensors", tmp_path)
-    monkeypatch.setitem(BUNDLED, "alone", tmp_path)
-    facts = describe("alone")
-    assert (facts["kind"], facts["family"], facts["config"]["codebook_size"]) == ("tokenizer", "vq", 16_384)
-
-
 def test_assemble_gives_what_the_parts_give(files, make_pipeline, tmp_path):
     written = assemble(tmp_path / "model", **two_stage(files))
     opened = Pipeline.from_pretrained(tmp_path / "model")
@@ -379,3 +372,29 @@ def test_the_manifest_knows_a_next_scale_stage_in_half_precision(scales_pipeline
     stage = Pipeline.from_pretrained(tmp_path / "model").stages[0]
     written = json.loads((tmp_path / "model" / "manifest.json").read_text())["weights"]
     assert written[stage.name] == part_fingerprint(stage)
+
+
+def test_a_codebook_that_is_no_parameter_is_neither_rounded_nor_left_out(make_parts, tmp_path, monkeypatch):
+    class Fixed(VQTokenizer):
+        """Its codebook is not trained."""
+
+        family = "fixed"
+
+        def build_quantizer(self):
+            quantizer = super().build_quantizer()
+            codebook = quantizer.weight.detach()
+            del quantizer.weight
+            quantizer.register_buffer("weight", codebook)
+            return quantizer
+
+    monkeypatch.setitem(TOKENIZERS, "fixed", Fixed)
+    parts = make_parts("baseline")
+    tokenizer = Fixed(parts["tokenizer"].config).eval()
+    tokenizer.load_state_dict(parts["tokenizer"].state_dict())
+    for parameter in tokenizer.parameters():
+        parameter.data = parameter.half().float()
+    Pipeline(**parts | {"tokenizer": tokenizer}).save_pretrained(tmp_path / "model")
+    assert torch.equal(Pipeline.from_pretrained(tmp_path / "model").tokenizer.codebook, tokenizer.codebook)
+    before = part_fingerprint(tokenizer)
+    tokenizer.quantizer.weight += 1
+    assert part_fingerprint(tokenizer) != before

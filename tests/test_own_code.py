@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,14 @@ def test_own_samplers_and_filters_complete_a_picture(tmp_path):
     mask = np.zeros((64, 64), dtype=bool)
     mask[32:] = True
     assert len(pipe.complete(Image.new("RGB", (64, 64), "red"), mask, [3], **OWN)) == 1
+
+
+def test_a_file_of_own_code_may_import_another_beside_it(monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    Path("own").mkdir()
+    Path("own/beside_it.py").write_text("def f(logits): return logits\n")
+    Path("own/mine.py").write_text("from beside_it import f\n")
+    assert load_object("own/mine.py:f").__module__ == "beside_it"
 
 
 def test_a_file_of_own_code_runs_again_only_if_it_changes():

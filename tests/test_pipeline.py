@@ -345,6 +345,21 @@ def test_seeds_are_whole_numbers(make_pipeline, seed):
         make_pipeline("cluster")([1], seed)
 
 
+def test_a_mask_outside_the_centre_square_is_called_so(scales_pipeline):
+    mask = np.zeros((16, 64), bool)
+    mask[:, :10] = True
+    with pytest.raises(InputError, match="asks for nothing: make part of it white, within the centre square"):
+        scales_pipeline.known_tokens(Image.new("RGB", (64, 16)), mask)
+
+
+@pytest.mark.parametrize("label", [3.0, None])
+def test_what_is_no_label_and_no_way_to_compute_is_named(make_pipeline, label):
+    with pytest.raises(InputError, match=f"class {label}: give a name, or an index as a whole number"):
+        make_pipeline("cluster")(label)
+    with pytest.raises(InputError, match=r"compute 'bfloat16': give Compute\('bfloat16'\), from ctf\.models"):
+        make_pipeline("cluster").compute_in("bfloat16")
+
+
 @pytest.mark.parametrize("mask", [np.ones((16, 16)), np.ones((16, 16), np.int64), np.ones((16, 16, 3), np.uint8)])
 def test_masks_are_bool_or_uint8(scales_pipeline, mask):
     with pytest.raises(InputError, match="give an array of bool or uint8"):

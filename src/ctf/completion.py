@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -33,7 +34,7 @@ def split_by_mask(
             raise InputError(
                 f"a mask of {mask.dtype} {list(mask.shape)}: give an array of bool or uint8 [height, width]"
             )
-        mask = Image.fromarray(np.uint8(255) * mask if mask.dtype == bool else mask)
+        mask = Image.fromarray(mask)
     if mask.size != image.size:
         raise InputError(
             f"a mask of {mask.width} × {mask.height} pixels for an image of {image.width} × {image.height}: "
@@ -48,6 +49,8 @@ def split_by_mask(
         what = "every token: leave part of the image black" if generated.all() else "nothing: make part of it white"
         if (wide := math.ceil(min(image.size) / min(size))) > 1:  # thinner parts are grey in the model's size
             what += f", at least {wide} pixels wide"
+        if size[0] == size[1] and image.width != image.height:
+            what += ", within the centre square, which is all that the model sees"
         raise InputError(f"the mask asks for {what}")
     return picture, generated
 
@@ -71,11 +74,5 @@ def cells_in_region(mask: np.ndarray, layout: Layout) -> Tensor:
 
     Cell (i, j) of a scale of (rows, columns) is the region from i / rows to (i + 1) / rows of the height, and so on.
     """
-    height, width = mask.shape
-    found = [
-        mask[i * height // rows : -(-(i + 1) * height // rows), j * width // columns : -(-(j + 1) * width // columns)]
-        for rows, columns in layout
-        for i in range(rows)
-        for j in range(columns)
-    ]
-    return torch.tensor([bool(cell.any()) for cell in found])
+    pixels = torch.from_numpy(mask)[None].float()  # (1, H, W)
+    return torch.cat([F.adaptive_max_pool2d(pixels, grid).flatten() for grid in layout]) > 0

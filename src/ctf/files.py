@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Module = TypeVar("Module", bound="nn.Module")
-Result = TypeVar("Result")
 
 
 @contextmanager
@@ -183,7 +182,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     path = existing(path)
     try:
         text = path.read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        lines = [json.loads(line) for line in text.split("\n")[:-1]]
         if not all(isinstance(line, dict) for line in lines):
             raise ValueError("a line is not an object")
     except (OSError, ValueError, RecursionError) as error:
@@ -249,14 +248,13 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         InputError: the file is missing, truncated or not safetensors.
     """
-    return read_tensors(
-        path,
-        lambda file, metadata: ({name: file.get_tensor(name) for name in file.keys()}, metadata),  # noqa: SIM118
-    )
+    with open_tensors(path) as (file, metadata):
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
-def read_tensors(path: str | Path, read: Callable[[Any, dict[str, str]], Result]) -> Result:
-    """Call `read` with an open safetensors file and its metadata, and return its result. Raises as `load_tensors`."""
+@contextmanager
+def open_tensors(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Yield an open safetensors file and its metadata. Raises as `load_tensors`, also of what the block reads."""
     from safetensors import SafetensorError, safe_open
 
     path = existing(path, "safetensors file")
@@ -267,7 +265,7 @@ def read_tensors(path: str | Path, read: Callable[[Any, dict[str, str]], Result]
             metadata = json.loads((file.metadata() or {}).get("ctf", "{}"))
             if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
                 raise ValueError("its metadata are no names and texts")
-            return read(file, metadata)
+            yield file, metadata
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({error}): copy or write it again") from None
 
@@ -283,7 +281,8 @@ def is_safetensors(path: str | Path) -> bool:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a safetensors file, without reading its tensors. Raises as `load_tensors`."""
-    return read_tensors(path, lambda _, metadata: metadata)
+    with open_tensors(path) as (_, metadata):
+        return metadata
 
 
 def save_module(

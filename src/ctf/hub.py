@@ -18,21 +18,31 @@ ITS_OWN = {".gitattributes"}
 FilesOf = Callable[[Any], "list[str] | None"]
 
 
-def pull(name: str, revision: str | None = None) -> Path:
+def pull(name: str, revision: str | None, files_of: FilesOf) -> Path:
     """The folder of a model on the Hub, in the Hub's cache. An interrupted call goes on where it stopped.
 
     Args:
         name: "owner/name".
         revision: a branch, tag or commit; the default branch without it.
+        files_of: which files belong to the folder; nothing else of the repository is downloaded.
 
     Raises:
-        InputError: no such model or revision for who asks, no connection, or one that broke.
+        InputError: no such model or revision for who asks, no connection, or one that broke; something else.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     failure = f"{name} is neither a folder here nor a model that the Hub gives"
     with _one_line(failure, "run it again, what is whole is kept"):
-        return Path(snapshot_download(name, revision=revision))
+        try:
+            files = files_of(read_json(hf_hub_download(name, CONFIG, revision=revision)))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            files = None
+        if files is None:
+            raise InputError(f"{name} is not a model folder: its {CONFIG} is missing or says something else")
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
 
 
 def push(folder: Path, name: str, private: bool, files_of: FilesOf) -> str:

@@ -93,7 +93,7 @@ def part_fingerprint(part: nn.Module, dtype: torch.dtype | None = None) -> str:
     """
     maps = [relation for name in ("predicts", "given") if (relation := getattr(part, name, None)) is not None]
     exact: tuple[str, ...] = getattr(part, "float32", ())
-    rounded = (p if name.startswith(exact) else p.to(dtype) for name, p in part.named_parameters())
+    rounded = (t if name.startswith(exact) else t.to(dtype) for name, t in part.state_dict().items())
     return joint_fingerprint([*rounded, *(relation.fine_to_coarse for relation in maps)])
 
 
@@ -113,14 +113,15 @@ def read_metrics(path: str | Path) -> dict[str, float]:
     Raises:
         InputError: there are none, or several of each.
     """
-    values = read_json(path)
-    if isinstance(values, dict) and "rows" in values:
+    read = read_json(path)
+    values: dict[str, Any] = read if isinstance(read, dict) else {}
+    if "rows" in values:
         raise InputError(f"{path} holds figures in several numbers of steps: give those of one, without --steps")
-    if isinstance(values, dict) and isinstance(values.get("metrics"), dict):
+    if isinstance(values.get("metrics"), dict):
         values = values["metrics"]
-    if isinstance(values, dict) and "unconditional_bits_per_token" in values:
+    if "unconditional_bits_per_token" in values:
         raise InputError(f"{path} holds the bits of a part of images: give those of whole ones, without --region")
-    numbers = {n: v for n, v in values.items() if _is_number(v)} if isinstance(values, dict) else {}
+    numbers = {n: v for n, v in values.items() if _is_number(v)}
     if numbers and values.get("bound"):
         numbers = {f"{name}_at_most" if name == "bits_per_token" else name: value for name, value in numbers.items()}
     if not numbers:

@@ -81,7 +81,7 @@ class Pipeline(StagePipeline):
                 raise InputError(f"{folder} also holds {shortened(others)}: choose another, or move what would be lost")
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            exact = all(torch.equal(p, p.half().float()) for p in self.tokenizer.parameters())
+            exact = all(torch.equal(t, t.half().to(t.dtype)) for t in self.tokenizer.state_dict().values())
             self.tokenizer.save(_part(temporary, "tokenizer"), torch.float16 if exact else torch.float32)
             for stage in self.stages:
                 stage.save(_part(temporary, stage.name), dtype)
@@ -279,9 +279,8 @@ def describe(source: str) -> dict[str, Any]:
     if source == "sizes":
         sizes = MODEL_SIZES | NEXT_SCALE_SIZES
         return {name: dict(zip(("layers", "heads", "dim"), size, strict=True)) for name, size in sizes.items()}
-    if source in BUNDLED and not is_model(BUNDLED[source]):
-        return _describe_file(_part(BUNDLED[source], "tokenizer"))
-    if source in BUNDLED or is_model(Path(source)):
+    on_the_hub = source.count("/") == 1 and not Path(source).exists()
+    if source in BUNDLED or is_model(Path(source)) or on_the_hub:
         return describe_pipeline(Pipeline.from_pretrained(source, "cpu"))
     path = _existing(source, "file or folder")
     if (settings := run_settings(path)) is not None:
@@ -294,7 +293,8 @@ def describe(source: str) -> dict[str, Any]:
         return {"kind": "token set", **tokens.describe(), "class_names": tokens.class_names}
     if is_safetensors(path):
         return _describe_file(path)
-    raise InputError(f"{source} is no token set, coarse map, tokenizer, stage, run or model folder")
+    where = f": its model is in {path / 'model'}" if is_model(path / "model") else ""
+    raise InputError(f"{source} is no token set, coarse map, tokenizer, stage, run or model folder{where}")
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
@@ -376,14 +376,17 @@ def is_model(folder: Path) -> bool:
 
 def find_model(source: str, revision: str | None = None) -> Path:
     """The model folder of a bundled name, a folder, or a Hub id of `revision`. Raises InputError: none is there."""
-    if source in BUNDLED and is_model(BUNDLED[source]):
+    local = source in BUNDLED or Path(source).exists() or source.count("/") != 1
+    if local and revision is not None:
+        raise InputError(f"revision {revision}: only models on the Hub have any, and {source} is here")
+    if source in BUNDLED:
         warn_of_namesake(source, CONFIG)
         return BUNDLED[source]
-    if Path(source).exists() or source.count("/") != 1:
+    if local:
         folder = _existing(source, "model folder")
     else:
         name, _, at = source.partition("@")
-        folder = pull(name, revision or at or None)
+        folder = pull(name, revision or at or None, model_files)
     if is_model(folder):
         return folder
     if run_settings(folder) is not None:

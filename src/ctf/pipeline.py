@@ -6,7 +6,6 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from numbers import Integral
 from operator import index
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -160,6 +159,8 @@ class StagePipeline:
 
     def compute_in(self, compute: Compute) -> StagePipeline:
         """Choose how to sample, in place: the parts stay as they are, sampling converts their weights."""
+        if not isinstance(compute, Compute):
+            raise InputError(f"compute {compute!r}: give Compute({compute!r}), from ctf.models")
         self._compute = compute
         return self
 
@@ -348,7 +349,7 @@ class StagePipeline:
 
     def _images(self, labels: Labels, seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:
         """Labels as indices (B,), and a seed for each."""
-        labels = [labels] if isinstance(labels, (str, int, Integral)) else labels
+        labels = labels if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
         indices = torch.tensor([self.label_index(label) for label in labels], dtype=torch.int64)
         try:
             given = seed if isinstance(seed, Iterable) else [seed + i for i in range(len(indices))]

@@ -65,6 +65,8 @@ def _import(source: str, path: Path | None, changed: int) -> ModuleType:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module.__name__] = module  # dataclasses look their module up here
+        if (beside := str(path.parent.resolve())) not in sys.path:  # it may import other files of its folder
+            sys.path.append(beside)
         spec.loader.exec_module(module)
         return module
     except InputError:

@@ -192,7 +192,8 @@ def test_a_port_in_use_is_an_error(client):
 
 
 def test_without_gradio_it_says_what_to_install(place):
-    code = "import sys; sys.modules['gradio'] = None; from ctf.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules |= dict.fromkeys(['gradio', 'uvicorn', 'fastapi'])\n"
+    code += "from ctf.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "app", "--model", str(place / "tiny"), "--device", "cpu", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

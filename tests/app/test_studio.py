@@ -205,7 +205,7 @@ def test_what_is_kept_stays(studio, free_studio, scales_studio, picture):
 def test_a_model_that_goes_row_by_row_asks_for_rows(studio, free_studio, scales_studio, picture):
     assert [host.continues for host in (studio, free_studio, scales_studio)] == [True, False, False]
     with pytest.raises(InputError, match="stage coarse is autoregressive: it continues images from their first tokens"):
-        studio.known(given(studio, picture), "0110" * 4)
+        next(studio.complete(given(studio, picture), "0110" * 4, "dog", "", 1, 0))
 
 
 def test_a_completion_inherits_class_and_settings(studio, pipeline):

@@ -70,7 +70,7 @@ class Clusters:
         vectors = level_embeddings(self.tokenizer, coarse_map)[labels][None]
         return to_bytes(self.tokenizer.decode_embeddings(vectors, self.pipeline.layout))[0]
 
-    def swaps(self, tokens: Tensor, share: float, count: int, seed: int = 0) -> dict[str, Image.Image]:
+    def swaps(self, tokens: Tensor, share: float, count: int) -> dict[str, Image.Image]:
         """Swap a share of the tokens within clusters, k-means and random ones: the same positions in both.
 
         With a larger share the positions of a smaller one stay among those that are swapped.
@@ -85,7 +85,7 @@ class Clusters:
             raise InputError(f"share {share}: from 0 (none) to 1 (all tokens)")
         before, found = torch.from_numpy(self.decoded(tokens))[None], {}
         for method, name in METHODS.items():
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(0)
             turn = torch.rand(len(tokens), generator=generator) < share
             clusters = self.clustering(count, method)
             if clusters.method != method:  # the model's own, made another way

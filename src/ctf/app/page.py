@@ -138,7 +138,10 @@ def build(studio: Studio) -> gr.Blocks:
     first[0].chosen = ImageRequest.num // 3
     example, subject, design = studio.take(first)
     shown = studio.marked(example, half)
-    *_, completed = studio.complete(example, shown["keep"], subject, design, COMPLETIONS, 0)
+    try:
+        *_, completed = studio.complete(example, shown["keep"], subject, design, COMPLETIONS, 0)
+    except InputError:  # as of an autoregressive stage over several scales, which can keep no part of a picture
+        completed = []
     swaps = studio.swap(example, 50, count) if counts else []
     cache = (KEPT_FOR, KEPT_FOR)  # uploads: how often they are looked at, and how old they may be
     with App(title=f"ctf · {studio.model.name}", analytics_enabled=False, delete_cache=cache) as page:
@@ -166,7 +169,7 @@ def build(studio: Studio) -> gr.Blocks:
                             for c in studio.controls
                             if c.stage == stage.name
                         ]
-        with gr.Tab("Complete"):
+        with gr.Tab("Complete", visible=bool(completed)):
             continues = "This model continues a picture from above. Choose how many rows of tokens to keep."
             keeps_any = "Mark with the pointer what to keep of the picture. The rest is generated."
             gr.Markdown(continues if studio.continues else keeps_any)
@@ -223,7 +226,8 @@ def build(studio: Studio) -> gr.Blocks:
             return [*studio.classes.parted(wanted.label), wanted.num, wanted.seed, *values]
 
         def welcome() -> Any:
-            views = [Results.shown(studio, [copy(run) for run in runs]) for runs in (first, completed)]
+            views = [Results.shown(studio, [copy(run) for run in runs]) for runs in (first, completed) if runs]
+            views += [[gr.skip()] * len(rest.outputs)] * (2 - len(views))
             return [*views[0], *views[1], *show(example, half), subject, design, swaps]
 
         def generate(label: Any, design: Any, num: Any, seed: Any, beside: Any, *settings: Any) -> Iterator[Any]:

@@ -69,10 +69,10 @@ def serve(
     root_path: str = "",
 ) -> None:
     """Serve the web app until Ctrl-C; `started` hears its address, `root_path` is as for `application`."""
-    import uvicorn
-
     host, port = socket.getsockname()[:2]
     loopback = ipaddress.ip_address(host).is_loopback
     app = application(studio, loopback, root_path)
+    import uvicorn  # only here: where it is missing, `application` says what to install
+
     started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[socket])

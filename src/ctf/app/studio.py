@@ -161,10 +161,7 @@ class Studio:
         height, width = self.pipeline.image_size
         mask = np.array([*keep]).reshape(self.rows, self.columns) == "0"
         mask = mask.repeat(height // self.rows, 0).repeat(width // self.columns, 1)
-        known = self.pipeline.known_tokens(given.image, mask)
-        for stage in self.pipeline.stages:
-            stage.check_kept(known >= 0)
-        return known
+        return self.pipeline.known_tokens(given.image, mask)
 
     def complete(
         self, given: Given | None, keep: Any, subject: Any, design: Any, num: Any, seed: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from ctf.errors import InputError
@@ -52,6 +53,8 @@ def complete(
     if (mask is None) == (region is None):
         raise InputError("give either mask or region: what to generate")
     picture = open_picture(image)
+    if Path(out).exists() and Path(out).samefile(image):
+        raise InputError(f"out {out} is the image itself, which would be lost: choose another")
     pipeline = Pipeline.from_pretrained(model, device, Compute(dtype))
     where = open_picture(mask) if mask else region_mask(picture.size, region or ())
     known = pipeline.known_tokens(picture, where)

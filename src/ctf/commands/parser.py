@@ -74,7 +74,7 @@ def dispatch(verbs: Verbs, essentials: Mapping[str, str], arguments: list[str]) 
         arguments = [*arguments[1:], "--help"]
     choices: Collection[str] = verbs
     while choices:
-        if not arguments or arguments[0] in ("-h", "--help"):
+        if not arguments or arguments[0] in ("-h", "--help", "--help-all", "--help_all"):
             print(_overview(words, verbs))
             return
         word, *arguments = arguments
@@ -253,8 +253,10 @@ def _new_parser(**arguments: Any) -> Any:
 def _plain(message: str, parser: argparse.ArgumentParser) -> str:
     """A message of jsonargparse in the words of a command line instead of Python's."""
     message = re.sub(r'^Parser key "(.+?)":', r"\1:", " ".join(message.split()))
-    union = r"Does not validate .*? Errors: - (.*) Given value type: .*? Given value:"
-    message = re.sub(union, lambda found: f"{found[1].replace(' - Expected a', ' or')}. Got value:", message)
+    inner = "(?:(?!Does not validate).)*?"  # unions within unions come first
+    union = f"Does not validate {inner} Errors: - ({inner}) Given value type: .*? Given value:"
+    while re.search(union, message):
+        message = re.sub(union, lambda found: f"{found[1].replace(' - Expected a', ' or')}. Got value:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     positional = {action.dest for action in parser._actions if not action.option_strings}
     if found := re.search("arguments are required: (.*)", message):
@@ -265,7 +267,9 @@ def _plain(message: str, parser: argparse.ArgumentParser) -> str:
         message = message.replace(seen, plain)
     if found := re.search(r"(?:Group '([\w.]+)' does not accept o|O)ption '(\w+)'", message):
         wrong = ".".join(filter(None, found.groups()))
-        known = [action.dest for action in parser._actions]
+        known = {action.dest for action in parser._actions}
+        if OPEN in known:
+            known |= {f"{OPEN}.{setting}" for setting in SETTINGS}
         message += did_you_mean(nearest(wrong, known))
     return message
 

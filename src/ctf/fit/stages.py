@@ -11,7 +11,6 @@ from ctf.errors import InputError
 from ctf.fit.config import NOTHING, FitConfig
 from ctf.fit.plan import CLUSTERS, Plan, StagePlan
 from ctf.fit.recipes import Recipe
-from ctf.model_folder import is_model
 from ctf.models.config import MODEL_SIZES
 from ctf.models.next_scale_config import NEXT_SCALE_SIZES
 from ctf.run_folder import run_settings
@@ -39,7 +38,7 @@ def stages_to_start_from(config: FitConfig, source: str, tokenizer: Tokenizer) -
     if config.start_from == NOTHING:
         return [], NOTHING, f"{random}, as asked"
     if config.start_from is None:
-        if source not in BUNDLED or not is_model(BUNDLED[source]):
+        if source not in BUNDLED:
             return [], NOTHING, f"{random}, since none are bundled for this tokenizer"
         if config.baseline:
             return [], NOTHING, f"{random}, so that the comparison with the baseline is fair"

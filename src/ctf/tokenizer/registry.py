@@ -16,7 +16,7 @@ from ctf.tokenizer.multi_scale import MultiScaleTokenizer
 from ctf.tokenizer.vq_tokenizer import VQTokenizer
 
 ASSETS = Path(__file__).parent.parent / "assets"
-#: The folders of what comes with the package, by name: a tokenizer each, with stages where it is a model.
+#: The folders of the models that come with the package, by name.
 BUNDLED = {path.parent.name: path.parent for path in sorted(ASSETS.glob("*/tokenizer.safetensors"))}
 
 #: The class of each family, by its tag in a file.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ctf.errors import InputError
-from ctf.files import read_tensors, save_tensors
+from ctf.files import open_tensors, save_tensors
 from ctf.run_folder import CHECKPOINT_NAME, RUN_CHECKPOINTS, checkpoint_files, checkpoint_path, checkpoints, step_of
 from ctf.training.processes import ALONE, Processes
 from ctf.training.sharding import first_row, local
@@ -164,9 +164,8 @@ def verify(file: Path) -> None:
         InputError: it is no checkpoint.
     """
     try:
-        metadata, crc = read_tensors(
-            file, lambda content, metadata: (metadata, checksum(map(content.get_tensor, sorted(content.keys()))))
-        )
+        with open_tensors(file) as (content, metadata):
+            crc = checksum(map(content.get_tensor, sorted(content.keys())))
     except InputError as error:
         raise DamagedCheckpoint(str(error)) from None
     if metadata.get("ctf") != "checkpoint" or not {"step", "images", "data", "checksum", SHARDS} <= metadata.keys():

@@ -1,2 +1,0 @@
-from .server import serve as serve
-from .studio import Studio as Studio
