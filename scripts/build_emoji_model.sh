@@ -21,5 +21,9 @@ from ctf.model_card import About
 from ctf.model_folder import complete_card
 
 metrics = {"bits_per_token": 8.663, "distance_in_emoji_features": 3.22}  # benchmarks/emoji_model.md
-complete_card("src/ctf/assets/emoji", About(licence="apache-2.0", metrics=metrics))
+data = (
+    "emoji-subgroups-by-design, train: 7,922 images of 483 classes, 10 stored views of each; images may resemble them, see "
+    "ATTRIBUTION.md for their licences"
+)
+complete_card("src/ctf/assets/emoji", About(data, "apache-2.0", metrics))
 PYTHON

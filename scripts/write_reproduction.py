@@ -76,7 +76,7 @@ def directions(preset: Preset, store: Store, page: str) -> str:
                 says = f"[{says}](#{anchor(experiment.title)})"
             rows.append([says, f"**{verdict.word}**", title(verdict.claim.metric, preset), verdict.evidence])
     return markdown_table(rows, len(rows[0])) + (
-        f"\n\nWith claims that are not measured yet: {'; '.join(missing)}." if missing else ""
+        f"\n\nSome claims of these experiments were not measured: {'; '.join(missing)}." if missing else ""
     )
 
 

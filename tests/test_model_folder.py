@@ -323,7 +323,7 @@ def test_describe_model_folders(files, tmp_path):
     assert one["image_size"] == two["image_size"] == [8, 12]
     fine = Pipeline.from_pretrained(tmp_path / "two").stage("fine")
     data = Pipeline.from_pretrained(tmp_path / "two").about.data
-    assert data == "images from elsewhere: 12 images of 4 classes × 1"
+    assert data == "images from elsewhere: 12 images of 4 classes"
     assert two["stages"][1]["parameters"] == len(torch.nn.utils.parameters_to_vector(fine.parameters()))
 
 

@@ -215,12 +215,19 @@ def test_names_of_diffusers_are_answered_with_ours(make_pipeline, name):
     with pytest.raises(InputError, match=message):
         pipeline(3, **{name: None})
     with pytest.raises(InputError, match=message):
+        pipeline(**{name: None})
+    with pytest.raises(InputError, match=message):
         Pipeline.from_pretrained("emoji", **{name: None})
     for thing in pipeline, pipeline(3):
         with pytest.raises(AttributeError, match=message):
             getattr(thing, name)
     with pytest.raises(AttributeError, match="'Images' object has no attribute 'imags'"):
         _ = pipeline(3).imags
+
+
+def test_without_labels_it_says_so(make_pipeline):
+    with pytest.raises(InputError, match="labels are missing: give names or indices of classes"):
+        make_pipeline("cluster")(seed=3)
 
 
 def test_our_names_exist(make_pipeline):
@@ -352,7 +359,7 @@ def test_a_mask_outside_the_centre_square_is_called_so(scales_pipeline):
         scales_pipeline.known_tokens(Image.new("RGB", (64, 16)), mask)
 
 
-@pytest.mark.parametrize("label", [3.0, None])
+@pytest.mark.parametrize("label", [3.0, 2.5])
 def test_what_is_no_label_and_no_way_to_compute_is_named(make_pipeline, label):
     with pytest.raises(InputError, match=f"class {label}: give a name, or an index as a whole number"):
         make_pipeline("cluster")(label)

@@ -141,6 +141,7 @@ def model_card(pipeline: StagePipeline, about: About) -> str:
     licence = f"license: {json.dumps(about.licence)}\n" if about.licence else ""
     height, width = pipeline.image_size
     kinds = (stage.kind.replace("_", "-") for stage in pipeline.stages)
+    starts = dict.fromkeys(s for made in about.training.values() if (s := made.get("settings", {}).get("start_from")))
     tags = dict.fromkeys(["autoregressive", "vq", pipeline.tokenizer.family, *kinds])  # each once
     parts = [
         f"---\n{licence}library_name: ctf\npipeline_tag: unconditional-image-generation\n"
@@ -162,6 +163,9 @@ def model_card(pipeline: StagePipeline, about: About) -> str:
         ),
         f"**Data.** {about.data or 'Not stated.'}",
         f"**Licence.** {about.licence or 'Not stated.'}",
+        f"**Started from** {', '.join(dict.fromkeys(starts))}, whose terms may bind these weights too."
+        if starts
+        else "",
         _table("| measured | |", [f"{name.replace('_', ' ')} | {value:.6g}" for name, value in about.metrics.items()]),
         f"{'Settings of the training runs, versions' if about.training else 'Versions'} and fingerprints of the "
         f"weights: [{MANIFEST}]({MANIFEST}).",

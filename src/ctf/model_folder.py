@@ -232,7 +232,8 @@ def data_in_words(tokens: TokenSet) -> str:
     index = tokens.index
     source = os.path.basename(os.path.abspath(index.source)) if index.source else "images from elsewhere"
     split = f", {index.split}" if index.split else ""
-    return f"{source}{split}: {len(tokens):,} images of {tokens.num_classes:,} classes × {len(index.augmentations)}"
+    views = f", {count} stored views of each" if (count := len(index.augmentations)) > 1 else ""
+    return f"{source}{split}: {len(tokens):,} images of {tokens.num_classes:,} classes{views}"
 
 
 #: Of a run's settings, what does not depend on where it ran.

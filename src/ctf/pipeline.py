@@ -188,7 +188,7 @@ class StagePipeline:
 
     def __call__(
         self,
-        labels: Labels,
+        labels: Labels | None = None,
         seed: int | Sequence[int] = 0,
         batch_size: int = 64,
         progress: bool = False,
@@ -212,6 +212,9 @@ class StagePipeline:
             InputError: an unknown label, seeds that do not match, settings without meaning, or known tokens that a
                 stage cannot keep.
         """
+        if labels is None:
+            self.sampling(**overrides)  # names diffusers' word for labels, if that was given
+            raise InputError("labels are missing: give names or indices of classes")
         batches = self.generate(labels, seed, batch_size, progress, known, **overrides)
         return Images(Image.fromarray(image) for batch in batches for image in batch)
 

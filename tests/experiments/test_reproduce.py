@@ -20,7 +20,7 @@ from ctf.experiments.paper import EXPERIMENTS
 from ctf.experiments.presets import EMOJI, IMAGENET, TINY_IMAGENET, Lab, Preset
 from ctf.experiments.reproduce import find, plan, reproduce
 from ctf.experiments.store import Pace, Store, in_order
-from ctf.files import read_json, read_json_lines
+from ctf.files import read_json, read_json_lines, write_json
 from ctf.images import open_images
 from ctf.layout import Layout
 from ctf.model_folder import open_stage
@@ -187,6 +187,16 @@ def test_a_plan_counts_what_is_missing():
     assert "one A100" in text
     assert re.search(r"^missing +\S+ +774\.7 M  baseline-autoregressive-XL", text, re.MULTILINE)
     assert not re.search("^made", text, re.MULTILINE)
+
+
+def test_a_plan_leaves_out_what_only_results_that_are_there_need(tiny, tmp_path):
+    experiment, store = find("table3d")(tiny), Store(tmp_path)
+    assert re.search(r"^training +\d+ +[1-9]", plan("table3d", tiny, str(tmp_path), "cpu"), re.MULTILINE)
+    for artifact in experiment.artifacts(tiny):
+        write_json(store.folder(artifact) / RESULT, {})
+    text = plan("table3d", tiny, str(tmp_path), "cpu")
+    assert not re.search(r"^training", text, re.MULTILINE)
+    assert re.search(r"^together +\d+ +0 ", text, re.MULTILINE)
 
 
 def test_sampling_on_an_a100_is_planned_at_the_rates_of_the_papers_table_2():

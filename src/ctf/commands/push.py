@@ -18,7 +18,7 @@ def push(
     version of it with `owner/name@revision`.
 
     Example:
-        ctf push --model runs/model --to owner/name --licence apache-2.0 --sheet runs/samples/sheet.png
+        ctf push --model runs/model --to owner/name --licence other --sheet runs/samples/sheet.png
 
     Args:
         model: a model folder. What the options below say is first added to its card and manifest.

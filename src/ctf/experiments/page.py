@@ -176,7 +176,9 @@ def sheet(path: Path, experiment: Experiment, preset: Preset, store: Store) -> b
 def how_it_was_made(experiment: Experiment, preset: Preset, store: Store, command: str) -> list[str]:
     """The command, the settings, and where everything lies."""
     loop, sizes = preset.training["loop"], ", ".join(f"{ours} for {name}" for name, ours in preset.sizes.items())
-    samples = [(row.name, m.samples) for row in experiment.rows for m in row.metrics(preset)[:1] if store.has(m)]
+    samples = [
+        (row.name, m.samples) for row in experiment.rows for m in row.metrics(preset)[:1] if store.has(m.samples)
+    ]
     return [
         f"`{command}`",
         f"Features of distance, score, precision and recall: {preset.features}; the reference: {preset.reference}.",

@@ -58,7 +58,7 @@ def reproduce(name: str, preset: Preset, out: str, device: str = "auto", command
 def plan(name: str, preset: Preset, out: str, device: str = "auto") -> str:
     """The plan of an experiment as text: its artifacts, which are missing, and their operations and time."""
     experiment, store = find(name)(preset), Store(Path(out))
-    artifacts, machine = in_order(experiment.artifacts(preset)), usable_device(device)
+    artifacts, machine = in_order(experiment.artifacts(preset), store.has), usable_device(device)
     pace = preset.pace or Pace(device_name(machine), UTILISATION * matrix_rate(machine, Compute().on(machine).dtype))
     lines = [experiment.title, "", f"{'':12}{'all':>6}{'missing':>9}{'operations':>13}{'time':>12}"]
     missing = [artifact for artifact in artifacts if not store.has(artifact)]

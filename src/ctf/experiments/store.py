@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -202,13 +202,16 @@ def _published(path: Path) -> dict[str, Any]:
     return {line["artifact"]: line["result"] for line in lines}
 
 
-def in_order(artifacts: Iterable[Artifact]) -> list[Artifact]:
-    """The artifacts and all that they are made from, each once, after its inputs."""
+def in_order(
+    artifacts: Iterable[Artifact], is_made: Callable[[Artifact], bool] = lambda artifact: False
+) -> list[Artifact]:
+    """The artifacts and all that they are made from, each once, after its inputs. Those of one that is made are not
+    needed."""
     found: dict[str, Artifact] = {}
 
     def visit(artifact: Artifact) -> None:
         if artifact.key not in found:
-            for part in artifact.inputs():
+            for part in () if is_made(artifact) else artifact.inputs():
                 visit(part)
             found[artifact.key] = artifact
 

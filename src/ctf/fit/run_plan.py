@@ -37,6 +37,7 @@ from ctf.progress import duration
 from ctf.reporting.page import PAGE
 from ctf.run_folder import RUN_LOG, RUN_MODEL
 from ctf.tokenizer.measure import measure_tokenizer
+from ctf.tokenizer.registry import BUNDLED
 from ctf.tokens.token_set import TokenSet
 from ctf.tokens.tokenize import tokenize_images
 from ctf.training.batches import read_or_next
@@ -107,7 +108,8 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
     with part("report"):
         ours, *others = plan.systems
         parts = [str(run / name) for name in plan.systems[ours]]
-        model = assemble(run / MODEL, plan.tokenizer_source(run), parts, str(run / "tokens" / "train")).to(device)
+        model = assemble(run / MODEL, plan.tokenizer_source(run), parts, str(run / "tokens" / "train"))
+        model.to(device)
         systems: dict[str, StagePipeline] = {ours: model}
         for system in others:
             stages = [open_stage(run / name) for name in plan.systems[system]]
@@ -120,7 +122,10 @@ def run_fit(plan: Plan, out: str | Path, device: str = "auto") -> dict[str, Any]
         on_card = {"tokenizer_psnr": kept["psnr"], "bits_per_token": metrics["likelihood"]["bits_per_token"]}
         if not plan.held_out_split:
             on_card = {f"{name}_on_training_images": value for name, value in on_card.items()}
-        complete_card(run / MODEL, About(metrics=on_card, sheet=png_bytes(sheet)))
+        data = model.about.data
+        if plan.tokenizer in BUNDLED:  # whose terms may bind the model
+            data += f"; the tokenizer is the bundled {plan.tokenizer}"
+        complete_card(run / MODEL, About(data, metrics=on_card, sheet=png_bytes(sheet)))
         curves(run / CURVES, {name: read_json_lines(run / name / RUN_LOG) for name in plan.steps})
         write_report(run, plan, metrics)
     metrics["seconds"] = {name: round(took, 1) for name, took in seconds.items()}

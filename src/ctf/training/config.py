@@ -290,7 +290,7 @@ class CoarseTraining(TokenTraining):
     """Train stage 1: cluster labels, one after another (paper, eq. 9) or as the kind says.
 
     Attributes:
-        coarse_map: the clusters, from `ctf cluster`.
+        coarse_map: the clusters, from `ctf cluster`; required.
     """
 
     sampling: Sampling = field(default_factory=lambda: Sampling(cfg_scale=2.0, temperature=1.1))
@@ -305,7 +305,7 @@ class FineTraining(TokenTraining):
     """Train stage 2: all exact tokens from the cluster labels, at once (paper, eq. 10) or as the kind says.
 
     Attributes:
-        coarse_map: the clusters, from `ctf cluster`.
+        coarse_map: the clusters, from `ctf cluster`; required.
         support: "cluster" normalises over the members of each position's cluster and computes their
             logits only; "full" is the paper's softmax over all K.
     """

@@ -229,7 +229,7 @@ class TokenizerObjective(Objective):
             measured = measure_tokenizer(
                 module,  # type: ignore[arg-type]
                 self.held_out,
-                progress=False,
+                progress=processes.is_first,
                 perceptual=self.perceptual,
                 part=range(processes.rank, len(self.held_out), processes.world),
                 total=processes.sum,
