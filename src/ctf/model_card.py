@@ -163,7 +163,7 @@ def model_card(pipeline: StagePipeline, about: About) -> str:
         ),
         f"**Data.** {about.data or 'Not stated.'}",
         f"**Licence.** {about.licence or 'Not stated.'}",
-        f"**Started from** {', '.join(dict.fromkeys(starts))}, whose terms may bind these weights too."
+        f"**Started from** {', '.join(starts)}, whose terms may bind these weights too."
         if starts
         else "",
         _table("| measured | |", [f"{name.replace('_', ' ')} | {value:.6g}" for name, value in about.metrics.items()]),
