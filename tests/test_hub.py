@@ -315,7 +315,7 @@ def test_of_a_repository_of_something_else_nothing_is_downloaded(hub, model, tmp
 def test_a_model_on_the_hub_is_described_and_only_it_has_revisions(hub, model):
     assert push(model) == 0
     assert describe(NAME) == describe(str(model))
-    with pytest.raises(InputError, match="revision main: only models on the Hub have any, and emoji is here"):
+    with pytest.raises(InputError, match="revision main: only models on the Hub have any, and emoji is no owner"):
         Pipeline.from_pretrained("emoji", revision="main")
 
 

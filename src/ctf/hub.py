@@ -29,20 +29,18 @@ def pull(name: str, revision: str | None, files_of: FilesOf) -> Path:
     Raises:
         InputError: no such model or revision for who asks, no connection, or one that broke; something else.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import snapshot_download
 
     failure = f"{name} is neither a folder here nor a model that the Hub gives"
     with _one_line(failure, "run it again, what is whole is kept"):
-        try:
-            files = files_of(read_json(hf_hub_download(name, CONFIG, revision=revision)))
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            files = None
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG]))
+        files = files_of(read_json(folder / CONFIG)) if (folder / CONFIG).exists() else None
         if files is None:
             raise InputError(f"{name} is not a model folder: its {CONFIG} is missing or says something else")
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        whole = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        if whole.name != folder.name:  # of another commit
+            raise InputError(f"{name} changed while it was downloaded: run it again")
+        return whole
 
 
 def push(folder: Path, name: str, private: bool, files_of: FilesOf) -> str:

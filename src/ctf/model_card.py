@@ -163,9 +163,7 @@ def model_card(pipeline: StagePipeline, about: About) -> str:
         ),
         f"**Data.** {about.data or 'Not stated.'}",
         f"**Licence.** {about.licence or 'Not stated.'}",
-        f"**Started from** {', '.join(starts)}, whose terms may bind these weights too."
-        if starts
-        else "",
+        f"**Started from** {', '.join(starts)}, whose terms may bind these weights too." if starts else "",
         _table("| measured | |", [f"{name.replace('_', ' ')} | {value:.6g}" for name, value in about.metrics.items()]),
         f"{'Settings of the training runs, versions' if about.training else 'Versions'} and fingerprints of the "
         f"weights: [{MANIFEST}]({MANIFEST}).",

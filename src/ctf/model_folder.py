@@ -253,7 +253,8 @@ def _training(run: Path, stage: Stage) -> dict[str, Any]:
     made = {"settings": {n: settings[n] for n in names if n in settings} | {"loop": loop}, "last": last}
     start = settings.get("started", {}).get("source", settings.get("start_from"))  # a resumed run may name none
     if start:  # whose terms may bind these weights; of a path its last name
-        made["settings"]["start_from"] = Path(start).name
+        on_the_hub = start.count("/") == 1 and not Path(start).parent.exists()
+        made["settings"]["start_from"] = start if on_the_hub else Path(start).name
     published = {"step", *(f"loop.{name}" for name in PUBLISHED_OF_LOOP)}
     lines = [
         {name: value for name, value in line.items() if name in published or name.split(".")[0] in names}
@@ -280,7 +281,7 @@ def describe(source: str) -> dict[str, Any]:
     if source == "sizes":
         sizes = MODEL_SIZES | NEXT_SCALE_SIZES
         return {name: dict(zip(("layers", "heads", "dim"), size, strict=True)) for name, size in sizes.items()}
-    on_the_hub = source.count("/") == 1 and not Path(source).exists()
+    on_the_hub = source.count("/") == 1 and not Path(source).parent.exists()
     if source in BUNDLED or is_model(Path(source)) or on_the_hub:
         return describe_pipeline(Pipeline.from_pretrained(source, "cpu"))
     path = _existing(source, "file or folder")
@@ -379,7 +380,7 @@ def find_model(source: str, revision: str | None = None) -> Path:
     """The model folder of a bundled name, a folder, or a Hub id of `revision`. Raises InputError: none is there."""
     local = source in BUNDLED or Path(source).exists() or source.count("/") != 1
     if local and revision is not None:
-        raise InputError(f"revision {revision}: only models on the Hub have any, and {source} is here")
+        raise InputError(f"revision {revision}: only models on the Hub have any, and {source} is no owner/name of one")
     if source in BUNDLED:
         warn_of_namesake(source, CONFIG)
         return BUNDLED[source]

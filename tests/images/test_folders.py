@@ -170,6 +170,20 @@ def test_the_column_of_labels_in_metadata(opened, table, column, names, said):
     assert all(part in text for part, text in zip(said, warned, strict=True))
 
 
+def test_metadata_in_a_folder_of_their_own(opened):
+    table = b"file_name,label\n../images/0.png,a\n../images/1.png,b\n"
+    images, _ = opened({"images/0.png": 0, "images/1.png": 1, "labels/metadata.csv": table})
+    assert (images.class_names, images.labels.tolist()) == (["a", "b"], [0, 1])
+
+
+def test_metadata_of_another_split_do_not_matter(opened):
+    files = {f"{split}/{i}.png": i for split in ("train", "val") for i in range(2)}
+    files["train/metadata.csv"] = b"file_name,label\n0.png,a\n1.png,b\n"
+    files["val/metadata.csv"] = b"file_name,class_a,class_b\n0.png,1,2\n1.png,1,2\n"
+    images, _ = opened(files, "train")
+    assert (images.class_names, images.labels.tolist()) == (["a", "b"], [0, 1])
+
+
 def test_metadata_beside_class_folders(opened):
     """Captions are no labels; "#" asks for one class."""
     files = {"cat/0.png": 0, "dog/1.png": 1, "metadata.csv": b"file_name,text\ncat/0.png,a cat\ndog/1.png,a dog\n"}

@@ -39,6 +39,13 @@ LAYOUTS = {
     "split as the folder": (SPLITS, "/test", None, ["a", "b"], [0, 1], [3, 2]),
     "parquet": (PARQUET, "", "train", ["0", "1", "2"], [2, 0, 1, 2, 1] * 2, range(10)),
     "parquet, another spelling": (PARQUET, "", "Testing", ["0", "1", "2"], [2, 0, 1, 2, 1], range(10, 15)),
+    "parquet of splits whose names overlap": (
+        {
+            f"data/{split}-00000-of-00001.parquet": PARQUET[name]
+            for split, name in zip(("train", "train_extra", "test"), PARQUET, strict=True)
+        },
+        *("", "train", ["0", "1", "2"], [2, 0, 1, 2, 1], range(5)),
+    ),
     "parquet pattern": (PARQUET, "/train-*.parquet", None, ["0", "1", "2"], [2, 0, 1, 2, 1] * 2, range(10)),
     "parquet pattern of a split": (PARQUET, "/*.parquet", "test", ["0", "1", "2"], [2, 0, 1, 2, 1], range(10, 15)),
     "parquet, only one named after a split": (
@@ -199,12 +206,23 @@ def test_saved_data_set(tmp_path):
     assert open_images(str(tmp_path / "one"), size=SIZE).fingerprint() != before
 
 
-@pytest.mark.parametrize("place", ["set [v2]", "set [v2]/a[1].parquet"])
+def test_local_parquet_without_splits_is_train(tmp_path):
+    """As `datasets` calls it."""
+    (tmp_path / "a.parquet").write_bytes(PARQUET["train-00000.parquet"])
+    assert_holds(open_images(str(tmp_path), "train", SIZE), range(5))
+    with pytest.raises(InputError, match="has no split 'test'"):
+        open_images(str(tmp_path), "test", SIZE)
+
+
+@pytest.mark.parametrize("place", ["set [v2]", "set [v2]/a[1].parquet", "a[1].parquet"])
 def test_brackets_in_names_are_no_patterns(tmp_path, place):
-    (tmp_path / "set [v2]").mkdir()
-    (tmp_path / "set [v2]" / "a[1].parquet").write_bytes(PARQUET["test-00002.parquet"])
-    if place.endswith("parquet"):  # which the name would match
-        (tmp_path / "set [v2]" / "a1.parquet").write_bytes(PARQUET["train-00000.parquet"])
+    folder = tmp_path / ("set [v2]" if place.startswith("set") else "")
+    folder.mkdir(exist_ok=True)
+    (folder / "a[1].parquet").write_bytes(PARQUET["test-00002.parquet"])
+    if place.endswith("parquet"):  # what the name would match as a pattern
+        (folder / "a1.parquet").write_bytes(PARQUET["train-00000.parquet"])
     images = open_images(str(tmp_path / place), None, SIZE)
     assert_holds(images, range(10, 15))
-    assert images.fingerprint()
+    before = images.fingerprint()
+    (folder / "a[1].parquet").write_bytes(PARQUET["train-00001.parquet"])
+    assert open_images(str(tmp_path / place), None, SIZE).fingerprint() != before

@@ -108,7 +108,7 @@ def test_fewer_pixels_than_the_header_says(tmp_path):
 @pytest.mark.parametrize(
     ("images", "count", "message"),
     [
-        (IMAGES, 8, "7 of arr_0, but 8 were announced"),
+        (IMAGES, 8, "7 of arr_0 came, but 8 were announced"),
         (IMAGES.swapaxes(1, 2), 7, r"arr_0 of uint8 \[7, 6, 4, 3\], but uint8 \[7, 4, 6, 3\] was announced"),
         (IMAGES / 255, 7, "arr_0 of float64"),
     ],

@@ -13,7 +13,8 @@ class OnTheCpu:
 
     made, alive = [], []
 
-    def __init__(self, loop, inputs, before):
+    def __init__(self, loop, inputs, before, kept):
+        assert kept is None  # as it was given
         self.loop, self.inputs = loop, [tensor.clone() for tensor in inputs]
         loop(*self.inputs)
         self.open = True

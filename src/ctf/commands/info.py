@@ -17,7 +17,7 @@ def info(path: str, classes: str | None = None, json: bool = False) -> None:
         ctf info emoji --classes heart
 
     Args:
-        path: a file or folder; "emoji" and "photos" are the bundled models, "sizes" the named model sizes.
+        path: a file, folder or Hub id; "emoji" and "photos" are the bundled models, "sizes" the named model sizes.
         classes: list the classes of a model or token set with these words, or parts of words, in their names.
         json: print everything that is known as JSON.
     """

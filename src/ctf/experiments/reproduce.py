@@ -10,7 +10,7 @@ from ctf.bench.machine import matrix_rate
 from ctf.device import device_name, usable_device
 from ctf.errors import InputError
 from ctf.evaluation.features import open_features
-from ctf.evaluation.reference import holds_moments_only, open_reference_images
+from ctf.evaluation.reference import holds_moments_only, open_reference, open_reference_images
 from ctf.experiments.artifacts import Training
 from ctf.experiments.beyond import BEYOND
 from ctf.experiments.experiment import Experiment
@@ -46,8 +46,11 @@ def reproduce(name: str, preset: Preset, out: str, device: str = "auto", command
     usable_device(device)
     artifacts = experiment.artifacts(preset) if make else []
     if any(isinstance(artifact, Metrics) and not store.has(artifact) for artifact in artifacts):
-        open_features(preset.features, None, device)  # what is wrong with these is said before the work begins
-        if not holds_moments_only(preset.reference):
+        # What is wrong with these is said before the work begins.
+        extractor = open_features(preset.features, None, device)
+        if holds_moments_only(preset.reference):
+            open_reference(preset.reference, extractor, preset.reference_split)
+        else:
             open_reference_images(preset.reference, preset.reference_split, (preset.data.image_size,) * 2)
     for artifact in artifacts:
         store.get(artifact)

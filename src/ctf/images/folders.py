@@ -71,9 +71,8 @@ def folder_records(
         every[posixpath.dirname(path)].append(path)
     places = {folder: folder for folder in every} if split is None else of_split(source, every, split)
     images = {folder: found for folder in places if (found := [path for path in every[folder] if is_image(path)])}
-    tables = [
-        t for t in tables if any(f"{folder}/".startswith(posixpath.join(posixpath.dirname(t), "")) for folder in images)
-    ]
+    pictures = {folder for folder, found in every.items() if any(map(is_image, found))}
+    tables = [path for path in tables if _lies_above(path, images) or not _lies_above(path, pictures)]  # of this split
     others = [path for folder in places for path in every[folder] if not (is_image(path) or path.endswith("/"))]
     check_no_splits(source, [places[folder] for folder in images])
     endings = Counter(ending(path) or "without an ending" for path in others)
@@ -99,6 +98,12 @@ def folder_records(
         encoded=lambda index: read(ordered[index]),
         files=lambda: [f"{path} {state(path)}" for path in (*tables, *ordered)],
     )
+
+
+def _lies_above(table: str, folders: Iterable[str]) -> bool:
+    """Whether the folder of a table is one of `folders`, or holds one."""
+    place = posixpath.join(posixpath.dirname(table), "")
+    return any(f"{folder}/".startswith(place) for folder in folders)
 
 
 # Splits

@@ -26,7 +26,7 @@ from ctf.images.records import (
     warn_of_folders,
     warn_of_namesake,
 )
-from ctf.images.splits import find_split, unchosen_split
+from ctf.images.splits import find_split, match_split, split_of, unchosen_split
 from ctf.images.urls import UnreachableError, of_split, shard_records
 
 if TYPE_CHECKING:
@@ -92,7 +92,10 @@ def local_tars(source: str, root: Path, files: Sequence[str], split: str | None,
 
 def local_parquet(source: str, root: Path, files: Sequence[str], split: str | None, column: str | None) -> Records:
     """The records of the Parquet files among `files` below `root`, by way of the cache of `datasets`."""
-    shards = of_split(source, sorted(path for path in files if path.endswith(".parquet")), split)
+    shards = sorted(path for path in files if path.endswith(".parquet"))
+    if split is not None and match_split(split, ["train"]) and not any(map(split_of, shards)):
+        split = None  # as `datasets` calls what has no splits
+    shards = of_split(source, shards, split)
     return dataset_records(source, None, column, "parquet", data_files=[escape(str(root / path)) for path in shards])
 
 
@@ -210,7 +213,8 @@ def dataset_records(source: str, split: str | None, label: str | None, layout: s
             return [f"{info.download_size} {info.dataset_size}"]
         # A saved data set's state.json is written anew with its content.
         pattern = "*.parquet" if layout == "parquet" else "state.json"
-        paths = map(str, Path(source).rglob(pattern)) if Path(source).is_dir() else glob(source) or [source]
+        one = [source] if Path(source).exists() else glob(source)
+        paths = map(str, Path(source).rglob(pattern)) if Path(source).is_dir() else one
         return [f"{path} {file_state(path)}" for path in sorted(paths)]
 
     return Records(*labels, name, encoded, files_and_states)

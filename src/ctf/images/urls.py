@@ -142,17 +142,26 @@ def reading(what: str, error_type: type[InputError] = InputError) -> Iterator[No
         ) from None
 
 
+#: Shards as `datasets` and the Hub call them: "data/train_extra-00000-of-00001.parquet" is of the split train_extra.
+NUMBERED = re.compile(r"([^/]+)-\d+-of-\d+\.\w+$")
+
+
 def of_split(source: str, shards: list[str], split: str | None) -> list[str]:
     """The shards that have `split`, or another spelling of it, as a word of their path; all without it.
 
     Raises:
         InputError: none has it; or none is asked for, and files that no pattern chose name several.
     """
+    named = {path: match[1] for path in shards if (match := NUMBERED.search(path))}
     if split is None:
         found = {name for path in shards if (name := split_of(path))}
+        if not found.isdisjoint(named.values()):  # beside "train" other such names are splits too
+            found |= {*named.values()}
         if len(found) > 1 and "*" not in source:
             raise unchosen_split(source, found)
         return shards
+    if split in named.values():
+        return [path for path in shards if named.get(path) == split]
     words = {path: re.split(r"[^A-Za-z0-9]+", path) for path in shards}
     if split in set().union(*words.values()):
         return [path for path in shards if split in words[path]]

@@ -221,15 +221,15 @@ def write_images(
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:  # dated 1980
                 header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
                 npy.write_array_header_1_0(file, header)
-                announced = 0
+                written = 0
                 for array in arrays:
                     if array.dtype != dtype or array.shape[1:] != shape[1:]:
                         found = f"{array.dtype} {list(array.shape)}"
                         raise InputError(f"{path}: {name} of {found}, but {dtype} {list(shape)} was announced")
                     file.write(np.ascontiguousarray(array).data)
-                    announced += len(array)
-                if announced != shape[0]:
-                    raise InputError(f"{path}: {announced} of {name}, but {shape[0]} were announced")
+                    written += len(array)
+                if written != shape[0]:
+                    raise InputError(f"{path}: {written} of {name} came, but {shape[0]} were announced")
 
 
 def write_folder(

@@ -30,13 +30,14 @@ class RecordedLoops:
         self._loops: dict[int, Recording] = {}  # by the number of images
         self._last: Recording | None = None
 
-    def __call__(self, settings: Any, loop: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
+    def __call__(self, settings: Any, loop: Callable[..., Tensor], inputs: list[Tensor], kept: Any = None) -> Tensor:
         """What `loop(*inputs)` returns: (b, …), a copy.
 
         Args:
             settings: other ones than last time need other recordings.
             loop: uses its tensors only, never their values on the host; what it returns begins with an axis of images.
             inputs: on one GPU, each (b, …); zeros must be valid inputs too.
+            kept: what holds other tensors that the loop reads; it lives as long as the recording.
         """
         images = len(inputs[0])
         with self._lock:
@@ -47,7 +48,7 @@ class RecordedLoops:
             size = recorded_size(images, max(self._loops, default=images))
             if size not in self._loops:
                 padded = [torch.cat([x, x.new_zeros(size - images, *x.shape[1:])]) for x in inputs]
-                self._loops[size] = self._last = Recording(loop, padded, self._last)
+                self._loops[size] = self._last = Recording(loop, padded, self._last, kept)
             return self._loops[size](inputs)
 
 
@@ -62,12 +63,15 @@ class Recording:
     Recordings that follow each other share a stream and, while they live, memory, so their replays must not overlap.
 
     Args:
-        loop, inputs: as those of `RecordedLoops`. The loop runs once before it is recorded, over all positions, so
-            that compilers and libraries do what they do once for each shape.
+        loop, inputs, kept: as those of `RecordedLoops`. The loop runs once before it is recorded, over all positions,
+            so that compilers and libraries do what they do once for each shape.
         before: what was recorded last, and may be closed.
     """
 
-    def __init__(self, loop: Callable[..., Tensor], inputs: list[Tensor], before: Recording | None) -> None:
+    def __init__(
+        self, loop: Callable[..., Tensor], inputs: list[Tensor], before: Recording | None, kept: Any = None
+    ) -> None:
+        self.kept = kept
         self.device = inputs[0].device
         # A stream of its own: cuBLAS keeps a workspace for each, which recordings that run at once must not share.
         self.stream: torch.cuda.Stream = before.stream if before else torch.cuda.Stream(self.device)
@@ -107,5 +111,5 @@ class Recording:
         if self.graph is not None:
             self.graph.reset()
         self.graph = None
-        del self.inputs, self.result
+        del self.inputs, self.result, self.kept
         torch.cuda.empty_cache()

@@ -247,7 +247,7 @@ def draw_all(
         def run(labels: Tensor, uniform: Tensor, given: Tensor | None = None) -> Tensor:
             return deque(draw_steps(stage, labels, lambda stream: uniform, plan, given), maxlen=1)[0]
 
-        return recorded(plan.sampling, run, inputs)
+        return recorded(plan.sampling, run, inputs, plan)
     for number, tokens in enumerate(draw_steps(stage, labels, uniforms(stage, random), plan, given, known)):
         if on_step is not None:
             on_step(number, tokens)

@@ -177,6 +177,8 @@ class Trainer:
             self.parts["ema"] = self.ema
         self.done = resume(run, self.parts, objective.num_images, self.processes, objective.data)
         passed = [step for step in config.milestones if step < self.done and not milestone_path(run, step).exists()]
+        #: Whether this step became a milestone after it was taken.
+        self.late = self.done in config.milestones and not milestone_path(run, self.done).exists()
         if passed:
             warn(f"loop.milestones: {run} is beyond step {passed[0]}, whose weights were not kept")
         writers = self.processes if self.is_sharded else Processes(self.processes.rank)
@@ -202,7 +204,7 @@ class Trainer:
             self.watch,
             closing(self.checkpoints),
         ):
-            if self.done in c.milestones:  # asked for since
+            if self.late:
                 self._keep(self.done)
             if self._is_evaluated(self.done) and not log.evaluated:  # a kill came in between
                 self._report_or_stop(self.done, log, interrupted)
