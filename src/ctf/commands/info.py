@@ -79,12 +79,15 @@ def _sampling(settings: Mapping[str, Any]) -> str:
 
 
 def _lines(facts: Mapping[str, Any]) -> str:
-    """A line for each fact, with long values cut."""
+    """A line for each fact; long values take up to three, and are cut then."""
+    from textwrap import fill
+
     from ctf.files import flattened
 
     rows = [(name, str(value)) for name, value in flattened(facts)]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:{width}}  {text if len(text) <= 120 else text[:120] + ' …'}" for name, text in rows)
+    limits: dict[str, Any] = {"subsequent_indent": " " * (width + 2), "max_lines": 3, "placeholder": " …"}
+    return "\n".join(fill(text, 120, initial_indent=f"{name:{width}}  ", **limits) or name for name, text in rows)
 
 
 def _table(rows: list[dict[str, Any]], words: int = 1) -> str:
