@@ -60,12 +60,17 @@ def quick_machine():
 
 
 @pytest.fixture
-def two_threads():
-    """Products shared among two threads, as on most machines, for tests of what must not depend on it."""
+def set_threads():
+    """`torch.set_num_threads`, undone after the test."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads(set_threads):
+    """Products shared among two threads, as on most machines, for tests of what must not depend on it."""
+    set_threads(2)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +183,19 @@ def scales_pipeline():
     for stage in stages:
         torch.nn.init.normal_(stage.transformer.head.weight, std=0.3)
     return Pipeline(tokenizer, CLASS_NAMES, stages)
+
+
+@pytest.fixture(scope="session")
+def scales_stage():
+    """A stage of size nano with its initial weights over tokens on 1 × 1, 2 × 2 and 3 × 3."""
+
+    def make(kind, **settings):
+        config = MultiScaleConfig(32, (1,), 1, 1, z_channels=32, codebook_size=24, scales=(1, 2, 3))
+        tokenizer = {"tokenizer": MultiScaleTokenizer(config)} if kind == "next_scale" else {}
+        facts = {"name": "a", "layout": Layout.square(1, 2, 3), "num_classes": 5, "codebook_size": 24}
+        return new_stage(kind, "nano", **facts, **tokenizer, **settings).eval()
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("small_examples")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MEASURED = sorted({*(ROOT / "benchmarks").glob("*.md")} - {ROOT / "benchmarks" / "README.md"})
 MADE = re.compile(r"^\*Made \d{4}-\d\d-\d\d at [0-9a-f]{7}\b.* on .+\.\*$", re.M)
-NEEDS = {"data", "gpu", "minutes", "network", "context"}
+NEEDS = {"data", "gpu", "minutes", "network"}
 BLOCK = re.compile(r"^(?:<!-- needs: (?P<needs>\w+) -->\n\s*)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
 #: Options that are added to a command, by its verb, to make it smaller.

@@ -13,12 +13,10 @@ IMAGES = 5
 
 
 @pytest.fixture(params=[2, 3, 4, 6], autouse=True)
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+def threads(request, set_threads):
+    set_threads(request.param)
     with torch.inference_mode():
         yield
-    torch.set_num_threads(before)
 
 
 def normal(*shape):

@@ -111,9 +111,11 @@ assert main(["sample", "--model", {NAME!r}, "--labels", "[1]", "--out", {str(tmp
 
 
 def test_push_from_python_in_half_precision(hub, make_pipeline):
-    address = make_pipeline("baseline").push_to_hub(NAME, dtype=torch.float16)
-    assert address == f"{hub.endpoint}/{NAME}"
+    pipeline = make_pipeline("baseline")
+    assert pipeline.push_to_hub(NAME, dtype=torch.float16) == f"{hub.endpoint}/{NAME}"
     pulled = Pipeline.from_pretrained(NAME)
+    for found, exact in zip(pulled.stages[0].parameters(), pipeline.stages[0].parameters(), strict=True):
+        assert torch.equal(found, exact.half().float())
     weights = json.loads((find_model(NAME) / "manifest.json").read_text())["weights"]
     assert weights == {name: part_fingerprint(part) for name, part in pulled.parts().items()}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from same import equal
 
 from ctf.cli import main
 from ctf.codebook import CoarseMap
@@ -158,7 +159,7 @@ def test_the_command_refuses_settings_of_another_kind(capsys):
     assert "TableSettings has a setting size, which every training has: rename it" in capsys.readouterr().err
 
 
-def test_own_samplers_and_filters_decide_what_is_sampled(make_stage, capsys):
+def test_own_samplers_and_filters_decide_what_is_sampled(make_stage):
     stage = make_stage("any_order", codebook_size=24)
     labels, random = torch.tensor([0, 1, 2]), Random([3, 4, 5])
     tokens = stage.generate(labels, random, Sampling(steps=2, order="raster", **OWN))
@@ -211,13 +212,13 @@ def test_unknown_samplers_are_refused(make_stage):
             make_stage("masked").generate(torch.tensor([0]), Random([0]), Sampling(sampler=name))
 
 
-def test_own_samplers_and_filters_complete_a_picture(tmp_path):
-    import ctf
-
-    pipe = ctf.Pipeline.from_pretrained("emoji")
+def test_own_samplers_and_filters_complete_a_picture():
+    pipe, picture = Pipeline.from_pretrained("emoji"), Image.new("RGB", (64, 64), "red")
     mask = np.zeros((64, 64), dtype=bool)
     mask[32:] = True
-    assert len(pipe.complete(Image.new("RGB", (64, 64), "red"), mask, [3], **OWN)) == 1
+    found = pipe.complete(picture, mask, [3], **OWN)
+    assert equal(found, pipe([3], known=pipe.known_tokens(picture, mask), **OWN))
+    assert not equal(found, pipe.complete(picture, mask, [3]))
 
 
 def test_a_file_of_own_code_may_import_another_beside_it(monkeypatch):

@@ -19,12 +19,12 @@ from ctf.model_folder import Pipeline
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.wheel
+#: Without the variables that could lead Python back to the checkout.
+OWN = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
 def run(*command, **settings):
-    """The output of a command that runs without the variables that could lead Python back to the checkout."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=kept, check=False, **settings)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=OWN, check=False, **settings)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -85,8 +85,7 @@ def test_an_installed_wheel_samples_the_same_images(place):
 
 def test_an_installed_wheel_opens_the_web_app(place):
     command = [place / "env/bin/ctf", "app", "--device", "cpu", "--port", "0"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    with subprocess.Popen(command, cwd=place, env=kept, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, cwd=place, env=OWN, stdout=subprocess.PIPE, text=True) as server:
         try:
             found = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in server.stdout)
             address = next(match[0] for match in found if match)  # lines before it say what is being opened
@@ -100,6 +99,5 @@ def test_type_checkers_see_the_types(place):
     """In a project that uses the wheel, since it holds py.typed."""
     (place / "use.py").write_text("import ctf\n\nimages: int = ctf.Pipeline.from_pretrained('emoji')([3])\n")
     check = [sys.executable, "-m", "mypy", "--python-executable", "env/bin/python", "--follow-imports=silent", "use.py"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(check, cwd=place, env=kept, capture_output=True, text=True, check=False)
+    done = subprocess.run(check, cwd=place, env=OWN, capture_output=True, text=True, check=False)
     assert 'expression has type "list[Image]", variable has type "int"' in done.stdout, done.stdout

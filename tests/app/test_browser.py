@@ -68,8 +68,8 @@ def shown(page, place):
     return [np.asarray(opened(url)) for url in urls]
 
 
-def state(page, place="made"):
-    return page.locator(f"#{place}-status p").all_inner_texts()
+def state(page):
+    return page.locator("#made-status p").all_inner_texts()
 
 
 def generate(page, **fields):
@@ -181,7 +181,7 @@ def test_downloads_are_named_after_class_and_seed(page):
         assert json.loads(image.text["ctf"])["seed"] == 2
 
 
-def test_stop_leaves_what_was_made_and_a_second_visitor_waits(page, browser, address, pipeline):
+def test_stop_leaves_what_was_made_and_a_second_visitor_waits(page, browser, address):
     other = browser.new_page()
     other.goto(address)
     other.wait_for_selector("#made img")

@@ -58,10 +58,9 @@ def test_all_swapped_tokens_lie_in_their_clusters(clusters, tokens, method, monk
 
 
 def test_clusters_made_another_way_are_called_so(pipeline, tokens, monkeypatch):
-    clusters = Clusters(pipeline)
-    own = pipeline.stages[0].predicts
-    monkeypatch.setitem(clusters._maps, ("kmeans", 8), dataclasses.replace(own, method="random"))
-    captions = [*clusters.swaps(tokens, 0, 8)]
+    fine = pipeline.stages[1]
+    monkeypatch.setattr(fine, "given", dataclasses.replace(fine.given, method="random"))
+    captions = [*Clusters(pipeline).swaps(tokens, 0, 8)]
     assert captions == [f"0 of 16 swapped within {name} clusters" for name in ("the model's own random", "random")]
 
 

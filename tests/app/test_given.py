@@ -1,26 +1,13 @@
 """Files from visitors are decoded with limits."""
 
-import io
 import re
 import struct
 import zlib
 
-import numpy as np
 import pytest
-from image_files import png_of
-from PIL import Image
+from image_files import image_bytes, pixels, png_of
 
 from ctf.errors import InputError
-
-
-def image(width=6, height=4, mode="RGB"):
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)).convert(mode)
-
-
-def encoded(picture, kind):
-    file = io.BytesIO()
-    picture.save(file, kind)
-    return file.getvalue()
 
 
 def bomb(width, height):
@@ -36,13 +23,13 @@ HOSTILE = {
     "empty": (b"", "cannot be read as an image"),
     "not an image": (b"MZ" + b"\0" * 100, "cannot be read as an image"),
     "text that says PNG": (b"\x89PNG\r\n\x1a\n" + b"<script>", "cannot be read as an image"),
-    "truncated": (encoded(image(200, 200), "PNG")[:500], "cannot be read as an image"),
-    "a truncated JPEG": (encoded(image(200, 200), "JPEG")[:500], "cannot be read as an image"),
+    "truncated": (image_bytes(pixels(0, 200, 200))[:500], "cannot be read as an image"),
+    "a truncated JPEG": (image_bytes(pixels(0, 200, 200), "JPEG")[:500], "cannot be read as an image"),
     "a bomb": (bomb(8192, 8192), "8192 × 8192 pixels, at most 16,777,216 are allowed"),
     "a larger bomb": (bomb(30_000, 30_000), "cannot be read as an image"),
     "hair-thin": (bomb(8192, 8), "sides of at most 100 : 1"),
-    "a format that others read for us": (encoded(image(), "EPS"), "cannot be read as an image"),
-    "a TIFF": (encoded(image(), "TIFF"), "cannot be read as an image"),
+    "a format that others read for us": (image_bytes(pixels(0), "EPS"), "cannot be read as an image"),
+    "a TIFF": (image_bytes(pixels(0), "TIFF"), "cannot be read as an image"),
 }
 
 
@@ -54,12 +41,12 @@ def test_hostile_files_are_refused(studio, data, message):
 
 
 def test_rows_to_keep_are_at_most_those_of_the_picture(studio):
-    given = studio.upload(encoded(image(16, 16), "PNG"))
+    given = studio.upload(image_bytes(pixels(0, 16, 16)))
     kept = [studio.marked(given, rows)["keep"].count("1") for rows in (-1, 1, 10**15)]
     assert kept == [0, studio.columns, studio.rows * studio.columns]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "JPEG"])
 def test_pictures_are_read_and_cropped(studio, kind):
-    given = studio.upload(encoded(image(40, 30), kind))
+    given = studio.upload(image_bytes(pixels(0, 30, 40), kind))
     assert (given.image.size, given.image.mode, given.settings) == ((16, 16), "RGB", {})

@@ -36,12 +36,8 @@ def nats(stage, rows, *sampling):
     )
 
 
-def test_bits_of_a_completion(make_stage, make_tokenizer, tmp_path):
-    tokenizer = make_tokenizer()
-    coarse_map = cluster_codebook(tokenizer.codebook, 5)
-    coarse = make_stage("any_order", name="coarse", predicts=coarse_map)
-    fine = make_stage("masked", name="fine", given=coarse_map, rounds="any")
-    pipeline = Pipeline(tokenizer, list("abcd"), [coarse, fine])
+def test_bits_of_a_completion(in_steps, tmp_path):
+    pipeline = in_steps()
     tokens, labels = np.random.default_rng(0).integers(0, 24, (7, 6)), np.arange(7) % 4
     token_set = write(tmp_path / "set", pipeline, tokens, labels)
     kept, settings = torch.tensor([0, 1, 1, 0, 0, 1]) == 1, {"steps": 2, "order": "raster", "fine_steps": 3}
@@ -49,9 +45,7 @@ def test_bits_of_a_completion(make_stage, make_tokenizer, tmp_path):
     both, sampling = (torch.tensor(tokens), torch.tensor(labels)), pipeline.sampling(**settings)
     with torch.no_grad():
         bits = {
-            how: sum(
-                -stage.log_prob(*both, sampling[stage.name], k)[:, ~kept].mean().item() for stage in (coarse, fine)
-            )
+            how: sum(-s.log_prob(*both, sampling[s.name], k)[:, ~kept].mean().item() for s in pipeline.stages)
             for how, k in {"bits_per_token": kept, "unconditional_bits_per_token": None}.items()
         }
     assert {how: found[how] for how in bits} == pytest.approx({how: nats / math.log(2) for how, nats in bits.items()})
@@ -323,6 +317,9 @@ def test_the_command_writes_what_it_prints_and_a_plot(in_steps, few, tmp_path, c
     own = {f"coarse_{name}": value for name, value in SCHEDULE.items()}
     assert printed("--against", str(tmp_path / "model")) == bits_per_token(
         pipeline, token_set, progress=False, against=pipeline, **own
+    )
+    assert printed("--region", "0", "0.5", "1", "1") == bits_per_token(
+        pipeline, token_set, progress=False, kept=torch.arange(6) < 3, **own
     )
     assert main([*words, "--against", str(tmp_path / "model"), "--steps", "[1]"]) == 2
     assert "steps beside against" in capsys.readouterr().err

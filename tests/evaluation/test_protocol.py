@@ -78,7 +78,7 @@ def test_moments_alone_give_distances_alone(tmp_path, spatial):
     assert "Precision and recall: left out" in text
 
 
-def test_all_that_decides_the_metrics_is_in_the_result(evaluate, tmp_path):
+def test_all_that_decides_the_metrics_is_in_the_result(evaluate):
     evaluation = evaluate(random_images(30), random_images(40, seed=1))
     assert evaluation.samples["count"] == 30
     assert evaluation.reference["count"] == 40

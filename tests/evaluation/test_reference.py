@@ -114,7 +114,7 @@ def test_a_cache_that_cannot_be_written_costs_no_result(tmp_path, batch, images)
     np.testing.assert_array_equal(reference.extracted.features, quarters(images))
 
 
-def test_a_damaged_entry_is_made_again(opened, batch, tmp_path, images):
+def test_a_damaged_entry_is_made_again(opened, batch, tmp_path):
     opened(batch[0], Quarters())
     (entry,) = (tmp_path / "cache" / "references").iterdir()
     entry.write_bytes(entry.read_bytes()[:100])

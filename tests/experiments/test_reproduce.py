@@ -326,7 +326,7 @@ def test_weights_that_are_truncated_are_missed(tiny, out, damaged, tmp_path):
         store.has(training)
 
 
-def test_a_look_makes_nothing(tiny, out, tmp_path):
+def test_a_look_makes_nothing(tiny, tmp_path):
     page = reproduce("table3d", tiny, str(tmp_path), "cpu", make=False)
     assert [path.name for path in tmp_path.iterdir()] == ["table3d"]
     assert [path.name for path in page.parent.iterdir()] == ["report.md"]

@@ -181,7 +181,7 @@ def test_a_folder_becomes_a_model(run, plan):
     assert pipeline.about.metrics["tokenizer_psnr"] == metrics["tokenizer"]["psnr"]
 
 
-def test_the_report_compares_the_model_with_the_baseline(run, plan):
+def test_the_report_compares_the_model_with_the_baseline(run):
     metrics, tokens = read_json(run / "metrics.json"), TokenSet.open(run / "tokens" / "test")
     model = Pipeline.from_pretrained(run / "model")
     baseline = Pipeline(model.tokenizer, model.class_names, [open_stage(run / "baseline")])

@@ -16,7 +16,7 @@ EVERY = pytest.mark.parametrize("source", EMOJI_LABELLINGS)
 def classes(source, split=None):
     """Image ("noto/fire-engine") → name of its class."""
     images = open_images(source, split)
-    names = [images._records.name(i).removesuffix(".webp") for i in range(len(images))]
+    names = [images.name(i).removesuffix(".webp") for i in range(len(images))]
     return dict(zip(names, [images.class_names[label] for label in images.labels], strict=True))
 
 
@@ -110,7 +110,7 @@ def test_classes_by_design_are_the_pairs_with_five_training_images(rows):
 def test_pixels_are_those_of_the_emoji(source):
     images, emoji = open_images(source, "test"), open_images("emoji")
     last = len(images) - 1
-    row = [emoji._records.name(i) for i in range(len(emoji))].index(images._records.name(last))
+    row = [emoji.name(i) for i in range(len(emoji))].index(images.name(last))
     np.testing.assert_array_equal(images.read(last), emoji.read(row))
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from ctf.interop import llamagen
 from ctf.layout import Layout
+from ctf.stages import generate_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llamagen"
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
@@ -32,6 +33,13 @@ def test_gpt_logits_loss_and_gradients(gpt):
     assert len(gradients) == 4
     for name, gradient in gradients.items():
         torch.testing.assert_close(ours[name], gradient, **CLOSE)
+
+
+@pytest.mark.parametrize("cfg_scale", [1, 2])
+def test_greedy_generation(gpt, cfg_scale):
+    golden = load_file(GOLDEN / "gpt_mha.safetensors")
+    tokens = generate_tokens(gpt, golden["greedy_labels"], cfg_scale=float(cfg_scale), temperature=0.0)
+    assert torch.equal(tokens, golden[f"greedy_cfg{cfg_scale}"])
 
 
 @pytest.mark.parametrize("name", ["vq16", "vq8"])

@@ -33,8 +33,8 @@ def tokenizer():
     return var.load_tokenizer(GOLDEN / "vq.pt", SETTINGS["patch_nums"])
 
 
-def as_maps(rows, grid=LAYOUT.finest):
-    return rows.transpose(1, 2).unflatten(2, grid)
+def as_maps(rows):
+    return rows.transpose(1, 2).unflatten(2, LAYOUT.finest)
 
 
 # ---------------------------------------------------------------------------------------------- golden vectors

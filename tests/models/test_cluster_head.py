@@ -114,7 +114,7 @@ def test_tiles_are_compiled_once_for_all_batches(many_clusters):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_gpu_computes_what_a_cpu_does(many_clusters, autocast):
+def test_a_gpu_computes_what_a_cpu_does(autocast):
     members = ClusterMembers(CoarseMap(torch.arange(400) % 37, "test", 0, "none"))
     for hidden, weight, coarse in batches(members, 4):
         expected = loss_and_gradients(member_logits, hidden, weight, coarse, members.cpu())

@@ -42,7 +42,7 @@ def test_whole_sequences_equal_the_transformer(make_model, tokens, kv_heads, att
 
 
 @torch.no_grad()
-def test_without_its_head_a_packed_model_keeps_the_heads_weight(make_model, tokens):
+def test_without_its_head_a_packed_model_keeps_the_heads_weight(make_model):
     model = make_model(attention="full")
     packed = PackedTransformer(model, Compute("bfloat16"), head=False)
     assert torch.equal(packed.head.weight, model.head.weight)
@@ -84,7 +84,7 @@ def test_a_model_that_trains_compiled_is_packed_uncompiled(make_model, tokens):
 
 
 @torch.no_grad()
-def test_weights_that_are_not_converted_are_shared_and_none_change(make_model, tokens):
+def test_weights_that_are_not_converted_are_shared_and_none_change(make_model):
     model = make_model(given_vocab=4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     packed = PackedTransformer(model, FLOAT32)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from same import contents
+from same import contents, equal
 
+from ctf.cli import main
 from ctf.codebook import cluster_codebook
 from ctf.errors import InputError
 from ctf.images import to_tensor
+from ctf.model_folder import Pipeline
 from ctf.pipeline import StagePipeline
 from ctf.samples import Manifest, SampleSet, sample_to
 
@@ -65,6 +67,22 @@ def test_completion(make_stage, make_tokenizer, tmp_path, mask):
     assert Manifest.load(tmp_path / "samples.manifest.json").known == known.tolist()
     with pytest.raises(InputError, match="known is"):
         sample(pipeline, tmp_path / "samples.npz", ["owl", "cat"], seed=3, overrides={})
+
+
+def test_the_command_completes_what_the_pipeline_does(make_stage, make_tokenizer, tmp_path, mask):
+    tokenizer = make_tokenizer()
+    coarse_map = cluster_codebook(tokenizer.codebook, 5)
+    coarse = make_stage("any_order", name="coarse", predicts=coarse_map)
+    pipeline = Pipeline(tokenizer, CLASSES, [coarse, make_stage("masked", name="fine", given=coarse_map)])
+    pipeline.save_pretrained(tmp_path / "model")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8))
+    picture.save(tmp_path / "picture.png")
+    line = f"complete --model {tmp_path}/model --image {tmp_path}/picture.png --region 0.6 0 1 1 --labels owl cat"
+    line += f" --seed 3 --temperature 0.5 --device cpu --out {tmp_path}/samples.npz"
+    assert main(line.split()) == 0
+    images = pipeline.complete(picture, mask, ["owl", "cat"], seed=3, temperature=0.5)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert equal(file["arr_0"], images)
 
 
 # Writing

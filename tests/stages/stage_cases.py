@@ -4,9 +4,10 @@ import pytest
 import torch
 from scipy import stats
 
+from ctf.codebook import CoarseMap
 from ctf.layout import Layout
 
-LAYOUT, N = Layout((2, 4)), 8
+LAYOUT, N, K, NUM_CLASSES = Layout((2, 4)), 8, 30, 5
 LABELS = torch.tensor([0, 4, 2, 5, 1])  # 5 is unconditional
 SEEDS = [3, 0, 2**63, 7, 3]
 TASKS = ["all tokens", "coarse", "fine", "fine, full", "middle", "middle, full"]
@@ -19,6 +20,9 @@ SETTINGS = [
     {"temperature": 0.0},
 ]
 EVERY_TASK = pytest.mark.parametrize("task", TASKS)
+EVERY_KIND = pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked", "masked, any"])
+#: Of 3 tokens, where 0 and 2 are one cluster.
+PAIRS = CoarseMap(torch.tensor([0, 1, 0]), "test", 0, "none")
 
 
 def in_pairs(names, *lists):
@@ -29,6 +33,35 @@ def in_pairs(names, *lists):
     first, second, third = lists
     cases = [(a, b, third[(i + j) % len(third)]) for i, a in enumerate(first) for j, b in enumerate(second)]
     return pytest.mark.parametrize(names, cases, ids=str)
+
+
+def only_allowed(stage, logits, given):
+    """Logits (B, n, vocabulary), −inf for labels outside the clusters of given labels (B, n): token by token."""
+    if given is None or stage.support == "full":
+        return logits
+    labels = range(K) if stage.predicts is None else stage.predicts.fine_to_coarse.tolist()
+    pairs = {*zip(labels, stage.given.fine_to_coarse.tolist(), strict=True)}
+    outside = torch.tensor(
+        [[(label, g) not in pairs for label in range(stage.vocabulary)] for g in range(given.max() + 1)]
+    )
+    return logits.masked_fill(outside[given], -torch.inf)
+
+
+@torch.no_grad()
+def guided_logits(stage, tokens, labels, given, cfg_scale):
+    """Logits of all labels with guidance on the logits, −inf where nothing may be drawn: (B, N, vocabulary)."""
+    network = stage.transformer
+    logits = network(tokens, labels, given)
+    if cfg_scale != 1:
+        unconditional = network(tokens, torch.full_like(labels, NUM_CLASSES), given)
+        logits = unconditional + cfg_scale * (logits - unconditional)
+    return only_allowed(stage, logits, given)
+
+
+def scale_at(step, steps, known, cfg_scale=1.0, cfg_schedule="constant"):
+    """Guidance in a step of several, before which a share of the positions is known."""
+    share = {"constant": 1.0, "steps": step / (steps - 1) if steps > 1 else 1.0, "known": known}[cfg_schedule]
+    return 1 - share + share * cfg_scale
 
 
 def every_sequence(labels, positions):
@@ -54,16 +87,17 @@ def assert_frequencies(drawn, outcomes, probabilities):
 
 
 @torch.no_grad()
-def assert_sums_to_one(stage, pairs):
-    """Probabilities of all sequences do, or those of the tokens of each sequence of given clusters.
+def log_prob(stage, tokens):
+    """Of whole sequences (S, N) of one class: (S,), float64."""
+    return stage.log_prob(tokens, torch.ones(len(tokens), dtype=torch.int64)).double().sum(1)
 
-    Tokens 0 and 1 are of the clusters 0 and 1 of the map `pairs`.
-    """
+
+def assert_sums_to_one(stage):
+    """Probabilities of all sequences do, or those of the tokens of each sequence of given clusters of `PAIRS`."""
     tokens = every_sequence(stage.vocabulary, stage.num_tokens)
-    _, group = pairs.to_coarse(tokens).unique(dim=0, return_inverse=True)
+    _, group = PAIRS.to_coarse(tokens).unique(dim=0, return_inverse=True)
     group = torch.zeros_like(group) if stage.given is None else group
-    probabilities = stage.log_prob(tokens, torch.ones(len(tokens), dtype=torch.int64)).double().sum(1).exp()
-    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, probabilities)
+    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, log_prob(stage, tokens).exp())
     assert len(sums) == (1 if stage.given is None else 2**stage.num_tokens)
     torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-5, rtol=0)
 
@@ -83,10 +117,7 @@ def assert_steps_are_teacher_forcing(stage, tokens, labels, sampling=None):
 
 @torch.no_grad()
 def assert_a_scale_sees_those_before(stage, labels):
-    """Logits up to a scale do not depend on its tokens and later ones, as long as given labels stay.
-
-    Tokens 0 and 2 are of one given cluster.
-    """
+    """Logits up to a scale do not depend on its tokens and later ones, as long as given labels of `PAIRS` stay."""
     tokens = torch.randint(3, (len(labels), stage.num_tokens), generator=torch.Generator().manual_seed(1))
     logits = stage.logits(tokens, labels)
     for part in stage.layout.slices:

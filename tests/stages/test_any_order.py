@@ -5,7 +5,18 @@ import math
 
 import pytest
 import torch
-from stage_cases import LABELS, LAYOUT, SEEDS, SETTINGS, TASKS, N, assert_steps_are_teacher_forcing, in_pairs
+from stage_cases import (
+    LABELS,
+    LAYOUT,
+    SEEDS,
+    SETTINGS,
+    TASKS,
+    N,
+    assert_steps_are_teacher_forcing,
+    in_pairs,
+    only_allowed,
+    scale_at,
+)
 
 from ctf.layout import Layout
 from ctf.models import Compute
@@ -79,39 +90,22 @@ def group_logits(stage, tokens, labels, given, groups, number):
     return norm(x[:, -len(asked) :], w["norm.weight"]) @ w["head.weight"].T
 
 
-@pytest.fixture
-def only_allowed(allowed):
-    """Logits (B, n, vocabulary), −inf outside the clusters of given labels (B, n)."""
-
-    def only_allowed(stage, logits, given):
-        if given is None:
-            return logits
-        inside = torch.stack([torch.stack([allowed(stage, g) for g in row]) for row in given])
-        return logits.masked_fill(~inside, -torch.inf)
-
-    return only_allowed
-
-
-@pytest.fixture
-def naive_tokens(only_allowed, scale_at):
-    def naive(stage, labels, seeds, given, way, cfg_scale=1.0, cfg_schedule="constant", **filters):
-        uniform, groups = Random(seeds).uniform(N), groups_of(**way)
-        tokens = torch.full((len(labels), N), -1)
-        for number, group in enumerate(groups):
-            logits = group_logits(stage, tokens, labels, given, groups, number)
-            known = int((tokens[0] >= 0).sum()) / N
-            scale = scale_at(number, len(groups), known, cfg_scale, cfg_schedule)
-            unconditional = group_logits(stage, tokens, torch.full_like(labels, 5), given, groups, number)
-            logits = unconditional + scale * (logits - unconditional)
-            logits = only_allowed(stage, logits, None if given is None else given[:, group])
-            tokens[:, group] = draw(logits, uniform[:, group], Sampling(**filters))
-        return tokens
-
-    return naive
+def naive_tokens(stage, labels, seeds, given, way, cfg_scale=1.0, cfg_schedule="constant", **filters):
+    uniform, groups = Random(seeds).uniform(N), groups_of(**way)
+    tokens = torch.full((len(labels), N), -1)
+    for number, group in enumerate(groups):
+        logits = group_logits(stage, tokens, labels, given, groups, number)
+        known = int((tokens[0] >= 0).sum()) / N
+        scale = scale_at(number, len(groups), known, cfg_scale, cfg_schedule)
+        unconditional = group_logits(stage, tokens, torch.full_like(labels, 5), given, groups, number)
+        logits = unconditional + scale * (logits - unconditional)
+        logits = only_allowed(stage, logits, None if given is None else given[:, group])
+        tokens[:, group] = draw(logits, uniform[:, group], Sampling(**filters))
+    return tokens
 
 
 @in_pairs(("task", "way", "kv_heads"), TASKS, WAYS, [None, 1])
-def test_likelihood_against_groups_one_after_another(make, only_allowed, tokens, task, kv_heads, way):
+def test_likelihood_against_groups_one_after_another(make, tokens, task, kv_heads, way):
     stage, groups = make(KIND, task, kv_heads=kv_heads), groups_of(**way)
     targets, given = stage.levels(tokens)
     sampling, expected = Sampling(**way), torch.empty(5, N, dtype=torch.float64)
@@ -126,7 +120,7 @@ def test_likelihood_against_groups_one_after_another(make, only_allowed, tokens,
 
 
 @in_pairs(("task", "settings", "way"), TASKS, SETTINGS, WAYS)
-def test_cached_groups_draw_what_whole_sequences_draw(make, naive_tokens, coarse, task, settings, way):
+def test_cached_groups_draw_what_whole_sequences_draw(make, coarse, task, settings, way):
     stage = make(KIND, task, kv_heads=1 if way["steps"] % 2 else None)
     given = None if stage.given is None else coarse
     expected = naive_tokens(stage, LABELS, SEEDS, given, way, **settings)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stage_cases import LABELS, SEEDS, N
+from stage_cases import LABELS, SEEDS, N, guided_logits, scale_at
 
 from ctf.layout import Layout
 from ctf.sampling import Random, Sampling, draw
@@ -20,17 +20,13 @@ SETTINGS = [
 KIND = "autoregressive"
 
 
-@pytest.fixture
-def naive_tokens(guided_logits, scale_at):
-    def naive(stage, labels, seeds, given, place=0, cfg_scale=1.0, cfg_schedule="constant", **filters):
-        uniform, tokens = Random(seeds, place).uniform(N), torch.zeros(len(labels), N, dtype=torch.int64)
-        for i in range(N):
-            scale = scale_at(i, N, i / N, cfg_scale, cfg_schedule)
-            logits = guided_logits(stage, tokens, labels, given, scale)[:, i]
-            tokens[:, i] = draw(logits, uniform[:, i], Sampling(**filters))
-        return tokens
-
-    return naive
+def naive_tokens(stage, labels, seeds, given, place=0, cfg_scale=1.0, cfg_schedule="constant", **filters):
+    uniform, tokens = Random(seeds, place).uniform(N), torch.zeros(len(labels), N, dtype=torch.int64)
+    for i in range(N):
+        scale = scale_at(i, N, i / N, cfg_scale, cfg_schedule)
+        logits = guided_logits(stage, tokens, labels, given, scale)[:, i]
+        tokens[:, i] = draw(logits, uniform[:, i], Sampling(**filters))
+    return tokens
 
 
 @pytest.mark.parametrize(
@@ -42,7 +38,7 @@ def naive_tokens(guided_logits, scale_at):
     ids=str,
 )
 @pytest.mark.parametrize(("number", "settings"), [*enumerate(SETTINGS)], ids=str)
-def test_against_naive_decoding(make, naive_tokens, coarse, guidance, number, settings):
+def test_against_naive_decoding(make, coarse, guidance, number, settings):
     """Without given labels, and with them in one of four ways."""
     settings = {**guidance, **settings}
     for task in "all tokens", ["fine", "fine, full", "middle", "middle, full"][number % 4]:

@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from stage_cases import assert_frequencies, every_sequence
+from stage_cases import LABELS, SEEDS, N, assert_frequencies, every_sequence
 
 from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling
 
-N = 8
-LABELS = torch.tensor([0, 4, 2, 2, 5])
-SEEDS = [3, 2**40, 0, 11, 3]
 WAYS = [
     ("autoregressive", Sampling(cfg_scale=2.0, cfg_schedule="steps")),
     ("any_order", Sampling(steps=5, order="random")),

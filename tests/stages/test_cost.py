@@ -15,7 +15,6 @@ from ctf.models.linear import Int8Linear, Linear, PackedLinear, packed_bytes
 from ctf.sampling import Random, Sampling
 from ctf.stages import new_stage
 from ctf.stages.cost import PeakMemory, activation_bytes, drawing_work, forward_operations
-from ctf.tokenizer import MultiScaleConfig, MultiScaleTokenizer
 
 BATCH = 3
 CPU = torch.device("cpu")
@@ -48,19 +47,6 @@ def make(request):
         task = {"name": "a", "layout": LAYOUT, "num_classes": 5, "codebook_size": 24}
         support = {} if given is None else {"support": support}
         return new_stage(kind, "nano", given=given, **support, **task, **own).eval()
-
-    return make
-
-
-@pytest.fixture
-def scales_stage():
-    """A stage over the tokens of three scales."""
-
-    def make(kind, **settings):
-        layout = Layout.square(1, 2, 3)
-        config = MultiScaleConfig(32, (1,), 1, 1, z_channels=32, codebook_size=24, scales=(1, 2, 3))
-        own = {"tokenizer": MultiScaleTokenizer(config)} if kind == "next_scale" else settings
-        return new_stage(kind, "nano", name="a", layout=layout, num_classes=5, codebook_size=24, **own).eval()
 
     return make
 

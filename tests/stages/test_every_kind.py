@@ -4,13 +4,11 @@ import itertools
 
 import pytest
 import torch
-from stage_cases import EVERY_TASK, LABELS, SEEDS
+from stage_cases import EVERY_KIND, EVERY_TASK, LABELS, SEEDS
 
 from ctf.errors import InputError
 from ctf.sampling import Random, Sampling
 from ctf.stages import generate_tokens
-
-EVERY_KIND = pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked", "masked, any"])
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from stage_cases import EVERY_KIND, EVERY_TASK, guided_logits
 
 from ctf.sampling import Sampling
 
 LABELS = torch.tensor([3, 5])  # 5 is unconditional
 KINDS = pytest.mark.parametrize("kind", ["autoregressive", "masked"])
-TASKS = pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle", "middle, full"])
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def through_network(stage, tokens):
 
 
 @KINDS
-@TASKS
-def test_against_the_definition(make, guided_logits, tokens, kind, task):
+@EVERY_TASK
+def test_against_the_definition(make, tokens, kind, task):
     stage = make(kind, task)
     targets, given, read = through_network(stage, tokens)
     logits = guided_logits(stage, read, LABELS, given, 1.0).tolist()  # −inf outside the given cluster
@@ -56,7 +56,7 @@ def test_gradients_after_a_measurement_that_made_the_plan(make, tokens, kind):
     assert all(p.grad is None or p.grad.isfinite().all() for p in stage.parameters())
 
 
-@pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked", "masked, any"])
+@EVERY_KIND
 @pytest.mark.parametrize("task", ["all tokens", "fine"])
 def test_losses_are_float32_in_half_precision(make, tokens, kind, task):
     stage = make(kind, task)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stage_cases import EVERY_TASK, LABELS, SEEDS
+from stage_cases import EVERY_TASK, LABELS, SEEDS, guided_logits
 
 from ctf.models import Compute
 from ctf.sampling import Random, Sampling, draw
@@ -18,7 +18,7 @@ KIND = "masked"
     [{}, {"temperature": 0.0}, {"temperature": 1.5}, {"top_k": 2}, {"top_p": 0.5}, {"top_k": 4, "top_p": 0.8}],
     ids=str,
 )
-def test_against_guided_logits_of_all_labels(make, guided_logits, coarse, task, cfg_scale, settings):
+def test_against_guided_logits_of_all_labels(make, coarse, task, cfg_scale, settings):
     """Given nothing, every hidden label is read as the same vector."""
     stage = make(KIND, task)
     read, given = (torch.zeros_like(coarse), None) if stage.given is None else (None, coarse)

@@ -6,11 +6,13 @@ import dataclasses
 import pytest
 import torch
 from stage_cases import (
+    PAIRS,
     assert_a_scale_sees_those_before,
     assert_frequencies,
     assert_steps_are_teacher_forcing,
     assert_sums_to_one,
     every_sequence,
+    log_prob,
 )
 
 from ctf.codebook import CoarseMap
@@ -23,7 +25,6 @@ from ctf.stages import NextScale, load_stage
 from ctf.tokenizer import MultiScaleTokenizer
 
 K, LABELS = 3, torch.tensor([0, 2])
-PAIRS = CoarseMap(torch.tensor([0, 1, 0]), "test", 0, "none")
 MANY = CoarseMap(torch.arange(60) % 7, "test", 0, "none")
 #: What a stage is to do: its levels, and how many tokens can be told apart by what it predicts.
 TASKS = {
@@ -56,11 +57,6 @@ def make(sides=(1, 2), codebook_size=K, dim=16, layout=None, **facts):
     return stage
 
 
-def log_prob(stage, tokens, label=1):
-    with torch.no_grad():
-        return stage.log_prob(tokens, torch.full((len(tokens),), label)).double().sum(1)
-
-
 @pytest.fixture(params=[Layout.square(1, 2), Layout([(1, 1), (1, 2)])], ids=str)
 def layout(request):
     """1 + 4 positions, and 1 + 2."""
@@ -69,7 +65,7 @@ def layout(request):
 
 @pytest.mark.parametrize("task", ["tokens", "coarse", "fine"])
 def test_probabilities_sum_to_one(layout, task):
-    assert_sums_to_one(make(layout=layout, **TASKS[task]), PAIRS)
+    assert_sums_to_one(make(layout=layout, **TASKS[task]))
 
 
 def test_frequencies_of_samples_are_the_probabilities():
@@ -182,19 +178,20 @@ def test_a_file_holds_the_stage(tmp_path, task):
     assert torch.equal(loaded.transformer.head.weight, stage.transformer.head.weight.bfloat16().float())
 
 
-def test_drop_path_leaves_out_whole_images():
-    stage = make()
-    block = stage.transformer.blocks[1]
+@pytest.mark.parametrize("branch", [0, 1], ids=["attention", "feed-forward"])
+def test_drop_path_leaves_out_whole_images(branch):
+    """At a rate of a half, a branch adds nothing to half of the images, and twice as much to the others."""
+    torch.manual_seed(0)
+    block = make().transformer.blocks[1]
     block.drop_path = 0.5
     x, modulation = torch.randn(200, 5, 16), torch.randn(200, 1, 6, 16)
+    modulation[:, :, 1 - branch] = 0  # the other branch's factor
     attend = torch.nn.functional.scaled_dot_product_attention
     with torch.no_grad():
-        full = block.eval()(x, modulation, attend)
-        torch.manual_seed(0)
-        dropped = block.train()(x, modulation, attend)
-    kinds = (dropped - x).flatten(1).abs().amax(1) == 0
-    assert 20 < kinds.sum() < 80  # a quarter of the images lose both branches
-    assert not torch.equal(dropped, full)
+        whole, dropped = block.eval()(x, modulation, attend) - x, block.train()(x, modulation, attend) - x
+    kept = dropped.flatten(1).abs().amax(1) > 0
+    assert 70 < kept.sum() < 130
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept], rtol=1e-4, atol=1e-4)
 
 
 def test_initial_values():

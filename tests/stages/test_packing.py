@@ -70,3 +70,15 @@ def test_threads_sampling_from_one_pipeline_get_what_one_gets(make_pipeline, kin
 
     with ThreadPoolExecutor(len(works)) as pool:
         assert np.array_equal([*pool.map(work, *zip(*works, strict=True))], expected)
+
+
+def test_threads_pack_once(make_pipeline):
+    pipeline, together = make_pipeline("cluster"), threading.Barrier(4)
+
+    def packed(_):
+        together.wait()  # all find the weights not packed yet
+        return pipeline.packed()
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(packed, range(4))
+    assert all(a is b for stages in others for a, b in zip(stages, first, strict=True))

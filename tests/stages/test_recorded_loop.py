@@ -163,7 +163,7 @@ def test_threads_and_streams_share_a_recording(make, coarse):
 
 
 @pytest.mark.gpu
-def test_a_second_device(make, coarse):
+def test_a_second_device(make):
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
     first, second = (make("autoregressive").to(f"cuda:{i}").pack(Compute("float32")) for i in range(2))

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from stage_cases import N
 
 from ctf.errors import InputError
 from ctf.layout import Layout
 from ctf.sampling import Random, Sampling
 
-N = 8
 ANY = ["locality", "halton", "random", "raster"]
 
 

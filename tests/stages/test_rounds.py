@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from stage_cases import EVERY_TASK, LABELS, LAYOUT, SEEDS, SETTINGS, TASKS, N, in_pairs
+from stage_cases import EVERY_TASK, LABELS, LAYOUT, SEEDS, SETTINGS, TASKS, N, guided_logits, in_pairs, scale_at
 
 from ctf.layout import Layout
 from ctf.sampling import Random, Sampling, draw
@@ -21,15 +21,10 @@ WAYS = [
 ]
 
 
-@pytest.fixture
-def round_logits(guided_logits, scale_at):
+def round_logits(stage, known, labels, given, step=0, steps=1, **guidance):
     """Logits of all positions (B, N, vocabulary) from labels, −1 where hidden; −inf outside given clusters."""
-
-    def round_logits(stage, known, labels, given, step=0, steps=1, **guidance):
-        scale = scale_at(step, steps, int((known[0] >= 0).sum()) / N, **guidance)
-        return guided_logits(stage, known.masked_fill(known < 0, stage.vocabulary), labels, given, scale)
-
-    return round_logits
+    scale = scale_at(step, steps, int((known[0] >= 0).sum()) / N, **guidance)
+    return guided_logits(stage, known.masked_fill(known < 0, stage.vocabulary), labels, given, scale)
 
 
 def split(settings):
@@ -38,48 +33,39 @@ def split(settings):
     return guidance, Sampling(**{name: value for name, value in settings.items() if name not in guidance})
 
 
-@pytest.fixture
-def naive_tokens(round_logits):
-    def naive(stage, labels, seeds, given, way, settings):
-        sizes = group_sizes(N, way["steps"], way.get("schedule", "cosine"))
-        groups = order_groups(way["order"], LAYOUT, tuple(sizes), way.get("order_seed", 0))
-        (guidance, filters), uniform = split(settings), Random(seeds).uniform(N)
-        tokens = torch.full((len(labels), N), -1)
-        for step, group in enumerate(groups):
-            logits = round_logits(stage, tokens, labels, given, step, len(groups), **guidance)
-            tokens[:, group] = draw(logits, uniform, filters)[:, group]
-        return tokens
-
-    return naive
+def naive_tokens(stage, labels, seeds, given, way, settings):
+    sizes = group_sizes(N, way["steps"], way.get("schedule", "cosine"))
+    groups = order_groups(way["order"], LAYOUT, tuple(sizes), way.get("order_seed", 0))
+    (guidance, filters), uniform = split(settings), Random(seeds).uniform(N)
+    tokens = torch.full((len(labels), N), -1)
+    for step, group in enumerate(groups):
+        logits = round_logits(stage, tokens, labels, given, step, len(groups), **guidance)
+        tokens[:, group] = draw(logits, uniform, filters)[:, group]
+    return tokens
 
 
-@pytest.fixture
-def naive_confident_tokens(round_logits):
+def naive_confident_tokens(stage, labels, seeds, given, steps, settings):
     """One image and one position after another (MaskGIT 2202.04200, section 3.2)."""
-
-    def naive(stage, labels, seeds, given, steps, settings):
-        guidance, filters = split(settings)
-        tokens = torch.full((len(labels), N), -1)
-        for step, size in enumerate(group_sizes(N, steps)):
-            logits = round_logits(stage, tokens, labels, given, step, steps, **guidance)
-            choice = draw(logits, Random(seeds).uniform(N, step), filters)
-            uniform = Random(seeds).uniform(N, steps + step)
-            for b in range(len(labels)):
-                confidence = {
-                    i: float(logits[b, i].log_softmax(-1)[choice[b, i]])
-                    - 4.5 * (1 - (step + 1) / steps) * math.log(-math.log(uniform[b, i]))
-                    for i in range(N)
-                    if tokens[b, i] < 0
-                }
-                for i in sorted(confidence, key=confidence.get)[-size:]:
-                    tokens[b, i] = choice[b, i]
-        return tokens
-
-    return naive
+    guidance, filters = split(settings)
+    tokens = torch.full((len(labels), N), -1)
+    for step, size in enumerate(group_sizes(N, steps)):
+        logits = round_logits(stage, tokens, labels, given, step, steps, **guidance)
+        choice = draw(logits, Random(seeds).uniform(N, step), filters)
+        uniform = Random(seeds).uniform(N, steps + step)
+        for b in range(len(labels)):
+            confidence = {
+                i: float(logits[b, i].log_softmax(-1)[choice[b, i]])
+                - 4.5 * (1 - (step + 1) / steps) * math.log(-math.log(uniform[b, i]))
+                for i in range(N)
+                if tokens[b, i] < 0
+            }
+            for i in sorted(confidence, key=confidence.get)[-size:]:
+                tokens[b, i] = choice[b, i]
+    return tokens
 
 
 @in_pairs(("task", "settings", "way"), TASKS, SETTINGS, WAYS)
-def test_rounds_in_a_fixed_order(make, naive_tokens, coarse, task, settings, way):
+def test_rounds_in_a_fixed_order(make, coarse, task, settings, way):
     stage = make(KIND, task, kv_heads=1 if way["steps"] % 2 else None)
     given = None if stage.given is None else coarse
     expected = naive_tokens(stage, LABELS, SEEDS, given, way, settings)
@@ -88,7 +74,7 @@ def test_rounds_in_a_fixed_order(make, naive_tokens, coarse, task, settings, way
 
 
 @in_pairs(("task", "settings", "steps"), ["all tokens", "fine", "middle, full"], SETTINGS, [1, 3, 8])
-def test_rounds_keep_the_most_confident(make, naive_confident_tokens, coarse, task, settings, steps):
+def test_rounds_keep_the_most_confident(make, coarse, task, settings, steps):
     stage = make(KIND, task)
     given = None if stage.given is None else coarse
     expected = naive_confident_tokens(stage, LABELS, SEEDS, given, steps, settings)
@@ -98,7 +84,7 @@ def test_rounds_keep_the_most_confident(make, naive_confident_tokens, coarse, ta
 
 @EVERY_TASK
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_likelihood_is_that_of_the_round_that_draws(make, round_logits, tokens, task, way):
+def test_likelihood_is_that_of_the_round_that_draws(make, tokens, task, way):
     stage = make(KIND, task)
     (targets, given), sampling = stage.levels(tokens), Sampling(**way)
     known, expected = torch.full((5, N), -1), torch.empty(5, N)
@@ -112,7 +98,7 @@ def test_likelihood_is_that_of_the_round_that_draws(make, round_logits, tokens, 
 
 
 @pytest.mark.parametrize("task", ["all tokens", "fine"])
-def test_a_training_loss_is_that_of_hidden_labels_given_the_others(make, round_logits, task):
+def test_a_training_loss_is_that_of_hidden_labels_given_the_others(make, task):
     """Of two positions one is hidden, or the other, or both."""
     stage, tokens, label = make(KIND, task, layout=Layout((1, 2))), torch.tensor([[3, 17]]), torch.tensor([1])
     targets, given = stage.levels(tokens)

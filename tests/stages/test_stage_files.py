@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from stage_cases import EVERY_KIND, EVERY_TASK
 
 from ctf.errors import InputError
 from ctf.files import load_tensors, read_metadata, save_tensors
@@ -10,7 +11,6 @@ from ctf.layout import Layout
 from ctf.sampling import Random, Sampling
 from ctf.stages import KINDS, Masked, load_stage, new_stage, register_kind
 
-EVERY_KIND = pytest.mark.parametrize("kind", ["autoregressive", "any_order", "masked", "masked, any"])
 OWN = Sampling(2.5, 0.9, 7, 0.8, "known", steps=4, order="random", schedule="arccos", order_seed=3)
 TOKENS = torch.randint(30, (3, 8), generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 4, 5])
@@ -22,7 +22,7 @@ def path(tmp_path):
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("task", ["all tokens", "coarse", "fine", "fine, full", "middle", "middle, full"])
+@EVERY_TASK
 def test_everything_survives(make, path, kind, task):
     stage = make(kind, task, name="mine", sampling=OWN, kv_heads=1, class_dropout=0.2).train()
     stage.save(path)

@@ -1,5 +1,6 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pytest
@@ -28,13 +29,6 @@ def tokens(tokenizer):
     return torch.randint(tokenizer.config.codebook_size, (7, 24), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def set_threads():
-    threads = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pixels_depend_neither_on_the_batch_nor_on_the_cores(tokenizer, tokens, set_threads, dtype):
     together = decode_images(tokenizer, tokens, LAYOUT, dtype)
@@ -53,13 +47,18 @@ def test_it_is_the_decoder(tokenizer, tokens):
     assert np.abs(decode_images(tokenizer, tokens, LAYOUT, torch.bfloat16) - decoded).mean() < 2
 
 
-def test_two_threads_decode_at_once(tokenizer, tokens):
-    threads = torch.get_num_threads()
+def test_two_threads_decode_at_once(tokenizer, tokens, set_threads, monkeypatch):
+    set_threads(3)
     alone = decode_images(tokenizer, tokens, LAYOUT, torch.float32)
+    decode_one, started = tokenizer.decode, Event()
+    monkeypatch.setattr(tokenizer, "decode", lambda *arguments: started.set() or decode_one(*arguments))
     with ThreadPoolExecutor(2) as pool:
-        for decoded in pool.map(lambda _: decode_images(tokenizer, tokens, LAYOUT, torch.float32), range(4)):
-            assert np.array_equal(decoded, alone)
-    assert torch.get_num_threads() == threads
+        first = pool.submit(decode_images, tokenizer, tokens, LAYOUT, torch.float32)
+        started.wait()  # until it has set the number of threads
+        second = pool.submit(decode_images, tokenizer, tokens, LAYOUT, torch.float32)
+        assert all(np.array_equal(decoded.result(), alone) for decoded in (first, second))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 3  # a new thread's: this one has its own
 
 
 def test_the_number_of_threads_outlives_an_error(tokenizer, set_threads):

@@ -1,9 +1,7 @@
-import io
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_files import image_bytes
 
 from ctf.errors import InputError
 from ctf.images.image_set import ImageSet
@@ -13,11 +11,15 @@ from ctf.tokenizer import LPIPS, TokenizerConfig, VQTokenizer
 from ctf.tokenizer.measure import measure_tokenizer, psnr, ssim
 
 
+@pytest.fixture
+def tokenizer():
+    torch.manual_seed(0)
+    return VQTokenizer(TokenizerConfig(32, (1,), 1, 1, 8, codebook_size=64, codebook_dim=4, patch_size=8)).eval()
+
+
 def make_images(pixels, corrupt=()):
     def encoded(index):
-        file = io.BytesIO()
-        Image.fromarray(pixels[index]).save(file, "PNG")
-        return b"" if index in corrupt else file.getvalue()
+        return b"" if index in corrupt else image_bytes(pixels[index])
 
     return ImageSet(Records(np.zeros(len(pixels), np.int64), ["image"], str, encoded), "noise", pixels.shape[1])
 
@@ -69,11 +71,8 @@ def test_ssim_of_too_small_an_image():
         ssim(image, image)
 
 
-def test_metrics_against_numpy():
+def test_metrics_against_numpy(tokenizer):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    torch.manual_seed(0)
-    config = TokenizerConfig(32, (1,), 1, 1, 8, codebook_size=64, codebook_dim=4, patch_size=8)
-    tokenizer = VQTokenizer(config).eval()
     metrics = measure_tokenizer(tokenizer, make_images(pixels, corrupt={2}), batch_size=2, progress=False)
 
     kept = pixels[[0, 1, 3, 4]]
@@ -94,10 +93,8 @@ def test_metrics_against_numpy():
     assert metrics["perplexity"] == pytest.approx(np.exp(-(frequency * np.log(frequency)).sum()))
 
 
-def test_lpips_of_what_is_decoded():
+def test_lpips_of_what_is_decoded(tokenizer):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    torch.manual_seed(0)
-    tokenizer = VQTokenizer(TokenizerConfig(32, (1,), 1, 1, 8, 64, 4, patch_size=8)).eval()
     perceptual = LPIPS("alex")
     for head in perceptual.heads:
         head.weight.abs_()
@@ -109,8 +106,7 @@ def test_lpips_of_what_is_decoded():
     assert metrics["standard_error"]["lpips"] == pytest.approx(distances.std().item() / 3**0.5, rel=1e-3)
 
 
-def test_of_large_images_fewer_are_in_memory_at_once(monkeypatch):
-    tokenizer = VQTokenizer(TokenizerConfig(32, (1,), 1, 1, 8, 64, 4, patch_size=8)).eval()
+def test_of_large_images_fewer_are_in_memory_at_once(tokenizer, monkeypatch):
     images, sizes = make_images(np.zeros((5, 128, 128, 3), np.uint8)), []
     decode = tokenizer.decode
     monkeypatch.setattr(tokenizer, "decode", lambda tokens, layout: sizes.append(len(tokens)) or decode(tokens, layout))
@@ -118,8 +114,7 @@ def test_of_large_images_fewer_are_in_memory_at_once(monkeypatch):
     assert sizes == [2, 2, 1]
 
 
-def test_nothing_readable():
-    tokenizer = VQTokenizer(TokenizerConfig(32, (1,), 1, 1, 8, 64, 4, patch_size=8)).eval()
+def test_nothing_readable(tokenizer):
     images = make_images(np.zeros((2, 16, 16, 3), np.uint8), corrupt={0, 1})
     with pytest.raises(InputError, match="not one image is readable"):
         measure_tokenizer(tokenizer, images, progress=False)

@@ -29,8 +29,8 @@ def images():
     return torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def random_vectors(count, batch=3):
-    return torch.randn(batch, count, 4, generator=torch.Generator().manual_seed(2))
+def random_vectors(count):
+    return torch.randn(3, count, 4, generator=torch.Generator().manual_seed(2))
 
 
 # --------------------------------------------------------------------------------------- which convolution

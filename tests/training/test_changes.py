@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from same import contents
-from tiny_runs import make_loop, make_token_objective, make_token_set
+from tiny_runs import interrupted, make_loop, make_token_objective, make_token_set
 
 from ctf.errors import InputError
 from ctf.files import read_json, read_json_lines, write_json
@@ -30,7 +30,7 @@ def start(tokens, out, optimizer=None, **settings):
     """Train for four steps, or as `settings` say: fields of `Settings`, or of its loop."""
     fields = {name: settings.pop(name) for name in ("dropout", "coarse_map") if name in settings}
     optimizer = optimizer or OptimizerConfig(learning_rate=1e-3)
-    made = Settings(make_loop(**{"steps": 4, "batch_size": 8, **settings}), optimizer, **fields)
+    made = Settings(make_loop(**{"steps": 4, **settings}), optimizer, **fields)
     return train(make_token_objective(tokens, held_out=tokens), out, made.optimizer, made.loop, made)
 
 
@@ -116,13 +116,7 @@ def test_a_milestone_that_a_run_has_passed_is_named(tokens, finished):
 
 def test_a_longer_run_has_no_model_before_its_end(tokens, finished):
     """Else its settings and log would describe the weights of the shorter run."""
-
-    class Stopped(type(make_token_objective(tokens))):
-        def loss(self, *arguments):
-            raise KeyboardInterrupt
-
-    objective, settings = make_token_objective(tokens), Settings(make_loop(steps=8, resume=True))
-    objective.__class__ = Stopped
+    objective, settings = interrupted(make_token_objective(tokens), 4), Settings(make_loop(steps=8, resume=True))
     with pytest.raises(KeyboardInterrupt):
         train(objective, finished, settings.optimizer, settings.loop, settings)
     with pytest.raises(InputError, match="is a run that has not finished"):
@@ -146,7 +140,7 @@ def test_a_model_without_a_checkpoint_is_refused(tokens, finished):
     assert contents(finished) == before
 
 
-def test_resuming_with_other_images_is_refused(tokens, finished, tmp_path):
+def test_resuming_with_other_images_is_refused(finished, tmp_path):
     with pytest.raises(InputError, match="is of a run over 16 images, and here are 20"):
         start(make_token_set(tmp_path / "more", images=20), finished, steps=8, resume=True)
 

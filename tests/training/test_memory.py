@@ -8,7 +8,6 @@ import torch
 from ctf.codebook import cluster_codebook
 from ctf.layout import Layout
 from ctf.stages import new_stage
-from ctf.tokenizer import MultiScaleConfig, MultiScaleTokenizer
 from ctf.training.config import OptimizerConfig
 from ctf.training.memory import RESERVED, activations, training_memory
 from ctf.training.optimizer import build_optimizers
@@ -56,13 +55,8 @@ def test_activations_are_what_autograd_saves(kind, settings):
     assert IMAGES * activations(stage, 4) / c.layers == pytest.approx(each - unfused, rel=0.02)
 
 
-def scales_stage():
-    small = MultiScaleConfig(32, (1,), 1, 1, z_channels=32, codebook_size=24, scales=(1, 2, 3))
-    return stage_of("next_scale", "nano", layout=Layout.square(1, 2, 3), tokenizer=MultiScaleTokenizer(small))
-
-
-def test_activations_of_vars_block():
-    stage = scales_stage()
+def test_activations_of_vars_block(scales_stage):
+    stage = scales_stage("next_scale", dropout=0.0).train()
     tokens, labels = torch.zeros(IMAGES, 14, dtype=torch.int64), torch.zeros(IMAGES, dtype=torch.int64)
     shallow = type(stage)(dataclasses.replace(stage.config, layers=1), name="a").train()
     all_blocks, one_block = (saved_bytes(each, lambda each=each: each(tokens, labels)) for each in (stage, shallow))
@@ -98,9 +92,10 @@ def test_recomputed_blocks_keep_their_inputs_and_have_the_same_gradients(kind, s
 
 @pytest.mark.parametrize("kind", ["autoregressive", "next_scale"])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_memory_between_steps_is_exact(name, kind):
+def test_memory_between_steps_is_exact(scales_stage, name, kind):
     """Weights, gradients and the optimizer's state, to the byte but for its step counters."""
-    stage, config = scales_stage() if kind == "next_scale" else stage_of(kind), OptimizerConfig(name=name)
+    stage = scales_stage(kind) if kind == "next_scale" else stage_of(kind)
+    config = OptimizerConfig(name=name)
     optimizers = build_optimizers(stage, config).values()
     stage(torch.zeros(2, stage.num_tokens, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)).mean().backward()
     for optimizer in optimizers:

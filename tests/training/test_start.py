@@ -34,11 +34,11 @@ def saved(stage, tmp_path):
     return str(tmp_path / f"{stage.name}.safetensors")
 
 
-def mean_of_members(rows, tokens, coarse_map=COARSE_MAP):
+def mean_of_members(rows, tokens):
     """One token of the set at a time: each cluster's mean over the tokens that occur in it."""
-    found = [[] for _ in range(coarse_map.num_coarse)]
+    found = [[] for _ in range(COARSE_MAP.num_coarse)]
     for token in tokens.gather(range(len(tokens))).flatten().tolist():
-        found[coarse_map.fine_to_coarse[token]].append(rows[token])
+        found[COARSE_MAP.fine_to_coarse[token]].append(rows[token])
     return torch.stack([torch.stack(each).mean(0) for each in found])
 
 
@@ -126,7 +126,7 @@ def test_a_coarse_stage_starts_from_llamagens_file(tokens, tmp_path):
     torch.testing.assert_close(ours[HEAD], mean_of_members(theirs[HEAD].detach(), tokens))
 
 
-def test_blocks_are_taken_and_rows_of_another_codebook_are_not(tokens, tmp_path):
+def test_blocks_are_taken_and_rows_of_another_codebook_are_not(tmp_path):
     codebook = torch.randn(16, 4)
     elsewhere = make_token_set(tmp_path / "elsewhere", codebook=codebook)
     other = random_stage(elsewhere, size=(1, 2, 32))
