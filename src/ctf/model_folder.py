@@ -253,8 +253,7 @@ def _training(run: Path, stage: Stage) -> dict[str, Any]:
     made = {"settings": {n: settings[n] for n in names if n in settings} | {"loop": loop}, "last": last}
     start = settings.get("started", {}).get("source", settings.get("start_from"))  # a resumed run may name none
     if start:  # whose terms may bind these weights; of a path its last name
-        on_the_hub = start.count("/") == 1 and not Path(start).parent.exists()
-        made["settings"]["start_from"] = start if on_the_hub else Path(start).name
+        made["settings"]["start_from"] = start if _is_hub_id(start) else Path(start).name
     published = {"step", *(f"loop.{name}" for name in PUBLISHED_OF_LOOP)}
     lines = [
         {name: value for name, value in line.items() if name in published or name.split(".")[0] in names}
@@ -281,8 +280,7 @@ def describe(source: str) -> dict[str, Any]:
     if source == "sizes":
         sizes = MODEL_SIZES | NEXT_SCALE_SIZES
         return {name: dict(zip(("layers", "heads", "dim"), size, strict=True)) for name, size in sizes.items()}
-    on_the_hub = source.count("/") == 1 and not Path(source).parent.exists()
-    if source in BUNDLED or is_model(Path(source)) or on_the_hub:
+    if source in BUNDLED or is_model(Path(source)) or _is_hub_id(source):
         return describe_pipeline(Pipeline.from_pretrained(source, "cpu"))
     path = _existing(source, "file or folder")
     if (settings := run_settings(path)) is not None:
@@ -398,6 +396,11 @@ def find_model(source: str, revision: str | None = None) -> Path:
     if is_model(folder / "model"):
         raise InputError(f"{folder} is not a model folder: its model is in {folder / 'model'}")
     raise InputError(f"{folder} is not a model folder: its config.json is missing or says something else")
+
+
+def _is_hub_id(source: str) -> bool:
+    """Whether a name that may be a path or "owner/name" is the latter: no such folder is here, nor the one above it."""
+    return source.count("/") == 1 and not Path(source).parent.exists()
 
 
 def _existing(source: str | Path, what: str) -> Path:

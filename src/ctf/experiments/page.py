@@ -132,9 +132,8 @@ def draw(path: Path, experiment: Experiment, measured: list[Measured], preset: P
 def _draw_points(axes: Axes, rows: list[Measured], metric: str) -> None:
     """A point for each row."""
     at = range(len(rows))
-    axes.errorbar(
-        at, [m.mean(metric) for m in rows], [m.deviation(metric) for m in rows], fmt="o", color=COLOR, capsize=3
-    )
+    y, errors = [m.mean(metric) for m in rows], [m.deviation(metric) for m in rows]
+    axes.errorbar(at, y, errors, fmt="o", color=COLOR, capsize=3)
     axes.set_xticks(at, ["\n".join(m.row.name) for m in rows], fontsize=8)
     axes.margins(x=0.15, y=0.15)
     axes.grid(axis="y", alpha=0.3)

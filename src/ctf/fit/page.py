@@ -25,9 +25,9 @@ Log = list[dict[str, float]]
 IS_IT_NORMAL = """\
 Is my loss normal? Grey is the bundled emoji model, from random weights: 7,922 images, 483 classes, 16,384 codewords.
 Bits per token begin near the logarithm of the number of labels, from trained weights lower, and fall fast in the first
-passes; fewer codewords mean fewer bits. A flat
-curve means too small a learning rate, one that rises at the end too large a one. Held-out bits above the training loss
-by one and more mean that the model knows its images by heart: add images, or take fewer steps."""
+passes; fewer codewords mean fewer bits. A flat curve means too small a learning rate, one that rises at the end too
+large a one. Held-out bits above the training loss by one and more mean that the model knows its images by heart: add
+images, or take fewer steps."""
 
 
 def curves(path: Path, logs: dict[str, Log]) -> None:

@@ -105,10 +105,8 @@ def tokenize_images(
     with progress_bar(total, name, "image", finished, hidden=rank > 0 or not progress) as bar:
         for shard in missing:
             inputs = writer.inputs(shard)
-            tokens, read = (
-                [np.empty((0, len(settings.augmentations), settings.layout.num_tokens), dtype)],
-                [np.empty(0, int)],
-            )
+            tokens = [np.empty((0, len(settings.augmentations), settings.layout.num_tokens), dtype)]
+            read = [np.empty(0, int)]
             for indices, crops, _ in images.batches(batch_size, inputs, partial(center_crops, sizes=sizes)):
                 pixels = [crops[:, number, :size, :size] for number, size in enumerate(sizes)]
                 views = [view for part in pixels for view in augmented(part, images.size, augmentation)]
